@@ -1,0 +1,113 @@
+"""Every exception that dfqs raises on purpose, on one page.
+
+A message is one or two sentences: what, where (path, offset, name), what to do. Defects that a check finds are
+findings (values), not exceptions; an exception is for what stops the work.
+"""
+
+from pathlib import Path
+
+
+class DfqsError(Exception):
+    """Base of all. `exit_code` is what the command line returns: 2 usage, 3 operational."""
+
+    exit_code = 3
+
+
+class UsageError(DfqsError):
+    """The request makes no sense as given: a wrong option, a target that exists, shard 2 in place of shard 1."""
+
+    exit_code = 2
+
+
+class FormatError(DfqsError):
+    """Bytes that are not what the format says: a header that lies, a truncated file.
+
+    Args:
+        message: what is wrong.
+        path: the file (or address) it is in.
+        offset: byte in that file where the lie stands.
+        name: key or tensor it concerns.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str | None = None,
+        offset: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.detail = message
+        self.path = path
+        self.offset = offset
+        self.name = name
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        where = str(self.path) if self.path is not None else ""
+        if self.offset is not None:
+            where += f" at byte {self.offset:,}"
+        what = f"'{printable(self.name)}': {self.detail}" if self.name is not None else self.detail
+        return f"{where.strip()}: {what}" if where else what
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Crosses a process boundary (worker to caller) with its fields.
+        return (_rebuild_format_error, (type(self), self.detail, self.path, self.offset, self.name))
+
+
+class ShardError(FormatError):
+    """Shards that do not make one model: one missing, of another model, numbered wrongly."""
+
+
+class IntegrityError(DfqsError):
+    """Bytes that are not the bytes they were recorded to be."""
+
+
+class SpaceError(DfqsError):
+    """The disk has not the room that the work needs."""
+
+
+class NetworkError(DfqsError):
+    """A server could not be reached, or answered with something unusable."""
+
+
+class RuntimeFailure(DfqsError):
+    """llama.cpp refused or failed, and said so."""
+
+
+class WorkerCrash(DfqsError):
+    """The worker process died (a C assert, a signal, out of memory).
+
+    Args:
+        message: one sentence with the signal's name and what was under way.
+        log_lines: the native library's last lines, oldest first.
+    """
+
+    def __init__(self, message: str, log_lines: tuple[str, ...] = ()) -> None:
+        self.log_lines = log_lines
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        text = str(self.args[0])
+        if self.log_lines:
+            text += "\nlast lines of its log:\n" + "\n".join(f"  {line}" for line in self.log_lines)
+        return text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.args[0], self.log_lines))
+
+
+class SandboxUnavailable(DfqsError):
+    """Generated code cannot be run safely here, so it is not run."""
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """`text` from outside, safe to print on a terminal: control characters escaped, length bounded."""
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: limit + 1])
+    return safe if len(text) <= limit else safe[:limit] + "..."
+
+
+def _rebuild_format_error(
+    cls: type[FormatError], message: str, path: Path | str | None, offset: int | None, name: str | None
+) -> FormatError:
+    return cls(message, path=path, offset=offset, name=name)

@@ -1,0 +1,103 @@
+"""Where a header is read from: a local file, bytes in memory, or (in `dfqs.shards.pull`) a remote address."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from dfqs.errors import FormatError, UsageError
+
+
+class ByteSource(Protocol):
+    """Something with a size that bytes can be read from at any offset."""
+
+    @property
+    def name(self) -> str:
+        """Path or address, for messages."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        ...
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`; fewer only where the source ends."""
+        ...
+
+
+class BytesSource:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes, name: str = "<bytes>") -> None:
+        self.name = name
+        self.size = len(data)
+        self._data = data
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+
+class FileSource:
+    """A local regular file, open for reading. Closes with its `with` block.
+
+    Raises:
+        UsageError: there is no such file, it is a directory or a device, or it may not be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        try:
+            # O_NONBLOCK: opening a named pipe must not hang; it has no effect on a regular file.
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise UsageError(f"no such file: {path}") from None
+        except PermissionError:
+            raise UsageError(f"no permission to read {path}") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot open {str(path)!r}: {error}") from None
+        if not self.path.is_file():
+            os.close(self._handle)
+            kind = "a directory" if self.path.is_dir() else "not a regular file"
+            raise UsageError(f"{path} is {kind}; name a .gguf file")
+        self.size = os.fstat(self._handle).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        parts: list[bytes] = []
+        while length > 0:
+            # One pread returns at most 2 GiB on Linux.
+            part = os.pread(self._handle, min(length, 1 << 30), offset)
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_exactly(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`.
+
+        Raises:
+            FormatError: the file ends before (it was cut short since its header was read).
+        """
+        data = self.read_at(offset, length)
+        if len(data) != length:
+            raise FormatError(f"ends {length - len(data):,} bytes too soon", path=self.path, offset=offset + len(data))
+        return data
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> "FileSource":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

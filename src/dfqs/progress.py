@@ -1,0 +1,13 @@
+"""How long work tells its caller where it is. The command line draws it; the library never prints."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called as work goes on. `done` and `total` are in the unit that the work's docstring names (bytes, tokens...)."""
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None: ...
+
+
+def no_progress(done: int, total: int | None = None, note: str = "") -> None:
+    """Says nothing."""

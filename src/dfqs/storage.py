@@ -1,0 +1,138 @@
+"""Writes that are whole or not there at all.
+
+A file written here appears under its name only when its bytes are durable: temporary file in the same directory,
+fsync, rename, fsync of the directory. After any interruption either the old file, the new file, or nothing is there.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from dfqs.errors import SpaceError, UsageError
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and leaves nothing when it does not.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is false (also when it appeared meanwhile), or its directory is
+            missing or not writable.
+        SpaceError: the disk is full.
+    """
+    path = Path(path)
+    check_writable_target(path, overwrite=overwrite)
+    remove_abandoned_partials(path)
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
+    with storage_errors(path):
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with storage_errors(path):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            with os.fdopen(handle, "w+b") as file:
+                yield cast(BinaryIO, file)
+                file.flush()
+                os.fsync(file.fileno())
+                publish_file(temporary, path, overwrite=overwrite)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_abandoned_partials(path: Path) -> None:
+    """Delete what a killed writer of `path` left. A writer that still lives holds a lock on its partial file."""
+    pattern = f".{glob.escape(path.name[:80])}.*.partial"
+    for leftover in path.parent.glob(pattern):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def publish_file(temporary: Path, path: Path, *, overwrite: bool = False) -> None:
+    """Rename a durable temporary file to its final name, and make the name durable.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is false. The check and the rename are one step.
+    """
+    if overwrite:
+        temporary.replace(path)
+    else:
+        _rename_without_replacing(temporary, path)
+    fsync_directory(path.parent)
+
+
+def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = True) -> None:
+    """Write `data` whole or not at all."""
+    with atomic_writer(path, overwrite=overwrite) as file:
+        file.write(data)
+
+
+def check_writable_target(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse a target before work is spent on it.
+
+    Raises:
+        UsageError: it exists (and `overwrite` is false), is a directory, or its directory is missing or closed to us.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; name the file to write")
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise UsageError(f"{path} exists already and is not replaced; choose another name or remove it first")
+    if not path.parent.is_dir():
+        raise UsageError(f"no such directory: {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"no permission to write in {path.parent}")
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing `path` into sentences.
+
+    Raises:
+        SpaceError: no space or quota left.
+        UsageError: no permission, or a read-only file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SpaceError(f"the disk is full: {path} could not be written; free some space and try again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError(f"no permission to write {path} ({error.strerror})") from error
+        raise
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make names in `directory` durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rename_without_replacing(source: Path, target: Path) -> None:
+    """renameat2(RENAME_NOREPLACE), or link and unlink where the file system does not know it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.renameat2(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_NOREPLACE)
+    )
+    if result == 0:
+        return
+    code = ctypes.get_errno()
+    try:
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), str(target))
+        os.link(source, target)
+        source.unlink()
+    except FileExistsError:
+        raise UsageError(f"{target} appeared while it was being written; it is left as it is") from None
