@@ -1,0 +1,138 @@
+"""`dfqs inspect`: what a model is, from its header alone."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from dfqs.classes import ClassMatch, recognise_class, tier_of
+from dfqs.cli.output import key_value_table, out, print_json
+from dfqs.gguf import Header, read_header
+from dfqs.model import ModelSpec, RoleSize, read_model_spec
+from dfqs.units import format_bytes, format_count
+
+
+def command(
+    source: Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)],
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show what a model is: architecture, parameters in all and active, experts, bits per weight by role, deployment
+    class and tier. Reads headers only; a 62 GB file takes a fraction of a second.
+
+    Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf
+    """
+    headers = [read_header(source)]
+    first = headers[0]
+    spec = read_model_spec(first, [tensor for header in headers for tensor in header.tensors])
+    match = recognise_class(spec)
+    file_bytes = sum(header.file_size for header in headers)
+    if json_:
+        print_json(describe_as_json(first, spec, match, file_bytes, len(headers)))
+        return
+    out.print(snapshot_table(spec, match, file_bytes, len(headers)))
+    out.print(role_table(spec.roles))
+    if match is not None and match.deviations:
+        out.print(f"Closest class: {match.name}. Deviations:")
+        for deviation in match.deviations:
+            out.print(f"  - {deviation}")
+
+
+def snapshot_table(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int) -> Table:
+    """The table of the specification's section 5, for this file."""
+    kind = "Mixture-of-Experts (MoE)" if spec.is_moe else "dense (no experts)"
+    experts = f"{spec.experts} a layer, {spec.experts_used} used"
+    if spec.experts_shared:
+        experts += f", {spec.experts_shared} shared"
+    bits = spec.bits_per_weight
+    rows = [
+        ("Model", spec.name or "(the file gives no name)"),
+        ("Architecture", f"{kind}, {spec.architecture}"),
+        ("Total Params", format_count(spec.parameters)),
+        ("Active Params", format_count(spec.parameters_active)),
+        ("Size", format_bytes(file_bytes)),
+        ("Format", "GGUF (single-file)" if files == 1 else f"GGUF ({files} shards)"),
+        ("Runtime", "llama.cpp"),
+        ("DFQS Class", class_text(match)),
+        ("Deployment Tier", f"{tier_of(bits).title} ({tier_of(bits).name})" if bits is not None else "-"),
+        ("Bits per weight", f"{bits:.2f}" if bits is not None else "-"),
+        ("Layers", str(spec.layers) if spec.layers is not None else "-"),
+        ("Experts", experts if spec.is_moe else "none"),
+        ("Context", f"{spec.context_tokens:,} tokens" if spec.context_tokens else "-"),
+        ("Vocabulary", f"{spec.vocabulary:,}" if spec.vocabulary else "-"),
+        ("Chat template", "yes" if spec.chat_template else "no"),
+    ]
+    if spec.description:
+        rows.append(("Description", spec.description))
+    return key_value_table(rows)
+
+
+def class_text(match: ClassMatch | None) -> str:
+    """The class in a word or two."""
+    if match is None:
+        return "none"
+    return match.name if match.exact else f"none (closest: {match.name})"
+
+
+def role_table(roles: tuple[RoleSize, ...]) -> Table:
+    """Bits per weight by role."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("Role", "Tensors", "Weights", "Bytes", "Bits/weight"):
+        table.add_column(name, justify="left" if name == "Role" else "right")
+    table.add_column("Types")
+    for size in roles:
+        bits = size.bits_per_weight
+        table.add_row(
+            size.role.value,
+            f"{size.tensors:,}",
+            format_count(size.parameters) if size.parameters else "-",
+            format_bytes(size.bytes),
+            "-" if bits is None else f"{bits:.2f}",
+            ", ".join(type_.name for type_ in size.types),
+        )
+    return table
+
+
+def describe_as_json(
+    header: Header, spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int
+) -> dict[str, Any]:
+    """The same for programs. Bytes are bytes, parameters are counts, unknown is null."""
+    bits = spec.bits_per_weight
+    return {
+        "schema": "dfqs.inspect/1",
+        "source": header.source_name,
+        "files": files,
+        "file_bytes": file_bytes,
+        "gguf_version": header.version,
+        "alignment": header.alignment,
+        "name": spec.name,
+        "description": spec.description,
+        "architecture": spec.architecture,
+        "parameters": spec.parameters,
+        "parameters_active": spec.parameters_active,
+        "tensor_bytes": spec.tensor_bytes,
+        "bits_per_weight": bits,
+        "layers": spec.layers,
+        "experts": spec.experts,
+        "experts_used": spec.experts_used,
+        "experts_shared": spec.experts_shared,
+        "context_tokens": spec.context_tokens,
+        "embedding_length": spec.embedding_length,
+        "vocabulary": spec.vocabulary,
+        "chat_template": spec.chat_template,
+        "class": match.name if match is not None and match.exact else None,
+        "closest_class": match.name if match is not None else None,
+        "class_deviations": list(match.deviations) if match is not None else [],
+        "declared_class": spec.declared_class,
+        "tier": tier_of(bits).name if bits is not None else None,
+        "roles": {
+            size.role.value: {
+                "tensors": size.tensors,
+                "parameters": size.parameters,
+                "bytes": size.bytes,
+                "bits_per_weight": size.bits_per_weight,
+                "types": {type_.name: count for type_, count in size.types.items()},
+            }
+            for size in spec.roles
+        },
+    }

@@ -1,0 +1,146 @@
+"""Entry point of `dfqs`: the table of verbs, and the one place where errors become messages and exit codes.
+
+A verb's module is imported only when that verb is asked for, so that `dfqs --help` costs no more than Python and typer.
+"""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from dfqs import __version__
+from dfqs.errors import DfqsError
+
+VERBS: dict[str, str] = {
+    "demo": "The whole flow on the embedded model, offline after the first fetch; ends with a report.",
+    "pull": "Fetch a model's shards from the Hub straight into one file.",
+    "merge": "Make one file of a model's shards.",
+    "split": "Make shards of one file.",
+    "inspect": "Show what a model is: parameters, experts, bits per weight by role, class and tier.",
+    "verify": "Check a model's structure and hashes, or prove it equal to its shards.",
+    "manifest": "Write down a model's hashes and where it came from.",
+    "repair": "Make a correct file of a damaged one, where its bytes are all there.",
+    "find": "Find GGUF files on this machine, and copies that could be freed.",
+    "quantize": "Make an artifact of a deployment class out of a model.",
+    "imatrix": "Measure which weights matter, per expert, for quantizing.",
+    "perplexity": "Measure per-token loss, and divergence from a reference.",
+    "run": "Answer one prompt, with tokens per second.",
+    "chat": "Talk with a model in the terminal.",
+    "serve": "Serve a model over HTTP (OpenAI-compatible, with a web page) on this machine.",
+    "eval": "Measure the five DFQS metrics.",
+    "route": "Capture, check and compare expert routing.",
+    "report": "Render an evaluation's report.",
+}
+"""Verb -> one line of help, in the order that the data flows. `dfqs.cli.<verb>` holds `command` (or `app`, for a verb
+with verbs of its own)."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+def build_app(requested: str | None) -> typer.Typer:
+    """The typer application, with the module of the requested verb loaded and the others as names only."""
+    app = typer.Typer(
+        name="dfqs",
+        help="Turn a sharded Mixture-of-Experts GGUF into one proven file that runs on a modest machine, and say "
+        "honestly how well.\n\nExample: dfqs demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for verb, help_text in VERBS.items():
+        if verb != requested:
+            app.command(verb, help=help_text)(_not_loaded)
+            continue
+        module = _verb_module(verb)
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb, help=help_text)
+        else:
+            app.command(verb, short_help=help_text)(module.command)
+    return app
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure."""
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; the one error boundary.
+
+    Returns:
+        The exit code.
+    """
+    requested = next((word for word in arguments if not word.startswith("-")), None)
+    return _guarded(lambda: build_app(requested)(args=arguments, standalone_mode=True))
+
+
+def _guarded(call: Callable[[], Any]) -> int:
+    try:
+        call()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except DfqsError as error:
+        return _report(error, str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        return _report(error, "interrupted; nothing half-written was left behind", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of stdout went away (`dfqs ... | head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError as error:
+        return _report(error, "out of memory", 3)
+    except OSError as error:
+        return _report(error, str(error), 3)
+    except Exception as error:
+        message = f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it."
+        return _report(error, message, 3)
+    return 0
+
+
+def _report(error: BaseException, message: str, code: int) -> int:
+    if os.environ.get("DFQS_DEBUG") == "1":
+        sys.excepthook(type(error), error, error.__traceback__)
+    print(f"dfqs: {message}", file=sys.stderr)
+    return code
+
+
+def _verb_module(verb: str) -> ModuleType:
+    return importlib.import_module(f"dfqs.cli.{verb}")
+
+
+def _not_loaded() -> None:
+    raise AssertionError("a verb's module is loaded before it runs")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dfqs {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        # Eager: it answers before typer asks for a verb.
+        typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Options that stand before a verb."""
+
+
+def _raise_interrupt(signum: int, frame: object) -> None:
+    # SIGTERM takes the same way out as Ctrl-C: temporary files are removed on the way.
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""What a model is, from its metadata: the only place that knows architecture keys and tensor names.
+
+Names follow llama.cpp's `llama-arch.cpp`: `<architecture>.expert_count`, `blk.<layer>.ffn_gate_exps.weight`, and so on.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dfqs.errors import FormatError
+from dfqs.gguf.layout import TensorInfo
+from dfqs.gguf.reader import Header
+from dfqs.gguf.types import GGMLType
+from dfqs.gguf.values import Value
+
+INTEGER_TYPES = frozenset({GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64})
+"""Tables, not weights: hash-routed layers keep token-to-expert tables as I32. They are not counted as parameters."""
+
+
+class Role(StrEnum):
+    """What a tensor is for; deployment classes give each role a type."""
+
+    ROUTED_EXPERT = "routed experts"
+    SHARED_EXPERT = "shared experts"
+    DENSE_FFN = "dense feed-forward"
+    ATTENTION = "attention"
+    EMBEDDING = "embeddings"
+    OUTPUT = "output"
+    ROUTER = "router"
+    NORM = "norms"
+    BIAS = "biases and scales"
+    HYPER_CONNECTION = "hyper-connections"
+    TABLE = "routing tables"
+    OTHER = "other"
+
+
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+# First match wins, so that `attn_q_a_norm` is a norm and `exp_probs_b.bias` a bias before anything else claims them.
+_ROLE_PATTERNS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
+    (re.compile(pattern), role)
+    for pattern, role in (
+        (r"tid2eid", Role.TABLE),
+        (r"(^|_|\.)hc_|hyper_connection", Role.HYPER_CONNECTION),
+        (r"norm", Role.NORM),
+        (r"\.bias$|_scale\.weight$|attn_sinks|_ape\.weight$|rope_freqs", Role.BIAS),
+        (r"ffn_(gate|up|down|gate_up)_exps", Role.ROUTED_EXPERT),
+        (r"ffn_(gate|up|down|gate_up)_(shexp|chexps)", Role.SHARED_EXPERT),
+        (r"ffn_gate_inp", Role.ROUTER),
+        (r"ffn_(gate|up|down)\.", Role.DENSE_FFN),
+        (r"attn_|indexer|ssm_|compressor", Role.ATTENTION),
+        (r"token_embd|token_types|position_embd|per_layer_token_embd", Role.EMBEDDING),
+        (r"^output\.", Role.OUTPUT),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSize:
+    """What the tensors of one role add up to."""
+
+    role: Role
+    tensors: int
+    parameters: int
+    bytes: int
+    types: Mapping[GGMLType, int]
+    """Parameters (for tables: elements) by type."""
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        return self.bytes * 8 / self.parameters if self.parameters else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model's shape and size."""
+
+    name: str | None
+    architecture: str
+    layers: int | None
+    context_tokens: int | None
+    embedding_length: int | None
+    vocabulary: int | None
+    experts: int
+    """Routed experts a layer; 0 for a dense model."""
+    experts_used: int
+    experts_shared: int
+    expert_length: int | None
+    """Width of one expert."""
+    parameters: int
+    parameters_active: int
+    """Parameters that one token passes through: everything but the routed experts, and of those the share that is used.
+    The embedding table counts whole, as model cards count it."""
+    tensor_bytes: int
+    roles: tuple[RoleSize, ...]
+    """In the order of `Role`; roles without tensors are left out."""
+    chat_template: bool
+    description: str | None
+    """`general.description`: what the file says of itself."""
+    declared_class: str | None
+    """`dfqs.class`: the class that whoever made it declared."""
+
+    @property
+    def is_moe(self) -> bool:
+        return self.experts > 0
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        return self.tensor_bytes * 8 / self.parameters if self.parameters else None
+
+    def role(self, role: Role) -> RoleSize | None:
+        return next((size for size in self.roles if size.role is role), None)
+
+
+def tensor_role(name: str) -> Role:
+    """The role of a tensor, by its name."""
+    match = _LAYER.fullmatch(name)
+    stem = match[2] if match else name
+    return next((role for pattern, role in _ROLE_PATTERNS if pattern.search(stem)), Role.OTHER)
+
+
+def tensor_layer(name: str) -> int | None:
+    """The layer a tensor belongs to; None for embeddings, output and the like."""
+    match = _LAYER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None) -> ModelSpec:
+    """Describe a model from its header.
+
+    Args:
+        header: of the file, or of the first shard.
+        tensors: all tensors where they stand in several shards; the header's own by default.
+
+    Raises:
+        FormatError: a key that every model has is missing or of the wrong type.
+    """
+    metadata = header.metadata
+    architecture = _text(metadata, "general.architecture", header.source_name)
+    if architecture is None:
+        raise FormatError("the model's architecture is not stated", path=header.source_name, name="general.architecture")
+
+    def number(key: str) -> int | None:
+        return _number(metadata, f"{architecture}.{key}", header.source_name)
+
+    all_tensors = tuple(header.tensors if tensors is None else tensors)
+    roles = measure_roles(all_tensors)
+    experts = number("expert_count") or 0
+    used = number("expert_used_count") or 0
+    parameters = sum(size.parameters for size in roles)
+    routed = sum(size.parameters for size in roles if size.role is Role.ROUTED_EXPERT)
+    if experts and not 0 < used <= experts:
+        raise FormatError(f"{used} of {experts} experts used makes no sense", path=header.source_name)
+    return ModelSpec(
+        name=_text(metadata, "general.name", header.source_name),
+        architecture=architecture,
+        layers=number("block_count"),
+        context_tokens=number("context_length"),
+        embedding_length=number("embedding_length"),
+        vocabulary=metadata.entry("tokenizer.ggml.tokens").count if "tokenizer.ggml.tokens" in metadata else None,
+        experts=experts,
+        experts_used=used,
+        experts_shared=number("expert_shared_count") or 0,
+        expert_length=number("expert_feed_forward_length") or (number("feed_forward_length") if experts else None),
+        parameters=parameters,
+        parameters_active=parameters - routed + (routed * used // experts if experts else routed),
+        tensor_bytes=sum(size.bytes for size in roles),
+        roles=roles,
+        chat_template="tokenizer.chat_template" in metadata,
+        description=_text(metadata, "general.description", header.source_name),
+        declared_class=_text(metadata, "dfqs.class", header.source_name),
+    )
+
+
+def measure_roles(tensors: Iterable[TensorInfo]) -> tuple[RoleSize, ...]:
+    """Add tensors up by role."""
+    grouped: dict[Role, list[TensorInfo]] = {}
+    for tensor in tensors:
+        grouped.setdefault(tensor_role(tensor.name), []).append(tensor)
+    sizes = []
+    for role in Role:
+        members = grouped.get(role, [])
+        if not members:
+            continue
+        types: Counter[GGMLType] = Counter()
+        for tensor in members:
+            types[tensor.type] += tensor.elements
+        parameters = sum(count for type_, count in types.items() if type_ not in INTEGER_TYPES)
+        sizes.append(RoleSize(role, len(members), parameters, sum(t.length for t in members), dict(types)))
+    return tuple(sizes)
+
+
+def _text(metadata: Mapping[str, Value], key: str, path: str) -> str | None:
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, str):
+        raise FormatError("must be a string", path=path, name=key)
+    return value
+
+
+def _number(metadata: Mapping[str, Value], key: str, path: str) -> int | None:
+    """A count; some architectures give one per layer, then the largest."""
+    value = metadata.get(key)
+    if isinstance(value, tuple) and value and all(isinstance(v, int) for v in value):
+        value = max(value)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise FormatError("must be a whole number", path=path, name=key)
+    return value
