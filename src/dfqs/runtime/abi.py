@@ -151,6 +151,7 @@ DECODE_OK, DECODE_NO_SLOT, DECODE_ABORTED, DECODE_INVALID = 0, 1, 2, -1
 # name: (result, arguments)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_version": (c_char_p, []),
+    "ggml_version": (c_char_p, []),
     "llama_print_system_info": (c_char_p, []),
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [LOG_CALLBACK, c_void_p]),

@@ -1,0 +1,217 @@
+"""Where the native library is, and loading it: only in a worker process, and only when it is the one we know.
+
+The library is the shared object of the `xllamacpp` wheel (llama.cpp b11549). A C assert inside it kills the process
+it is in, so `load_library` refuses anywhere but in a worker. `DFQS_LLAMA_LIBRARY` may name another build of the same
+llama.cpp version (one compiled for this CPU, say); it passes the same guards.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dfqs.errors import RuntimeFailure, UsageError, printable
+from dfqs.runtime import abi
+from dfqs.runtime.stop import StopFlag
+
+PACKAGE = "xllamacpp"
+PINNED_VERSION = "2026.10.11549"
+LLAMA_VERSION, GGML_VERSION = b"0.6.0-dev", b"0.26.0"
+LIBRARY_VARIABLE = "DFQS_LLAMA_LIBRARY"
+
+_LEVEL_DEBUG, _LEVEL_ERROR, _LEVEL_CONTINUE = 1, 4, 5
+_LOG_LINES = 4000
+_STDERR = 2
+
+_allowed = False
+
+
+class NativeLog:
+    """The last lines that llama.cpp logged (debug left out), kept in memory and copied to the process's stderr."""
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES)
+        self._count = 0
+        self._level = 0
+        self._lock = threading.Lock()
+
+    def write(self, level: int, text: bytes | None) -> None:
+        """Take one message as the C callback gives it. Never raises: the caller is C."""
+        try:
+            with self._lock:
+                continues = level == _LEVEL_CONTINUE
+                self._level = self._level if continues else level
+                if self._level == _LEVEL_DEBUG or not text:
+                    return
+                self._append(text.decode("utf-8", "replace"), continues)
+            os.write(_STDERR, text)
+        except Exception:
+            return
+
+    def _append(self, text: str, continues: bool) -> None:
+        if continues and self._lines:
+            level, line = self._lines[-1]
+            self._lines[-1] = (level, line + text)
+        else:
+            self._lines.append((self._level, text))
+            self._count += 1
+
+    def mark(self) -> int:
+        """A position to read from later with `since`."""
+        return self._count
+
+    def since(self, mark: int = 0) -> list[str]:
+        """Lines logged after `mark`, as far as they are still kept."""
+        with self._lock:
+            wanted = min(self._count - mark, len(self._lines))
+            return [line.rstrip("\n") for _, line in list(self._lines)[len(self._lines) - wanted :]]
+
+    def errors_since(self, mark: int = 0) -> list[str]:
+        """Lines of level error logged after `mark`, safe to print."""
+        with self._lock:
+            wanted = min(self._count - mark, len(self._lines))
+            recent = list(self._lines)[len(self._lines) - wanted :]
+        return [printable(line.strip(), 300) for level, line in recent if level == _LEVEL_ERROR]
+
+
+class Library(ctypes.CDLL):
+    """The loaded library: its C functions as attributes, with their signatures, and its log."""
+
+    log: NativeLog
+    stop: StopFlag
+    threads: int
+    omp_wait_policy: str
+    path: Path
+    _log_callback: Any
+
+
+def allow_loading() -> None:
+    """Say that this process is a worker. Called once, by `dfqs.runtime.worker_process`."""
+    global _allowed
+    _allowed = True
+
+
+def default_threads() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def installed_version() -> str:
+    """Version of the installed wheel.
+
+    Raises:
+        RuntimeFailure: it is not installed.
+    """
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise RuntimeFailure(f"{PACKAGE} is not installed; run: pip install {PACKAGE}=={PINNED_VERSION}") from None
+
+
+def find_library() -> Path:
+    """Path of the shared object, found without importing it.
+
+    Raises:
+        RuntimeFailure: the wheel is missing or of another version, or has no shared object.
+        UsageError: `DFQS_LLAMA_LIBRARY` names no file.
+    """
+    chosen = os.environ.get(LIBRARY_VARIABLE)
+    if chosen:
+        if not Path(chosen).is_file():
+            raise UsageError(f"{LIBRARY_VARIABLE} names no file: {chosen}")
+        return Path(chosen).resolve()
+    version = installed_version()
+    if version != PINNED_VERSION:
+        raise RuntimeFailure(
+            f"{PACKAGE} {version} is installed, but dfqs knows the binary layout of {PINNED_VERSION} only; "
+            f"run: pip install {PACKAGE}=={PINNED_VERSION}"
+        )
+    for file in importlib.metadata.files(PACKAGE) or ():
+        if file.match(f"{PACKAGE}/{PACKAGE}*.so"):
+            return Path(str(file.locate())).resolve()
+    raise RuntimeFailure(f"{PACKAGE} {version} has no shared library in it; reinstall it")
+
+
+def load_library(stop: StopFlag | None = None) -> Library:
+    """Load, guard and initialize the library, with its log captured and `stop` at hand for its contexts.
+
+    Raises:
+        RuntimeFailure: this process is no worker, the library cannot be loaded, or a guard fails.
+    """
+    if not _allowed:
+        raise RuntimeFailure(
+            "llama.cpp is loaded in a dfqs worker process only (a C assert would end this one); use dfqs.runtime.Worker"
+        )
+    path = find_library()
+    try:
+        library = Library(str(path))
+    except OSError as error:
+        hint = "; install the system's libgomp1" if "libgomp" in str(error) else ""
+        raise RuntimeFailure(f"llama.cpp could not be loaded from {path}: {error}{hint}") from None
+    library.path = path
+    _bind(library)
+    check_layout(library)
+    library.log = NativeLog()
+    library.stop = stop or StopFlag()
+    library.threads, library.omp_wait_policy = default_threads(), os.environ.get("OMP_WAIT_POLICY", "default")
+    library._log_callback = abi.LOG_CALLBACK(lambda level, text, _data: library.log.write(level, text))
+    library.llama_log_set(library._log_callback, None)
+    library.llama_backend_init()
+    return library
+
+
+def check_layout(library: ctypes.CDLL) -> None:
+    """Refuse a library whose structures are not those of `abi`.
+
+    Raises:
+        RuntimeFailure: a version, a size or a default is not what the pinned build has.
+    """
+    for structure, size in abi.SIZES.items():
+        if ctypes.sizeof(structure) != size:
+            _refuse(f"{structure.__name__} is {ctypes.sizeof(structure)} bytes here, not {size}")
+    for (structure, field), offset in abi.OFFSETS.items():
+        if getattr(structure, field).offset != offset:
+            _refuse(f"{structure.__name__}.{field} is at {getattr(structure, field).offset} here, not {offset}")
+    versions = (library.llama_version(), library.ggml_version())
+    if versions != (LLAMA_VERSION, GGML_VERSION):
+        _refuse(f"it is llama {versions[0]!r} with ggml {versions[1]!r}, not {LLAMA_VERSION!r} with {GGML_VERSION!r}")
+    overhead = library.ggml_tensor_overhead()
+    if overhead != abi.SIZES[abi.Tensor] + abi.TENSOR_OBJECT_BYTES:
+        _refuse(f"ggml_tensor_overhead() is {overhead}")
+    model, context = library.llama_model_default_params(), library.llama_context_default_params()
+    seen = {
+        "n_gpu_layers": (model.n_gpu_layers, -1),
+        "load_mode": (model.load_mode, abi.LOAD_MODES["auto"]),
+        "vocab_only": (model.vocab_only, False),
+        "no_alloc": (model.no_alloc, False),
+        "n_ctx": (context.n_ctx, 512),
+        "n_batch": (context.n_batch, 2048),
+        "n_ubatch": (context.n_ubatch, 512),
+        "flash_attn_type": (context.flash_attn_type, abi.FLASH_ATTENTION["auto"]),
+        "type_k": (context.type_k, abi.CACHE_TYPES["f16"]),
+        "type_v": (context.type_v, abi.CACHE_TYPES["f16"]),
+        "swa_full": (context.swa_full, True),
+        "n_samplers": (context.n_samplers, 0),
+    }
+    for name, (value, expected) in seen.items():
+        if value != expected:
+            _refuse(f"its default {name} is {value}, not {expected}")
+
+
+def _bind(library: ctypes.CDLL) -> None:
+    for name, (result, arguments) in abi.SIGNATURES.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            _refuse(f"it does not export {name}")
+        function.restype, function.argtypes = result, arguments
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise RuntimeFailure(
+        f"this llama.cpp library is not the build dfqs knows ({PACKAGE} {PINNED_VERSION}): {reason}; "
+        f"reinstall {PACKAGE}, or unset {LIBRARY_VARIABLE}"
+    )

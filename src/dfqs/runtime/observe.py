@@ -1,0 +1,130 @@
+"""Looking at tensors while a graph is evaluated (`cb_eval`), without a way to break the evaluation.
+
+llama.cpp calls back twice for a node: asking whether it is wanted, and with its data. Returning False the second time,
+or raising, silently aborts the graph (`llama_decode` still returns 0, with zero logits). So everything is caught here,
+True is returned, and the exception is raised again after the decode.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqs.errors import RuntimeFailure
+from dfqs.runtime import abi
+
+_NUMPY_TYPES: dict[int, type[np.generic]] = {
+    0: np.float32,
+    1: np.float16,
+    24: np.int8,
+    25: np.int16,
+    26: np.int32,
+    27: np.int64,
+}
+
+
+class TensorView:
+    """A tensor of the graph, valid only inside `take`. Calling it copies its data out."""
+
+    __slots__ = ("_library", "_pointer", "_tensor")
+
+    def __init__(self, library: Any, pointer: Any) -> None:
+        self._library = library
+        self._pointer = pointer
+        self._tensor = pointer.contents
+
+    @property
+    def name(self) -> str:
+        return bytes(self._tensor.name).decode("utf-8", "replace")
+
+    @property
+    def op(self) -> str:
+        """ggml's name of the operation that made it: `MUL_MAT_ID`, `NONE` for a weight or an input."""
+        return str(self._library.ggml_op_name(self._tensor.op).decode())
+
+    @property
+    def type(self) -> int:
+        """ggml's number of the element type."""
+        return int(self._tensor.type)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements on each of the four axes, fastest first (`ne`)."""
+        return tuple(self._tensor.ne)
+
+    def source(self, index: int) -> "TensorView | None":
+        """The operation's input `index` (0 to 9), for `MUL_MAT`: 0 is the weight, 1 the activations."""
+        pointer = self._tensor.src[index]
+        return TensorView(self._library, pointer) if pointer else None
+
+    def __call__(self) -> NDArray[Any]:
+        """Copy of the data, strides resolved. Axes slowest first, leading axes of length 1 dropped down to two.
+
+        Raises:
+            RuntimeFailure: a quantized type, which has no numpy form.
+        """
+        return read_tensor(self._library, self._pointer)
+
+
+def read_tensor(library: Any, pointer: Any) -> NDArray[Any]:
+    """Copy a tensor, contiguous or a strided view, from wherever it lies. See `TensorView.__call__`."""
+    tensor = pointer.contents
+    dtype = _NUMPY_TYPES.get(tensor.type)
+    if dtype is None:
+        raise RuntimeFailure(f"tensor {tensor.name!r} of ggml type {tensor.type} has no numpy form")
+    # A view ends at its last element, not after a whole last row: ggml_nbytes counts exactly that span.
+    span = library.ggml_nbytes(pointer)
+    data = np.empty(span, np.uint8)
+    library.ggml_backend_tensor_get(pointer, data.ctypes.data, 0, span)
+    shape, strides = list(tensor.ne)[::-1], list(tensor.nb)[::-1]
+    while len(shape) > 2 and shape[0] == 1:
+        shape, strides = shape[1:], strides[1:]
+    return np.ascontiguousarray(np.ndarray(shape, dtype, data.data, 0, strides))
+
+
+class EvalCallback:
+    """Subscribes to tensors of the graph.
+
+    Args:
+        wants: `(tensor_name, op) -> bool`, asked once for each pair and remembered.
+        take: `(tensor_name, op, tensor)`; `tensor()` copies the data, `tensor.source(i)` reaches the inputs.
+            An exception raised here comes out of `Context.decode`; later tensors of that decode are skipped.
+    """
+
+    def __init__(self, wants: Callable[[str, str], bool], take: Callable[[str, str, TensorView], None]) -> None:
+        self._wants = wants
+        self._take = take
+        self._known: dict[tuple[bytes, int], tuple[bool, str, str]] = {}
+        self._error: BaseException | None = None
+        self._library: Any = None
+        self._function = abi.EVAL_CALLBACK(self._called)
+
+    def attach(self, library: Any) -> int | None:
+        """Address to pass as `cb_eval`; valid while this object lives."""
+        self._library = library
+        return ctypes.cast(self._function, ctypes.c_void_p).value
+
+    def raise_pending(self) -> None:
+        """Raise what `wants` or `take` raised since the last time."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _called(self, pointer: Any, ask: bool, _data: Any) -> bool:
+        try:
+            tensor = pointer.contents
+            key = (tensor.name, tensor.op)
+            known = self._known.get(key)
+            if known is None:
+                name = key[0].decode("utf-8", "replace")
+                op = str(self._library.ggml_op_name(key[1]).decode())
+                known = self._known[key] = (bool(self._wants(name, op)), name, op)
+            if ask:
+                return known[0] and self._error is None
+            if known[0] and self._error is None:
+                self._take(known[1], known[2], TensorView(self._library, pointer))
+        except BaseException as error:
+            self._error = self._error or error
+        return True
