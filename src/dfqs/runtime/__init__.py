@@ -3,7 +3,7 @@
 The caller's side; importing it never loads the native library:
 
     with Worker(threads=2) as worker:
-        result = worker.call("dfqs.runtime.measure:measure_memory", path, context_tokens=8192)
+        result = worker.call("package.module:function", argument)
         text = worker.call("package.module:function", argument, on_event=print)
 
 Inside the worker a function gets a context first, and builds on `dfqs.runtime.session`:

@@ -29,6 +29,7 @@ Logits = NDArray[np.float32]
 
 DEFAULT_CONTEXT_TOKENS = 4096
 _BUFFER_LINE = re.compile(r":\s+(\S+)\s+(.*?)\s*buffer size =\s*([\d.]+) MiB")
+_CACHE_LINE = re.compile(r": size =\s*([\d.]+) MiB \(\s*\d+ cells")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,10 @@ class Buffer:
     """One allocation as llama.cpp reports it (in hundredths of a MiB)."""
 
     device: str
+    """As llama.cpp calls it (`CPU`); empty for caches, which are reported over all devices."""
     kind: str
-    """`model`, `KV`, `compute`, `output`, `RS` (recurrent state), or an architecture's own (`DSV4 ... state`)."""
+    """`model`, `cache` (KV, and states of recurrent layers), `compute`, `output`, or an architecture's own
+    (`DSV4 ... state`)."""
     bytes: int
 
 
@@ -392,14 +395,21 @@ class Context:
 
 
 def parse_buffers(lines: Sequence[str]) -> tuple[Buffer, ...]:
-    """Allocations named in log lines like `CPU compute buffer size = 104.77 MiB`."""
+    """Allocations named in log lines such as `CPU compute buffer size = 104.77 MiB`."""
     found = []
     for line in lines:
+        cache = _CACHE_LINE.search(line)
+        if cache is not None:
+            found.append(Buffer("", "cache", _bytes_of(cache[1])))
         match = _BUFFER_LINE.search(line)
-        if match:
-            device, kind, mebibytes = match.groups()
-            found.append(Buffer(device, kind, round(float(mebibytes) * (1 << 20))))
+        # The cells' own line says more: with simulated allocations the buffer line says 0.
+        if match is not None and match[2] not in ("KV", "RS"):
+            found.append(Buffer(match[1], match[2], _bytes_of(match[3])))
     return tuple(found)
+
+
+def _bytes_of(mebibytes: str) -> int:
+    return round(float(mebibytes) * (1 << 20))
 
 
 def _report_load(library: Library, progress: Progress, fraction: float) -> bool:

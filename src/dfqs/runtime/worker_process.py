@@ -5,7 +5,6 @@ the main thread is inside C.
 """
 
 import ctypes
-import functools
 import importlib
 import os
 import pickle
@@ -20,40 +19,10 @@ from dfqs.errors import DfqsError, RuntimeFailure
 from dfqs.runtime import library as native
 from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
 from dfqs.runtime.stop import StopFlag, Stopped
-from dfqs.runtime.waiting import LoadSample, settle_wait_policy
+from dfqs.runtime.waiting import LoadSample
+from dfqs.runtime.worker_context import WorkerContext
 
 _PR_SET_PDEATHSIG = 1
-
-
-class WorkerContext:
-    """What a called function gets as its first argument."""
-
-    def __init__(self, sender: Sender, threads: int | None, load: LoadSample) -> None:
-        self._sender = sender
-        self._load = load
-        self.threads = threads or native.default_threads()
-        """CPU threads that a context takes unless told otherwise."""
-        self.state: dict[str, Any] = {}
-        """Kept between calls: a loaded model, say."""
-        self.stop = StopFlag()
-        """Set when the caller wants the call to end; long work that never decodes looks at it now and then."""
-
-    @functools.cached_property
-    def library(self) -> native.Library:
-        """llama.cpp, loaded when first asked for."""
-        policy = settle_wait_policy(self.threads, self._load)
-        library = native.load_library(self.stop)
-        library.threads, library.omp_wait_policy = self.threads, policy
-        return library
-
-    def emit(self, event: Any) -> None:
-        """Send `event` to the caller's `on_event`.
-
-        Raises:
-            Stopped: the caller wants the call to end.
-        """
-        self.stop.raise_if_requested()
-        self._sender.send(("event", event))
 
 
 def main(request_descriptor: int, answer_descriptor: int, threads: int, parent: int, die_with_thread: bool) -> None:

@@ -1,0 +1,86 @@
+"""How much memory a model needs at a context length, answered by llama.cpp itself from the header alone.
+
+A *sparse stub* is the file's header followed by a hole of the right length: it takes disk for the header only. Loaded
+with simulated allocations it makes llama.cpp report weights, caches and compute buffers for any architecture it knows,
+in about a second and without reading a weight.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfqs.errors import UsageError
+from dfqs.gguf import ByteSource, FileSource, Header, read_header
+from dfqs.runtime.checks import shard_paths
+from dfqs.runtime.worker import Worker
+from dfqs.storage import storage_errors
+
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes that llama.cpp allocates for one context, beside those of Python and the library (some 200 MB)."""
+
+    context_tokens: int
+    """As granted: rounded up by llama.cpp, capped at what the model was trained for."""
+    weights_bytes: int
+    kv_bytes: int
+    """Caches and recurrent states of all sequences."""
+    compute_bytes: int
+    output_bytes: int
+    notices: tuple[str, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
+
+
+def measure_memory(path: Path, context_tokens: int, **settings: Any) -> MemoryNeed:
+    """What `path` (a GGUF file or the first shard of a set) needs at `context_tokens`. See `measure_memory_curve`."""
+    return measure_memory_curve(path, [context_tokens], **settings)[0]
+
+
+def measure_memory_curve(
+    path: Path, context_tokens: Sequence[int], worker: Worker | None = None, **settings: Any
+) -> tuple[MemoryNeed, ...]:
+    """What a model needs at several context lengths.
+
+    Args:
+        worker: to use; None starts one.
+        settings: of `Context`: `n_ubatch`, `flash_attention`, `type_k`, `type_v`, `n_seq_max`, `kv_unified`,
+            `swa_full`.
+
+    Raises:
+        FormatError: the header is not sound.
+        RuntimeFailure: llama.cpp does not know the model, or not these settings.
+    """
+    with tempfile.TemporaryDirectory(prefix="dfqs-stub-") as directory:
+        stubs = []
+        for shard in shard_paths(path):
+            with FileSource(shard) as source:
+                stubs.append(write_stub(source, read_header(source), Path(directory) / shard.name))
+        if worker is not None:
+            return _measure(worker, stubs[0], context_tokens, settings)
+        with Worker() as own:
+            return _measure(own, stubs[0], context_tokens, settings)
+
+
+def write_stub(source: ByteSource, header: Header, path: Path) -> Path:
+    """Write `header` and a hole as long as its data; returns `path`."""
+    with storage_errors(path), path.open("xb") as file:
+        for offset in range(0, header.data_offset, _COPY_BYTES):
+            file.write(source.read_at(offset, min(_COPY_BYTES, header.data_offset - offset)))
+        file.truncate(header.file_size)
+    return path
+
+
+def _measure(
+    worker: Worker, stub: Path, context_tokens: Sequence[int], settings: dict[str, Any]
+) -> tuple[MemoryNeed, ...]:
+    if not context_tokens:
+        raise UsageError("no context length to measure")
+    result: tuple[MemoryNeed, ...] = worker.call("dfqs.runtime.jobs:measure_stub", stub, list(context_tokens), settings)
+    return result

@@ -1,0 +1,40 @@
+"""What a function called in a worker process gets as its first argument."""
+
+import functools
+from typing import Any
+
+from dfqs.runtime import library as native
+from dfqs.runtime.channel import Sender
+from dfqs.runtime.stop import StopFlag
+from dfqs.runtime.waiting import LoadSample, settle_wait_policy
+
+
+class WorkerContext:
+    """The worker, as seen by the function that runs in it."""
+
+    def __init__(self, sender: Sender, threads: int | None, load: LoadSample) -> None:
+        self._sender = sender
+        self._load = load
+        self.threads = threads or native.default_threads()
+        """CPU threads that a context takes unless told otherwise."""
+        self.state: dict[str, Any] = {}
+        """Kept between calls: a loaded model, say."""
+        self.stop = StopFlag()
+        """Set when the caller wants the call to end; long work that never decodes looks at it now and then."""
+
+    @functools.cached_property
+    def library(self) -> native.Library:
+        """llama.cpp, loaded when first asked for."""
+        policy = settle_wait_policy(self.threads, self._load)
+        library = native.load_library(self.stop)
+        library.threads, library.omp_wait_policy = self.threads, policy
+        return library
+
+    def emit(self, event: Any) -> None:
+        """Send `event` to the caller's `on_event`.
+
+        Raises:
+            Stopped: the caller wants the call to end.
+        """
+        self.stop.raise_if_requested()
+        self._sender.send(("event", event))
