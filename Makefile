@@ -1,0 +1,24 @@
+# Two commands matter: `make demo` (the main job, on the embedded model) and `make test`. Each sets itself up.
+
+.PHONY: demo test test-slow check setup clean
+
+demo: setup
+	.venv/bin/dfqs demo --out dfqs-demo
+
+test: setup
+	scripts/install-bubblewrap
+	.venv/bin/python -m pytest
+
+# What takes more than a few minutes: full kill runs, large sparse files, builds repeated.
+test-slow: setup
+	scripts/install-bubblewrap
+	.venv/bin/python -m pytest -m slow --timeout 3600
+
+check: setup
+	scripts/check
+
+setup:
+	@scripts/setup
+
+clean:
+	rm -rf .venv dfqs-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
