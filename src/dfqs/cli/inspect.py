@@ -10,6 +10,7 @@ from dfqs.classes import ClassMatch, recognise_class, tier_of
 from dfqs.cli.output import key_value_table, out, print_json
 from dfqs.gguf import Header, read_header
 from dfqs.model import ModelSpec, RoleSize, read_model_spec
+from dfqs.shards.shard import SPLIT_COUNT, read_shards
 from dfqs.units import format_bytes, format_count
 
 
@@ -22,7 +23,7 @@ def command(
 
     Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf
     """
-    headers = [read_header(source)]
+    headers = read_headers(source)
     first = headers[0]
     spec = read_model_spec(first, [tensor for header in headers for tensor in header.tensors])
     match = recognise_class(spec)
@@ -36,6 +37,14 @@ def command(
         out.print(f"Closest class: {match.name}. Deviations:")
         for deviation in match.deviations:
             out.print(f"  - {deviation}")
+
+
+def read_headers(source: Path) -> tuple[Header, ...]:
+    """The header of a file, or those of all the shards that it is the first of."""
+    header = read_header(source)
+    if header.metadata.get(SPLIT_COUNT, 0) in (0, 1):
+        return (header,)
+    return tuple(shard.header for shard in read_shards(source))
 
 
 def snapshot_table(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int) -> Table:

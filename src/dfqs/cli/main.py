@@ -43,9 +43,14 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
-def build_app(requested: str | None) -> typer.Typer:
-    """The typer application, with the module of the requested verb loaded and the others as names only."""
+def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer:
+    """The typer application, with the module of the requested verb loaded and the others as names only.
+
+    Args:
+        plain_help: help as bare text (for docs/cli.md) and not in boxes.
+    """
     app = typer.Typer(
+        rich_markup_mode=None if plain_help else "rich",
         name="dfqs",
         help="Turn a sharded Mixture-of-Experts GGUF into one proven file that runs on a modest machine, and say "
         "honestly how well.\n\nExample: dfqs demo",

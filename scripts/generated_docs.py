@@ -1,0 +1,53 @@
+"""The parts of the documents that are made from the code: docs/cli.md, and the tree in docs/architecture.md."""
+
+import ast
+from pathlib import Path
+
+from dfqs.cli.reference import render_reference
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "dfqs"
+TREE_START = "<!-- tree: written by scripts/write-docs -->\n"
+TREE_END = "<!-- end of tree -->\n"
+# The order of the data's flow, which is also the order in which imports may point (upwards only).
+ORDER = (
+    *("errors", "units", "progress", "storage", "records"),
+    *("gguf", "shards", "integrity", "find", "model", "classes", "hardware", "runtime", "quantize", "routing"),
+    *("planning", "evaluate", "report", "targets", "embedded", "demo", "cli"),
+)
+
+
+def render_tree() -> str:
+    """Packages and modules with the first line of their docstrings."""
+    lines = []
+    for name in ORDER:
+        package = SOURCE / name
+        if package.is_dir():
+            lines.append(f"{name}/".ljust(26) + summary(package / "__init__.py"))
+            modules = sorted(p for p in package.rglob("*.py") if p.name != "__init__.py")
+            lines.extend(f"  {path.relative_to(package)}".ljust(26) + summary(path) for path in modules)
+        elif (path := package.with_suffix(".py")).exists():
+            lines.append(path.name.ljust(26) + summary(path))
+    return "```text\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n"
+
+
+def summary(path: Path) -> str:
+    """First line of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def generated_documents() -> dict[Path, str]:
+    """Each document, and what should stand in it."""
+    architecture = ROOT / "docs" / "architecture.md"
+    before, _, rest = architecture.read_text(encoding="utf-8").partition(TREE_START)
+    _, _, after = rest.partition(TREE_END)
+    return {
+        ROOT / "docs" / "cli.md": render_reference(),
+        architecture: before + TREE_START + render_tree() + TREE_END + after,
+    }
+
+
+if __name__ == "__main__":
+    for target, text in generated_documents().items():
+        target.write_text(text, encoding="utf-8")
