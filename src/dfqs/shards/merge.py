@@ -1,0 +1,166 @@
+"""Plain merge: shards stay as they are, a new file is written beside them, whole or not at all."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import ShardError, SpaceError, UsageError
+from dfqs.gguf import FileSource
+from dfqs.progress import Progress, no_progress
+from dfqs.shards.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
+from dfqs.shards.plan import Copy, MergePlan
+from dfqs.shards.shard import Shard
+from dfqs.storage import atomic_writer, check_writable_target
+from dfqs.units import format_bytes
+
+SPACE_MARGIN_BYTES = 1 << 20
+"""What a file system needs for itself while a file grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did."""
+
+    path: Path
+    file_bytes: int
+    moved_bytes: int
+    """Bytes written: the header, and what was copied."""
+    wall_s: float
+    shard_sha256: tuple[str | None, ...]
+    """One for each shard, in order; None where its bytes did not pass (or not in one run)."""
+
+
+def merge(
+    plan: MergePlan,
+    out: Path,
+    *,
+    hash_sources: bool = False,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> MergeResult:
+    """Write the merged file; the shards stay.
+
+    Args:
+        hash_sources: hash every shard in the same pass (for a manifest); then bytes pass through this process.
+        progress: in bytes of the output.
+
+    Raises:
+        UsageError: `out` exists (and `overwrite` is false) or is one of the shards, or its directory is not writable.
+        SpaceError: there is not enough room; found out before anything is written, where the file system can say.
+        ShardError: a shard changed since it was planned, or was cut short meanwhile.
+    """
+    out = Path(out)
+    started = time.monotonic()
+    refuse_source_as_target(plan.shards, out)
+    check_writable_target(out, overwrite=overwrite)
+    require_space(out.parent, plan.file_bytes, "--in-place and --consume need no second copy")
+    hashes: list[str | None] = []
+    with atomic_writer(out, overwrite=overwrite) as file:
+        target = file.fileno()
+        os.ftruncate(target, plan.file_bytes)
+        write_fully(target, plan.header, 0)
+        meter = _Meter(target, plan.file_bytes, progress, len(plan.header))
+        for index, shard in enumerate(plan.shards):
+            meter.note = shard.path.name
+            with open_unchanged(shard) as source:
+                if hash_sources:
+                    hashes.append(_copy_and_hash(source, target, plan.copies_of(index), meter))
+                else:
+                    _copy(source, target, plan.copies_of(index), meter)
+                    hashes.append(None)
+        progress(plan.file_bytes, plan.file_bytes, "making it durable")
+    return MergeResult(
+        out, plan.file_bytes, len(plan.header) + plan.copied_bytes, time.monotonic() - started, tuple(hashes)
+    )
+
+
+def refuse_source_as_target(shards: tuple[Shard, ...], out: Path) -> None:
+    """Raises UsageError when `out` is one of the shards, under whatever name."""
+    for shard in shards:
+        if out.exists() and shard.path.exists() and out.samefile(shard.path):
+            raise UsageError(f"{out} is one of the shards ({shard.path.name}); choose another name for the output")
+
+
+def require_space(directory: Path, needed: int, advice: str) -> None:
+    """Raises SpaceError when `directory` has not `needed` bytes free."""
+    if not directory.is_dir():
+        raise UsageError(f"no such directory: {directory}")
+    state = os.statvfs(directory)
+    free = state.f_bavail * state.f_frsize
+    if free < needed + SPACE_MARGIN_BYTES:
+        raise SpaceError(f"{directory} has {format_bytes(free)} free, {format_bytes(needed)} are needed; {advice}")
+
+
+@contextlib.contextmanager
+def open_unchanged(shard: Shard) -> Iterator[FileSource]:
+    """Open a shard and make sure that it is still the file whose header was read.
+
+    Raises:
+        ShardError: its size is another now, or the bytes in it were cut while it was used.
+    """
+    with FileSource(shard.path) as source:
+        if source.size != shard.header.file_size:
+            raise ShardError(
+                f"had {shard.header.file_size:,} bytes when it was planned, now {source.size:,}", path=shard.source
+            )
+        try:
+            yield source
+        except ShardError as error:
+            raise ShardError(error.detail, path=shard.source, offset=error.offset) from None
+
+
+class _Meter:
+    """Counts what was written, reports it, and keeps the disk busy."""
+
+    def __init__(self, target: int, total: int, progress: Progress, done: int) -> None:
+        self.target = target
+        self.total = total
+        self.progress = progress
+        self.done = done
+        self.note = ""
+        self._written_from: int | None = None
+        self._unstarted = 0
+
+    def count(self, offset: int, length: int) -> None:
+        """`length` bytes were written at `offset`; ranges come in rising order."""
+        self.done += length
+        if self._written_from is None:
+            self._written_from = offset
+        self._unstarted = offset + length - self._written_from
+        if self._unstarted >= CHUNK_BYTES:
+            start_writeback(self.target, self._written_from, self._unstarted)
+            self._written_from = None
+            self.progress(self.done, self.total, self.note)
+
+
+def _copy(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Meter) -> None:
+    for copy in copies:
+        for start in range(0, copy.length, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, copy.length - start)
+            copy_range(source.fileno(), target, copy.source_offset + start, copy.target_offset + start, length)
+            meter.count(copy.target_offset + start, length)
+
+
+def _copy_and_hash(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Meter) -> str:
+    reader = HashingReader(source.fileno())
+    try:
+        for copy in copies:
+            shift = copy.target_offset - copy.source_offset
+
+            def write(piece: bytes, offset: int, shift: int = shift) -> None:
+                write_fully(target, piece, offset + shift)
+                meter.count(offset + shift, len(piece))
+
+            reader.read_through(copy.source_offset, _ignore)
+            reader.read_through(copy.source_end, write)
+        reader.read_through(source.size, _ignore)
+        return reader.hexdigest()
+    finally:
+        reader.close()
+
+
+def _ignore(piece: bytes, offset: int) -> None:
+    """Header and padding: hashed, not copied."""

@@ -1,0 +1,138 @@
+"""What a merge will do, worked out from headers alone: the new header, and which bytes go where.
+
+The bytes are those of `llama-gguf-split --merge` (canonical): the first shard's keys in their order, `split.count`
+taken out and put last with value 0, the tensors of all shards in order, padded with zeroes. Where that tool is wrong
+the plan is right instead: `general.alignment` other than 32 is kept (the tool pads to 32 whatever the key says), and
+strings with a NUL are kept whole (the tool cuts them).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.gguf import Header, KeyEntry, RawKeyValue, TensorInfo, ValueType, encode_header, u16
+from dfqs.gguf.layout import data_section_length, place_tensors
+from dfqs.gguf.writer import Key
+from dfqs.shards.belonging import belonging_notes, belonging_problems
+from dfqs.shards.shard import SPLIT_COUNT, Shard, iter_tensors, read_shards
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes of one shard that go to one place of the output."""
+
+    shard: int
+    """Index into the plan's shards."""
+    source_offset: int
+    """Bytes from the start of the shard."""
+    length: int
+    target_offset: int
+    """Bytes from the start of the output."""
+
+    @property
+    def source_end(self) -> int:
+        return self.source_offset + self.length
+
+    @property
+    def target_end(self) -> int:
+        return self.target_offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge that has been checked and can be carried out.
+
+    What no copy covers (padding between tensors) is zeroes.
+    """
+
+    shards: tuple[Shard, ...]
+    header: bytes
+    """The output's bytes before its data section."""
+    keys: tuple[Key, ...]
+    alignment: int
+    tensors: tuple[TensorInfo, ...]
+    """Of the output, in file order."""
+    copies: tuple[Copy, ...]
+    """In the order of the output, which is also the order of shards and of bytes within each."""
+    file_bytes: int
+    notes: tuple[str, ...]
+    """What is odd but legal."""
+
+    @property
+    def copied_bytes(self) -> int:
+        return sum(copy.length for copy in self.copies)
+
+    def copies_of(self, shard: int) -> tuple[Copy, ...]:
+        return tuple(copy for copy in self.copies if copy.shard == shard)
+
+
+def plan_merge(first_shard: Path) -> MergePlan:
+    """Read and check a set of local shards, and plan their merge.
+
+    Raises:
+        ShardError: not a shard, one missing, truncated, doubled, or of another model; the message names the file.
+        UsageError: a later shard was given in place of the first, or a file cannot be read.
+        FormatError: a header lies.
+    """
+    return plan_merge_of(read_shards(Path(first_shard)))
+
+
+def plan_merge_of(shards: Sequence[Shard]) -> MergePlan:
+    """Plan a merge of shards whose headers have been read, wherever they lie.
+
+    Raises:
+        ShardError: they do not make one model.
+    """
+    shards = tuple(shards)
+    for problem in belonging_problems(shards):
+        raise problem
+    first = shards[0].header
+    keys = merged_keys(first)
+    shapes = [(tensor.name, tensor.shape, tensor.type) for _, tensor in iter_tensors(shards)]
+    header = encode_header(keys, shapes, alignment=first.alignment)
+    tensors = tuple(place_tensors(shapes, first.alignment))
+    return MergePlan(
+        shards=shards,
+        header=header,
+        keys=keys,
+        alignment=first.alignment,
+        tensors=tensors,
+        copies=tuple(_copies(shards, tensors, len(header))),
+        file_bytes=len(header) + data_section_length(tensors, first.alignment),
+        notes=tuple(belonging_notes(shards)),
+    )
+
+
+def merged_keys(first: Header) -> tuple[Key, ...]:
+    """The first shard's keys as the merged file has them."""
+    kept = [carried_key(first, entry) for entry in first.entries if entry.name != SPLIT_COUNT]
+    return (*kept, u16(SPLIT_COUNT, 0))
+
+
+def carried_key(header: Header, entry: KeyEntry) -> Key:
+    """A key as llama.cpp's writer would write it again: byte for byte, but a bool is 0 or 1."""
+    if ValueType.BOOL not in (entry.type, entry.element_type):
+        return header.raw_entry(entry)
+    raw = header.raw_entry(entry)
+    value_start = entry.value_start - entry.start
+    values = bytes(1 if byte else 0 for byte in raw.data[value_start:])
+    return RawKeyValue(entry.name, raw.data[:value_start] + values)
+
+
+def _copies(shards: tuple[Shard, ...], tensors: Sequence[TensorInfo], data_offset: int) -> Iterator[Copy]:
+    """One copy for each run of tensors that stand in the output as in their shard, with no padding between them.
+
+    Padding is not copied: a shard may hold anything there, the output holds zeroes.
+    """
+    run: Copy | None = None
+    for (index, tensor), target in zip(iter_tensors(shards), tensors, strict=True):
+        source_offset = shards[index].header.data_offset + tensor.offset
+        target_offset = data_offset + target.offset
+        if run and (run.shard, run.source_end, run.target_end) == (index, source_offset, target_offset):
+            run = Copy(index, run.source_offset, run.length + tensor.length, run.target_offset)
+            continue
+        if run:
+            yield run
+        run = Copy(index, source_offset, tensor.length, target_offset)
+    if run:
+        yield run

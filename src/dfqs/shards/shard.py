@@ -1,0 +1,136 @@
+"""One shard as its header describes it, and the reading of a whole set."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import ShardError, UsageError
+from dfqs.gguf import Header, TensorInfo, layout_problems, parse_header
+from dfqs.shards.names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
+
+SPLIT_NO = "split.no"
+SPLIT_COUNT = "split.count"
+SPLIT_TENSORS_COUNT = "split.tensors.count"
+SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT)
+NAMED_MISSING = 3
+"""So many missing shards are named one by one; a set may claim 65,535."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard: where it is, and its header. What it holds has been checked against its own bytes only."""
+
+    source: str
+    """Path or address."""
+    header: Header
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, for a local shard."""
+        return Path(self.source)
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        return self.header.tensors
+
+    def split_number(self, key: str) -> int | None:
+        """The value of one of the `split.` keys.
+
+        Raises:
+            ShardError: it is not a whole number.
+        """
+        value = self.header.metadata.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ShardError("must be a whole number", path=self.source, name=key)
+        return value
+
+
+def read_shards(first: Path) -> tuple[Shard, ...]:
+    """Read the headers of a whole set of local shards, given the first.
+
+    Raises:
+        ShardError: not a shard, a shard is missing, truncated, or has bytes after its last tensor.
+        UsageError: a later shard was given in place of the first, or a file cannot be read.
+        FormatError: a header lies.
+    """
+    shard = Shard(str(first), parse_header(Path(first)))
+    count = read_shard_count(shard)
+    paths = shard_paths(Path(first), count)
+    refuse_missing(paths)
+    check_layout(shard)
+    shards = [shard]
+    for path in paths[1:]:
+        later = Shard(str(path), parse_header(path))
+        check_layout(later)
+        shards.append(later)
+    return tuple(shards)
+
+
+def read_shard_count(shard: Shard) -> int:
+    """How many shards the set has, by the first one's keys and name.
+
+    Raises:
+        ShardError: not a shard, or named for another set than its keys say.
+        UsageError: it is not the first shard.
+    """
+    count = shard.split_number(SPLIT_COUNT)
+    name = parse_shard_name(Path(shard.source).name)
+    if count is None or count == 0:
+        kind = "a whole model, not a shard" if count == 0 or name is None else "named as a shard but is none"
+        hint = "" if count == 0 or name is None else "; raw pieces made by `split -b` are joined with cat"
+        raise ShardError(f"{kind} (split.count is {'missing' if count is None else 0}){hint}", path=shard.source)
+    if not 1 <= count <= MAX_SHARDS:
+        raise ShardError(f"{count} shards; a set has 1 to {MAX_SHARDS:,}", path=shard.source, name=SPLIT_COUNT)
+    number = shard.split_number(SPLIT_NO)
+    if number is None:
+        raise ShardError("the key is missing; this is not a shard", path=shard.source, name=SPLIT_NO)
+    if name is None:
+        example = ShardName("PREFIX", 1, count)
+        raise ShardError(f"a shard must be named like {example}, so that the others are found", path=shard.source)
+    if number != 0:
+        first = name.sibling(1)
+        raise UsageError(f"{shard.source} is shard {number + 1} of {count}; give the first one, {first}")
+    if (name.number, name.count) != (1, count):
+        raise ShardError(
+            f"its name says shard {name.number} of {name.count}, its keys say 1 of {count}; was it renamed?",
+            path=shard.source,
+        )
+    return count
+
+
+def refuse_missing(paths: list[Path]) -> None:
+    """Name what is missing before anything large is read.
+
+    Raises:
+        ShardError: at least one shard is not there.
+    """
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        named = ", ".join(path.name for path in missing[:NAMED_MISSING])
+        more = f" and {len(missing) - NAMED_MISSING:,} more" if len(missing) > NAMED_MISSING else ""
+        raise ShardError(f"{len(missing):,} of {len(paths):,} shards missing: {named}{more}", path=paths[0].parent)
+
+
+def check_layout(shard: Shard) -> None:
+    """Make sure that a shard's tensors lie where llama.cpp expects them, and that nothing comes after them.
+
+    Raises:
+        ShardError: truncated, gaps or overlaps, or trailing bytes.
+    """
+    for problem in layout_problems(shard.header):
+        raise ShardError(problem.detail, path=problem.path, offset=problem.offset, name=problem.name)
+    extra = shard.header.file_size - max(shard.header.end_of_data, shard.header.data_offset)
+    if extra > 0:
+        raise ShardError(
+            f"{extra:,} bytes stand after its last tensor, which no writer of shards leaves; `dfqs verify` says what "
+            f"they are, and `truncate -s {shard.header.end_of_data}` removes them",
+            path=shard.source,
+            offset=shard.header.end_of_data,
+        )
+
+
+def iter_tensors(shards: tuple[Shard, ...]) -> Iterator[tuple[int, TensorInfo]]:
+    """(index of shard, tensor) in the order of the merged file."""
+    for index, shard in enumerate(shards):
+        for tensor in shard.tensors:
+            yield index, tensor

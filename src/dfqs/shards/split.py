@@ -1,0 +1,202 @@
+"""One file to shards, byte for byte as `llama-gguf-split --split` makes them (at alignment 32).
+
+The first shard carries the file's keys; each shard carries `split.no`, `split.tensors.count` and `split.count`, in this
+order, because that tool writes the count last. At another alignment that tool's shards cannot be read; here later
+shards carry `general.alignment` too.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import UsageError
+from dfqs.gguf import FileSource, Header, TensorInfo, align_up, encode_header, i32, read_header, u16, u32
+from dfqs.gguf.layout import DEFAULT_ALIGNMENT, place_tensors
+from dfqs.gguf.writer import Key
+from dfqs.progress import Progress, no_progress
+from dfqs.shards.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
+from dfqs.shards.merge import require_space
+from dfqs.shards.names import MAX_SHARDS, ShardName
+from dfqs.shards.plan import carried_key
+from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT
+from dfqs.storage import check_writable_target, publish_file, remove_abandoned_partials, storage_errors
+from dfqs.units import format_bytes
+
+DEFAULT_MAX_TENSORS = 128
+"""As llama-gguf-split."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard to be written: its header, then these tensors of the model, each padded."""
+
+    path: Path
+    header: bytes
+    tensors: tuple[TensorInfo, ...]
+    """As the model's header has them; `offset` counts in the model."""
+    offsets: tuple[int, ...]
+    """Where each goes, counted from the start of the shard."""
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """A split that has been checked and can be carried out."""
+
+    model: Path
+    header: Header
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def file_bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard.file_bytes for shard in self.shards)
+
+
+def plan_split(
+    model: Path,
+    prefix: Path,
+    *,
+    max_bytes: int | None = None,
+    max_tensors: int | None = None,
+    no_tensor_first_split: bool = False,
+) -> SplitPlan:
+    """Decide which tensors go into which shard.
+
+    Args:
+        prefix: the shards are named `PREFIX-00001-of-0000N.gguf`.
+        max_bytes: of tensors in one shard, headers not counted; a single larger tensor gets a shard of its own.
+        max_tensors: in one shard; 128 when neither limit is given.
+        no_tensor_first_split: the first shard holds the keys alone.
+
+    Raises:
+        UsageError: both limits, a limit that cannot be kept, or a model that is itself a shard.
+        FormatError: the model's header lies.
+    """
+    if max_bytes is not None and max_tensors is not None:
+        raise UsageError("give a limit in bytes or in tensors, not both")
+    if max_tensors is not None and max_tensors < 1:
+        raise UsageError(f"at most {max_tensors} tensors in a shard makes no sense")
+    header = read_header(Path(model))
+    if header.metadata.get(SPLIT_COUNT) not in (None, 0, 1):
+        raise UsageError(f"{model} is itself a shard; merge the set first")
+    if max_bytes is not None:
+        groups = _group_by_bytes(header, max_bytes)
+    else:
+        groups = _group_by_count(header, max_tensors or DEFAULT_MAX_TENSORS)
+    if no_tensor_first_split:
+        groups.insert(0, ())
+    if len(groups) > MAX_SHARDS:
+        raise UsageError(f"these limits make {len(groups):,} shards; at most {MAX_SHARDS:,} can be numbered")
+    count = len(groups)
+    paths = [prefix.with_name(str(ShardName(prefix.name, number, count))) for number in range(1, count + 1)]
+    shards = (_plan_shard(header, number, paths, tensors) for number, tensors in enumerate(groups))
+    return SplitPlan(Path(model), header, tuple(shards))
+
+
+def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, ...]:
+    """Write all shards, or none: each under a temporary name, then all are renamed, the first shard last.
+
+    Args:
+        progress: in bytes of all shards.
+
+    Raises:
+        UsageError: a shard's name is taken, or the directory is not writable.
+        SpaceError: there is not enough room.
+        FormatError: the model was cut short since it was planned.
+    """
+    paths = [shard.path for shard in plan.shards]
+    for path in paths:
+        check_writable_target(path)
+        remove_abandoned_partials(path)
+    require_space(paths[0].parent, plan.file_bytes, "free some space, or name a prefix on another disk")
+    with _all_or_none(paths) as temporaries, FileSource(plan.model) as source:
+        done = 0
+        for shard, temporary in zip(plan.shards, temporaries, strict=True):
+            with storage_errors(shard.path):
+                for written in _write_shard(shard, temporary, source, plan.header.data_offset):
+                    progress(done + written, plan.file_bytes, shard.path.name)
+            done += shard.file_bytes
+        progress(done, plan.file_bytes)
+    return tuple(paths)
+
+
+def _group_by_count(header: Header, limit: int) -> list[tuple[TensorInfo, ...]]:
+    tensors = header.tensors
+    return [tensors[start : start + limit] for start in range(0, len(tensors), limit)] or [()]
+
+
+def _group_by_bytes(header: Header, limit: int) -> list[tuple[TensorInfo, ...]]:
+    groups: list[list[TensorInfo]] = [[]]
+    size = 0
+    for tensor in header.tensors:
+        length = align_up(tensor.length, header.alignment)
+        if size + length > limit:
+            if not groups[-1]:
+                raise UsageError(
+                    f"the first tensor, {tensor.name}, takes {format_bytes(length)}; shards of {format_bytes(limit)} "
+                    "cannot hold it"
+                )
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += length
+    return [tuple(group) for group in groups]
+
+
+def _plan_shard(header: Header, number: int, paths: Sequence[Path], tensors: tuple[TensorInfo, ...]) -> ShardPlan:
+    keys: list[Key] = []
+    if number == 0:
+        keys = [carried_key(header, entry) for entry in header.entries if entry.name not in SPLIT_KEYS]
+    elif header.alignment != DEFAULT_ALIGNMENT:
+        keys = [u32("general.alignment", header.alignment)]
+    keys += [
+        u16(SPLIT_NO, number),
+        i32(SPLIT_TENSORS_COUNT, len(header.tensors)),
+        u16(SPLIT_COUNT, len(paths)),
+    ]
+    shapes = [(tensor.name, tensor.shape, tensor.type) for tensor in tensors]
+    encoded = encode_header(keys, shapes, alignment=header.alignment)
+    placed = tuple(place_tensors(shapes, header.alignment))
+    end = align_up(placed[-1].offset + placed[-1].length, header.alignment) if placed else 0
+    offsets = tuple(len(encoded) + info.offset for info in placed)
+    return ShardPlan(paths[number], encoded, tensors, offsets, len(encoded) + end)
+
+
+def _write_shard(shard: ShardPlan, temporary: Path, source: FileSource, data_offset: int) -> Iterator[int]:
+    """Write one shard and make it durable; yields the bytes written so far."""
+    with temporary.open("xb") as file:
+        target = file.fileno()
+        os.ftruncate(target, shard.file_bytes)
+        write_fully(target, shard.header, 0)
+        for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+            for start in range(0, tensor.length, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, tensor.length - start)
+                copy_range(source.fileno(), target, data_offset + tensor.offset + start, offset + start, length)
+                if length == CHUNK_BYTES:
+                    start_writeback(target, offset + start, length)
+                yield offset + start + length
+        os.fsync(target)
+
+
+@contextlib.contextmanager
+def _all_or_none(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary names that become `paths` when the block ends well; nothing is left when it does not.
+
+    The first shard comes last: without it no program takes the others for a model.
+    """
+    tag = secrets.token_hex(4)
+    temporaries = [path.with_name(f".{path.name[:80]}.{tag}-{n}.partial") for n, path in enumerate(paths)]
+    published: list[Path] = []
+    try:
+        yield temporaries
+        for temporary, path in reversed(list(zip(temporaries, paths, strict=True))):
+            publish_file(temporary, path)
+            published.append(path)
+    except BaseException:
+        for leftover in (*temporaries, *published):
+            leftover.unlink(missing_ok=True)
+        raise
