@@ -14,6 +14,7 @@ LAYERS = (
     ("gguf",),
     ("shards",),
     ("integrity",),
+    ("find",),
     ("model",),
     ("classes",),
     ("hardware",),

@@ -1,0 +1,110 @@
+"""The command line's frame: exit codes, one error boundary, and a help that costs nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfqs.cli import main as cli_main
+from dfqs.cli.main import VERBS, run
+from dfqs.errors import DfqsError, FormatError, IntegrityError, UsageError, WorkerCrash
+
+HEAVY = ("numpy", "scipy", "huggingface_hub", "matplotlib", "pydantic", "xllamacpp", "jinja2", "httpx")
+
+
+def dfqs(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dfqs.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+        timeout=120,
+    )
+
+
+def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from dfqs.cli.main import run; code = run(['--help']);"
+        f"heavy = [m for m in {HEAVY!r} if m in sys.modules];"
+        "print('HEAVY', heavy, 'CODE', code)"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "HEAVY [] CODE 0" in result.stdout
+    for verb in VERBS:
+        assert verb in result.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example_and_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+
+    text = capsys.readouterr().out
+    if verb != "route":
+        assert "Example" in text
+        assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such-verb"], ["inspect"], ["inspect", "--no-such-option", "x"]], ids=lambda a: " ".join(a)
+)
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+    assert dfqs(*arguments).returncode == 2
+
+
+def test_version() -> None:
+    result = dfqs("--version")
+
+    assert (result.returncode, result.stdout) == (0, "dfqs 0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (UsageError("no"), 2, "dfqs: no\n"),
+        (FormatError("bad", path="f", offset=7, name="t"), 3, "dfqs: f at byte 7: 't': bad\n"),
+        (WorkerCrash("died", ("a", "b")), 3, "dfqs: died\nlast lines of its log:\n  a\n  b\n"),
+        (OSError(5, "Input/output error", "f"), 3, "dfqs: [Errno 5] Input/output error: 'f'\n"),
+        (KeyboardInterrupt(), 130, "dfqs: interrupted; nothing half-written was left behind\n"),
+    ],
+)
+def test_error_becomes_one_message_and_its_exit_code(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert cli_main._guarded(fail) == code
+    assert capsys.readouterr().err == message
+
+
+def test_unexpected_error_is_no_traceback_unless_asked_for(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing.gguf")
+
+    plain, debug = dfqs("inspect", missing), dfqs("inspect", missing, DFQS_DEBUG="1")
+
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr
+    assert plain.returncode == debug.returncode == 2
+
+
+def test_every_error_has_an_exit_code_of_the_convention() -> None:
+    pending = [DfqsError]
+    while pending:
+        error = pending.pop()
+        assert error.exit_code in (2, 3)
+        pending.extend(error.__subclasses__())
+    assert issubclass(IntegrityError, DfqsError)
+
+
+def test_reader_that_goes_away_is_not_an_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m dfqs.cli.main --help | head -c 1"
+
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+
+    assert "Traceback" not in result.stderr
+    assert "dfqs:" not in result.stderr
