@@ -1,10 +1,14 @@
 """What dfqs itself asks of a worker. Every function here runs in the worker process."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dfqs.runtime.generation import TextSession
 from dfqs.runtime.memory import MemoryNeed
+from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -31,3 +35,25 @@ def measure_stub(
                     )
                 )
     return tuple(needs)
+
+
+def open_session(worker: WorkerContext, path: Path, settings: ContextSettings) -> SessionInfo:
+    """Load a model and make a context for the calls of `answer` that follow. Emits `(done, total)` while loading."""
+    started = time.perf_counter()
+    model = Model(worker.library, path, progress=lambda done, total=None, note="": worker.emit((done, total)))
+    context = Context(model, threads=worker.threads, **asdict(settings))
+    worker.state["session"] = TextSession(model, context)
+    return SessionInfo(
+        context_tokens=context.n_ctx,
+        threads=context.threads,
+        omp_wait_policy=worker.library.omp_wait_policy,
+        chat_template=model.chat_template() is not None,
+        load_s=time.perf_counter() - started,
+        notices=tuple(context.notices),
+    )
+
+
+def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling) -> Answer:
+    """Answer in the session opened before. Emits pieces of text."""
+    session: TextSession = worker.state["session"]
+    return session.answer(prompt, sampling, worker.emit)

@@ -1,0 +1,137 @@
+"""`dfqs chat`: a conversation in the terminal."""
+
+import json
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from dfqs.cli.generating import (
+    ContextOption,
+    MaxTokensOption,
+    MinPOption,
+    ModelArgument,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopPOption,
+    describe_as_json,
+    describe_rates,
+    make_sampling,
+    open_chat,
+    write_text,
+)
+from dfqs.cli.output import note
+from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.runtime.chat import ChatSession
+from dfqs.runtime.checks import check_model
+from dfqs.runtime.requests import Message, Sampling
+
+try:
+    # Line editing and history for input(); some builds of Python come without it.
+    import readline  # noqa: F401
+except ImportError:
+    pass
+
+HELP = "/reset starts a new conversation, /exit (or Ctrl-D) leaves, Ctrl-C interrupts an answer"
+
+
+def command(
+    model: ModelArgument,
+    system: SystemOption = None,
+    max_tokens: MaxTokensOption = 1024,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 0.95,
+    min_p: MinPOption = 0.05,
+    seed: SeedOption = None,
+    ctx: ContextOption = None,
+    threads: ThreadsOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document a line for each answer.")] = False,
+) -> None:
+    """Talk with a model in the terminal. It remembers the conversation, and computes only what is new in it.
+
+    Example: dfqs chat model.gguf --system "Answer briefly."
+    """
+    # Ctrl-C means something else here, and the command line's own handler makes SIGTERM the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, _leave_on_signal)
+    checked = check_model(model)
+    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
+    with open_chat(checked, ctx, threads) as session:
+        if not session.info.chat_template:
+            raise RuntimeFailure(
+                f"{model} has no chat template, so it cannot converse; 'dfqs run --raw' continues a text with it"
+            )
+        note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
+        Conversation(session, system, sampling, json_).talk()
+
+
+class Conversation:
+    """Lines from stdin, answers to stdout."""
+
+    def __init__(self, session: ChatSession, system: str | None, sampling: Sampling, as_json: bool) -> None:
+        self._session = session
+        self._sampling = sampling
+        self._as_json = as_json
+        self._opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self._messages = list(self._opening)
+
+    def talk(self) -> None:
+        """Until /exit or the end of input."""
+        while True:
+            try:
+                line = read_line()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                sys.stderr.write("\n")
+                note(HELP)
+                continue
+            if line == "/exit":
+                return
+            if line == "/reset":
+                self._messages = list(self._opening)
+                note("a new conversation")
+            elif line.startswith("/"):
+                note(HELP)
+            elif line:
+                self._answer(line)
+
+    def _answer(self, line: str) -> None:
+        pieces: list[str] = []
+
+        def take(piece: str) -> None:
+            pieces.append(piece)
+            if not self._as_json:
+                write_text(piece)
+
+        self._messages.append({"role": "user", "content": line})
+        try:
+            answer = self._session.answer(self._messages, self._sampling, take)
+            if self._as_json:
+                write_text(json.dumps(describe_as_json(self._session, answer, self._sampling, raw=False)))
+            write_text("\n")
+            note(describe_rates(answer, self._session))
+        except KeyboardInterrupt:
+            write_text("\n")
+            note("interrupted")
+        except UsageError as error:
+            note(f"{error}. /reset starts a new conversation.")
+        if pieces:
+            self._messages.append({"role": "assistant", "content": "".join(pieces)})
+        else:
+            self._messages.pop()
+
+
+def read_line() -> str:
+    """The next line from stdin, without the space around it.
+
+    Raises:
+        EOFError: there is none.
+    """
+    return input("> " if sys.stdin.isatty() else "").strip()
+
+
+def _leave_on_signal(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)

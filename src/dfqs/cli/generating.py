@@ -1,0 +1,121 @@
+"""What `run` and `chat` share: their options, the notes about a model, and text as it comes."""
+
+import secrets
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dfqs.cli.output import note, progress_bar, warn
+from dfqs.runtime.chat import ChatSession
+from dfqs.runtime.checks import CheckedModel
+from dfqs.runtime.requests import Answer, ContextSettings, Sampling
+from dfqs.units import format_duration
+
+ModelArgument = Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
+TemperatureOption = Annotated[
+    float, typer.Option("--temp", help="0: always the likeliest token, so the same answer every time.", min=0)
+]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Choose among the likeliest tokens of this mass.", min=0, max=1)
+]
+MinPOption = Annotated[
+    float, typer.Option("--min-p", help="Leave out tokens less likely than this share of the likeliest.", min=0, max=1)
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Repeat a sampled answer.", min=0, show_default="random")
+]
+ContextOption = Annotated[
+    int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained, at most 4096")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, show_default="every CPU allowed")
+]
+SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
+
+_SEEDS = 1 << 31
+
+
+def make_sampling(max_tokens: int, temperature: float, top_p: float, min_p: float, seed: int | None) -> Sampling:
+    """Sampling settings; without a seed one is drawn, so that the answer can be repeated."""
+    if seed is None:
+        seed = secrets.randbelow(_SEEDS) if temperature > 0 else 0
+    return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, min_p=min_p, seed=seed)
+
+
+def open_chat(model: CheckedModel, n_ctx: int | None, threads: int | None) -> ChatSession:
+    """A session entered with a progress bar, and its notices shown. The caller closes it."""
+    if model.label is not None:
+        note(f"note: {model.label}")
+    with progress_bar(f"loading {model.name}") as progress:
+        session = ChatSession(model, ContextSettings(n_ctx=n_ctx), threads=threads, progress=progress)
+        session.__enter__()
+    for notice in session.info.notices:
+        warn(notice)
+    return session
+
+
+def write_text(text: str) -> None:
+    """Generated text to stdout as it comes. On a terminal, control characters are shown and not obeyed."""
+    if sys.stdout.isatty():
+        text = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def describe_rates(answer: Answer, session: ChatSession) -> str:
+    """One line: how much, how fast, under which conditions."""
+    info = session.info
+    prompt = f"prompt {_tokens(answer.prompt_tokens)}"
+    if answer.reused_tokens:
+        prompt += f" ({answer.reused_tokens:,} from the cache)"
+    waiting = "" if info.omp_wait_policy == "default" else f", {info.omp_wait_policy} waiting"
+    parts = [
+        prompt + _rate(answer.prompt_tokens_per_s),
+        f"answer {_tokens(answer.generated_tokens)}" + _rate(answer.decode_tokens_per_s),
+        f"loaded in {format_duration(info.load_s)}",
+        f"{info.threads} threads{waiting}",
+    ]
+    if answer.finish_reason == "length":
+        parts.append("cut at --max-tokens")
+    if answer.finish_reason == "context":
+        parts.append(f"cut: the context of {info.context_tokens:,} tokens is full (--ctx)")
+    return "; ".join(parts)
+
+
+def describe_as_json(session: ChatSession, answer: Answer, sampling: Sampling, raw: bool) -> dict[str, Any]:
+    """The answer with the conditions it was made under. Times in seconds; a rate that was not measured is null."""
+    info = session.info
+    return {
+        "schema": "dfqs.run/1",
+        "model": session.model.name,
+        "path": str(session.model.path),
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "reused_tokens": answer.reused_tokens,
+        "generated_tokens": answer.generated_tokens,
+        "load_s": info.load_s,
+        "prompt_s": answer.prompt_s,
+        "decode_s": answer.decode_s,
+        "prompt_tokens_per_s": answer.prompt_tokens_per_s,
+        "decode_tokens_per_s": answer.decode_tokens_per_s,
+        "settings": {
+            **asdict(sampling),
+            "chat_template": not raw,
+            "context_tokens": info.context_tokens,
+            "threads": info.threads,
+            "omp_wait_policy": info.omp_wait_policy,
+        },
+    }
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token" if count == 1 else f"{count:,} tokens"
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "" if tokens_per_s is None else f" at {tokens_per_s:.1f} tokens/s"

@@ -1,0 +1,73 @@
+"""`dfqs run`: one prompt answered."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dfqs.cli.generating import (
+    ContextOption,
+    MaxTokensOption,
+    MinPOption,
+    ModelArgument,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopPOption,
+    describe_as_json,
+    describe_rates,
+    make_sampling,
+    open_chat,
+    write_text,
+)
+from dfqs.cli.output import note, print_json
+from dfqs.errors import UsageError
+from dfqs.runtime.checks import check_model
+from dfqs.runtime.requests import Prompt
+
+
+def command(
+    model: ModelArgument,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.", show_default=False)
+    ],
+    system: SystemOption = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    seed: SeedOption = None,
+    ctx: ContextOption = None,
+    threads: ThreadsOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document in place of the text.")] = False,
+) -> None:
+    """Answer one prompt. The text goes to stdout as it comes, tokens per second to stderr at the end.
+
+    Example: dfqs run model.gguf -p "Name three colours."
+    """
+    if raw and system is not None:
+        raise UsageError("--system needs the chat template, and --raw does without it; leave one out")
+    checked = check_model(model)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
+    with open_chat(checked, ctx, threads) as session:
+        if not raw and not session.info.chat_template:
+            note("note: this model has no chat template; the prompt is continued as plain text")
+            raw = True
+        request = text if raw else conversation(text, system)
+        if json_:
+            print_json(describe_as_json(session, session.answer(request, sampling), sampling, raw))
+            return
+        try:
+            answer = session.answer(request, sampling, write_text)
+        finally:
+            write_text("\n")
+        note(describe_rates(answer, session))
+
+
+def conversation(text: str, system: str | None) -> Prompt:
+    """A user's message, after a system message if there is one."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return [*messages, {"role": "user", "content": text}]

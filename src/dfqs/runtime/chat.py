@@ -1,0 +1,80 @@
+"""Text from a model, for a caller: a worker with one model loaded and one conversation in its cache.
+
+with ChatSession(check_model(path)) as session:
+    answer = session.answer([{"role": "user", "content": "Hello"}], on_text=print)
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from dfqs.progress import Progress, no_progress
+from dfqs.runtime.checks import CheckedModel
+from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
+from dfqs.runtime.worker import Worker
+
+
+def _ignore_text(text: str) -> None:
+    """Nobody listens."""
+
+
+class ChatSession:
+    """A loaded model, for use in a `with` block.
+
+    Args:
+        progress: called with bytes of the file(s) while the model loads.
+
+    Raises:
+        RuntimeFailure: llama.cpp refused the model or the settings.
+        WorkerCrash: it died over them.
+    """
+
+    info: SessionInfo
+
+    def __init__(
+        self,
+        model: CheckedModel,
+        settings: ContextSettings | None = None,
+        *,
+        threads: int | None = None,
+        omp_wait_policy: str | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.model = model
+        self._settings = settings or ContextSettings()
+        self._progress = progress
+        self._worker = Worker(threads, omp_wait_policy)
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as started:
+            worker = started.enter_context(self._worker)
+            self.info = worker.call(
+                "dfqs.runtime.jobs:open_session", self.model.path, self._settings, on_event=self._report_load
+            )
+            self._exit = started.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    def answer(
+        self, prompt: Prompt, sampling: Sampling | None = None, on_text: Callable[[str], None] = _ignore_text
+    ) -> Answer:
+        """Continue a text, or answer a conversation. What an earlier call left in the cache is used again.
+
+        Ctrl-C (KeyboardInterrupt) ends the answer; what came so far went to `on_text`, and the session goes on.
+
+        Raises:
+            UsageError: the prompt does not fit, or a setting makes no sense.
+            RuntimeFailure: no chat template, or llama.cpp failed.
+        """
+        result: Answer = self._worker.call("dfqs.runtime.jobs:answer", prompt, sampling or Sampling(), on_event=on_text)
+        return result
+
+    def _report_load(self, event: Any) -> None:
+        done, total = event
+        self._progress(self.model.file_bytes * done // total, self.model.file_bytes)

@@ -1,0 +1,113 @@
+"""Generating text inside a worker: prefill what the cache does not hold, then token by token."""
+
+import codecs
+import time
+from collections.abc import Callable, Sequence
+
+from dfqs.errors import UsageError
+from dfqs.runtime.requests import Answer, Prompt, Sampling
+from dfqs.runtime.sampling import Sampler
+from dfqs.runtime.session import Context, Model
+from dfqs.runtime.stop import Stopped
+
+
+class TextSession:
+    """One conversation on one context. Remembers which tokens the cache holds, so that a longer version of the same
+    conversation costs only its new part."""
+
+    def __init__(self, model: Model, context: Context) -> None:
+        self.model = model
+        self.context = context
+        self._cached: list[int] = []
+
+    def answer(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Answer:
+        """Continue plain text, or answer a conversation; a stop request ends it early (`interrupted`).
+
+        Args:
+            on_text: called with pieces of the text as they come, whole characters only.
+
+        Raises:
+            UsageError: the prompt does not fit the context.
+        """
+        tokens = self._tokens_of(prompt)
+        room = self.context.n_ctx_sequence - len(tokens)
+        if room < 1:
+            raise UsageError(
+                f"the prompt has {len(tokens):,} tokens and the context {self.context.n_ctx_sequence:,}; "
+                "shorten it, or raise the context length (--ctx)"
+            )
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text: list[str] = []
+        generated = 0
+        finish = "length" if sampling.max_tokens <= room else "context"
+
+        def add(piece: str) -> None:
+            if piece:
+                text.append(piece)
+                on_text(piece)
+
+        reused = 0
+        started = prefilled = time.perf_counter()
+        with Sampler(self.context.library, sampling) as sampler:
+            try:
+                reused = self._prefill(tokens)
+                prefilled = time.perf_counter()
+                while True:
+                    token = sampler.sample(self.context)
+                    generated += 1
+                    if self.model.is_end(token):
+                        finish = "stop"
+                        break
+                    add(decoder.decode(self.model.piece(token, special=False)))
+                    if generated == min(sampling.max_tokens, room):
+                        break
+                    self.context.decode([token], len(self._cached))
+                    self._cached.append(token)
+                ended = time.perf_counter()
+                add(decoder.decode(b"", final=True))
+            except Stopped:
+                ended = time.perf_counter()
+                finish = "interrupted"
+                self._cached = self._cached[: self.context.end_position()]
+        return Answer(
+            text="".join(text),
+            finish_reason=finish,
+            prompt_tokens=len(tokens),
+            reused_tokens=reused,
+            generated_tokens=generated,
+            prompt_s=prefilled - started,
+            decode_s=ended - prefilled,
+        )
+
+    def _tokens_of(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.model.tokenize(prompt)
+        else:
+            tokens = self.model.tokenize_chat(self.model.apply_chat_template(prompt))
+        if not tokens:
+            raise UsageError("the prompt is empty")
+        return tokens
+
+    def _prefill(self, tokens: Sequence[int]) -> int:
+        """Bring the cache to exactly `tokens`; returns how many of them it held already."""
+        shared = self._roll_back_to(tokens)
+        del self._cached[shared:]
+        for start in range(shared, len(tokens), self.context.n_batch):
+            chunk = tokens[start : start + self.context.n_batch]
+            self.context.decode(chunk, start)
+            self._cached.extend(chunk)
+        return shared
+
+    def _roll_back_to(self, tokens: Sequence[int]) -> int:
+        """Cut the cache down to the beginning it shares with `tokens`, less one: the last gives the logits."""
+        shared = 0
+        limit = min(len(tokens) - 1, len(self._cached))
+        while shared < limit and tokens[shared] == self._cached[shared]:
+            shared += 1
+        if shared == self.context.end_position():
+            return shared
+        # Some caches (sliding windows, recurrent states, compressed attention) cannot forget just an end.
+        if shared == 0 or not self.context.remove_sequence(0, shared):
+            self.context.clear()
+            return 0
+        return shared

@@ -1,0 +1,78 @@
+"""What is asked of a text session and what comes back: plain values that cross the process boundary."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Message = Mapping[str, str]
+"""`{"role": "system" | "user" | "assistant", "content": ...}`."""
+
+Prompt = str | Sequence[Message]
+"""Plain text to continue, or a conversation to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSettings:
+    """Settings of the context that a session runs in; see `dfqs.runtime.session.Context`."""
+
+    n_ctx: int | None = None
+    n_batch: int = 512
+    n_ubatch: int = 512
+    flash_attention: str = "auto"
+    type_k: str = "f16"
+    type_v: str = "f16"
+    swa_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. Temperature 0 is greedy: the same answer every time, whatever the other settings."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_k: int = 0
+    """0: no limit."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What a session turned out to be."""
+
+    context_tokens: int
+    threads: int
+    omp_wait_policy: str
+    chat_template: bool
+    load_s: float
+    notices: tuple[str, ...]
+    """For the user: what was asked for and not granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Generated text, and what it took."""
+
+    text: str
+    finish_reason: str
+    """`stop` (the model ended), `length` (max_tokens), `context` (no room left), `interrupted`."""
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt, found in the cache and not computed again."""
+    generated_tokens: int
+    prompt_s: float
+    """Wall time of the prefill."""
+    decode_s: float
+    """Wall time of `generated_tokens - 1` steps: the first token comes out of the prefill."""
+
+    @property
+    def prompt_tokens_per_s(self) -> float | None:
+        """None when nothing was timed."""
+        computed = self.prompt_tokens - self.reused_tokens
+        return computed / self.prompt_s if self.prompt_s > 0 and computed else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """None with fewer than two tokens."""
+        steps = self.generated_tokens - 1
+        return steps / self.decode_s if self.decode_s > 0 and steps > 0 else None

@@ -1,0 +1,72 @@
+"""Choosing the next token, with llama.cpp's own samplers."""
+
+from types import TracebackType
+from typing import Self
+
+from dfqs.errors import UsageError
+from dfqs.runtime.library import Library
+from dfqs.runtime.requests import Sampling
+from dfqs.runtime.session import Context
+
+
+class Sampler:
+    """llama.cpp's sampler chain for `settings`: greedy at temperature 0, else top-k, top-p, min-p, temperature, seed.
+
+    Raises:
+        UsageError: a setting makes no sense.
+    """
+
+    def __init__(self, library: Library, settings: Sampling) -> None:
+        check_sampling(settings)
+        self.library = library
+        self.handle: int | None = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
+        if settings.temperature == 0:
+            self._add(library.llama_sampler_init_greedy())
+            return
+        if settings.top_k > 0:
+            self._add(library.llama_sampler_init_top_k(settings.top_k))
+        if settings.top_p < 1:
+            self._add(library.llama_sampler_init_top_p(settings.top_p, 1))
+        if settings.min_p > 0:
+            self._add(library.llama_sampler_init_min_p(settings.min_p, 1))
+        self._add(library.llama_sampler_init_temp(settings.temperature))
+        self._add(library.llama_sampler_init_dist(settings.seed))
+
+    def _add(self, sampler: int) -> None:
+        self.library.llama_sampler_chain_add(self.handle, sampler)
+
+    def sample(self, context: Context) -> int:
+        """The next token, from the logits of the last one decoded."""
+        return int(self.library.llama_sampler_sample(self.handle, context.handle, -1))
+
+    def close(self) -> None:
+        if self.handle:
+            self.library.llama_sampler_free(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_sampling(settings: Sampling) -> None:
+    """
+    Raises:
+        UsageError: a setting is outside its range.
+    """
+    ranges = (
+        ("temperature", settings.temperature, 0, 100),
+        ("top-p", settings.top_p, 0, 1),
+        ("min-p", settings.min_p, 0, 1),
+        ("top-k", settings.top_k, 0, 1 << 31),
+        # The largest value means "choose a seed" to llama.cpp, which would not be repeatable.
+        ("seed", settings.seed, 0, (1 << 32) - 2),
+        ("number of tokens to generate", settings.max_tokens, 1, 1 << 31),
+    )
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise UsageError(f"{name} must be between {low:,} and {high:,}, not {value}")
