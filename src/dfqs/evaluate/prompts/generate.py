@@ -204,11 +204,11 @@ FAMILIES: dict[str, Callable[[Draw, int], Question]] = {
 
 
 def reasoning_items() -> list[Item]:
-    """The whole set, in its order: level by level, so that a prefix of it is balanced over families."""
+    """The whole set. In its order every prefix of 16 is balanced over families and levels."""
     items: list[Item] = []
     seen: set[str] = set()
-    for level in LEVELS:
-        for number in range(1, ITEMS_PER_LEVEL + 1):
+    for number in range(1, ITEMS_PER_LEVEL + 1):
+        for level in LEVELS:
             for family, write in FAMILIES.items():
                 draw = Draw(f"{SEED}/{family}/{level}/{number}")
                 question, answer, kind, choices = write(draw, level)

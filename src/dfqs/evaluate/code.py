@@ -1,0 +1,75 @@
+"""Scores answers to the code set: the function is taken out of the answer and must pass hidden tests in the sandbox."""
+
+import ast
+import re
+
+from dfqs.evaluate.extract import without_thinking
+from dfqs.evaluate.prompts import CodeItem
+from dfqs.evaluate.sandbox import Sandbox
+from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
+
+STAGE = "code"
+_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_CODE_LINE = re.compile(r"(?:def|async def|class|import|from|@)")
+
+
+def score_code(item: CodeItem, completion: Completion, sandbox: Sandbox) -> ScoredItem:
+    """Right when the hidden tests pass; nothing generated runs outside the sandbox.
+
+    Raises:
+        SandboxUnavailable: it could not be run; that is no verdict on the candidate.
+    """
+    place = {"level": item.level}
+    refusal = completion.refusal()
+    if refusal is not None:
+        return ScoredItem(stage=STAGE, item=item.id, verdict=refusal, completion=completion, place=place)
+    source = extract_code(completion.text, item.entry_point)
+    if source is None:
+        detail = f"no function {item.entry_point} in the answer"
+        return ScoredItem(
+            stage=STAGE, item=item.id, verdict=Verdict.WRONG, detail=detail, completion=completion, place=place
+        )
+    result = sandbox.run(source, item.entry_point, item.tests)
+    return ScoredItem(
+        stage=STAGE,
+        item=item.id,
+        verdict=Verdict.RIGHT if result.passed else Verdict.WRONG,
+        answer=source,
+        detail=f"{result.outcome}: {result.detail}".rstrip(": "),
+        completion=completion,
+        place=place,
+    )
+
+
+def extract_code(output: str, entry_point: str) -> str | None:
+    """The module that defines `entry_point`; None when the answer has none.
+
+    Looked for in this order: the last code block that defines it, all code blocks together, and without any block the
+    longest run of lines from the first that looks like code which Python can parse.
+    """
+    text = without_thinking(output)
+    blocks = [match[1] for match in _BLOCK.finditer(text)]
+    for block in [*reversed(blocks), "\n".join(blocks)]:
+        if _defines(block, entry_point):
+            return block
+    return None if blocks else _bare_code(text, entry_point)
+
+
+def _bare_code(text: str, entry_point: str) -> str | None:
+    lines = text.splitlines()
+    start = next((index for index, line in enumerate(lines) if _CODE_LINE.match(line)), None)
+    if start is None:
+        return None
+    for end in range(len(lines), start, -1):
+        source = "\n".join(lines[start:end])
+        if _defines(source, entry_point):
+            return source
+    return None
+
+
+def _defines(source: str, entry_point: str) -> bool:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(isinstance(node, ast.FunctionDef) and node.name == entry_point for node in tree.body)

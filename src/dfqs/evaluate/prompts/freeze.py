@@ -1,0 +1,37 @@
+"""Writes `manifest.json` for the sets beside it. For whoever makes a new version of a set; a frozen one never changes.
+
+Run as `python -m dfqs.evaluate.prompts.freeze DIRECTORY`.
+"""
+
+import sys
+from pathlib import Path
+
+from dfqs.evaluate.prompts import Manifest, build_entry
+from dfqs.records import write_json
+
+REASONING = (
+    "{item}\n\nThink step by step. Then write the final answer alone on the last line, in the form\nAnswer: <answer>"
+)
+CODE = (
+    "Write the following Python function. Reply with the complete function, with any imports it needs, "
+    "in one code block.\n\n```python\n{item}```"
+)
+CONTEXT = "{item}"
+
+
+def build_manifest(directory: Path) -> Manifest:
+    """The manifest of the files in `directory` as they are."""
+    sets = []
+    for name, file, instruction, max_tokens in (
+        ("reasoning", "reasoning.jsonl", REASONING, 512),
+        ("code", "code.jsonl", CODE, 768),
+        ("context", "context.json", CONTEXT, 32),
+    ):
+        data = (directory / file).read_bytes()
+        items = len(data.splitlines()) if file.endswith(".jsonl") else 1
+        sets.append(build_entry(name, 1, file, data, items, instruction, max_tokens))
+    return Manifest(schema_id="dfqs.prompts/1", sets=tuple(sets))
+
+
+if __name__ == "__main__":
+    write_json(Path(sys.argv[1]) / "manifest.json", build_manifest(Path(sys.argv[1])))

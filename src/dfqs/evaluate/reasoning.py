@@ -1,0 +1,25 @@
+"""Scores answers to the reasoning set: the extracted final answer must be the item's, exactly."""
+
+from dfqs.evaluate.extract import extract_answer
+from dfqs.evaluate.prompts import ReasoningItem
+from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
+
+STAGE = "reasoning"
+
+
+def score_reasoning(item: ReasoningItem, completion: Completion) -> ScoredItem:
+    """Right, wrong, or why it was not judged."""
+    place = {"family": item.family, "level": item.level}
+    refusal = completion.refusal()
+    if refusal is not None:
+        return ScoredItem(stage=STAGE, item=item.id, verdict=refusal, completion=completion, place=place)
+    answer = extract_answer(completion.text, item.kind, item.question, item.choices)
+    return ScoredItem(
+        stage=STAGE,
+        item=item.id,
+        verdict=Verdict.RIGHT if answer == item.answer else Verdict.WRONG,
+        answer=answer,
+        detail="" if answer is not None else "no final answer found",
+        completion=completion,
+        place=place,
+    )

@@ -1,0 +1,238 @@
+"""Frozen sets: their bytes, where the answers come from, and that one changed byte is refused."""
+
+import ast
+import json
+import re
+import shutil
+from datetime import date, timedelta
+from itertools import pairwise, permutations
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfqs.errors import IntegrityError
+from dfqs.evaluate import prompts
+from dfqs.evaluate.context import document, fitting_notes, is_right, note, plan_questions
+from dfqs.evaluate.prompts import freeze, generate
+
+READERS = {
+    "reasoning": prompts.read_reasoning_set,
+    "code": prompts.read_code_set,
+    "context": prompts.read_context_set,
+}
+PUBLISHED = {
+    "reasoning": "4909efc0d1254d946946dcc278bdfbaa0114f8f78d0648ea5136ffef42f3c6cb",
+    "code": "79191d23e2416d4023b9cfeb95539d226d5081f858da5bbcfd16a4a3a3fefcb9",
+    "context": "e1302f4771b6936ce5fccb606263132abc762ae692bbb4d603d80400e3a33ad0",
+}
+
+
+@pytest.fixture
+def copied_sets(tmp_path: Path) -> Path:
+    for path in prompts.DIRECTORY.iterdir():
+        if path.suffix in (".json", ".jsonl"):
+            shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_byte_of_a_set_is_covered_by_its_hash(copied_sets, name):
+    read = READERS[name]
+    entry = read(copied_sets).entry
+    path = copied_sets / entry.file
+    original = path.read_bytes()
+    for place in (0, len(original) // 2, len(original) - 1):
+        changed = bytearray(original)
+        changed[place] ^= 1
+        path.write_bytes(bytes(changed))
+        with pytest.raises(IntegrityError, match=f"'{name}'.*{entry.file}"):
+            read(copied_sets)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("field", ["instruction", "max_tokens", "version"])
+def test_the_words_around_the_items_and_the_token_cap_are_covered_too(copied_sets, name, field):
+    path = copied_sets / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    entry = next(entry for entry in manifest["sets"] if entry["name"] == name)
+    entry[field] = entry[field] + (" " if field == "instruction" else 1)
+    path.write_text(json.dumps(manifest))
+
+    with pytest.raises(IntegrityError, match=f"'{name}'"):
+        READERS[name](copied_sets)
+
+
+@pytest.mark.parametrize("file", ["reasoning.jsonl", "manifest.json"])
+def test_a_missing_file_is_refused(copied_sets, file):
+    (copied_sets / file).unlink()
+
+    with pytest.raises(Exception, match=re.escape(file)):
+        prompts.read_reasoning_set(copied_sets)
+
+
+def test_the_frozen_hashes_are_the_published_ones():
+    assert {name: read().sha256 for name, read in READERS.items()} == PUBLISHED
+
+
+def test_the_generator_reproduces_the_reasoning_set_byte_for_byte():
+    frozen = (prompts.DIRECTORY / "reasoning.jsonl").read_bytes()
+
+    assert generate.jsonl(generate.reasoning_items()) == frozen
+
+
+def test_the_manifest_is_what_the_files_give():
+    assert freeze.build_manifest(prompts.DIRECTORY).model_dump(mode="json") == json.loads(
+        (prompts.DIRECTORY / "manifest.json").read_bytes()
+    )
+
+
+def test_sets_have_the_promised_sizes_and_every_prefix_of_16_is_balanced():
+    reasoning = prompts.read_reasoning_set().items
+
+    assert len(reasoning) == 64
+    for start in range(0, 64, 16):
+        cells = {(item.family, item.level) for item in reasoning[start : start + 16]}
+        assert len(cells) == 16
+    assert len({item.question for item in reasoning}) == 64
+    assert len(prompts.read_code_set().items) == 32
+    assert [item.level for item in prompts.read_code_set().items[:6]] == [1, 2, 3, 1, 2, 3]
+
+
+def test_answers_are_right_by_another_way_of_computing_them():
+    checked = 0
+    for item in prompts.read_reasoning_set().items:
+        answer = _solve(item)
+        if answer is not None:
+            assert answer == item.answer, item
+            checked += 1
+    assert checked >= 60
+
+
+def test_an_ordering_question_has_exactly_one_answer():
+    for item in prompts.read_reasoning_set().items:
+        if item.family == "ordering":
+            assert len(_orders(item)) == 1
+
+
+def test_code_tests_are_python_that_only_asserts():
+    for item in prompts.read_code_set().items:
+        (function,) = ast.parse(item.tests).body
+        assert function.name == "check"
+        assert all(isinstance(statement, ast.Assert) for statement in function.body)
+        assert f"def {item.entry_point}(" in item.prompt
+
+
+VOCABULARY = prompts.read_context_set().items[0]
+
+
+@given(st.integers(0, 60_000), st.integers(1, 100))
+def test_no_two_notes_of_a_document_share_a_name(index, distance):
+    assert note(VOCABULARY, index).question != note(VOCABULARY, index + distance).question
+
+
+def test_a_shorter_document_is_the_beginning_of_a_longer_one():
+    assert document(VOCABULARY, 200).startswith(document(VOCABULARY, 50))
+
+
+@given(st.integers(0, 5000))
+def test_a_document_fits_its_budget_and_one_more_note_would_not(budget):
+    notes = fitting_notes(VOCABULARY, lambda text: len(text.split()), budget)
+
+    used = sum(len(note(VOCABULARY, index).text.split()) for index in range(notes + 1))
+    assert used - len(note(VOCABULARY, notes).text.split()) <= budget < used
+
+
+def test_questions_cover_depths_from_0_to_100_percent_and_ask_for_different_facts():
+    questions = plan_questions(VOCABULARY, 55, 40)
+
+    depths = [question.depth for question in questions]
+    assert (depths[0], depths[-1], len(depths)) == (0.0, 1.0, 40)
+    assert depths == sorted(depths)
+    assert len({question.note.index for question in questions}) == 40
+
+
+def test_a_document_with_fewer_facts_than_questions_gets_fewer_questions():
+    assert len(plan_questions(VOCABULARY, 7, 40)) == 7
+    assert plan_questions(VOCABULARY, 0, 40) == ()
+    assert [question.depth for question in plan_questions(VOCABULARY, 1, 40)] == [0.0]
+
+
+def test_an_answer_that_lists_several_codes_is_wrong():
+    assert is_right("The code is 4821.", "4821")
+    assert is_right("4821, yes 4821", "4821")
+    assert not is_right("4821 or 4822", "4821")
+    assert not is_right("14821", "4821")
+    assert not is_right("", "4821")
+
+
+def _orders(item):
+    clues = re.findall(r"(\w+) is (\w+) than (\w+)\.", item.question)
+    up = {"taller", "older", "faster"}
+    pairs = [(a, b) if word in up else (b, a) for a, word, b in clues]
+    return [order for order in permutations(item.choices) if all(order.index(a) < order.index(b) for a, b in pairs)]
+
+
+def _solve(item):
+    numbers = [int(n) for n in re.findall(r"\d+", item.question)]
+    if item.family == "ordering":
+        (order,) = _orders(item)
+        place = re.search(r"number (\d+)", item.question)
+        return order[int(place[1]) - 1 if place else 0]
+    if item.family == "arithmetic":
+        text = item.question
+        if "finds" in text:
+            return str(numbers[0] + numbers[1])
+        if "left?" in text and "gives" in text:
+            return str(numbers[0] - numbers[1])
+        if "loses" in text:
+            return str(numbers[0] * numbers[1] - numbers[2])
+        if "loose" in text:
+            share = (numbers[0] * numbers[1] + numbers[2]) / numbers[3]
+            return str(int(share) - 1) if share == int(share) else "not whole"
+        crates, rows, each, spoilt, price, cost = numbers
+        return str((crates * rows * each - spoilt) * price - cost)
+    if item.family == "calendar":
+        return _solve_calendar(item.question, numbers)
+    letters = re.search(r"letter '(\w)' occur in the word '(\w+)'", item.question)
+    if letters:
+        return str(letters[2].count(letters[1]))
+    if "last letter" in item.question:
+        return re.search(r"'(\w+)'", item.question)[1][-1]
+    if "swap" in item.question:
+        row = re.search(r"right: ([^.]*)\.", item.question)[1].split(", ")
+        for a, b in re.findall(r"(\w+) and (\w+) swap", item.question):
+            i, j = row.index(a), row.index(b)
+            row[i], row[j] = row[j], row[i]
+        return row[int(re.search(r"place (\d)", item.question)[1]) - 1]
+    return str(_next(numbers))
+
+
+def _next(numbers):
+    steps = [b - a for a, b in pairwise(numbers)]
+    if len(set(steps)) == 1:
+        return numbers[-1] + steps[0]
+    if all(numbers[i + 1] * numbers[0] == numbers[i] * numbers[1] for i in range(len(numbers) - 1)):
+        return numbers[-1] * numbers[1] // numbers[0]
+    if all(numbers[i] + numbers[i + 1] == numbers[i + 2] for i in range(len(numbers) - 2)):
+        return numbers[-1] + numbers[-2]
+    return numbers[-1] + steps[-1] + (steps[-1] - steps[-2])
+
+
+def _solve_calendar(text, numbers):
+    week = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    if "train" in text:
+        total = numbers[0] * 60 + numbers[1] + numbers[2] + (numbers[3] if "stands" in text else 0)
+        return f"{total // 60 % 24:02d}:{total % 60:02d}"
+    if "Today" in text:
+        today = week.index(re.search(r"Today is (\w+)", text)[1])
+        return week[(today + (-numbers[0] if "ago" in text else numbers[0])) % 7]
+    days = [
+        date(int(y), 1 + generate.MONTHS.index(m), int(d))
+        for m, d, y in re.findall(r"([A-Z][a-z]+) (\d+), (\d{4})", text)
+    ]
+    if "How many days" in text:
+        return str((days[1] - days[0]) // timedelta(days=1))
+    assert days[0].strftime("%A") in text
+    return days[1].strftime("%A")
