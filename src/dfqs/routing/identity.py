@@ -1,0 +1,102 @@
+"""Which model a trace is of: what stays the same between its quantizations, and what tells them apart."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from dfqs.errors import UsageError
+from dfqs.gguf import FileSource, GGMLType, Header, read_header
+from dfqs.model import Role, read_model_spec, tensor_layer, tensor_role
+from dfqs.records import Record
+from dfqs.runtime.checks import shard_paths
+
+PIECE_BYTES = 1 << 20
+_TOKENIZER_PREFIX = "tokenizer.ggml."
+
+
+class ModelIdentity(Record):
+    """A model, and the artifact of it that was run."""
+
+    name: str | None
+    architecture: str
+    layers: int
+    """Blocks in all, routed or not."""
+    experts: int
+    experts_used: int
+    file_bytes: int
+    header_sha256: str
+    """Of every key and every tensor's name, type and shape: tells two quantizations apart."""
+    tokenizer_sha256: str | None
+    """Of the tokenizer's keys as they stand in the file. None: the model has no tokenizer."""
+    router_sha256: str | None
+    """Of the router's weights, which quantizers leave as they are (F32): the same for every quantization of one model.
+    None: this file's router is quantized, so it proves nothing."""
+    expert_types: tuple[str, ...]
+    """Types of the routed experts' tensors: `IQ1_S`."""
+
+
+def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
+    """Identify the model in a file, or in a set of shards given by its first; and its hash-routed layers.
+
+    Raises:
+        UsageError: the model is dense: it has no routing.
+        FormatError: the header lies.
+        ShardError: a later shard given, or one missing.
+    """
+    paths = shard_paths(path)
+    headers = [read_header(shard) for shard in paths]
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    spec = read_model_spec(headers[0], tensors)
+    if not spec.is_moe:
+        raise UsageError(f"{path} is a dense model ({spec.architecture}): it has no experts, so there is no routing")
+    experts = spec.role(Role.ROUTED_EXPERT)
+    identity = ModelIdentity(
+        name=spec.name,
+        architecture=spec.architecture,
+        layers=spec.layers or 0,
+        experts=spec.experts,
+        experts_used=spec.experts_used,
+        file_bytes=sum(header.file_size for header in headers),
+        header_sha256=_hash_headers(headers),
+        tokenizer_sha256=_hash_tokenizer(headers[0]),
+        router_sha256=_hash_routers(paths, headers),
+        expert_types=tuple(sorted(type_.name for type_ in experts.types)) if experts else (),
+    )
+    tables = {tensor_layer(tensor.name) for tensor in tensors if tensor_role(tensor.name) is Role.TABLE}
+    return identity, tuple(sorted(layer for layer in tables if layer is not None))
+
+
+def _hash_headers(headers: Iterable[Header]) -> str:
+    digest = hashlib.sha256()
+    for header in headers:
+        for entry in header.entries:
+            digest.update(header.raw_entry(entry).data)
+        for tensor in header.tensors:
+            digest.update(f"{tensor.name}\0{int(tensor.type)}\0{tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()
+
+
+def _hash_tokenizer(header: Header) -> str | None:
+    entries = sorted((e for e in header.entries if e.name.startswith(_TOKENIZER_PREFIX)), key=lambda e: e.name)
+    if not entries:
+        return None
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(header.raw_entry(entry).data)
+    return digest.hexdigest()
+
+
+def _hash_routers(paths: Iterable[Path], headers: Iterable[Header]) -> str | None:
+    lines = []
+    for path, header in zip(paths, headers, strict=True):
+        routers = [tensor for tensor in header.tensors if tensor_role(tensor.name) is Role.ROUTER]
+        if any(tensor.type is not GGMLType.F32 for tensor in routers):
+            return None
+        with FileSource(path) as source:
+            for tensor in routers:
+                span = header.span(tensor)
+                digest = hashlib.sha256()
+                for offset in range(span.offset, span.offset + span.length, PIECE_BYTES):
+                    digest.update(source.read_exactly(offset, min(PIECE_BYTES, span.offset + span.length - offset)))
+                lines.append(f"{tensor.name}\0{digest.hexdigest()}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() if lines else None
