@@ -5,11 +5,13 @@ The recipe of the "-XL" classes keeps everything but the routed experts at Q8_0 
 non-expert tensors, embedding and output pinned at Q8_0). A further class is a further row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.types import GGMLType
-from dfqs.model import ModelSpec, Role, RoleSize
+from dfqs.model import INTEGER_TYPES, ModelSpec, Role, RoleSize, tensor_layer, tensor_role
 
 KEPT_F32 = (Role.ROUTER, Role.NORM, Role.BIAS, Role.HYPER_CONNECTION)
 """Roles that every class leaves at F32."""
@@ -18,15 +20,47 @@ PINNED_Q8_0 = (Role.SHARED_EXPERT, Role.DENSE_FFN, Role.ATTENTION, Role.EMBEDDIN
 
 
 @dataclass(frozen=True, slots=True)
+class LayerException:
+    """Tensors that get another type than their role: those that fit all that is stated here."""
+
+    type: GGMLType
+    role: Role | None = None
+    tensors: str | None = None
+    """A shell pattern of tensor names, like `blk.*.ffn_down_exps.weight`."""
+    layers: frozenset[int] | None = None
+
+    def fits(self, name: str) -> bool:
+        if self.role is not None and tensor_role(name) is not self.role:
+            return False
+        if self.tensors is not None and not fnmatchcase(name, self.tensors):
+            return False
+        return self.layers is None or tensor_layer(name) in self.layers
+
+
+@dataclass(frozen=True, slots=True)
 class DeploymentClass:
-    """A named recipe: role -> type. Roles it does not name (tables, other) stay as they are."""
+    """A named recipe: role -> type, and exceptions of which the first that fits decides.
+
+    Roles that it does not name (tables, other) stay as they are.
+    """
 
     name: str
     types: Mapping[Role, GGMLType]
+    exceptions: tuple[LayerException, ...] = ()
 
     @property
-    def expert_type(self) -> GGMLType:
-        return self.types[Role.ROUTED_EXPERT]
+    def expert_type(self) -> GGMLType | None:
+        return self.types.get(Role.ROUTED_EXPERT)
+
+    @property
+    def all_types(self) -> frozenset[GGMLType]:
+        """Every type that the class asks for."""
+        return frozenset(self.types.values()) | {entry.type for entry in self.exceptions}
+
+    def type_of(self, name: str) -> GGMLType | None:
+        """The type of the tensor of that name; None: it stays as it is."""
+        exception = next((entry for entry in self.exceptions if entry.fits(name)), None)
+        return exception.type if exception is not None else self.types.get(tensor_role(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +146,14 @@ def _deviations(size: RoleSize, class_: DeploymentClass) -> list[str]:
         for type_, count in size.types.items()
         if type_ is not expected
     ]
+
+
+def class_deviations(tensors: Iterable[TensorInfo], class_: DeploymentClass) -> tuple[str, ...]:
+    """Tensors that have another type than the class gives them, one line each (integer tables aside)."""
+    lines = []
+    for tensor in tensors:
+        expected = class_.type_of(tensor.name)
+        if expected is None or tensor.type is expected or tensor.type in INTEGER_TYPES:
+            continue
+        lines.append(f"{tensor.name}: is {tensor.type.name}, the class has {expected.name}")
+    return tuple(lines)

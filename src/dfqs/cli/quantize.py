@@ -1,0 +1,140 @@
+"""`dfqs quantize`: an artifact of a deployment class out of a model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dfqs.classes import CLASSES
+from dfqs.cli.inspect import role_table
+from dfqs.cli.output import note, out, print_json, print_plain, progress_bar, warn
+from dfqs.errors import UsageError
+from dfqs.model import read_model_spec
+from dfqs.quantize.plan import QuantizationPlan
+from dfqs.quantize.quantize import Quantized, Source, check_imatrix, plan_source, quantize, read_source
+from dfqs.quantize.recipe import find_class, recipe_record
+from dfqs.units import format_bytes, format_count, format_duration, parse_size
+
+SHOWN_NOTES = 12
+"""So many exceptions are listed one by one for people; `--json` has them all."""
+
+
+def command(
+    source: Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)],
+    target: Annotated[Path | None, typer.Argument(help="The file to write.", show_default=False)] = None,
+    class_: Annotated[
+        str, typer.Option("--class", "-c", help=f"{', '.join(CLASSES)}, or a recipe that ends in .toml.")
+    ] = "IQ1_S-XL",
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix (GGUF), from `dfqs imatrix` or llama-imatrix.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Peak memory, whatever the model's size.")] = "2G",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Write shards of at most this size in place of one file.", show_default=False)
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, from shapes alone.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make an artifact of a deployment class: each tensor gets the type that the class has for its role.
+
+    Killed at any moment, the same command goes on where it was. The bytes do not depend on threads or memory.
+
+    Example: dfqs quantize model-f16.gguf model-iq1.gguf --class IQ1_S-XL --imatrix model.imatrix.gguf
+    """
+    recipe = find_class(class_)
+    read = read_source(source)
+    plan = plan_source(read, recipe)
+    if dry_run:
+        if imatrix is not None:
+            check_imatrix(plan, read, imatrix)
+        _report(plan, read, None, json_)
+        return
+    if target is None:
+        raise UsageError("name the file to write (or add --dry-run to see what it would be)")
+    try:
+        with progress_bar(f"quantizing to {recipe.name}", "parameters") as progress:
+            result = quantize(
+                source,
+                target,
+                recipe,
+                imatrix=imatrix,
+                memory_bytes=parse_size(memory),
+                threads=threads,
+                max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
+                allow_requantize=allow_requantize,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        note("finished tensors are kept beside the target; the same command goes on from there")
+        raise
+    _report(plan, read, result, json_)
+
+
+def _report(plan: QuantizationPlan, source: Source, result: Quantized | None, json_: bool) -> None:
+    spec = read_model_spec(source.first, source.tensors.values())
+    if not spec.is_moe:
+        warn(f"a dense model: {plan.class_.name} is about routed experts, and means little without any")
+    if json_:
+        print_json(_as_json(plan, result))
+        return
+    out.print(role_table(plan.roles))
+    weights = sum(size.parameters for size in plan.roles)
+    total = sum(size.bytes for size in plan.roles)
+    bits = f", {total * 8 / weights:.2f} bits per weight" if weights else ""
+    print_plain(f"{plan.class_.name}: {format_bytes(total)} for {format_count(weights)} parameters{bits}")
+    if plan.notes:
+        print_plain(f"{len(plan.notes)} tensors are not what the class says:")
+        for line in plan.notes[:SHOWN_NOTES]:
+            print_plain(f"  - {line}")
+        if len(plan.notes) > SHOWN_NOTES:
+            print_plain(f"  - and {len(plan.notes) - SHOWN_NOTES} more (--json lists all)")
+    if result is None:
+        _hint_at_needs(plan)
+        return
+    outcome = result.outcome
+    rate = f", {format_count(outcome.quantized_parameters / outcome.wall_s)} a second" if outcome.wall_s > 0 else ""
+    resumed = f" ({outcome.resumed} tensors were done before)" if outcome.resumed else ""
+    for path in result.paths:
+        print_plain(f"wrote {path}")
+    note(f"{format_duration(outcome.wall_s)} on {outcome.threads} threads{rate}{resumed}")
+
+
+def _hint_at_needs(plan: QuantizationPlan) -> None:
+    if plan.requantized:
+        note(f"{len(plan.requantized)} input tensors are below Q8_0: the real run needs --allow-requantize")
+    if plan.needing_importance:
+        note(f"{len(plan.needing_importance)} tensors need an importance matrix: the real run needs --imatrix")
+
+
+def _as_json(plan: QuantizationPlan, result: Quantized | None) -> dict[str, Any]:
+    """The summary for programs. Sizes in bytes; what was not done is null."""
+    return {
+        "schema": "dfqs.quantize/1",
+        "class": plan.class_.name,
+        "recipe": recipe_record(plan.class_),
+        "tensor_bytes": plan.bytes,
+        "parameters_to_quantize": plan.parameters_to_quantize,
+        "roles": {
+            size.role.value: {
+                "tensors": size.tensors,
+                "parameters": size.parameters,
+                "bytes": size.bytes,
+                "types": {type_.name: count for type_, count in size.types.items()},
+            }
+            for size in plan.roles
+        },
+        "notes": list(plan.notes),
+        "needs_imatrix": bool(plan.needing_importance),
+        "needs_allow_requantize": bool(plan.requantized),
+        "paths": [str(path) for path in result.paths] if result else None,
+        "file_bytes": result.file_bytes if result else None,
+        "wall_s": result.outcome.wall_s if result else None,
+        "threads": result.outcome.threads if result else None,
+        "resumed_tensors": result.outcome.resumed if result else None,
+    }

@@ -1,0 +1,377 @@
+"""Carries out a quantization, in the worker process: read, convert, write, in bounded memory and on all cores.
+
+Tensors are cut into slabs of whole rows. Threads read and convert slabs; the main thread takes them back in order,
+hashes both sides and writes. Nothing depends on which thread did what: the bytes are the same for any number of them.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dfqs.errors import FormatError, IntegrityError, UsageError
+from dfqs.gguf.layout import tensor_length
+from dfqs.gguf.source import FileSource
+from dfqs.gguf.types import BLOCKS, GGMLType
+from dfqs.quantize.imatrix_file import ImatrixFile
+from dfqs.quantize.journal import FinishedTensor, Journal, read_journal
+from dfqs.quantize.kernels import Float32, Kernels
+from dfqs.storage import check_writable_target, fsync_directory, publish_file, storage_errors
+from dfqs.units import format_bytes
+
+if TYPE_CHECKING:
+    from dfqs.runtime.worker_context import WorkerContext
+
+BASE_BYTES = 400 << 20
+"""Counted for the interpreter, numpy, the native library and its tables, before any slab."""
+SLAB_ELEMENTS = 1 << 20
+"""Values a slab holds at most; one row where a row is longer."""
+SYNC_BYTES, SYNC_S = 256 << 20, 1.0
+"""Finished tensors are synced and journalled after so many bytes or so much time."""
+ELEMENT_BYTES = 12
+"""A value takes at most so much while it is converted: as read, as float32, as written."""
+PROGRESS_S = 0.1
+READ_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorWork:
+    """One tensor: where it comes from and goes to."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: int
+    """Index into `Work.sources`."""
+    source_type: GGMLType
+    source_offset: int
+    """Bytes from the start of the source file."""
+    type: GGMLType
+    output: int
+    """Index into `Work.outputs`."""
+    offset: int
+    """Bytes from the start of the output file."""
+
+    @property
+    def rows(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file to be written."""
+
+    path: Path
+    partial: Path
+    """Its name until it is whole."""
+    header: bytes
+    size: int
+    hash_slot: int | None
+    """Where in the header 64 hex digits of the source's content hash go; None where it has no such key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that a worker needs."""
+
+    sources: tuple[Path, ...]
+    outputs: tuple[OutputFile, ...]
+    tensors: tuple[TensorWork, ...]
+    imatrix: Path | None
+    journal: Path
+    fingerprint: str
+    memory_bytes: int
+    threads: int
+    overwrite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was written."""
+
+    tensors: tuple[FinishedTensor, ...]
+    resumed: int
+    """Tensors that an earlier, interrupted run had already written."""
+    quantized_parameters: int
+    """Values converted in this run."""
+    wall_s: float
+    threads: int
+
+
+def execute(context: "WorkerContext", work: Work) -> Outcome:
+    """Write the outputs of `work`. Emits `(parameters done, tensor name)`.
+
+    Raises:
+        FormatError: weights that are no numbers, a source that was cut short.
+        UsageError: an unfinished run of something else lies there, or another process is writing the same output.
+        SpaceError: the disk is full. What was written stays, and the same command goes on from there.
+    """
+    state = read_journal(work.journal, work.fingerprint)
+    for file in work.outputs:
+        # Without its partial file, a finished run has renamed it already.
+        if not (state.complete and not file.partial.exists()):
+            check_writable_target(file.path, overwrite=work.overwrite)
+    with ExitStack() as stack:
+        sources = [stack.enter_context(FileSource(path)) for path in work.sources]
+        imatrix = stack.enter_context(ImatrixFile(work.imatrix)) if work.imatrix is not None else None
+        handles = [_open_partial(file, state.complete, stack) for file in work.outputs]
+        journal = Journal(work.journal, work.fingerprint, state)
+        stack.callback(journal.close)
+        run = _Run(work, sources, handles, journal, imatrix, Kernels(context.library), context.emit)
+        outcome = run.carry_out()
+        _publish(work, journal)
+    return outcome
+
+
+def slab_plan(work: Work) -> tuple[int, int]:
+    """(elements a slab holds at most, threads) that keep within the memory allowed.
+
+    Raises:
+        UsageError: even one row at a time of the longest tensor does not fit.
+    """
+    row = max((t.shape[0] for t in work.tensors), default=1)
+    fixed = BASE_BYTES + _importance_bytes(work)
+    for threads in range(work.threads, 0, -1):
+        # Twice as many slabs as threads are under way or waiting to be written.
+        elements = (work.memory_bytes - fixed) // (2 * threads * ELEMENT_BYTES)
+        if elements >= row:
+            return max(min(elements, SLAB_ELEMENTS), row), threads
+    least = fixed + 2 * ELEMENT_BYTES * row
+    raise UsageError(f"--memory must be at least {format_bytes(least)} for this model")
+
+
+def _importance_bytes(work: Work) -> int:
+    if work.imatrix is None:
+        return 0
+    # Two tensors' weights at most (one being finished, one begun), and a copy while they are normalized.
+    return 4 * 4 * max((t.shape[0] * (t.shape[2] if len(t.shape) > 2 else 1) for t in work.tensors), default=0)
+
+
+class _Run:
+    def __init__(
+        self,
+        work: Work,
+        sources: list[FileSource],
+        handles: list[int],
+        journal: Journal,
+        imatrix: ImatrixFile | None,
+        kernels: Kernels,
+        emit: Callable[[tuple[int, str]], None],
+    ) -> None:
+        self.work, self.sources, self.handles = work, sources, handles
+        self.journal, self.imatrix, self.kernels, self.emit = journal, imatrix, kernels, emit
+        self.slab_elements, self.threads = slab_plan(work)
+        self.done_parameters = 0
+        self._unsynced: list[FinishedTensor] = []
+        self._unsynced_bytes = 0
+        self._last_sync = self._last_emit = time.monotonic()
+
+    def carry_out(self) -> Outcome:
+        started = time.monotonic()
+        finished = self._check_finished()
+        resumed = len(finished)
+        if not self.journal.complete:
+            for file, handle in zip(self.work.outputs, self.handles, strict=True):
+                with storage_errors(file.path):
+                    if not finished:
+                        os.ftruncate(handle, 0)
+                    os.ftruncate(handle, file.size)
+                    _write_all(handle, file.header, 0)
+            todo = [t for t in self.work.tensors if t.name not in finished]
+            for type_ in {t.type for t in todo if t.type is not t.source_type}:
+                self.kernels.prepare(type_)
+            finished |= {t.name: t for t in self._convert_all(todo)}
+            self._fill_hash_slots(finished)
+            self._sync()
+            self.journal.mark_complete()
+        in_order = tuple(finished[t.name] for t in self.work.tensors)
+        quantized = self.done_parameters - self._resumed_parameters
+        return Outcome(in_order, resumed, quantized, time.monotonic() - started, self.threads)
+
+    def _check_finished(self) -> dict[str, FinishedTensor]:
+        """What an earlier run wrote, read back: a journal is believed only together with its bytes."""
+        finished = {}
+        for tensor in self.work.tensors:
+            entry = self.journal.finished.get(tensor.name)
+            if entry is None or self._hash_output(tensor) != entry.sha256:
+                if self.journal.complete:
+                    raise IntegrityError(
+                        f"{self.work.outputs[tensor.output].partial}: tensor '{tensor.name}' changed after it was "
+                        f"written; delete that file and {self.work.journal} to start over"
+                    )
+                continue
+            finished[tensor.name] = entry
+            self._count(tensor, tensor.rows)
+        self._resumed_parameters = self.done_parameters
+        return finished
+
+    def _hash_output(self, tensor: TensorWork) -> str:
+        handle, digest = self.handles[tensor.output], hashlib.sha256()
+        position, end = tensor.offset, tensor.offset + tensor_length(tensor.type, tensor.shape)
+        while position < end:
+            data = os.pread(handle, min(READ_BYTES, end - position), position)
+            if not data:
+                break
+            digest.update(data)
+            position += len(data)
+        return digest.hexdigest()
+
+    def _convert_all(self, tensors: list[TensorWork]) -> Iterator[FinishedTensor]:
+        """Convert `tensors` in order. Slabs of the next tensor start before the last one is written."""
+        waiting: deque[tuple[TensorWork, int, int, Future[tuple[bytes, bytes | memoryview]]]] = deque()
+        source_hash, hash_, position = hashlib.sha256(), hashlib.sha256(), 0
+        slabs = self._slabs(tensors)
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                while True:
+                    while len(waiting) < 2 * self.threads and (slab := next(slabs, None)) is not None:
+                        tensor, first, last, importance = slab
+                        future = pool.submit(self._convert, tensor, first, last, importance)
+                        waiting.append((tensor, first, last, future))
+                    if not waiting:
+                        break
+                    tensor, first, last, future = waiting.popleft()
+                    source, result = future.result()
+                    source_hash.update(source)
+                    hash_.update(result)
+                    with storage_errors(self.work.outputs[tensor.output].path):
+                        _write_all(self.handles[tensor.output], result, tensor.offset + position)
+                    position += len(result)
+                    self._unsynced_bytes += len(result)
+                    self._count(tensor, last - first)
+                    if last == tensor.rows:
+                        entry = FinishedTensor(tensor.name, source_hash.hexdigest(), hash_.hexdigest())
+                        self._finish(entry)
+                        yield entry
+                        source_hash, hash_, position = hashlib.sha256(), hashlib.sha256(), 0
+            except BaseException:
+                for *_, future in waiting:
+                    future.cancel()
+                raise
+
+    def _slabs(self, tensors: list[TensorWork]) -> Iterator[tuple[TensorWork, int, int, Float32 | None]]:
+        for tensor in tensors:
+            importance = None
+            if self.imatrix is not None and tensor.type is not tensor.source_type:
+                importance = self.imatrix.importance(tensor.name, tensor.shape)
+            step = max(1, self.slab_elements // tensor.shape[0])
+            for first in range(0, tensor.rows, step):
+                yield tensor, first, min(first + step, tensor.rows), importance
+
+    def _convert(
+        self, tensor: TensorWork, first: int, last: int, importance: Float32 | None
+    ) -> tuple[bytes, bytes | memoryview]:
+        """Rows `first` to `last`: the source's bytes and the result's."""
+        columns, rows = tensor.shape[0], last - first
+        row_bytes = columns // BLOCKS[tensor.source_type].elements * BLOCKS[tensor.source_type].bytes
+        source = self.sources[tensor.source]
+        data = source.read_exactly(tensor.source_offset + first * row_bytes, rows * row_bytes)
+        if not self.kernels.is_valid(tensor.source_type, data):
+            raise self._not_finite(tensor, first, data)
+        if tensor.type is tensor.source_type:
+            return data, data
+        values = self.kernels.to_float(tensor.source_type, data, rows * columns).reshape(rows, columns)
+        out_row_bytes = tensor_length(tensor.type, (columns,))
+        out = np.empty(rows * out_row_bytes, np.uint8)
+        # Each expert has its own importance, so a call never crosses from one to the next.
+        group_rows = tensor.rows // (1 if importance is None else len(importance))
+        start = first
+        while start < last:
+            end = min(last, (start // group_rows + 1) * group_rows)
+            weights = None if importance is None else importance[start // group_rows]
+            part = out[(start - first) * out_row_bytes : (end - first) * out_row_bytes]
+            self.kernels.quantize(tensor.type, values[start - first : end - first], weights, part)
+            start = end
+        if not self.kernels.is_valid(tensor.type, out):
+            raise FormatError(
+                f"holds values too large for {tensor.type.name} (rows {first:,} to {last - 1:,})",
+                path=source.path,
+                name=tensor.name,
+            )
+        return data, out.data
+
+    def _not_finite(self, tensor: TensorWork, first: int, data: bytes) -> FormatError:
+        values = self.kernels.to_float(tensor.source_type, data, tensor.shape[0] * (len(data) // self._row(tensor)))
+        bad = int(np.flatnonzero(~np.isfinite(values))[0]) if not np.isfinite(values).all() else 0
+        row, column = divmod(bad + first * tensor.shape[0], tensor.shape[0])
+        return FormatError(
+            f"holds weights that are no numbers (NaN or infinite; the first at row {row:,}, column {column:,}); "
+            "nothing sensible can be made of it: fetch or convert the model again",
+            path=self.sources[tensor.source].path,
+            name=tensor.name,
+        )
+
+    def _row(self, tensor: TensorWork) -> int:
+        return tensor_length(tensor.source_type, (tensor.shape[0],))
+
+    def _count(self, tensor: TensorWork, rows: int) -> None:
+        if tensor.type is not tensor.source_type:
+            self.done_parameters += rows * tensor.shape[0]
+        now = time.monotonic()
+        if now - self._last_emit >= PROGRESS_S:
+            self._last_emit = now
+            self.emit((self.done_parameters, tensor.name))
+
+    def _finish(self, entry: FinishedTensor) -> None:
+        self._unsynced.append(entry)
+        if self._unsynced_bytes >= SYNC_BYTES or time.monotonic() - self._last_sync >= SYNC_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        for file, handle in zip(self.work.outputs, self.handles, strict=True):
+            with storage_errors(file.path):
+                os.fsync(handle)
+        self.journal.add(self._unsynced)
+        self._unsynced, self._unsynced_bytes, self._last_sync = [], 0, time.monotonic()
+
+    def _fill_hash_slots(self, finished: dict[str, FinishedTensor]) -> None:
+        digest = source_content_sha256(self.work.tensors, finished).encode()
+        for file, handle in zip(self.work.outputs, self.handles, strict=True):
+            if file.hash_slot is not None:
+                with storage_errors(file.path):
+                    _write_all(handle, digest, file.hash_slot)
+
+
+def source_content_sha256(tensors: tuple[TensorWork, ...], finished: dict[str, FinishedTensor]) -> str:
+    """Content hash of the source, from the tensor hashes taken on the way."""
+    lines = []
+    for tensor in tensors:
+        shape = ",".join(str(size) for size in tensor.shape)
+        lines.append(f"{tensor.name},{tensor.source_type.name},[{shape}],{finished[tensor.name].source_sha256}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _open_partial(file: OutputFile, complete: bool, stack: ExitStack) -> int:
+    path = file.path if complete and not file.partial.exists() else file.partial
+    with storage_errors(file.path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    stack.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"another process is writing {file.path}") from None
+    return handle
+
+
+def _publish(work: Work, journal: Journal) -> None:
+    """Give the outputs their names. A run killed here finds the journal complete, and only renames what is left."""
+    for file in work.outputs:
+        if file.partial.exists():
+            publish_file(file.partial, file.path, overwrite=work.overwrite)
+    journal.remove()
+    fsync_directory(work.journal.parent)
+
+
+def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,130 @@
+"""What of an unfinished output is already durable, so that a killed run goes on where it was.
+
+The journal is a text file beside the output: one JSON object a line, the first naming the work by a fingerprint of
+everything that decides its bytes, each further one a finished tensor with its hashes. A line is written only after
+the bytes it speaks of have been synced, and is itself synced; a torn last line is ignored.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import UsageError
+from dfqs.storage import fsync_directory, storage_errors
+
+FORMAT = "dfqs.quantize-journal/1"
+MAX_JOURNAL_BYTES = 64 << 20
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedTensor:
+    """A tensor whose bytes are on disk."""
+
+    name: str
+    source_sha256: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalState:
+    """What an earlier run left."""
+
+    finished: dict[str, FinishedTensor]
+    complete: bool
+    """Whether every output has been synced whole, so that only their renaming is left."""
+
+
+class Journal:
+    """An open journal, which begins with what an earlier run left (`read_journal`).
+
+    Raises:
+        SpaceError: the disk is full.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, state: JournalState) -> None:
+        self.path = path
+        self.finished, self.complete = state.finished, state.complete
+        # Written anew, not appended to: a torn last line must not swallow the line after it.
+        fresh = path.with_name(path.name + ".new")
+        with storage_errors(path):
+            self._handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._append([{"format": FORMAT, "fingerprint": fingerprint}])
+        self.add(list(state.finished.values()))
+        if state.complete:
+            self.mark_complete()
+        fresh.replace(path)
+        fsync_directory(path.parent)
+
+    def add(self, tensors: list[FinishedTensor]) -> None:
+        """Note tensors whose bytes have been synced."""
+        if tensors:
+            self._append([{"tensor": t.name, "source_sha256": t.source_sha256, "sha256": t.sha256} for t in tensors])
+
+    def mark_complete(self) -> None:
+        """Note that all outputs are whole and synced."""
+        self._append([{"tensor": COMPLETE, "source_sha256": "0" * 64, "sha256": "0" * 64}])
+
+    def _append(self, lines: list[dict[str, str]]) -> None:
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        with storage_errors(self.path):
+            while data:
+                data = data[os.write(self._handle, data) :]
+            os.fsync(self._handle)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def remove(self) -> None:
+        """Forget it: the work is done."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+COMPLETE = "*"
+"""Stands for the whole output in place of a tensor's name (no tensor is called so: names are checked by the reader)."""
+
+
+def read_journal(path: Path, fingerprint: str) -> JournalState:
+    """What an earlier run of the same work left; nothing where there was none.
+
+    Raises:
+        UsageError: the journal there is of another work.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JOURNAL_BYTES)
+    except FileNotFoundError:
+        return JournalState({}, False)
+    lines = data.split(b"\n")[:-1]
+    if not lines:
+        return JournalState({}, False)
+    head = _object(lines[0])
+    if head.get("format") != FORMAT or head.get("fingerprint") != fingerprint:
+        raise UsageError(
+            f"{path} is of an unfinished run with another input, class or importance matrix; finish that run, or "
+            "delete the journal and the .partial file beside it to start over"
+        )
+    finished = {}
+    for line in lines[1:]:
+        entry = _object(line)
+        name, source, out = entry.get("tensor"), entry.get("source_sha256"), entry.get("sha256")
+        if not name or not source or not out or not (_HASH.fullmatch(source) and _HASH.fullmatch(out)):
+            break
+        finished[name] = FinishedTensor(name, source, out)
+    complete = finished.pop(COMPLETE, None) is not None
+    return JournalState(finished, complete)
+
+
+def _object(line: bytes) -> dict[str, str]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    return {key: item for key, item in value.items() if isinstance(item, str)}

@@ -1,0 +1,198 @@
+"""A killed run goes on where it was, and ends with the bytes that an uninterrupted one has."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dfqs.classes import CLASSES
+from dfqs.errors import IntegrityError, UsageError
+from dfqs.gguf import GGMLType, TensorSource, write_gguf
+from dfqs.gguf.quants import quantize as encode
+from dfqs.quantize.journal import Journal, JournalState
+from dfqs.quantize.quantize import plan_source, plan_work, quantize, read_source
+from dfqs.quantize.recipe import find_class
+from dfqs.runtime import Worker
+from quantize_inputs import hashed_values, model_keys, write_model
+
+TENSORS, SHAPE = 24, (256, 256, 4)
+Q8_0 = CLASSES["Q8_0"]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(threads=2) as worker:
+        yield worker
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> tuple[Path, Path]:
+    """A model whose experts take some seconds as IQ3_S, and the recipe that says so."""
+    names = [f"blk.{index}.ffn_up_exps.weight" for index in range(TENSORS)]
+
+    def source(name: str) -> TensorSource:
+        def read() -> Iterator[bytes]:
+            yield encode(hashed_values(name, SHAPE[0] * SHAPE[1] * SHAPE[2]), GGMLType.F16)
+
+        return TensorSource(name, SHAPE, GGMLType.F16, read)
+
+    write_gguf(tmp_path / "slow.gguf", model_keys(), [source(name) for name in names])
+    (tmp_path / "slow.toml").write_text('name = "slow"\n[types]\n"routed experts" = "IQ3_S"\n')
+    return tmp_path / "slow.gguf", tmp_path / "slow.toml"
+
+
+def journal_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.quantizing.journal")
+
+
+def partial_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.quantizing")
+
+
+def run_until_journalled(model: Path, out: Path, recipe: Path, lines: int) -> None:
+    """Start the command, and kill it without warning once so many lines stand in its journal."""
+    command = [sys.executable, "-m", "dfqs.cli.main", "quantize", str(model), str(out), "--class", str(recipe)]
+    process = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal_of(out).exists() and journal_of(out).read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    slow: tuple[Path, Path], worker: Worker, tmp_path: Path
+) -> None:
+    model, recipe = slow
+    out, reference = tmp_path / "out.gguf", tmp_path / "reference.gguf"
+    run_until_journalled(model, out, recipe, 3)
+    assert not out.exists()
+    # The worker dies with its parent, but not in the same instant.
+    time.sleep(0.5)
+
+    resumed = quantize(model, out, find_class(str(recipe)), worker=worker)
+    quantize(model, reference, find_class(str(recipe)), worker=worker)
+
+    assert 2 <= resumed.outcome.resumed < TENSORS
+    assert out.read_bytes() == reference.read_bytes()
+    assert not journal_of(out).exists()
+    assert not partial_of(out).exists()
+
+
+def leave_as_interrupted(model: Path, out: Path, worker: Worker, finished: int, complete: bool = False) -> Journal:
+    """Make `out`, then put things back to where a run stood that had `finished` tensors in its journal."""
+    source = read_source(model)
+    result = quantize(model, out, Q8_0, worker=worker)
+    work = plan_work(source, plan_source(source, Q8_0), out, None, None, 2**31, 2, False)
+    out.rename(partial_of(out))
+    done = {t.name: t for t in result.outcome.tensors[:finished]}
+    journal = Journal(work.journal, work.fingerprint, JournalState(done, complete))
+    journal.close()
+    return journal
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model.gguf")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.gguf"
+
+
+def test_a_run_killed_before_the_rename_only_renames(model: Path, out: Path, worker: Worker) -> None:
+    leave_as_interrupted(model, out, worker, 13, complete=True)
+    before = partial_of(out).read_bytes()
+
+    result = quantize(model, out, Q8_0, worker=worker)
+
+    assert result.outcome.quantized_parameters == 0
+    assert out.read_bytes() == before
+
+
+def test_a_torn_last_line_of_the_journal_is_not_believed(model: Path, out: Path, worker: Worker) -> None:
+    leave_as_interrupted(model, out, worker, 5)
+    expected = partial_of(out).read_bytes()
+    with journal_of(out).open("ab") as file:
+        file.write(b'{"tensor": "blk.0.attn_v.weight", "source_sha')
+
+    result = quantize(model, out, Q8_0, worker=worker)
+
+    assert result.outcome.resumed == 5
+    assert out.read_bytes() == expected
+
+
+def test_a_journalled_tensor_whose_bytes_were_lost_is_made_again(model: Path, out: Path, worker: Worker) -> None:
+    leave_as_interrupted(model, out, worker, 5)
+    expected = partial_of(out).read_bytes()
+    with partial_of(out).open("r+b") as file:
+        file.seek(len(expected) // 10)
+        file.truncate()
+
+    result = quantize(model, out, Q8_0, worker=worker)
+
+    assert result.outcome.resumed < 5
+    assert out.read_bytes() == expected
+
+
+def test_a_finished_file_that_was_changed_before_its_rename_is_not_published(
+    model: Path, out: Path, worker: Worker
+) -> None:
+    leave_as_interrupted(model, out, worker, 13, complete=True)
+    with partial_of(out).open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"?")
+
+    with pytest.raises(IntegrityError, match="changed after it was written"):
+        quantize(model, out, Q8_0, worker=worker)
+
+    assert not out.exists()
+
+
+def test_an_unfinished_run_of_another_class_is_not_continued(model: Path, out: Path, worker: Worker) -> None:
+    leave_as_interrupted(model, out, worker, 5)
+
+    with pytest.raises(UsageError, match="unfinished run with another input, class or importance matrix"):
+        quantize(model, out, CLASSES["Q4_K-XL"], worker=worker)
+
+    assert journal_of(out).exists()
+
+
+def test_an_input_that_changed_meanwhile_is_not_mixed_into_what_was_made_of_the_old_one(
+    model: Path, out: Path, worker: Worker
+) -> None:
+    leave_as_interrupted(model, out, worker, 5)
+    os.utime(model, ns=(1, 1))
+
+    with pytest.raises(UsageError, match="unfinished run with another input"):
+        quantize(model, out, Q8_0, worker=worker)
+
+
+def test_two_runs_never_write_the_same_output(model: Path, out: Path, worker: Worker) -> None:
+    leave_as_interrupted(model, out, worker, 5)
+    with partial_of(out).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+        with pytest.raises(UsageError, match="another process is writing"):
+            quantize(model, out, Q8_0, worker=worker)
+
+
+def test_padding_is_zero_even_over_the_leavings_of_something_else(model: Path, out: Path, worker: Worker) -> None:
+    quantize(model, out, Q8_0, worker=worker)
+    expected = out.read_bytes()
+    out.unlink()
+    partial_of(out).write_bytes(b"\xff" * (len(expected) + 1000))
+
+    quantize(model, out, Q8_0, worker=worker)
+
+    assert out.read_bytes() == expected
