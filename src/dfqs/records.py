@@ -15,9 +15,14 @@ RECORD_LIMIT_BYTES = 256 << 20
 
 
 class Record(BaseModel):
-    """Base of everything stored: unknown keys are refused, fields do not change after it is made."""
+    """Base of everything stored: unknown keys are refused, fields do not change after it is made.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A record's version stands under the key `schema`; the field is `schema_`, as pydantic has a `schema` of its own.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True, validate_by_alias=True
+    )
 
 
 RecordT = TypeVar("RecordT", bound=Record)

@@ -1,0 +1,260 @@
+"""The whole flow on the embedded model: the story that `dfqs demo` tells.
+
+Each step is a call that a user could make; this module only puts them in order and writes down what came of them.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from dfqs import __version__
+from dfqs.classes import recognise_class, tier_of
+from dfqs.embedded import cached_embedded_model
+from dfqs.errors import IntegrityError
+from dfqs.gguf import read_header
+from dfqs.integrity import ModelHashes, hash_model, verify_against
+from dfqs.model import ModelSpec, read_model_spec
+from dfqs.progress import Progress
+from dfqs.records import Record, write_json
+from dfqs.runtime.chat import ChatSession
+from dfqs.runtime.checks import check_model
+from dfqs.runtime.memory import measure_memory_curve
+from dfqs.runtime.requests import Answer, Sampling, SessionInfo
+from dfqs.shards import merge, plan_merge
+from dfqs.shards.split import plan_split, split
+from dfqs.storage import publish_file, storage_errors, write_bytes_atomic
+from dfqs.units import format_bytes, format_count, format_duration
+
+MODEL_NAME = "SmolLM2-135M-MoE.gguf"
+SHARD_BYTES = 80_000_000
+PROMPT = "What is the capital of France?"
+ANSWER_TOKENS = 48
+CONTEXTS = (2048, 8192)
+"""Context lengths that the memory step asks llama.cpp about; the second is all that the model was trained for."""
+WORK_NAME = ".work"
+STEPS = 7
+
+
+class Narrator(Protocol):
+    """Who tells the story: the command line, or a test."""
+
+    def step(self, number: int, total: int, title: str) -> AbstractContextManager[Progress]:
+        """A step begins; its progress is drawn while the block lasts."""
+        ...
+
+    def say(self, line: str) -> None:
+        """What came of the step, in a line."""
+        ...
+
+
+class DemoStep(Record):
+    """One step of the story."""
+
+    title: str
+    outcome: str
+    wall_s: float
+
+
+class DemoRecord(Record):
+    """What was done, on what, and what came of it."""
+
+    schema_: Literal["dfqs.demo/1"] = Field(default="dfqs.demo/1", alias="schema")
+    dfqs_version: str
+    made_at: str
+    model: str
+    model_note: str
+    """What the model says of itself; it is not the reference model."""
+    file_bytes: int
+    file_sha256: str | None
+    content_sha256: str
+    prompt: str
+    answer: str
+    answer_tokens: int
+    decode_tokens_per_s: float | None
+    prompt_tokens_per_s: float | None
+    threads: int
+    omp_wait_policy: str
+    steps: list[DemoStep]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demonstration leaves."""
+
+    record: DemoRecord
+    model: Path
+    story: Path
+
+
+def run_demo(out: Path, narrator: Narrator) -> DemoResult:
+    """Build, split, merge, verify, inspect, plan, run; then write down what was done.
+
+    Leaves the merged model, `demo.json` and `demo.md` in `out`; shards are removed. What an earlier run left there is
+    replaced.
+
+    Raises:
+        DfqsError: whatever stops a step.
+    """
+    story = _Story(narrator)
+    with _work_directory(out) as work:
+        built = _build(story)
+        first_shard = _split(story, built, work)
+        merged = _merge(story, first_shard, work)
+        hashes = _verify(story, merged, first_shard)
+        target = out / MODEL_NAME
+        publish_file(merged, target, overwrite=True)
+        spec = _inspect(story, target)
+        _plan_memory(story, target)
+        answer, session = _run(story, target)
+    record = DemoRecord(
+        dfqs_version=__version__,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=spec.name or MODEL_NAME,
+        model_note=spec.description or "",
+        file_bytes=target.stat().st_size,
+        file_sha256=hashes.file_sha256,
+        content_sha256=hashes.content_sha256,
+        prompt=PROMPT,
+        answer=answer.text,
+        answer_tokens=answer.generated_tokens,
+        decode_tokens_per_s=answer.decode_tokens_per_s,
+        prompt_tokens_per_s=answer.prompt_tokens_per_s,
+        threads=session.threads,
+        omp_wait_policy=session.omp_wait_policy,
+        steps=story.steps,
+    )
+    write_json(out / "demo.json", record)
+    path = out / "demo.md"
+    write_bytes_atomic(path, render_story(record).encode())
+    return DemoResult(record, target, path)
+
+
+def render_story(record: DemoRecord) -> str:
+    """The record as Markdown."""
+    rows = "\n".join(f"| {i} | {s.title} | {s.outcome} | {s.wall_s:.1f} s |" for i, s in enumerate(record.steps, 1))
+    return f"""# What `dfqs demo` did
+
+{record.made_at}, dfqs {record.dfqs_version}, {record.threads} threads ({record.omp_wait_policy} OpenMP waiting).
+
+| | step | what came of it | time |
+|---|---|---|---|
+{rows}
+
+The file: **{record.model}**, {record.file_bytes:,} bytes.
+
+- SHA-256 of the file: `{record.file_sha256}`
+- SHA-256 of its content, whatever its layout: `{record.content_sha256}`
+
+{record.model_note}
+"""
+
+
+class _Story:
+    """Tells each step as it happens, and keeps it for the record."""
+
+    def __init__(self, narrator: Narrator) -> None:
+        self.narrator = narrator
+        self.steps: list[DemoStep] = []
+
+    @contextmanager
+    def step(self, title: str) -> Iterator["_Step"]:
+        started = time.monotonic()
+        with self.narrator.step(len(self.steps) + 1, STEPS, title) as progress:
+            step = _Step(progress)
+            yield step
+        self.steps.append(DemoStep(title=title, outcome=step.outcome, wall_s=time.monotonic() - started))
+        self.narrator.say(step.outcome)
+
+
+@dataclass(slots=True)
+class _Step:
+    progress: Progress
+    outcome: str = ""
+
+
+def _build(story: _Story) -> Path:
+    with story.step("Build a small Mixture-of-Experts model") as step:
+        path = cached_embedded_model(progress=step.progress)
+        spec = read_model_spec(read_header(path))
+        step.outcome = (
+            f"SmolLM2-135M made into {spec.experts} experts a layer, {spec.experts_used} used: "
+            f"{format_count(spec.parameters)} parameters, {format_bytes(path.stat().st_size)}"
+        )
+    return path
+
+
+def _split(story: _Story, model: Path, work: Path) -> Path:
+    with story.step("Split it into shards, as large models come") as step:
+        shards = split(plan_split(model, work / "shard", max_bytes=SHARD_BYTES), progress=step.progress)
+        step.outcome = f"{len(shards)} shards of at most {format_bytes(max(path.stat().st_size for path in shards))}"
+    return shards[0]
+
+
+def _merge(story: _Story, first_shard: Path, work: Path) -> Path:
+    with story.step("Merge the shards into one file") as step:
+        result = merge(plan_merge(first_shard), work / MODEL_NAME, progress=step.progress)
+        rate = format_bytes(result.moved_bytes / result.wall_s)
+        step.outcome = f"{format_bytes(result.file_bytes)} in {format_duration(result.wall_s)} ({rate}/s, durable)"
+    return result.path
+
+
+def _verify(story: _Story, model: Path, first_shard: Path) -> ModelHashes:
+    with story.step("Verify it against the shards, byte by byte") as step:
+        comparison = verify_against(model, first_shard, progress=step.progress)
+        if not comparison.equal:
+            raise IntegrityError(f"the merged file is not its shards: {comparison.findings[0].message}")
+        hashes = hash_model(model, progress=step.progress)
+        step.outcome = f"all {comparison.tensors} tensors equal; content SHA-256 {hashes.content_sha256[:16]}..."
+    return hashes
+
+
+def _inspect(story: _Story, path: Path) -> ModelSpec:
+    with story.step("Inspect what it is") as step:
+        spec = read_model_spec(read_header(path))
+        match = recognise_class(spec)
+        bits = spec.bits_per_weight
+        tier = tier_of(bits).title if bits is not None else "unknown"
+        step.outcome = (
+            f"{spec.architecture}, {spec.layers} layers, {format_count(spec.parameters_active)} parameters active, "
+            f"{bits:.2f} bits per weight, tier {tier}, "
+            + (f"class {match.name}" if match is not None and match.exact else "of no deployment class")
+        )
+    return spec
+
+
+def _plan_memory(story: _Story, path: Path) -> None:
+    with story.step("Ask llama.cpp how much memory it needs") as step:
+        needs = measure_memory_curve(path, CONTEXTS)
+        step.outcome = "; ".join(
+            f"{format_bytes(need.total_bytes)} at {need.context_tokens:,} tokens of context" for need in needs
+        )
+
+
+def _run(story: _Story, path: Path) -> tuple[Answer, SessionInfo]:
+    with story.step("Ask it something") as step, ChatSession(check_model(path), progress=step.progress) as session:
+        answer = session.answer([{"role": "user", "content": PROMPT}], Sampling(max_tokens=ANSWER_TOKENS))
+        rate = answer.decode_tokens_per_s
+        step.outcome = f"{PROMPT} -> {' '.join(answer.text.split())} ({answer.generated_tokens} tokens" + (
+            f" at {rate:.1f} tokens/s)" if rate is not None else ")"
+        )
+        return answer, session.info
+
+
+@contextmanager
+def _work_directory(out: Path) -> Iterator[Path]:
+    """A directory inside `out` for what is not kept; also clears what a killed run left."""
+    work = out / WORK_NAME
+    with storage_errors(out):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
