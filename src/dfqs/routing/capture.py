@@ -1,0 +1,191 @@
+"""Capturing a trace: prompts in, a trace file out, one batch in memory at a time."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfqs.errors import RuntimeFailure
+from dfqs.progress import Progress, no_progress
+from dfqs.routing.identity import read_identity
+from dfqs.routing.prompts import Prompt
+from dfqs.routing.tap import BatchToken, RouterTap, Routing, decode_batch
+from dfqs.routing.trace import RouteConditions, TraceChunk, TraceHeader
+from dfqs.routing.tracefile import TraceWriter
+from dfqs.runtime import Worker
+from dfqs.runtime.library import PACKAGE, PINNED_VERSION
+from dfqs.runtime.session import Context, Model
+from dfqs.runtime.worker_context import WorkerContext
+from dfqs.storage import atomic_writer
+
+RUNTIME = f"llama.cpp b{PINNED_VERSION.rpartition('.')[2]} ({PACKAGE} {PINNED_VERSION})"
+REFERENCE: dict[str, Any] = {
+    "n_batch": 512,
+    "n_ubatch": 512,
+    "flash_attention": "off",
+    "type_k": "f16",
+    "type_v": "f16",
+    "swa_full": False,
+}
+"""Settings of a reference trace: those under which routing was seen not to depend on threads and chunking."""
+MAX_CONTEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSummary:
+    """What was captured."""
+
+    trace_sha256: str
+    header: TraceHeader
+    tokens: int
+    prompts: int
+    notices: tuple[str, ...]
+
+
+def capture_trace(
+    worker: Worker,
+    model: Path,
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    scores: bool = False,
+    context_tokens: int = MAX_CONTEXT_TOKENS,
+    source: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> CaptureSummary:
+    """Run prompts through a model and write the routing of every token to `out`, whole or not at all.
+
+    Args:
+        settings: of `Context`; what is not given is as in `REFERENCE`.
+        scores: store the router's scores as well (4 bytes for each expert, layer and token).
+        context_tokens: longer prompts are cut into pieces of this length, each a prompt of its own.
+        progress: called with tokens.
+
+    Raises:
+        UsageError: the model is dense, or `out` exists.
+        RuntimeFailure: llama.cpp failed, or its graph shows no routing.
+    """
+    identity, hash_layers = read_identity(model)
+    wanted = {**REFERENCE, **(settings or {})}
+    with atomic_writer(out, overwrite=overwrite) as file:
+        writer: TraceWriter | None = None
+
+        def on_event(event: dict[str, Any]) -> None:
+            nonlocal writer
+            if writer is not None:
+                writer.write(event["chunk"])
+                progress(writer.tokens, event["of"])
+                return
+            layers = tuple(event.pop("layers"))
+            header = TraceHeader(
+                model=identity,
+                layers=layers,
+                hash_layers=tuple(layer for layer in hash_layers if layer in layers),
+                scores=event.pop("scores"),
+                source=source,
+                conditions=RouteConditions(runtime=RUNTIME, processor=processor_name(), **event),
+            )
+            writer = TraceWriter(file, header)
+
+        summary = worker.call(
+            "dfqs.routing.capture:trace_prompts",
+            str(model),
+            list(prompts),
+            wanted,
+            scores,
+            context_tokens,
+            on_event=on_event,
+        )
+        if writer is None:
+            raise RuntimeFailure("the prompts hold no tokens")
+        digest = writer.finish()
+    return CaptureSummary(digest, writer.header, writer.tokens, summary["prompts"], tuple(summary["notices"]))
+
+
+def trace_prompts(
+    worker: WorkerContext,
+    path: str,
+    prompts: Sequence[Prompt],
+    settings: dict[str, Any],
+    scores: bool,
+    context_tokens: int,
+) -> dict[str, Any]:
+    """In the worker: emits the header's facts, then `{"chunk": TraceChunk, "of": tokens in all}`."""
+    model = load_model(worker, path)
+    context_tokens = min(context_tokens, model.trained_context_tokens)
+    whole = [prompt.tokenize(model) for prompt in prompts]
+    pieces = [tokens[i : i + context_tokens] for tokens in whole for i in range(0, len(tokens), context_tokens)]
+    notices = []
+    if len(pieces) != len(prompts):
+        notices.append(f"prompts longer than {context_tokens:,} tokens were cut: {len(prompts)} became {len(pieces)}")
+    total = sum(len(piece) for piece in pieces)
+    if not total:
+        return {"prompts": 0, "notices": notices}
+    tap = RouterTap(scores=scores)
+    longest = max(len(piece) for piece in pieces)
+    header: Routing | None = None
+    with Context(model, longest, **settings, eval_callback=tap.callback) as context:
+        for number, piece in enumerate(pieces):
+            context.clear()
+            for start in range(0, len(piece), context.n_batch):
+                batch = [
+                    BatchToken(token, start + index)
+                    for index, token in enumerate(piece[start : start + context.n_batch])
+                ]
+                # Logits of every token, or the last layer would not route them. They are not looked at.
+                decode_batch(context, batch, tap)
+                routing = tap.take_batch(batch)
+                if header is None:
+                    header = routing
+                    worker.emit(_facts(context, routing, settings))
+                if routing.layers != header.layers:
+                    raise RuntimeFailure("the layers that route changed from one batch to the next")
+                worker.emit({"chunk": _chunk(number, start, batch, routing), "of": total})
+        notices += context.notices
+    return {"prompts": len(pieces), "notices": notices}
+
+
+def load_model(worker: WorkerContext, path: str) -> Model:
+    """The model at `path`, kept between calls of one worker."""
+    key = f"routing model {path}"
+    if key not in worker.state:
+        worker.state[key] = Model(worker.library, path)
+    loaded: Model = worker.state[key]
+    return loaded
+
+
+def processor_name() -> str | None:
+    """What this machine calls its CPU."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), None)
+    except OSError:
+        return platform.processor() or None
+
+
+def _facts(context: Context, routing: Routing, settings: Mapping[str, Any]) -> dict[str, Any]:
+    scores: tuple[str, ...] = ()
+    if routing.probabilities is not None:
+        scores = ("probabilities",) if routing.selection is None else ("probabilities", "selection")
+    return {
+        "layers": routing.layers,
+        "scores": scores,
+        "threads": context.threads,
+        "batch_tokens": context.n_batch,
+        "ubatch_tokens": min(settings["n_ubatch"], context.n_batch),
+        "flash_attention": settings["flash_attention"],
+        "type_k": settings["type_k"],
+        "type_v": settings["type_v"],
+        "swa_full": settings["swa_full"],
+        "context_tokens": context.n_ctx,
+    }
+
+
+def _chunk(number: int, start: int, batch: Sequence[BatchToken], routing: Routing) -> TraceChunk:
+    tokens = np.array([entry.token for entry in batch], np.int32)
+    return TraceChunk(number, start, tokens, routing.ids, routing.probabilities, routing.selection)

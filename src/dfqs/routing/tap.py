@@ -1,0 +1,202 @@
+"""Getting routing out of llama.cpp while it computes. Everything here runs in a worker process.
+
+The graph names its nodes `ffn_moe_topk-<layer>` (ids: a table's row for hash-routed layers, else a strided view of an
+argsort), `ffn_moe_probs-<layer>` and, where an architecture chooses by something else, `ffn_moe_probs_biased-<layer>`
+or `ffn_moe_probs_masked-<layer>`. Reshaped variants of the same names exist and are not wanted.
+"""
+
+import ctypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqs.errors import RuntimeFailure
+from dfqs.routing.trace import Ids, Scores
+from dfqs.runtime import abi
+from dfqs.runtime.session import Context, EvalCallback, TensorView
+
+NOT_COMPUTED = -1
+"""Id where a layer skipped a token: the last layer computes only tokens whose logits are wanted."""
+
+_ROUTER_NODE = re.compile(r"ffn_moe_(topk|probs|probs_biased|probs_masked)-(\d+)")
+# When several are there, the later one decides.
+_SELECTION = ("probs_biased", "probs_masked")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchToken:
+    """One token of a batch that may hold several sequences."""
+
+    token: int
+    position: int
+    sequence: int = 0
+    wants_logits: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What the router did with a batch, in the batch's order."""
+
+    layers: tuple[int, ...]
+    ids: Ids
+    """int32 [layers, tokens, used]"""
+    probabilities: Scores | None
+    selection: Scores | None
+    """[layers, tokens, experts]; NaN where not computed."""
+
+
+class RouterTap:
+    """Collects routing during a context's decodes. Pass `callback` to the context, and `take_batch` after each decode.
+
+    Args:
+        scores: collect the router's scores too.
+    """
+
+    def __init__(self, *, scores: bool = False) -> None:
+        self.scores = scores
+        self.callback = EvalCallback(self._wants, self._take)
+        self._nodes: dict[tuple[str, int], list[NDArray[np.generic]]] = {}
+        self._ubatches: list[list[int]] = []
+
+    def _wants(self, name: str, op: str) -> bool:
+        match = _ROUTER_NODE.fullmatch(name)
+        if match is None:
+            return name == "embd" and op == "GET_ROWS"
+        return match[1] == "topk" or self.scores
+
+    def _take(self, name: str, _op: str, tensor: TensorView) -> None:
+        if name == "embd":
+            tokens = tensor.source(1)
+            if tokens is not None:
+                self._ubatches.append([int(token) for token in tokens().ravel()])
+            return
+        match = _ROUTER_NODE.fullmatch(name)
+        assert match is not None
+        self._nodes.setdefault((match[1], int(match[2])), []).append(tensor())
+
+    def take_batch(self, batch: Sequence[BatchToken]) -> Routing:
+        """What was collected since the last time, which must be this batch.
+
+        Raises:
+            RuntimeFailure: nothing was seen, or not for these tokens.
+        """
+        nodes, self._nodes = self._nodes, {}
+        ubatches, self._ubatches = self._ubatches, []
+        layers = tuple(sorted(layer for kind, layer in nodes if kind == "topk"))
+        if not layers:
+            raise RuntimeFailure("no routing was seen: this model's graph names its expert choice in a way not known")
+        order = batch_order(batch, ubatches)
+        outputs = order[[batch[index].wants_logits for index in order]]
+        ids = [_spread(nodes[("topk", layer)], order, outputs, NOT_COMPUTED) for layer in layers]
+        if not self.scores:
+            return Routing(layers, np.stack(ids), None, None)
+        shape = (len(batch), nodes[("probs", layers[0])][0].shape[-1])
+        probabilities, selection, biased = [], [], False
+        for layer in layers:
+            scores = _spread(nodes[("probs", layer)], order, outputs, np.nan)
+            probabilities.append(scores)
+            for kind in _SELECTION:
+                if (kind, layer) in nodes:
+                    biased = True
+                    scores = _spread(nodes[(kind, layer)], order, outputs, np.nan)
+            selection.append(scores.reshape(shape))
+        return Routing(layers, np.stack(ids), np.stack(probabilities), np.stack(selection) if biased else None)
+
+
+def batch_order(batch: Sequence[BatchToken], ubatches: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """In which order the runtime computed a batch: `order[i]` is the place in the batch of the i-th computed token.
+
+    llama.cpp cuts a batch into ubatches either as it stands, or by taking equally many tokens of several sequences, one
+    sequence after the other. Which of the two is read off the tokens that each ubatch was seen to hold.
+
+    Raises:
+        RuntimeFailure: neither explains what was seen.
+    """
+    waiting: dict[int, list[int]] = {}
+    for place, entry in enumerate(batch):
+        waiting.setdefault(entry.sequence, []).append(place)
+    order: list[int] = []
+    for seen in ubatches:
+        rest = sorted(place for places in waiting.values() for place in places)
+        taken = rest[: len(seen)]
+        if [batch[place].token for place in taken] != list(seen):
+            taken = _equal_split(batch, waiting, seen)
+        order += taken
+        done = set(taken)
+        waiting = {s: [p for p in places if p not in done] for s, places in waiting.items()}
+    if len(order) != len(batch):
+        raise RuntimeFailure(f"{len(order)} of {len(batch)} tokens were seen in the graph; their routing is unknown")
+    return np.array(order, np.int64)
+
+
+def _equal_split(batch: Sequence[BatchToken], waiting: dict[int, list[int]], seen: Sequence[int]) -> list[int]:
+    by_first = sorted((places[0], s) for s, places in waiting.items() if places)
+    for sequences in range(1, len(by_first) + 1):
+        each, rest = divmod(len(seen), sequences)
+        if rest:
+            continue
+        taken = [place for _, s in by_first[:sequences] for place in waiting[s][:each]]
+        if [batch[place].token for place in taken] == list(seen):
+            return taken
+    raise RuntimeFailure("the runtime cut a batch in a way not known, so its routing cannot be told apart")
+
+
+def _spread(
+    parts: Sequence[NDArray[np.generic]], order: NDArray[np.int64], outputs: NDArray[np.int64], missing: float
+) -> NDArray[np.generic]:
+    """Rows in the order of the batch; tokens that the layer did not compute are `missing`."""
+    rows = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
+    for places in (order, outputs):
+        if len(rows) == len(places):
+            full = np.full((len(order), rows.shape[-1]), missing, rows.dtype)
+            full[places] = rows
+            return full
+    raise RuntimeFailure(f"a layer routed {len(rows)} of {len(order)} tokens; {len(outputs)} were expected")
+
+
+def decode_batch(context: Context, batch: Sequence[BatchToken], tap: RouterTap | None = None) -> NDArray[np.float32]:
+    """Decode tokens of any sequences as one batch.
+
+    Returns:
+        Logits [wanted, vocabulary], in the order of the batch; a view that the next decode overwrites.
+
+    Raises:
+        RuntimeFailure: llama.cpp failed.
+    """
+    count = len(batch)
+    token = np.array([entry.token for entry in batch], np.int32)
+    position = np.array([entry.position for entry in batch], np.int32)
+    one = np.ones(count, np.int32)
+    sequence = np.array([entry.sequence for entry in batch], np.int32)
+    pointer = ctypes.POINTER(ctypes.c_int32)
+    sequences = (pointer * count)(*(ctypes.cast(sequence.ctypes.data + 4 * index, pointer) for index in range(count)))
+    wanted = np.array([entry.wants_logits for entry in batch], np.int8)
+    library = context.library
+    library.stop.raise_if_requested()
+    result = library.llama_decode(
+        context.handle,
+        abi.Batch(
+            n_tokens=count,
+            token=token.ctypes.data_as(pointer),
+            pos=position.ctypes.data_as(pointer),
+            n_seq_id=one.ctypes.data_as(pointer),
+            seq_id=sequences,
+            logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        ),
+    )
+    if tap is not None:
+        tap.callback.raise_pending()
+    if result != abi.DECODE_OK:
+        library.stop.raise_if_requested()
+        raise RuntimeFailure(f"llama.cpp failed to decode a batch of {count} tokens (code {result})")
+    rows = int(wanted.sum())
+    if not rows:
+        return np.empty((0, context.model.vocab_size), np.float32)
+    # Logits lie in the order of the batch, whatever order they were computed in, once one was asked for by its place.
+    first = library.llama_get_logits_ith(context.handle, int(np.flatnonzero(wanted)[0]))
+    if not first:
+        raise RuntimeFailure("llama.cpp gave no logits")
+    return np.ctypeslib.as_array(first, (rows, context.model.vocab_size))
