@@ -1,0 +1,56 @@
+"""`dfqs manifest`: write down what a model's bytes are and where they came from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfqs.cli.output import note, out, print_json, progress_bar
+from dfqs.integrity.hashes import hash_file
+from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest
+from dfqs.records import write_json
+from dfqs.shards.shard import read_shards
+from dfqs.storage import check_writable_target
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="The .gguf file.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The manifest to write; MODEL.manifest.json by default.")
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Option("--shards", help="First of the shards it was made of; their hashes are recorded.")
+    ] = None,
+    repo: Annotated[str | None, typer.Option("--repo", help="Hub repository it came from.")] = None,
+    commit: Annotated[str | None, typer.Option("--commit", help="Commit of that repository.")] = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Hash every expert too, so that a check can name the one that changed.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Hash, but write nothing.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+) -> None:
+    """Hash a model (the file, its content, every tensor) and record it with its origin.
+
+    Example: dfqs manifest model.gguf -o model.manifest.json
+    """
+    target = output or model.with_name(model.name + ".manifest.json")
+    if not dry_run:
+        check_writable_target(target, overwrite=True)
+    sources = None
+    if shards is not None:
+        sources = []
+        for shard in read_shards(shards):
+            with progress_bar(f"hashing {shard.path.name}") as progress:
+                sha256 = hash_file(shard.path, progress=progress)
+            sources.append(SourceFile(name=shard.path.name, bytes=shard.header.file_size, sha256=sha256))
+    provenance = Provenance(repo=repo, commit=commit, shards=sources)
+    with progress_bar("hashing") as progress:
+        manifest = make_manifest(model, provenance=provenance, experts=experts, progress=progress)
+    if not dry_run:
+        write_json(target, manifest)
+        note(f"wrote {target}")
+    if json_:
+        print_json(manifest)
+        return
+    out.print(f"file_sha256     {manifest.file_sha256}", markup=False)
+    out.print(f"content_sha256  {manifest.content_sha256}", markup=False)

@@ -1,0 +1,194 @@
+"""A model against the shards it was made of, or against another file: byte by byte, tensor by tensor.
+
+Bytes are compared, not hashes: it is faster, and says where the first difference is and in which experts.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.gguf import FileSource, Header, TensorInfo, read_header
+from dfqs.gguf.layout import squeeze_shape
+from dfqs.integrity.findings import Finding, has_errors
+from dfqs.integrity.hashes import BUFFER_BYTES, is_expert_tensor
+from dfqs.progress import Progress, no_progress
+from dfqs.shards.shard import SPLIT_COUNT, read_shards
+
+_MAKE_AGAIN = "Merge the shards again, or verify them against the hashes of their source; one of the two is damaged."
+_LISTED_EXPERTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of comparing a model with its shards."""
+
+    tensors: int
+    """Tensors that the shards have."""
+    compared_bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Every tensor is there, with the same type, shape and bytes, and no other."""
+        return not has_errors(self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The same tensor in two files."""
+
+    tensor: TensorInfo
+    ours: int
+    """Offset in the model."""
+    theirs: int
+    """Offset in its shard."""
+    shard: FileSource
+
+
+def verify_against(model: Path, first_shard: Path, *, progress: Progress = no_progress) -> Comparison:
+    """Compare a model with a set of shards (or another single file), tensor by tensor.
+
+    Args:
+        progress: in bytes of the tensors.
+
+    Raises:
+        FormatError: a header lies, or a file is cut short meanwhile.
+        ShardError: the shards do not make one model.
+        UsageError: a file is missing or cannot be read.
+    """
+    with ExitStack() as stack:
+        ours = stack.enter_context(FileSource(model))
+        header = read_header(ours)
+        findings: list[Finding] = []
+        pairs: list[_Pair] = []
+        seen: set[str] = set()
+        for path, shard_header in _other_headers(first_shard):
+            shard = stack.enter_context(FileSource(path))
+            for tensor in shard_header.tensors:
+                seen.add(tensor.name)
+                if finding := _description_finding(header, tensor, path):
+                    findings.append(finding)
+                    continue
+                span = header.span(header.tensor(tensor.name))
+                pairs.append(_Pair(tensor, span.offset, shard_header.span(tensor).offset, shard))
+        for tensor in header.tensors:
+            if tensor.name not in seen:
+                message = "the model has it, the shards do not"
+                findings.append(Finding("extra-tensor", message, _MAKE_AGAIN, name=tensor.name))
+        findings += _compare_all(ours, pairs, progress)
+        return Comparison(len(seen), sum(pair.tensor.length for pair in pairs), tuple(findings))
+
+
+def _other_headers(first: Path) -> list[tuple[Path, Header]]:
+    header = read_header(first)
+    if header.metadata.get(SPLIT_COUNT, 0) in (0, 1):
+        return [(first, header)]
+    return [(shard.path, shard.header) for shard in read_shards(first)]
+
+
+def _description_finding(header: Header, tensor: TensorInfo, path: Path) -> Finding | None:
+    if not header.has_tensor(tensor.name):
+        return Finding("missing-tensor", f"it is in {path.name}, not in the model", _MAKE_AGAIN, name=tensor.name)
+    own = header.tensor(tensor.name)
+    if (own.type, squeeze_shape(own.shape)) != (tensor.type, squeeze_shape(tensor.shape)):
+        message = (
+            f"is {own.type.name} {list(own.shape)} in the model, {tensor.type.name} {list(tensor.shape)} in {path.name}"
+        )
+        return Finding("description", message, _MAKE_AGAIN, name=tensor.name)
+    return None
+
+
+def _compare_all(ours: FileSource, pairs: Sequence[_Pair], progress: Progress) -> list[Finding]:
+    """Compare on all cores; findings in the order of the shards."""
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(len(pairs)):
+        waiting.put(index)
+    found: list[Finding | None] = [None] * len(pairs)
+    total, done, lock, stop = sum(pair.tensor.length for pair in pairs), 0, threading.Lock(), threading.Event()
+
+    def count(length: int) -> None:
+        nonlocal done
+        with lock:
+            done += length
+            progress(done, total)
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                try:
+                    index = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                found[index] = _compare(ours, pairs[index], count)
+        except BaseException:
+            stop.set()
+            raise
+
+    threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compare") as pool:
+        workers = [pool.submit(work) for _ in range(threads)]
+        try:
+            for worker in workers:
+                worker.result()
+        except BaseException:
+            stop.set()
+            raise
+    return [finding for finding in found if finding is not None]
+
+
+def _compare(ours: FileSource, pair: _Pair, count: Callable[[int], None]) -> Finding | None:
+    """One tensor: the first byte that differs, and in which experts there is a difference."""
+    tensor, first = pair.tensor, -1
+    slice_bytes = tensor.length // tensor.shape[2] if is_expert_tensor(tensor) else 0
+    experts: set[int] = set()
+    for start in range(0, tensor.length, BUFFER_BYTES):
+        length = min(BUFFER_BYTES, tensor.length - start)
+        a = ours.read_exactly(pair.ours + start, length)
+        b = pair.shard.read_exactly(pair.theirs + start, length)
+        if a != b:
+            first = start + _first_difference(a, b) if first < 0 else first
+            experts.update(_experts_that_differ(a, b, start, slice_bytes))
+        count(length)
+    if first < 0:
+        return None
+    where = f" in {_expert_list(sorted(experts))}" if experts else ""
+    return Finding(
+        "differs",
+        f"its bytes differ from {pair.shard.path.name}{where}, the first at byte {first:,} of the tensor",
+        _MAKE_AGAIN,
+        offset=pair.ours + first,
+        name=tensor.name,
+    )
+
+
+def _first_difference(a: bytes, b: bytes) -> int:
+    """Index of the first byte that differs, by halving."""
+    low, high = 0, len(a)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if a[low:middle] != b[low:middle] else (middle, high)
+    return low
+
+
+def _experts_that_differ(a: bytes, b: bytes, start: int, slice_bytes: int) -> Iterator[int]:
+    """Experts with a difference in a piece that begins at byte `start` of their tensor."""
+    position = 0
+    while slice_bytes and position < len(a):
+        expert, inside = divmod(start + position, slice_bytes)
+        end = min(position + slice_bytes - inside, len(a))
+        if a[position:end] != b[position:end]:
+            yield expert
+        position = end
+
+
+def _expert_list(experts: Sequence[int]) -> str:
+    if len(experts) == 1:
+        return f"expert {experts[0]}"
+    shown = ", ".join(str(expert) for expert in experts[:_LISTED_EXPERTS])
+    more = f" and {len(experts) - _LISTED_EXPERTS} more" if len(experts) > _LISTED_EXPERTS else ""
+    return f"experts {shown}{more}"

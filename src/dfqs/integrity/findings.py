@@ -1,0 +1,34 @@
+"""A defect as a value: what is wrong, where, and how to mend it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How bad a finding is. Only an error fails a check."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One defect."""
+
+    code: str
+    """Its kind, for programs: `truncated`, `trailing`, `concatenated`, ..."""
+    message: str
+    """What is wrong, in a sentence."""
+    mend: str
+    """What to do about it, in a sentence."""
+    severity: Severity = Severity.ERROR
+    offset: int | None = None
+    """Byte in the file where it stands."""
+    name: str | None = None
+    """Key or tensor it concerns."""
+
+
+def has_errors(findings: Iterable[Finding]) -> bool:
+    """Whether a check with these findings failed."""
+    return any(finding.severity is Severity.ERROR for finding in findings)

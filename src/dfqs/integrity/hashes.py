@@ -1,0 +1,293 @@
+"""SHA-256 of a file, of its tensors, and of its content whatever the layout.
+
+hashlib lets go of the interpreter lock while it hashes, so threads are enough to keep every core at it. The file's own
+hash goes byte by byte and cannot be divided; tensors can. With both wanted, one thread reads, and the hashes of the
+same bytes are computed side by side; with tensors alone, each thread takes tensors of its own. Memory is bounded by the
+buffers. Holes of a sparse file are read and hashed as the zeroes they are.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import FormatError
+from dfqs.gguf import FileSource, Header, TensorInfo, read_header
+from dfqs.gguf.layout import squeeze_shape
+from dfqs.progress import Progress, no_progress
+
+BUFFER_BYTES = 4 << 20
+BUFFERS = 4
+_AHEAD_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHash:
+    """One tensor's identity."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    """GGUF order, without trailing axes of size one."""
+    length: int
+    """Bytes."""
+    sha256: str
+    zeroes: bool
+    """It holds nothing but zero bytes, as space that was taken and never written does."""
+    expert_sha256: tuple[str, ...] = ()
+    """Of each expert's slice, where asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHashes:
+    """A model's identity."""
+
+    file_bytes: int
+    file_sha256: str | None
+    """None when it was not asked for."""
+    content_sha256: str
+    tensors: tuple[TensorHash, ...]
+    """In file order."""
+
+
+def content_line(name: str, type_: str, shape: Sequence[int], sha256: str) -> bytes:
+    """One tensor's line: a JSON array without spaces, `["name","Q8_0",[64,10],"<hex>"]`, UTF-8, and a newline."""
+    values = [name, type_, list(squeeze_shape(shape)), sha256]
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def content_sha256(tensors: Iterable[TensorHash]) -> str:
+    """SHA-256 over the sorted lines (as bytes): the same for every layout of the same tensors."""
+    digest = hashlib.sha256()
+    for line in sorted(content_line(t.name, t.type, t.shape, t.sha256) for t in tensors):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def hash_model(
+    path: Path,
+    *,
+    file: bool = True,
+    experts: bool = False,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> ModelHashes:
+    """Hash a model in one pass.
+
+    Args:
+        file: compute `file_sha256` too.
+        experts: hash every expert's slice too (slices of the third axis of `*_exps` tensors).
+        threads: for tensors; all cores by default.
+        progress: in bytes of the file.
+
+    Raises:
+        FormatError: the header lies, or the file is cut short meanwhile.
+        UsageError: there is no such file, or it cannot be read.
+    """
+    with FileSource(path) as source:
+        header = read_header(source)
+        count = threads or len(os.sched_getaffinity(0))
+        if file:
+            whole, tensors = _hash_side_by_side(source, header, experts, progress)
+        else:
+            whole, tensors = None, _hash_tensors(source, header, experts, count, progress)
+        progress(source.size, source.size)
+        return ModelHashes(source.size, whole, content_sha256(tensors), tensors)
+
+
+def hash_file(path: Path, *, progress: Progress = no_progress) -> str:
+    """SHA-256 of any file, reading ahead of the hashing."""
+    with FileSource(path) as source:
+        digest = hashlib.sha256()
+        with _Lane(digest.update) as lane:
+            for offset, piece in _read_pieces(source, 0, source.size, [lane]):
+                progress(offset + len(piece), source.size)
+        return digest.hexdigest()
+
+
+class TensorDigest:
+    """Hashes of one tensor, fed with its bytes in order."""
+
+    def __init__(self, tensor: TensorInfo, *, experts: bool = False) -> None:
+        self.tensor = tensor
+        self._whole = hashlib.sha256()
+        self._zeroes = True
+        self._slice_bytes = 0
+        self._slices: list[str] = []
+        self._slice = hashlib.sha256()
+        self._filled = 0
+        if experts and is_expert_tensor(tensor):
+            self._slice_bytes = tensor.length // tensor.shape[2]
+
+    def update(self, piece: bytes | memoryview) -> None:
+        self._whole.update(piece)
+        if self._zeroes:
+            self._zeroes = piece == _ZEROES[: len(piece)]
+        view = memoryview(piece)
+        while self._slice_bytes and view:
+            part = view[: self._slice_bytes - self._filled]
+            self._slice.update(part)
+            self._filled += len(part)
+            view = view[len(part) :]
+            if self._filled == self._slice_bytes:
+                self._slices.append(self._slice.hexdigest())
+                self._slice, self._filled = hashlib.sha256(), 0
+
+    def result(self) -> TensorHash:
+        t = self.tensor
+        shape = squeeze_shape(t.shape)
+        return TensorHash(
+            t.name, t.type.name, shape, t.length, self._whole.hexdigest(), self._zeroes, tuple(self._slices)
+        )
+
+
+def is_expert_tensor(tensor: TensorInfo) -> bool:
+    """Whether its third axis counts routed experts."""
+    return "_exps" in tensor.name and len(tensor.shape) == 3 and tensor.length % tensor.shape[2] == 0
+
+
+_ZEROES = memoryview(bytes(BUFFER_BYTES))
+
+
+class _Lane:
+    """A thread that does one thing to pieces in the order they are given."""
+
+    def __init__(self, consume: Callable[[memoryview], None]) -> None:
+        self._consume = consume
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash")
+
+    def submit(self, piece: memoryview) -> Future[None]:
+        return self._thread.submit(self._consume, piece)
+
+    def __enter__(self) -> "_Lane":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+
+def _read_pieces(source: FileSource, start: int, end: int, lanes: Sequence[_Lane]) -> Iterator[tuple[int, memoryview]]:
+    """Read a range through a ring of buffers, giving each piece to every lane; a buffer waits for its readers."""
+    buffers = [bytearray(BUFFER_BYTES) for _ in range(BUFFERS)]
+    pending: list[list[Future[None]]] = [[] for _ in buffers]
+    offset, turn = start, 0
+    while offset < end:
+        for future in pending[turn]:
+            future.result()
+        view = memoryview(buffers[turn])[: min(BUFFER_BYTES, end - offset)]
+        piece = view[: _read_into(source, view, offset)]
+        pending[turn] = [lane.submit(piece) for lane in lanes]
+        yield offset, piece
+        offset += len(piece)
+        turn = (turn + 1) % BUFFERS
+    for futures in pending:
+        for future in futures:
+            future.result()
+
+
+def _read_into(source: FileSource, view: memoryview, offset: int) -> int:
+    got = os.preadv(source.fileno(), [view], offset)
+    if got == 0:
+        raise FormatError("the file was cut short while it was read", path=source.path, offset=offset)
+    return got
+
+
+def _hash_side_by_side(
+    source: FileSource, header: Header, experts: bool, progress: Progress
+) -> tuple[str, tuple[TensorHash, ...]]:
+    """File and tensors from the same pages: one thread reads, two hash."""
+    os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    whole = hashlib.sha256()
+    digests = [TensorDigest(tensor, experts=experts) for tensor in header.tensors]
+    router = _Router(header, digests)
+    with ExitStack() as stack:
+        lanes = [stack.enter_context(_Lane(whole.update)), stack.enter_context(_Lane(router.update))]
+        for offset, piece in _read_pieces(source, 0, source.size, lanes):
+            progress(offset + len(piece), source.size)
+    return whole.hexdigest(), tuple(digest.result() for digest in digests)
+
+
+class _Router:
+    """Gives the bytes of a file, as they come in order, to the tensors they belong to."""
+
+    def __init__(self, header: Header, digests: Sequence[TensorDigest]) -> None:
+        self._spans = [header.span(digest.tensor) for digest in digests]
+        self._digests = digests
+        self._index = 0
+        self._position = 0
+
+    def update(self, piece: memoryview) -> None:
+        end = self._position + len(piece)
+        while self._index < len(self._spans) and self._spans[self._index].offset < end:
+            span = self._spans[self._index]
+            first, last = max(span.offset, self._position), min(span.end, end)
+            self._digests[self._index].update(piece[first - self._position : last - self._position])
+            if span.end > end:
+                break
+            self._index += 1
+        self._position = end
+
+
+def _hash_tensors(
+    source: FileSource, header: Header, experts: bool, threads: int, progress: Progress
+) -> tuple[TensorHash, ...]:
+    """Tensors alone: each thread takes the next one, largest first so that none is left with a long last one."""
+    order = sorted(range(len(header.tensors)), key=lambda i: -header.tensors[i].length)
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in order:
+        waiting.put(index)
+    digests = [TensorDigest(tensor, experts=experts) for tensor in header.tensors]
+    counter = _Counter(progress, source.size)
+    stop = threading.Event()
+
+    def work() -> None:
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        try:
+            while not stop.is_set():
+                try:
+                    index = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                span = header.span(header.tensors[index])
+                os.posix_fadvise(source.fileno(), span.offset, min(span.length, _AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
+                offset = span.offset
+                while offset < span.end and not stop.is_set():
+                    view = buffer[: min(BUFFER_BYTES, span.end - offset)]
+                    got = _read_into(source, view, offset)
+                    digests[index].update(view[:got])
+                    offset += got
+                    counter.add(got)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="hash") as pool:
+        workers = [pool.submit(work) for _ in range(min(threads, max(len(order), 1)))]
+        try:
+            for worker in workers:
+                worker.result()
+        except BaseException:
+            stop.set()
+            raise
+    return tuple(digest.result() for digest in digests)
+
+
+class _Counter:
+    """Progress from several threads."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._progress(self._done, self._total)

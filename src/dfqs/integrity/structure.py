@@ -1,0 +1,260 @@
+"""What is wrong with a file's form, from its header and its size; tensor bytes are not read."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import DfqsError, FormatError
+from dfqs.gguf import FileSource, Header, align_up, layout_problems, parse_header
+from dfqs.integrity.findings import Finding, Severity
+from dfqs.integrity.foreign import explain_not_gguf
+from dfqs.integrity.hashes import TensorHash
+from dfqs.shards.belonging import belonging_problems
+from dfqs.shards.embedded import EmbeddedFile, read_embedded
+from dfqs.shards.pieces import find_raw_pieces
+from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, read_shards
+
+FETCH_AGAIN = "Fetch the file again (`dfqs pull` fetches only what is missing); the lost bytes are nowhere in it."
+_EXPERTS = re.compile(r"(?:.*\.)?ffn_(?:gate|up|down|gate_up)_exps\.weight")
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_LISTED = 3
+"""So many tensors of one defect are named one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A file's header, if it has one, and what is wrong with its form."""
+
+    path: Path
+    file_bytes: int
+    header: Header | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def readable(self) -> bool:
+        """Whether every tensor's bytes are there and where they should be, so that they can be hashed."""
+        return self.header is not None and not any(layout_problems(self.header))
+
+
+def verify_structure(path: Path) -> Structure:
+    """Look at a file's form.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be read.
+    """
+    with FileSource(path) as source:
+        try:
+            header = parse_header(source)
+        except FormatError as error:
+            return Structure(Path(path), source.size, None, (_header_finding(source, error),))
+        files = read_embedded(source)
+        findings = (
+            *_length_findings(source, header, files),
+            *_layout_findings(header),
+            *_key_findings(header),
+            *_tensor_findings(header),
+            *_shard_findings(Path(path), header, files),
+        )
+        return Structure(Path(path), source.size, header, findings)
+
+
+def zero_findings(tensors: Iterable[TensorHash]) -> tuple[Finding, ...]:
+    """Tensors of two axes or more that hold nothing but zeroes: space was taken and their bytes never came."""
+    mend = "No trained weight is all zeroes; compare with the source (`dfqs verify --against`), or fetch it again."
+    return tuple(
+        Finding("zeroes", "all of its bytes are zero", mend, severity=Severity.WARNING, name=tensor.name)
+        for tensor in tensors
+        if tensor.zeroes and len(tensor.shape) > 1
+    )
+
+
+def _header_finding(source: FileSource, error: FormatError) -> Finding:
+    foreign = explain_not_gguf(source)
+    if foreign is not None:
+        return foreign
+    if "tensor type" in error.detail and "unknown" in error.detail:
+        mend = "It was made for a fork or another version of llama.cpp; quantize it again with a type that exists here."
+        return Finding("unknown-type", f"{error.detail}", mend, offset=error.offset, name=error.name)
+    if pieces := find_raw_pieces(source.path):
+        return _pieces_finding(source.path, pieces.paths, pieces.complete)
+    ends = error.offset is not None and ("left" in error.detail or "ended" in error.detail)
+    code, mend = ("truncated", FETCH_AGAIN) if ends else ("header", "The header is broken; fetch or make it again.")
+    return Finding(code, f"the header is not readable: {error.detail}", mend, offset=error.offset, name=error.name)
+
+
+def _length_findings(source: FileSource, header: Header, files: tuple[EmbeddedFile, ...]) -> Iterator[Finding]:
+    """The file is shorter or longer than its header says."""
+    size, end = source.size, files[0].end
+    cut = [t for t in header.tensors if header.span(t).end > size]
+    if cut:
+        if pieces := find_raw_pieces(source.path):
+            yield _pieces_finding(source.path, pieces.paths, pieces.complete)
+            return
+        gone = sum(1 for t in cut if header.span(t).offset >= size)
+        missing = max(header.span(t).end for t in cut) - size
+        yield Finding(
+            "truncated",
+            f"the file ends {missing:,} {_word(missing, 'byte')} too soon: of {len(header.tensors):,} tensors {gone:,} "
+            f"are missing and {len(cut) - gone:,} cut short, the first of them {cut[0].name}",
+            FETCH_AGAIN,
+            offset=size,
+            name=cut[0].name,
+        )
+    elif len(files) > 1:
+        places = ", ".join(f"{file.base:,}" for file in files[:8]) + (", ..." if len(files) > 8 else "")
+        yield Finding(
+            "concatenated",
+            f"{len(files)} GGUF files stand end to end in it, at offsets {places}: shards joined with cat, which "
+            "llama.cpp does not read as one model",
+            "`dfqs repair MODEL -o OUT` makes one correct file of it.",
+            offset=files[1].base,
+        )
+        yield from _rest_findings(source, files[-1])
+    elif size > end:
+        yield from _rest_findings(source, files[0])
+
+
+def _rest_findings(source: FileSource, last: EmbeddedFile) -> Iterator[Finding]:
+    """Bytes after the last tensor."""
+    extra = source.size - last.end
+    if extra <= 0:
+        return
+    sample = source.read_at(last.end, 1 << 16)
+    kind = "zeroes" if not any(sample) else f"beginning with {sample[:8]!r}"
+    yield Finding(
+        "trailing",
+        f"{extra:,} {_word(extra, 'byte')} ({kind}) after the last tensor, which llama.cpp loads without a word",
+        f"`dfqs repair MODEL -o OUT` cuts them off (or `truncate -s {last.end} MODEL` in place).",
+        offset=last.end,
+    )
+
+
+def _layout_findings(header: Header) -> Iterator[Finding]:
+    """Tensors that do not lie where llama.cpp expects them."""
+    expected, wrong = 0, {"misaligned": 0, "overlap": 0, "gap": 0}
+    for tensor in header.tensors:
+        if tensor.offset != expected:
+            if tensor.offset % header.alignment:
+                code, what = "misaligned", f"is not a multiple of the alignment, {header.alignment}"
+            elif tensor.offset < expected:
+                code, what = "overlap", f"lies inside or before the tensor in front of it (expected {expected:,})"
+            else:
+                code, what = "gap", f"leaves {tensor.offset - expected:,} bytes unused before it"
+            wrong[code] += 1
+            if wrong[code] <= _LISTED:
+                mend = "`dfqs repair MODEL -o OUT` writes the tensors one behind the other."
+                if code == "overlap":
+                    mend = "Two tensors cannot share bytes; make or fetch the file again."
+                yield Finding(
+                    code,
+                    f"its offset {tensor.offset:,} {what}; llama.cpp refuses the file",
+                    mend,
+                    offset=header.data_offset + tensor.offset,
+                    name=tensor.name,
+                )
+        expected = align_up(tensor.offset + tensor.length, header.alignment)
+    for code, count in wrong.items():
+        if count > _LISTED:
+            yield Finding(code, f"and {count - _LISTED:,} more tensors likewise", "As above.")
+
+
+def _key_findings(header: Header) -> Iterator[Finding]:
+    """Keys without which llama.cpp loads no model. A shard after the first has none of them, and needs none."""
+    number = header.metadata.get(SPLIT_NO, 0)
+    if isinstance(number, int) and number > 0:
+        return
+    make_again = "The converter that made the file is at fault; make it again with a current one."
+    architecture = header.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        yield Finding("missing-key", "the model's architecture is not stated", make_again, name="general.architecture")
+        return
+    for key in ("block_count", "context_length", "embedding_length"):
+        if (name := f"{architecture}.{key}") not in header.metadata:
+            yield Finding("missing-key", "the key is missing; llama.cpp needs it", make_again, name=name)
+    for name in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
+        if name not in header.metadata:
+            yield Finding(
+                "missing-key",
+                "the key is missing; text cannot be tokenized without it",
+                make_again,
+                severity=Severity.WARNING,
+                name=name,
+            )
+
+
+def _tensor_findings(header: Header) -> Iterator[Finding]:
+    """Tensors that the keys promise and that are not there, or have another shape."""
+    architecture = header.metadata.get("general.architecture")
+    experts = header.metadata.get(f"{architecture}.expert_count")
+    for tensor in header.tensors:
+        if isinstance(experts, int) and experts and _EXPERTS.fullmatch(tensor.name):
+            slices = tensor.shape[2] if len(tensor.shape) > 2 else 1
+            if slices != experts:
+                yield Finding(
+                    "shape",
+                    f"has {slices:,} experts where {architecture}.expert_count is {experts:,}",
+                    "Key and tensor contradict each other; make the file again.",
+                    name=tensor.name,
+                )
+    if header.metadata.get(SPLIT_COUNT, 0) not in (0, 1):
+        return
+    declared = header.metadata.get(SPLIT_TENSORS_COUNT)
+    mend = "Merge the shards again (`dfqs merge`), or fetch the file again."
+    if isinstance(declared, int) and declared != len(header.tensors):
+        message = f"the model has {declared:,} tensors by its own account, the file {len(header.tensors):,}"
+        yield Finding("missing-tensor", message, mend, name=SPLIT_TENSORS_COUNT)
+    layers = header.metadata.get(f"{architecture}.block_count")
+    if not isinstance(layers, int) or not header.tensors:
+        return
+    present = {int(match[1]) for t in header.tensors if (match := _LAYER.match(t.name))}
+    # A count from outside may be absurd: look for the layers that are there, not for those that are not.
+    if absent := next((i for i in range(min(layers, len(present) + 1)) if i not in present), None):
+        yield Finding("missing-tensor", f"layer {absent} of {layers:,} has no tensors", mend, name=f"blk.{absent}.")
+
+
+def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...]) -> Iterator[Finding]:
+    """The file is one of several, or says so wrongly."""
+    count, number = header.metadata.get(SPLIT_COUNT, 0), header.metadata.get(SPLIT_NO, 0)
+    if not isinstance(count, int) or count <= 1 or len(files) > 1:
+        return
+    declared = header.metadata.get(SPLIT_TENSORS_COUNT)
+    if number == 0 and declared == len(header.tensors):
+        yield Finding(
+            "shard-keys",
+            f"it holds all {declared:,} tensors, but split.count says that it is shard 1 of {count}",
+            "`dfqs repair MODEL -o OUT` sets split.count to 0, as in a whole model.",
+            name=SPLIT_COUNT,
+        )
+        return
+    if number != 0:
+        shown = number + 1 if isinstance(number, int) else "?"
+        message = f"it is shard {shown} of {count}; only its own form was looked at"
+        mend = "Give the first shard to look at the whole set."
+        yield Finding("shard", message, mend, severity=Severity.WARNING)
+        return
+    try:
+        shards = read_shards(path)
+        problems = [str(problem) for problem in belonging_problems(shards)]
+    except DfqsError as error:
+        problems = [str(error)]
+    for problem in problems[:_LISTED]:
+        yield Finding("shard", problem, "Fetch the shard that is named (`dfqs pull` fetches whole sets).")
+    if not problems:
+        message = f"it is the first of {count} shards, all of them there"
+        yield Finding("shard", message, "`dfqs merge` makes one file of them.", severity=Severity.WARNING)
+
+
+def _pieces_finding(path: Path, paths: tuple[Path, ...], complete: bool) -> Finding:
+    names = " ".join(p.name for p in paths[:8]) + (" ..." if len(paths) > 8 else "")
+    which = "the first" if paths[0].name == path.name else "a later"
+    if complete:
+        mend = f"`dfqs repair {paths[0].name} -o OUT` joins them (or: cat {names} > OUT)."
+    else:
+        mend = f"Found here are {names}, which do not add up to the whole; fetch the missing pieces."
+    message = f"it is {which} of {len(paths)} raw pieces of one file (made by `split -b`, not by gguf-split)"
+    return Finding("raw-piece", message, mend)
+
+
+def _word(count: int, noun: str) -> str:
+    return noun if count == 1 else noun + "s"

@@ -1,0 +1,74 @@
+"""Raw pieces: a file cut by size alone (`split -b`, archive splitters). They rejoin by concatenation.
+
+The first piece has the whole header and looks truncated; the others look like noise. What tells them is their names,
+which count on in letters or digits, and their sizes, which add up to what the header promises.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import FormatError
+from dfqs.gguf import parse_header
+from dfqs.gguf.layout import MAGIC
+
+# The part of a name that counts: `x.gguf.aa`, `x.gguf.part1of3`, `x.gguf-split-b`, `x.gguf.001`.
+_COUNTER = re.compile(r"(?P<before>.*?)(?P<count>\d+|(?<![a-zA-Z])[a-z]{1,3})(?P<after>of\d+)?(?P<end>(?:\.gguf)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class RawPieces:
+    """A first piece and those that follow it by name."""
+
+    paths: tuple[Path, ...]
+    joined_bytes: int
+    expected_bytes: int
+    """What the header in the first piece promises."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether joining them gives the promised length."""
+        return self.joined_bytes == self.expected_bytes
+
+
+def find_raw_pieces(path: Path) -> RawPieces | None:
+    """The pieces that `path` (any of them) belongs to; None when it is no such piece.
+
+    A single truncated file, with nothing beside it that could be its rest, is no piece.
+    """
+    family = _family(path)
+    first = next((p for p in family if _starts_as_gguf(p)), None)
+    if first is None:
+        return None
+    members = [p for p in family[family.index(first) :] if p == first or not _starts_as_gguf(p)]
+    if len(members) < 2 or path.name not in {p.name for p in members}:
+        return None
+    try:
+        header = parse_header(first)
+    except FormatError:
+        return None
+    expected = max(header.end_of_data, header.data_offset)
+    if first.stat().st_size >= expected:
+        return None
+    return RawPieces(tuple(members), sum(p.stat().st_size for p in members), expected)
+
+
+def _family(path: Path) -> list[Path]:
+    """Files beside `path` whose names differ from its name in the counter alone, in counting order."""
+    match = _COUNTER.fullmatch(path.name)
+    if match is None or not path.parent.is_dir():
+        return []
+    digits = match["count"].isdigit()
+    found: list[tuple[int, str, Path]] = []
+    for other in path.parent.iterdir():
+        its = _COUNTER.fullmatch(other.name)
+        if its is None or its["count"].isdigit() != digits or not other.is_file():
+            continue
+        if all(its[group] == match[group] for group in ("before", "after", "end")):
+            found.append((len(its["count"].lstrip("0")) if digits else len(its["count"]), its["count"], other))
+    return [entry[2] for entry in sorted(found)]
+
+
+def _starts_as_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
