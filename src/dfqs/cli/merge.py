@@ -5,11 +5,25 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import out, print_json, progress_bar, warn
-from dfqs.shards import MergePlan, MergeResult, merge, merged_path, plan_merge
-from dfqs.shards.merge import refuse_source_as_target
+from dfqs.cli.output import key_value_table, note, out, print_json, progress_bar, warn
+from dfqs.errors import UsageError
+from dfqs.shards import (
+    MergePlan,
+    MergeResult,
+    ThriftyPlan,
+    abort_merge,
+    is_unfinished,
+    merge,
+    merge_thrifty,
+    merged_path,
+    plan_merge,
+    plan_thrifty,
+    resume_merge,
+)
+from dfqs.shards.job import Mode
+from dfqs.shards.merge import refuse_source_as_target, require_space
 from dfqs.storage import check_writable_target
-from dfqs.units import format_bytes, format_duration
+from dfqs.units import format_bytes, format_duration, parse_size
 
 
 def command(
@@ -17,46 +31,135 @@ def command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; PREFIX.gguf beside the shards by default.")
     ] = None,
-    hash_sources: Annotated[bool, typer.Option("--hash", help="Hash every shard in the same pass.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="The largest shard becomes the output; the others are used up. ext4 and XFS."),
+    ] = False,
+    consume: Annotated[
+        bool, typer.Option("--consume", help="Free the shards while they are copied; no room for a second copy needed.")
+    ] = False,
+    window: Annotated[
+        str, typer.Option("--window", help="Most bytes that exist twice at any time with --in-place or --consume.")
+    ] = "256MiB",
+    hash_sources: Annotated[
+        bool, typer.Option("--hash", help="Hash every shard, also where its bytes need not be read.")
+    ] = False,
+    abort: Annotated[bool, typer.Option("--abort", help="Undo an unfinished merge where that is possible.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Make one file of a model's shards: the bytes that llama-gguf-split --merge gives, or a clear refusal.
 
+    The shards stay, unless --in-place or --consume says that they are used up; such a merge survives kill -9, a loss of
+    power and a full disk, and the same command goes on with it.
+
     Example: dfqs merge model-00001-of-00003.gguf -o model.gguf
     """
     target = output or merged_path(first_shard)
+    mode = _mode(in_place, consume)
+    if abort:
+        abort_merge(first_shard, target)
+        out.print("all shards are as they were before the merge", markup=False)
+        return
+    if is_unfinished(target):
+        if mode is None or dry_run:
+            raise UsageError(f"a merge to {target} is unfinished; go on with --in-place or --consume, or --abort it")
+        if _resume(first_shard, target, mode, parse_size(window), json_=json_):
+            return
     plan = plan_merge(first_shard)
-    for line in plan.notes:
+    thrifty = plan_thrifty(plan, target, mode, window_bytes=parse_size(window)) if mode is not None else None
+    for line in thrifty.notes if thrifty is not None else plan.notes:
         warn(line)
-    result = None
     if dry_run:
-        refuse_source_as_target(plan.shards, target)
-        check_writable_target(target)
-    else:
-        with progress_bar("merging") as progress:
+        _show_plan(plan, thrifty, target, json_=json_)
+        return
+    with progress_bar("merging") as progress:
+        if thrifty is not None:
+            result = merge_thrifty(thrifty, hash_resident=hash_sources, progress=progress)
+        else:
             result = merge(plan, target, hash_sources=hash_sources, progress=progress)
     if json_:
-        print_json(describe_merge(plan, target, result))
-    elif result is None:
-        out.print(f"would write {target}: {format_bytes(plan.file_bytes)} from {len(plan.shards)} shards", markup=False)
+        print_json(describe_merge(plan, thrifty, target, result))
     else:
-        size, time = format_bytes(result.file_bytes), format_duration(result.wall_s)
-        out.print(f"wrote {target}: {size} from {len(plan.shards)} shards in {time}", markup=False)
+        _say_result(result, len(plan.shards))
 
 
-def describe_merge(plan: MergePlan, target: Path, result: MergeResult | None) -> dict[str, Any]:
+def _mode(in_place: bool, consume: bool) -> Mode | None:
+    if in_place and consume:
+        raise UsageError("give --in-place or --consume, not both")
+    return "in-place" if in_place else "consume" if consume else None
+
+
+def _resume(first_shard: Path, target: Path, mode: Mode, window_bytes: int, *, json_: bool) -> bool:
+    """Go on with an unfinished merge; False when it had to be put back and begins anew."""
+    note(f"an unfinished merge to {target} was found; going on with it")
+    with progress_bar("merging") as progress:
+        result = resume_merge(first_shard, target, mode, window_bytes=window_bytes, progress=progress)
+    if result is None:
+        return False
+    if json_:
+        print_json(
+            {
+                "schema": "dfqs.merge/1",
+                "output": str(target),
+                "resumed": True,
+                "file_bytes": result.file_bytes,
+                "moved_bytes": result.moved_bytes,
+                "wall_s": result.wall_s,
+                "shard_sha256": list(result.shard_sha256),
+            }
+        )
+    else:
+        _say_result(result, len(result.shard_sha256))
+    return True
+
+
+def _say_result(result: MergeResult, shards: int) -> None:
+    size, moved = format_bytes(result.file_bytes), format_bytes(result.moved_bytes)
+    time = format_duration(result.wall_s)
+    out.print(f"wrote {result.path}: {size} from {shards} shards, {moved} moved, in {time}", markup=False)
+
+
+def _show_plan(plan: MergePlan, thrifty: ThriftyPlan | None, target: Path, *, json_: bool) -> None:
+    refuse_source_as_target(plan.shards, target)
+    check_writable_target(target)
+    if json_:
+        print_json(describe_merge(plan, thrifty, target, None))
+        return
+    description = describe_merge(plan, thrifty, target, None)
+    rows = [
+        ("output", f"{target}, {format_bytes(description['file_bytes'])}, {len(plan.tensors):,} tensors"),
+        ("shards", f"{len(plan.shards)}, {'used up' if thrifty else 'kept'}"),
+        ("bytes to write", format_bytes(description["moved_bytes"])),
+        ("disk needed beyond the shards", format_bytes(description["peak_extra_bytes"])),
+    ]
+    if thrifty is not None and (resident := thrifty.job.job.resident) is not None:
+        rows.insert(2, ("stays where it is", plan.shards[resident.shard].path.name))
+    out.print(key_value_table(rows, "would merge"))
+    if thrifty is None:
+        require_space(target.parent, plan.file_bytes, "--in-place and --consume need no second copy")
+
+
+def describe_merge(
+    plan: MergePlan, thrifty: ThriftyPlan | None, target: Path, result: MergeResult | None
+) -> dict[str, Any]:
     """Plan and outcome for programs; what is not known is null."""
     hashes = result.shard_sha256 if result else (None,) * len(plan.shards)
+    job = thrifty.job.job if thrifty is not None else None
     return {
         "schema": "dfqs.merge/1",
         "output": str(target),
+        "mode": job.mode if job is not None else "plain",
+        "freeing": job.freeing if job is not None else None,
         "dry_run": result is None,
-        "file_bytes": plan.file_bytes,
+        "resumed": False,
+        "file_bytes": job.file_bytes if job is not None else plan.file_bytes,
         "tensors": len(plan.tensors),
-        "moved_bytes": len(plan.header) + plan.copied_bytes,
+        "moved_bytes": job.moved_bytes if job is not None else len(plan.header) + plan.copied_bytes,
+        "peak_extra_bytes": thrifty.peak_bytes if thrifty is not None else plan.file_bytes,
+        "resident_shard": plan.shards[job.resident.shard].path.name if job is not None and job.resident else None,
         "wall_s": result.wall_s if result else None,
-        "notes": list(plan.notes),
+        "notes": list(thrifty.notes if thrifty is not None else plan.notes),
         "shards": [
             {
                 "path": shard.source,

@@ -56,8 +56,8 @@ def start_writeback(target: int, offset: int, length: int) -> None:
 class HashingReader:
     """Reads a file in order and hashes it in a second thread while the caller writes."""
 
-    def __init__(self, source: int) -> None:
-        self._source = source
+    def __init__(self, read_at: Callable[[int, int], bytes]) -> None:
+        self._read_at = read_at
         self._digest = hashlib.sha256()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256")
         self._pending: Future[None] | None = None
@@ -70,7 +70,7 @@ class HashingReader:
             ShardError: the file ends before.
         """
         while self._position < end:
-            piece = os.pread(self._source, min(BUFFER_BYTES, end - self._position), self._position)
+            piece = self._read_at(self._position, min(BUFFER_BYTES, end - self._position))
             if not piece:
                 raise ShardError("a source was cut short while it was read", offset=self._position)
             previous, self._pending = self._pending, self._thread.submit(self._digest.update, piece)

@@ -1,6 +1,7 @@
 """Plain merge: shards stay as they are, a new file is written beside them, whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -112,6 +113,12 @@ def open_unchanged(shard: Shard) -> Iterator[FileSource]:
             raise ShardError(error.detail, path=shard.source, offset=error.offset) from None
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _Meter:
     """Counts what was written, reports it, and keeps the disk busy."""
 
@@ -145,7 +152,7 @@ def _copy(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Met
 
 
 def _copy_and_hash(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Meter) -> str:
-    reader = HashingReader(source.fileno())
+    reader = HashingReader(source.read_at)
     try:
         for copy in copies:
             shift = copy.target_offset - copy.source_offset

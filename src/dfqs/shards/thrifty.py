@@ -1,0 +1,257 @@
+"""Merges that need no second copy of the model: what they need, said beforehand; starting, resuming, undoing them.
+
+`in-place`: the largest shard becomes the output, its data stays where it is. `consume`: a new file grows while the
+shards shrink. Both end with the output alone.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import DfqsError, SpaceError, UsageError
+from dfqs.progress import Progress, no_progress
+from dfqs.shards.consume import plan_consume
+from dfqs.shards.disk import Disk, LocalDisk, probe_insert_unit, probe_punch
+from dfqs.shards.execute import WINDOW_BYTES, Place, begin, carry_on, undo
+from dfqs.shards.inplace import JobPlan, largest_shard, plan_in_place
+from dfqs.shards.job import Freeing, Mode, State
+from dfqs.shards.journal import RESERVED_BYTES, Journal, journal_path, working_path
+from dfqs.shards.merge import MergeResult, hash_file, refuse_source_as_target
+from dfqs.shards.occupied import refuse_occupied
+from dfqs.shards.plan import MergePlan
+from dfqs.storage import check_writable_target
+from dfqs.units import format_bytes
+
+MIN_WINDOW_BYTES = 1 << 20
+MARGIN_BYTES = 4 << 20
+"""For the file system's own notes on freed and moved ranges."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThriftyPlan:
+    """A merge without a second copy, checked, and what it costs."""
+
+    merge: MergePlan
+    job: JobPlan
+    place: Place
+    window_bytes: int
+    peak_bytes: int
+    """Disk space that it takes beyond what the shards take now, at most."""
+    notes: tuple[str, ...]
+
+    @property
+    def moved_bytes(self) -> int:
+        return self.job.job.moved_bytes
+
+
+def plan_thrifty(
+    plan: MergePlan, out: Path, mode: Mode, *, window_bytes: int = WINDOW_BYTES, disk: Disk | None = None
+) -> ThriftyPlan:
+    """Check that the shards may be taken apart, find out what the file system can do, and plan.
+
+    Raises:
+        UsageError: a shard is a symlink, hard-linked, in use or not ours to change; the file system cannot do it; the
+            output exists.
+        SpaceError: not even one window fits.
+    """
+    disk = disk or LocalDisk()
+    out = Path(out)
+    place = Place(out, plan.shards[0].path.parent)
+    refuse_source_as_target(plan.shards, out)
+    check_writable_target(out)
+    if disk.identify(working_path(out)) is not None:
+        raise UsageError(f"{working_path(out)} is in the way and belongs to no merge that is known here; move it")
+    refuse_occupied(disk, [shard.path for shard in plan.shards])
+    freeing: Freeing = "punch" if probe_punch(place.shards) else "delete"
+    if mode == "in-place":
+        job = plan_in_place(plan, _require_insertion(disk, plan, place), freeing)
+    else:
+        job = plan_consume(plan, freeing)
+    window_bytes, peak_bytes = _fit_window(disk, job, place, window_bytes)
+    notes = list(plan.notes)
+    if freeing == "delete":
+        notes.append(
+            f"{place.shards} is on a file system without hole punching: shards are deleted one by one as they are "
+            f"merged, which takes up to {format_bytes(peak_bytes)} beyond what they take now"
+        )
+    return ThriftyPlan(plan, job, place, window_bytes, peak_bytes, tuple(notes))
+
+
+def merge_thrifty(
+    plan: ThriftyPlan,
+    *,
+    hash_sources: bool = True,
+    hash_resident: bool = False,
+    disk: Disk | None = None,
+    progress: Progress = no_progress,
+) -> MergeResult:
+    """Merge, and remove the shards. Cut off at any instant it can be resumed with `resume_merge`.
+
+    Args:
+        hash_sources: hash the shards whose bytes pass anyway.
+        hash_resident: hash the shard that stays put too, which reads all of it first.
+        progress: in bytes moved.
+
+    Raises:
+        SpaceError: the disk became full; nothing is lost.
+        DfqsError: what stopped it.
+    """
+    disk = disk or LocalDisk()
+    started = time.monotonic()
+    job = plan.job.job
+    resident_hash = None
+    if hash_resident and job.resident is not None:
+        resident_hash = hash_file(plan.merge.shards[job.resident.shard].path)
+    journal = begin(disk, plan.job, plan.place)
+    with _closing(journal):
+        carry_on(
+            disk, journal, plan.place, window_bytes=plan.window_bytes, hash_sources=hash_sources, progress=progress
+        )
+    return _result(journal, plan.place.out, started, resident_hash)
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether a merge to `out` was begun and neither finished nor undone."""
+    return journal_path(Path(out)).exists()
+
+
+def resume_merge(
+    first_shard: Path,
+    out: Path,
+    mode: Mode,
+    *,
+    window_bytes: int = WINDOW_BYTES,
+    hash_sources: bool = True,
+    disk: Disk | None = None,
+    progress: Progress = no_progress,
+) -> MergeResult | None:
+    """Go on with a merge to `out` that was cut off.
+
+    Returns:
+        What was done; None when nothing had been moved yet: then all was put back, and the merge may begin anew.
+
+    Raises:
+        UsageError: another process works on it, or it was begun in another mode.
+        IntegrityError: the journal is damaged, or a shard is not the one it speaks of.
+        SpaceError: the disk is full.
+    """
+    disk = disk or LocalDisk()
+    started = time.monotonic()
+    place = Place(Path(out), Path(first_shard).parent)
+    journal = Journal.open(disk, place.out)
+    if journal is None:
+        return None
+    with _closing(journal):
+        if journal.job.mode != mode:
+            raise UsageError(f"the unfinished merge of {out} was begun with --{journal.job.mode}; go on with that")
+        if journal.position.state < State.READY:
+            undo(disk, journal, place)
+            return None
+        window_bytes = min(window_bytes, max(disk.free_bytes(place.out.parent) // 2, MIN_WINDOW_BYTES))
+        carry_on(disk, journal, place, window_bytes=window_bytes, hash_sources=hash_sources, progress=progress)
+    return _result(journal, place.out, started, None)
+
+
+def abort_merge(first_shard: Path, out: Path, *, disk: Disk | None = None) -> None:
+    """Put the shards back as they were, where that is still possible.
+
+    Raises:
+        UsageError: there is no unfinished merge to `out`.
+        DfqsError: bytes were freed already; says what is where, and that the merge can be finished.
+    """
+    disk = disk or LocalDisk()
+    place = Place(Path(out), Path(first_shard).parent)
+    journal = Journal.open(disk, place.out)
+    if journal is None:
+        raise UsageError(f"there is no unfinished merge of {out} to abort")
+    with _closing(journal):
+        undo(disk, journal, place)
+
+
+def _require_insertion(disk: Disk, plan: MergePlan, place: Place) -> int:
+    """The unit in which ranges can be inserted into the shard that would stay."""
+    shard = plan.shards[largest_shard(plan)]
+    if _device(disk, shard.path) != _device(disk, place.out.parent):
+        raise UsageError(
+            f"{place.out} is on another file system than {shard.path}; in place, a file only changes its name"
+        )
+    unit = probe_insert_unit(place.out.parent)
+    if unit is None:
+        raise UsageError(
+            f"the file system of {place.out.parent} cannot insert ranges into a file (ext4 and XFS can); use --consume"
+        )
+    file = disk.open(shard.path)
+    try:
+        file.sync()
+        holes = file.holes()
+    finally:
+        file.close()
+    if holes:
+        raise UsageError(
+            f"{shard.path} is sparse ({len(holes):,} holes), so that a gap in it could not be told from them after a "
+            "crash; use --consume"
+        )
+    return unit
+
+
+def _fit_window(disk: Disk, plan: JobPlan, place: Place, window_bytes: int) -> tuple[int, int]:
+    """The window that the free space allows, and the most space that the merge will take with it."""
+    job = plan.job
+    written_header = job.header_bytes - (job.resident.insert_at if job.resident else 0)
+    fixed = written_header + RESERVED_BYTES + MARGIN_BYTES
+    by_shard: dict[int, int] = {}
+    for copy in job.copies:
+        by_shard[copy.shard] = by_shard.get(copy.shard, 0) + copy.length
+    largest = max(by_shard.values(), default=0)
+    free = disk.free_bytes(place.out.parent)
+    if _device(disk, place.shards) != _device(disk, place.out.parent):
+        # What is freed there is no room here.
+        window = min(window_bytes, largest)
+        least = job.file_bytes
+        fixed = fixed - written_header
+    elif job.freeing == "delete":
+        least = window = largest
+    else:
+        window = min(window_bytes, largest)
+        least = min(window, MIN_WINDOW_BYTES)
+        window = max(min(window, free - fixed), least)
+    if free < fixed + least:
+        raise SpaceError(
+            f"{place.out.parent} has {format_bytes(free)} free; a merge with --{job.mode} needs "
+            f"{format_bytes(fixed + least)}"
+        )
+    return max(window, 1), fixed + max(window, least)
+
+
+def _device(disk: Disk, directory: Path) -> int | None:
+    found = disk.identify(directory.resolve())
+    return found.device if found is not None else None
+
+
+def _result(journal: Journal, out: Path, started: float, resident_hash: str | None) -> MergeResult:
+    hashes = [journal.position.sha256.get(index) for index in range(len(journal.job.sources))]
+    if journal.job.resident is not None:
+        hashes[journal.job.resident.shard] = resident_hash
+    return MergeResult(out, journal.job.file_bytes, journal.job.moved_bytes, time.monotonic() - started, tuple(hashes))
+
+
+@contextmanager
+def _closing(journal: Journal) -> Iterator[None]:
+    """Let go of the journal; say how to go on when the work was interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; nothing is lost. The same command goes on from {journal.path.name}, --abort says what can "
+            "be put back"
+        ) from None
+    finally:
+        journal.close()
+
+
+class Interrupted(DfqsError):
+    """Ctrl-C during a merge that can be resumed."""
+
+    exit_code = 130

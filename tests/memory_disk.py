@@ -1,0 +1,297 @@
+"""A file system in memory that keeps a log of every operation, so that a test can cut the power after any of them.
+
+Contents are blocks; a block that is not there is a hole. What an operation does is applied to the *current* state; the
+*durable* state of a file follows at its `sync`, that of a name at the sync of its directory. After a cut, three things
+can be true of what was not synced: it is lost, it is all there (kill -9: the page cache survives), or some of it is.
+"""
+
+import copy
+import errno
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dfqs.shards.disk import FileIdentity
+
+BLOCK = 4096
+
+
+class PowerLoss(BaseException):
+    """The power went. Not an Exception: nothing may catch it and tidy up."""
+
+
+@dataclass
+class Content:
+    """A file's bytes and holes."""
+
+    size: int = 0
+    blocks: dict[int, bytes] = field(default_factory=dict)
+
+    def read(self, offset: int, length: int) -> bytes:
+        length = max(min(length, self.size - offset), 0)
+        first, last = offset // BLOCK, (offset + length + BLOCK - 1) // BLOCK
+        data = b"".join(self.blocks.get(index, bytes(BLOCK)) for index in range(first, last))
+        return data[offset - first * BLOCK :][:length]
+
+    def write(self, offset: int, data: bytes) -> None:
+        end = offset + len(data)
+        for index in range(offset // BLOCK, (end + BLOCK - 1) // BLOCK):
+            start = index * BLOCK
+            block = bytearray(self.blocks.get(index, bytes(BLOCK)))
+            low, high = max(start, offset), min(start + BLOCK, end)
+            block[low - start : high - start] = data[low - offset : high - offset]
+            self.blocks[index] = bytes(block)
+        self.size = max(self.size, end)
+
+    def truncate(self, size: int) -> None:
+        if size < self.size:
+            keep = (size + BLOCK - 1) // BLOCK
+            self.blocks = {index: data for index, data in self.blocks.items() if index < keep}
+            if size % BLOCK and size // BLOCK in self.blocks:
+                tail = self.blocks[size // BLOCK][: size % BLOCK]
+                self.blocks[size // BLOCK] = tail + bytes(BLOCK - len(tail))
+        self.size = size
+
+    def punch(self, offset: int, length: int) -> None:
+        end = min(offset + length, self.size)
+        for index in list(self.blocks):
+            start = index * BLOCK
+            low, high = max(start, offset), min(start + BLOCK, end)
+            if low >= high:
+                continue
+            if low == start and (high == start + BLOCK or high == self.size):
+                del self.blocks[index]
+            else:
+                block = bytearray(self.blocks[index])
+                block[low - start : high - start] = bytes(high - low)
+                self.blocks[index] = bytes(block)
+
+    def shift(self, offset: int, length: int, reach: int) -> None:
+        """Open a gap at `offset`, half-way: only blocks from `reach` on have moved, the size is the new one."""
+        assert offset % BLOCK == 0 and length % BLOCK == 0 and 0 <= offset < self.size
+        first, by = max(offset // BLOCK, reach), length // BLOCK
+        self.blocks = {index + by if index >= first else index: data for index, data in self.blocks.items()}
+        self.size += length
+
+    def unshift(self, offset: int, length: int, reach: int) -> None:
+        """Remove a range, half-way: blocks before `reach` have moved, the size is the old one unless all have."""
+        assert offset % BLOCK == 0 and length % BLOCK == 0 and offset + length < self.size
+        first, by = offset // BLOCK, length // BLOCK
+        moved = {}
+        for index, data in self.blocks.items():
+            if index < first:
+                moved[index] = data
+            elif index >= first + by:
+                moved[index - by if index - by < reach else index] = data
+        whole = reach * BLOCK >= self.size - length
+        self.blocks = moved
+        self.size -= length if whole else 0
+
+    def holes(self) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for index in range((self.size + BLOCK - 1) // BLOCK):
+            if index in self.blocks:
+                continue
+            start, end = index * BLOCK, min((index + 1) * BLOCK, self.size)
+            if found and found[-1][1] == start:
+                found[-1] = (found[-1][0], end)
+            else:
+                found.append((start, end))
+        return found
+
+    @property
+    def last_block(self) -> int:
+        return max(self.blocks, default=0)
+
+
+Change = Callable[[Content], None]
+
+
+@dataclass
+class Inode:
+    number: int
+    durable: Content
+    pending: list[tuple[str, Change]] = field(default_factory=list)
+
+    def current(self) -> Content:
+        content = copy.deepcopy(self.durable)
+        for _, change in self.pending:
+            change(content)
+        return content
+
+
+class MemoryDisk:
+    """`dfqs.shards.disk.Disk`, in memory. Everything lies in one directory as far as syncing goes."""
+
+    def __init__(self, power_fails_at: int | None = None, half: float | None = None) -> None:
+        self.inodes: dict[int, Inode] = {}
+        self.names: dict[Path, int] = {}
+        self.durable_names: dict[Path, int] = {}
+        self.log: list[str] = []
+        self.power_fails_at = power_fails_at
+        self.half = half
+        """How far a shift of extents gets when the power fails in it: 0 to 1."""
+        self.dead = False
+        self.capacity_blocks: int | None = None
+
+    def add(self, path: Path, data: bytes) -> None:
+        """A durable file, before the log begins."""
+        content = Content()
+        content.write(0, data)
+        self._new_inode(path, content)
+        self.durable_names = dict(self.names)
+
+    def contents(self, path: Path) -> bytes:
+        content = self.inodes[self.names[path]].current()
+        return content.read(0, content.size)
+
+    def paths(self) -> set[Path]:
+        return set(self.names)
+
+    def crash(self, choose: random.Random | None, *, keep_all: bool = False) -> "MemoryDisk":
+        """The disk as the next start finds it.
+
+        Args:
+            choose: decides for each change that was not synced whether it got to disk; None: none did.
+            keep_all: all did (a killed process; the page cache survives).
+        """
+        after = MemoryDisk()
+        for number, inode in self.inodes.items():
+            content = copy.deepcopy(inode.durable)
+            for _kind, change in inode.pending:
+                if keep_all or (choose is not None and choose.random() < 0.5):
+                    change(content)
+            after.inodes[number] = Inode(number, content)
+        keep_names = keep_all or (choose is not None and choose.random() < 0.5)
+        after.names = dict(self.names if keep_names else self.durable_names)
+        after.durable_names = dict(after.names)
+        return after
+
+    def step(self, what: str) -> None:
+        """Log an operation, or lose power before it."""
+        if self.dead or (self.power_fails_at is not None and len(self.log) >= self.power_fails_at):
+            self.dead = True
+            raise PowerLoss
+        self.log.append(what)
+
+    def used_blocks(self) -> int:
+        return sum(len(self.inodes[number].current().blocks) for number in set(self.names.values()))
+
+    # Disk
+
+    def identify(self, path: Path) -> FileIdentity | None:
+        number = self.names.get(path)
+        if number is None:
+            return None
+        return FileIdentity(number, self.inodes[number].current().size, 1, 1, False, True)
+
+    def open(self, path: Path) -> "MemoryFile":
+        return MemoryFile(self, self.inodes[self.names[path]])
+
+    def create(self, path: Path) -> "MemoryFile":
+        self.step(f"create {path.name}")
+        assert path not in self.names
+        return MemoryFile(self, self._new_inode(path, Content()))
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.step(f"rename {source.name} -> {target.name}")
+        assert target not in self.names
+        self.names[target] = self.names.pop(source)
+
+    def unlink(self, path: Path) -> None:
+        self.step(f"unlink {path.name}")
+        self.names.pop(path, None)
+
+    def sync_directory(self, directory: Path) -> None:
+        self.step("sync directory")
+        self.durable_names = dict(self.names)
+
+    def free_bytes(self, directory: Path) -> int:
+        return 1 << 40 if self.capacity_blocks is None else (self.capacity_blocks - self.used_blocks()) * BLOCK
+
+    def _new_inode(self, path: Path, content: Content) -> Inode:
+        number = len(self.inodes) + 1
+        self.inodes[number] = Inode(number, content)
+        self.names[path] = number
+        return self.inodes[number]
+
+
+class MemoryFile:
+    """`dfqs.shards.disk.DiskFile`, in memory."""
+
+    def __init__(self, disk: MemoryDisk, inode: Inode) -> None:
+        self.disk = disk
+        self.inode = inode
+
+    def _change(self, what: str, change: Change) -> None:
+        self.disk.step(what)
+        self.inode.pending.append((what.split()[0], change))
+        if self.disk.capacity_blocks is not None and self.disk.used_blocks() > self.disk.capacity_blocks:
+            self.inode.pending.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def _shift(self, what: str, half: Change, whole: Change) -> None:
+        """A change of several transactions; the power can fail inside it, and then a part of it is durable."""
+        fails = self.disk.power_fails_at
+        if not self.disk.dead and len(self.disk.log) == fails and self.disk.half is not None:
+            self.disk.dead = True
+            self.sync_quietly()
+            half(self.inode.durable)
+            raise PowerLoss
+        self._change(what, whole)
+
+    def sync_quietly(self) -> None:
+        self.inode.durable = self.inode.current()
+        self.inode.pending.clear()
+
+    def size(self) -> int:
+        return self.inode.current().size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self.inode.current().read(offset, length)
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        data = bytes(data)
+        self._change(f"write {offset}+{len(data)}", lambda content: content.write(offset, data))
+
+    def copy_from(self, source: "MemoryFile", source_offset: int, offset: int, length: int) -> None:
+        data = source.read_at(source_offset, length)
+        assert len(data) == length
+        self._change(f"copy {offset}+{length}", lambda content: content.write(offset, data))
+
+    def truncate(self, size: int) -> None:
+        self._change(f"truncate {size}", lambda content: content.truncate(size))
+
+    def sync(self) -> None:
+        self.disk.step("sync")
+        self.sync_quietly()
+
+    def begin_sync(self, offset: int, length: int) -> None:
+        """No promise."""
+
+    def punch(self, offset: int, length: int) -> None:
+        self._change(f"punch {offset}+{length}", lambda content: content.punch(offset, length))
+
+    def insert_range(self, offset: int, length: int) -> None:
+        def half(content: Content) -> None:
+            last = content.last_block + 1
+            content.shift(offset, length, round(offset // BLOCK + (self.disk.half or 0) * (last - offset // BLOCK)))
+
+        self._shift(f"insert {offset}+{length}", half, lambda content: content.shift(offset, length, 0))
+
+    def collapse_range(self, offset: int, length: int) -> None:
+        def half(content: Content) -> None:
+            span = content.last_block + 1 - (offset + length) // BLOCK
+            content.unshift(offset, length, round(offset // BLOCK + (self.disk.half or 0) * max(span - 1, 0)))
+
+        self._shift(f"collapse {offset}+{length}", half, lambda content: content.unshift(offset, length, 1 << 60))
+
+    def holes(self) -> list[tuple[int, int]]:
+        return self.inode.current().holes()
+
+    def lock(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing to let go of."""
