@@ -1,5 +1,6 @@
 """`dfqs chat`: a conversation in the terminal."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -29,11 +30,9 @@ from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.requests import Message, Sampling
 
-try:
+with contextlib.suppress(ImportError):
     # Line editing and history for input(); some builds of Python come without it.
     import readline  # noqa: F401
-except ImportError:
-    pass
 
 HELP = "/reset starts a new conversation, /exit (or Ctrl-D) leaves, Ctrl-C interrupts an answer"
 

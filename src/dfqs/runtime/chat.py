@@ -51,7 +51,11 @@ class ChatSession:
         with ExitStack() as started:
             worker = started.enter_context(self._worker)
             self.info = worker.call(
-                "dfqs.runtime.jobs:open_session", self.model.path, self._settings, on_event=self._report_load
+                "dfqs.runtime.jobs:open_session",
+                self.model.path,
+                self._settings,
+                on_event=self._report_load,
+                doing=f"loading {self.model.path}",
             )
             self._exit = started.pop_all()
         return self

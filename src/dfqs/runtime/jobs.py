@@ -1,14 +1,18 @@
 """What dfqs itself asks of a worker. Every function here runs in the worker process."""
 
+import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dfqs.errors import RuntimeFailure
 from dfqs.runtime.generation import TextSession
+from dfqs.runtime.library import PACKAGE, find_library
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
+from dfqs.runtime.server import Listening, ServerSettings, is_loopback
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -57,3 +61,39 @@ def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling) -> Answer:
     """Answer in the session opened before. Emits pieces of text."""
     session: TextSession = worker.state["session"]
     return session.answer(prompt, sampling, worker.emit)
+
+
+def run_server(worker: WorkerContext, settings: ServerSettings) -> None:
+    """Serve until a stop is requested. Emits one `Listening` when requests are answered.
+
+    Goes through the wheel's own Python module, so `worker.library` must not be loaded beside it: the module holds the
+    interpreter's lock while it loads a model, and a log callback from another thread would wait for it forever.
+    """
+    find_library()
+    policy = worker.settle_wait_policy()
+    # Imported only now: the OpenMP library reads its environment when it is loaded.
+    native = importlib.import_module(PACKAGE)
+    parameters = native.CommonParams()
+    parameters.model.path = str(settings.path)
+    parameters.model_alias = {settings.alias}
+    parameters.hostnames, parameters.port = [settings.host], settings.port
+    parameters.n_ctx = settings.context_tokens * settings.parallel
+    parameters.n_parallel = settings.parallel
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = worker.threads
+    # What is asked for is taken or refused, not quietly made smaller; and memory stays what `plan` says.
+    parameters.fit_params = False
+    parameters.cache_ram_mib = 0
+    # Pages of other sites must not talk to a model on this machine through the user's browser.
+    parameters.cors_origins = "localhost"
+    parameters.endpoint_metrics = True
+    # The slots show what others are asking.
+    parameters.endpoint_slots = is_loopback(settings.host)
+    if settings.api_key is not None:
+        parameters.api_keys = [settings.api_key]
+    try:
+        server = native.Server(parameters)
+    except RuntimeError as error:
+        raise RuntimeFailure(f"llama-server could not start: {error}") from None
+    worker.emit(Listening(server.listening_address, policy, worker.threads))
+    worker.stop.wait()
+    del server

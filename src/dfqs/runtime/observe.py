@@ -40,6 +40,11 @@ class TensorView:
         return bytes(self._tensor.name).decode("utf-8", "replace")
 
     @property
+    def address(self) -> int:
+        """Where ggml keeps it: within one evaluation, the same address is the same tensor."""
+        return ctypes.addressof(self._tensor)
+
+    @property
     def op(self) -> str:
         """ggml's name of the operation that made it: `MUL_MAT_ID`, `NONE` for a weight or an input."""
         return str(self._library.ggml_op_name(self._tensor.op).decode())

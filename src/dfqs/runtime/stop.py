@@ -6,6 +6,7 @@ buffer is empty and 1 (stop) once a byte is written into it.
 """
 
 import ctypes
+import threading
 
 
 class Stopped(KeyboardInterrupt):
@@ -18,12 +19,19 @@ class StopFlag:
     def __init__(self) -> None:
         self._buffer = ctypes.create_string_buffer(2)
         self._strlen = ctypes.CDLL(None).strlen
+        self._event = threading.Event()
 
     def request(self) -> None:
         self._buffer[0] = b"\x01"
+        self._event.set()
 
     def clear(self) -> None:
         self._buffer[0] = b"\x00"
+        self._event.clear()
+
+    def wait(self) -> None:
+        """Sleep until a stop is requested."""
+        self._event.wait()
 
     @property
     def requested(self) -> bool:

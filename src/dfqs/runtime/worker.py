@@ -92,7 +92,14 @@ class Worker:
         """The last lines that native code wrote to stdout and stderr, safe to print."""
         return tuple(self._log)
 
-    def call(self, target: str, *args: Any, on_event: Callable[[Any], None] | None = None, **kwargs: Any) -> Any:
+    def call(
+        self,
+        target: str,
+        *args: Any,
+        on_event: Callable[[Any], None] | None = None,
+        doing: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Run `target` (`package.module:function`) in the worker as `function(context, *args, **kwargs)`.
 
         Arguments, events and result must pickle. Ctrl-C (KeyboardInterrupt), or an exception from `on_event`, asks
@@ -101,12 +108,14 @@ class Worker:
 
         Args:
             on_event: called here, in order, with what the function emits.
+            doing: what is under way, for the message should the process die: "loading the model".
 
         Raises:
             DfqsError: what the function raised.
             WorkerCrash: the process died.
         """
         process = self._running()
+        doing = doing or f"running {target.rpartition(':')[2]}"
         self._idle.clear()
         try:
             self._sender.send(("call", target, args, kwargs))
@@ -122,9 +131,9 @@ class Worker:
                 elif kind == "stopped":
                     raise KeyboardInterrupt
                 else:
-                    raise self._crash(process, target)
+                    raise self._crash(process, doing)
         except ChannelClosed:
-            raise self._crash(process, target) from None
+            raise self._crash(process, doing) from None
         except BaseException:
             if not self._idle.is_set():
                 self._stop_call()
@@ -189,15 +198,14 @@ class Worker:
                 if text:
                     self._log.append(printable(text, _LINE_CHARS))
 
-    def _crash(self, process: subprocess.Popen[bytes], target: str) -> WorkerCrash:
+    def _crash(self, process: subprocess.Popen[bytes], doing: str) -> WorkerCrash:
         self.close()
         code = process.returncode
-        doing = target.rpartition(":")[2].replace("_", " ")
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            how = f"llama.cpp died with {name} while it was to {doing}"
+            how = f"llama.cpp died with {name} while {doing}"
             if -code == signal.SIGKILL:
                 how += " (the kernel ends processes so when memory runs out)"
         else:
-            how = f"the worker process ended with exit code {code} while it was to {doing}"
+            how = f"the worker process ended with exit code {code} while {doing}"
         return WorkerCrash(how, self.log_lines[-_CRASH_LINES:])

@@ -25,10 +25,14 @@ class WorkerContext:
     @functools.cached_property
     def library(self) -> native.Library:
         """llama.cpp, loaded when first asked for."""
-        policy = settle_wait_policy(self.threads, self._load)
+        policy = self.settle_wait_policy()
         library = native.load_library(self.stop)
         library.threads, library.omp_wait_policy = self.threads, policy
         return library
+
+    def settle_wait_policy(self) -> str:
+        """Choose how threads wait, for a library that is about to be loaded; see `dfqs.runtime.waiting`."""
+        return settle_wait_policy(self.threads, self._load)
 
     def emit(self, event: Any) -> None:
         """Send `event` to the caller's `on_event`.

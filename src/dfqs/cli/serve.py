@@ -1,0 +1,103 @@
+"""`dfqs serve`: a model over HTTP on this machine."""
+
+from typing import Annotated, Any
+
+import typer
+
+from dfqs.cli.generating import ModelArgument, ThreadsOption
+from dfqs.cli.output import note, print_json, print_plain, warn
+from dfqs.model import read_model_spec
+from dfqs.runtime.checks import CheckedModel, check_model
+from dfqs.runtime.client import Client
+from dfqs.runtime.server import DEFAULT_HOST, DEFAULT_PORT, Listening, ServerSettings, is_loopback, serve
+from dfqs.runtime.worker import Worker
+
+DEFAULT_CONTEXT_TOKENS = 8192
+
+
+def command(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = DEFAULT_HOST,
+    port: Annotated[int, typer.Option("--port", help="0 takes any that is free.", min=0, max=65535)] = DEFAULT_PORT,
+    ctx: Annotated[
+        int | None,
+        typer.Option("--ctx", help="Context of a request, in tokens.", min=1, show_default="as trained, at most 8192"),
+    ] = None,
+    parallel: Annotated[int, typer.Option("--parallel", help="Requests answered at once.", min=1, max=64)] = 1,
+    threads: ThreadsOption = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document when ready.")] = False,
+) -> None:
+    """Serve a model over HTTP (OpenAI-compatible, with a web page), on this machine only unless told otherwise.
+    Ctrl-C stops it.
+
+    Example: dfqs serve model.gguf --port 8080
+    """
+    checked = check_model(model)
+    if checked.label is not None:
+        note(f"note: {checked.label}")
+    if not is_loopback(host):
+        guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
+        warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
+    settings = ServerSettings(
+        path=model,
+        alias=checked.name,
+        host=host,
+        port=port,
+        context_tokens=choose_context(checked, ctx),
+        parallel=parallel,
+        api_key=api_key,
+    )
+
+    ready = False
+
+    def announce(listening: Listening) -> None:
+        nonlocal ready
+        with Client(listening.url, api_key=api_key) as client:
+            client.check_health()
+        ready = True
+        if json_:
+            print_json(describe_as_json(listening, settings))
+        else:
+            print_plain(f"{settings.alias} is served at {listening.url} (web page), {listening.url}/v1 (OpenAI API)")
+            note(
+                f"context {settings.context_tokens:,} tokens for each of {parallel} at once, "
+                f"{listening.threads} threads; Ctrl-C stops it"
+            )
+
+    note(f"loading {settings.alias}")
+    with Worker(threads) as worker:
+        try:
+            serve(worker, settings, announce)
+        except KeyboardInterrupt:
+            if not ready:
+                raise
+    note("stopped")
+
+
+def choose_context(checked: CheckedModel, requested: int | None) -> int:
+    """Context of a request, in tokens: as asked for, but no longer than the model was trained for."""
+    trained = read_model_spec(checked.header).context_tokens
+    if trained is None:
+        return requested or DEFAULT_CONTEXT_TOKENS
+    if requested is not None and requested > trained:
+        warn(f"context capped at {trained:,} tokens, the length this model was trained for")
+    return min(requested or DEFAULT_CONTEXT_TOKENS, trained)
+
+
+def describe_as_json(listening: Listening, settings: ServerSettings) -> dict[str, Any]:
+    """Where the server is and what it was started with."""
+    return {
+        "schema": "dfqs.serve/1",
+        "url": listening.url,
+        "api": f"{listening.url}/v1",
+        "model": settings.alias,
+        "path": str(settings.path),
+        "context_tokens": settings.context_tokens,
+        "parallel": settings.parallel,
+        "threads": listening.threads,
+        "omp_wait_policy": listening.omp_wait_policy,
+    }

@@ -1,0 +1,241 @@
+"""A model that llama.cpp has loaded: its weights, its tokenizer and its chat template."""
+
+import ctypes
+import os
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from dfqs.errors import RuntimeFailure, UsageError, printable
+from dfqs.progress import Progress, no_progress
+from dfqs.runtime import abi
+from dfqs.runtime.library import Library
+from dfqs.runtime.template import render_chat
+
+_BUFFER_LINE = re.compile(r":\s+(\S+)\s+(.*?)\s*buffer size =\s*([\d.]+) MiB")
+_CACHE_LINE = re.compile(r": size =\s*([\d.]+) MiB \(\s*\d+ cells")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """One allocation as llama.cpp reports it (in hundredths of a MiB)."""
+
+    device: str
+    """As llama.cpp calls it (`CPU`); empty for caches, which are reported over all devices."""
+    kind: str
+    """`model`, `cache` (KV, and states of recurrent layers), `compute`, `output`, or an architecture's own
+    (`DSV4 ... state`)."""
+    bytes: int
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class Model:
+    """A loaded GGUF: one file, or the first shard of a complete set.
+
+    Args:
+        load_mode: a key of `abi.LOAD_MODES`.
+        vocab_only: load the tokenizer, no weights.
+        no_alloc: load metadata and simulate the allocations (needs `load_mode="none"`).
+        gpu_layers: layers to offload; None leaves llama.cpp's default (all that a GPU build can take).
+        progress: called with per mille of the weights loaded.
+
+    Raises:
+        RuntimeFailure: llama.cpp refused the file; says why.
+        Stopped: a stop was requested while loading.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        path: str | os.PathLike[str],
+        *,
+        load_mode: str = "auto",
+        vocab_only: bool = False,
+        no_alloc: bool = False,
+        check_tensors: bool = False,
+        gpu_layers: int | None = None,
+        repack: bool = True,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.library = library
+        self.path = Path(path)
+        self.contexts: weakref.WeakSet[_Closable] = weakref.WeakSet()
+        self.handle: int | None = None
+        params = library.llama_model_default_params()
+        params.load_mode = choice_of(load_mode, abi.LOAD_MODES, "load mode")
+        params.vocab_only, params.no_alloc, params.check_tensors = vocab_only, no_alloc, check_tensors
+        params.use_extra_bufts = repack
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
+        if no_alloc and load_mode != "none":
+            raise UsageError("no_alloc needs load_mode='none': llama.cpp dies on it with a memory map")
+        callback = abi.LOAD_CALLBACK(lambda fraction, _data: _report_load(library, progress, fraction))
+        params.progress_callback = ctypes.cast(callback, ctypes.c_void_p)
+        mark = library.log.mark()
+        self.handle = library.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self.handle:
+            library.stop.raise_if_requested()
+            raise RuntimeFailure(f"llama.cpp cannot load {self.path}: {logged_reason(library, mark)}")
+        self.buffers = parse_buffers(library.log.since(mark))
+        self._vocab = library.llama_model_get_vocab(self.handle)
+        self.vocab_size: int = library.llama_vocab_n_tokens(self._vocab)
+        self.trained_context_tokens: int = library.llama_model_n_ctx_train(self.handle)
+        self.layers: int = library.llama_model_n_layer(self.handle)
+        self.size_bytes: int = library.llama_model_size(self.handle)
+        self.bos: int = library.llama_vocab_bos(self._vocab)
+        self.eos: int = library.llama_vocab_eos(self._vocab)
+        self.adds_bos: bool = library.llama_vocab_get_add_bos(self._vocab)
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Tokens of `text`.
+
+        Args:
+            add_special: let the model add its BOS and EOS.
+            parse_special: read `<|im_start|>` and the like as the control tokens they name.
+
+        Raises:
+            RuntimeFailure: the model has no tokenizer.
+        """
+        if self.library.llama_vocab_type(self._vocab) == 0:
+            raise RuntimeFailure(f"{self.path} has no tokenizer, so text cannot be turned into tokens")
+        data = text.encode("utf-8", "replace")
+        capacity = len(data) + 16
+        for _ in range(2):
+            buffer = (ctypes.c_int32 * capacity)()
+            count = self.library.llama_tokenize(
+                self._vocab, data, len(data), buffer, capacity, add_special, parse_special
+            )
+            if count >= 0:
+                return list(buffer[:count])
+            capacity = -count
+        raise RuntimeFailure(f"llama.cpp cannot tokenize a text of {len(data):,} bytes")
+
+    def piece(self, token: int, special: bool = True) -> bytes:
+        """Bytes that `token` stands for; may be part of a UTF-8 character. Control tokens are empty unless `special`.
+
+        Raises:
+            UsageError: no such token.
+        """
+        if not 0 <= token < self.vocab_size:
+            raise UsageError(f"token {token} is outside the vocabulary of {self.vocab_size:,}")
+        capacity = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(capacity)
+            count = self.library.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            capacity = -count
+        raise RuntimeFailure(f"llama.cpp cannot render token {token}")
+
+    def detokenize(self, tokens: Sequence[int], special: bool = True) -> str:
+        """Text of `tokens`; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(self.piece(token, special) for token in tokens).decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether generation ends with `token` (EOS, end of turn and the like)."""
+        return bool(self.library.llama_vocab_is_eog(self._vocab, token))
+
+    def chat_template(self) -> str | None:
+        """The Jinja template that the file carries, if any."""
+        template = self.library.llama_model_chat_template(self.handle, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The conversation as the model was trained to see it: text to tokenize with `tokenize_chat`.
+
+        Args:
+            messages: `{"role": ..., "content": ...}`, oldest first.
+            variables: what else the template knows (`enable_thinking=False`).
+
+        Raises:
+            RuntimeFailure: there is no template, or it fails or refuses on these messages.
+        """
+        template = self.chat_template()
+        if template is None:
+            raise RuntimeFailure(f"{self.path} has no chat template; give it plain text (--raw)")
+        return render_chat(
+            template,
+            messages,
+            bos_token=self._special_text(self.bos),
+            eos_token=self._special_text(self.eos),
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+
+    def tokenize_chat(self, rendered: str) -> list[int]:
+        """Tokens of a rendered conversation. BOS comes from the template or from the model, never twice."""
+        bos = self._special_text(self.bos)
+        if self.adds_bos and bos:
+            rendered = rendered.removeprefix(bos)
+        return self.tokenize(rendered, add_special=True, parse_special=True)
+
+    def _special_text(self, token: int) -> str:
+        return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
+
+    def close(self) -> None:
+        """Free the model, and first its contexts."""
+        for context in list(self.contexts):
+            context.close()
+        if self.handle:
+            self.library.llama_model_free(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def parse_buffers(lines: Sequence[str]) -> tuple[Buffer, ...]:
+    """Allocations named in log lines such as `CPU compute buffer size = 104.77 MiB`."""
+    found = []
+    for line in lines:
+        cache = _CACHE_LINE.search(line)
+        if cache is not None:
+            found.append(Buffer("", "cache", _bytes_of(cache[1])))
+        match = _BUFFER_LINE.search(line)
+        # The cells' own line says more: with simulated allocations the buffer line says 0.
+        if match is not None and match[2] not in ("KV", "RS"):
+            found.append(Buffer(match[1], match[2], _bytes_of(match[3])))
+    return tuple(found)
+
+
+def _bytes_of(mebibytes: str) -> int:
+    return round(float(mebibytes) * (1 << 20))
+
+
+def _report_load(library: Library, progress: Progress, fraction: float) -> bool:
+    try:
+        progress(int(fraction * 1000), 1000)
+    except BaseException:
+        library.stop.request()
+    return not library.stop.requested
+
+
+def choice_of(value: str, table: Mapping[str, int], what: str) -> int:
+    """The number that `value` stands for.
+
+    Raises:
+        UsageError: it stands for none.
+    """
+    if value not in table:
+        raise UsageError(f"'{printable(value)}' is no {what}; choose from {', '.join(table)}")
+    return table[value]
+
+
+def logged_reason(library: Library, mark: int) -> str:
+    """The first two errors logged: the first names the cause, later ones repeat that it failed."""
+    errors = library.log.errors_since(mark)
+    return "; ".join(errors[:2]) or "it gave no reason"
