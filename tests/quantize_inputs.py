@@ -104,7 +104,7 @@ def vector_imatrix() -> Imatrix:
         if len(shape) < 2:
             continue
         experts = shape[2] if len(shape) > 2 else 1
-        squares = np.abs(hashed_values("importance " + name, experts * shape[0])).astype(np.float64)
+        squares = np.abs(hashed_values("importance " + name, experts * shape[0]))
         squares = squares.reshape(experts, shape[0]) * 64
         counts = np.arange(7, 7 + experts, dtype=np.int64)
         if experts > 1:

@@ -12,6 +12,8 @@ from dfqs.classes import CLASSES
 from dfqs.errors import FormatError, SpaceError, UsageError
 from dfqs.gguf import GGMLType, read_header
 from dfqs.gguf.file import GGUFFile
+from dfqs.integrity import hash_model
+from dfqs.integrity.manifest import read_manifest
 from dfqs.quantize import quantize as module
 from dfqs.quantize.imatrix_file import Accumulated, write_imatrix
 from dfqs.quantize.quantize import plan_source, plan_work, quantize, read_source
@@ -199,3 +201,14 @@ def test_sizes_are_those_that_the_plan_announced(model: Path, tmp_path: Path) ->
     result = quantize(model, tmp_path / "out.gguf", Q4)
 
     assert (tmp_path / "out.gguf").stat().st_size == result.file_bytes == work.outputs[0].size
+
+
+def test_the_source_hash_in_the_file_is_the_one_that_verify_computes(
+    model: Path, worker: Worker, tmp_path: Path
+) -> None:
+    result = quantize(model, tmp_path / "out.gguf", Q4, worker=worker)
+
+    expected = hash_model(model, file=False).content_sha256
+    assert read_header(tmp_path / "out.gguf").metadata["dfqs.source_content_sha256"] == expected
+    manifest = read_manifest(result.manifests[0])
+    assert manifest.file_sha256 == hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest()

@@ -100,8 +100,8 @@ def _report(plan: QuantizationPlan, source: Source, result: Quantized | None, js
     outcome = result.outcome
     rate = f", {format_count(outcome.quantized_parameters / outcome.wall_s)} a second" if outcome.wall_s > 0 else ""
     resumed = f" ({outcome.resumed} tensors were done before)" if outcome.resumed else ""
-    for path in result.paths:
-        print_plain(f"wrote {path}")
+    for path, manifest in zip(result.paths, result.manifests, strict=True):
+        print_plain(f"wrote {path} ({manifest.name} beside it)")
     note(f"{format_duration(outcome.wall_s)} on {outcome.threads} threads{rate}{resumed}")
 
 
@@ -133,6 +133,7 @@ def _as_json(plan: QuantizationPlan, result: Quantized | None) -> dict[str, Any]
         "needs_imatrix": bool(plan.needing_importance),
         "needs_allow_requantize": bool(plan.requantized),
         "paths": [str(path) for path in result.paths] if result else None,
+        "manifests": [str(path) for path in result.manifests] if result else None,
         "file_bytes": result.file_bytes if result else None,
         "wall_s": result.outcome.wall_s if result else None,
         "threads": result.outcome.threads if result else None,

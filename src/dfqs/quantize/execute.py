@@ -22,6 +22,7 @@ from dfqs.errors import FormatError, IntegrityError, UsageError
 from dfqs.gguf.layout import tensor_length
 from dfqs.gguf.source import FileSource
 from dfqs.gguf.types import BLOCKS, GGMLType
+from dfqs.integrity.hashes import content_line
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.journal import FinishedTensor, Journal, read_journal
 from dfqs.quantize.kernels import Float32, Kernels
@@ -342,11 +343,8 @@ class _Run:
 
 def source_content_sha256(tensors: tuple[TensorWork, ...], finished: dict[str, FinishedTensor]) -> str:
     """Content hash of the source, from the tensor hashes taken on the way."""
-    lines = []
-    for tensor in tensors:
-        shape = ",".join(str(size) for size in tensor.shape)
-        lines.append(f"{tensor.name},{tensor.source_type.name},[{shape}],{finished[tensor.name].source_sha256}\n")
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    hashed = ((t.name, t.source_type.name, t.shape, finished[t.name].source_sha256) for t in tensors)
+    return hashlib.sha256(b"".join(sorted(content_line(*entry) for entry in hashed))).hexdigest()
 
 
 def _open_partial(file: OutputFile, complete: bool, stack: ExitStack) -> int:

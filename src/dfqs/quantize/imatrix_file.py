@@ -23,7 +23,7 @@ from dfqs.gguf.values import array, string, u32
 from dfqs.gguf.writer import TensorSource, write_gguf
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+
 Counts = NDArray[np.int64]
 
 SQUARES, COUNTS, SUMS = ".in_sum2", ".counts", ".in_sum"
@@ -31,13 +31,13 @@ SQUARES, COUNTS, SUMS = ".in_sum2", ".counts", ".in_sum"
 
 @dataclass(slots=True)
 class Accumulated:
-    """Sums of one weight's inputs."""
+    """Sums of one weight's inputs. float32, as in the file: those of a 284 B model take 1.1 GB."""
 
-    squares: Float64
+    squares: Float32
     """[experts, columns]; one expert for a dense matrix."""
     counts: Counts
     """[experts]"""
-    sums: Float64 | None = None
+    sums: Float32 | None = None
     """[experts, columns]; None where a file that was merged in has none."""
 
     def add(self, other: "Accumulated", name: str) -> None:
@@ -50,7 +50,10 @@ class Accumulated:
             raise FormatError(f"{list(other.squares.shape)} does not add to {list(self.squares.shape)}", name=name)
         self.squares += other.squares
         self.counts += other.counts
-        self.sums = self.sums + other.sums if self.sums is not None and other.sums is not None else None
+        if self.sums is not None and other.sums is not None:
+            self.sums += other.sums
+        else:
+            self.sums = None
 
 
 @dataclass(slots=True)
@@ -116,8 +119,8 @@ class ImatrixFile:
             raise FormatError("holds sums that are no numbers", path=self.path, name=name)
         sums = None
         if self._file.header.has_tensor(name + SUMS):
-            sums = self._array(name + SUMS).reshape(shape).astype(np.float64)
-        return Accumulated(squares.astype(np.float64), np.rint(counts).astype(np.int64), sums)
+            sums = self._array(name + SUMS).reshape(shape).copy()
+        return Accumulated(squares.copy(), np.rint(counts).astype(np.int64), sums)
 
     def importance(self, name: str, shape: Sequence[int]) -> Float32 | None:
         """Importance of a weight's columns; None for a weight it does not know.

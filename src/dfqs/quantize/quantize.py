@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.classes import DeploymentClass
-from dfqs.errors import SpaceError, UsageError
+from dfqs.errors import IntegrityError, SpaceError, UsageError
 from dfqs.gguf.layout import TensorInfo, align_up, place_tensors
 from dfqs.gguf.reader import Header, parse_header, read_header
 from dfqs.gguf.writer import encode_header
+from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan, plan_quantization
 from dfqs.quantize.recipe import recipe_record
-from dfqs.records import sha256_of
+from dfqs.records import sha256_of, write_json
 from dfqs.runtime import Worker
 from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.names import ShardName
@@ -56,6 +57,8 @@ class Quantized:
 
     plan: QuantizationPlan
     paths: tuple[Path, ...]
+    manifests: tuple[Path, ...]
+    """One for each of `paths`."""
     file_bytes: int
     outcome: Outcome
 
@@ -128,8 +131,28 @@ def quantize(
         running = worker if worker is not None else stack.enter_context(Worker(threads=threads))
         outcome: Outcome = running.call("dfqs.quantize.execute:execute", work, on_event=report)
     progress(total, total)
+    manifests = tuple(write_read_back_manifest(file.path, source, outcome) for file in work.outputs)
     paths = tuple(file.path for file in work.outputs)
-    return Quantized(plan, paths, sum(file.size for file in work.outputs), outcome)
+    return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), outcome)
+
+
+def write_read_back_manifest(path: Path, source: Source, outcome: Outcome) -> Path:
+    """Read what was written, compare it with what was computed, and write its manifest beside it.
+
+    Raises:
+        IntegrityError: the disk holds other bytes than were written to it.
+    """
+    shards = [
+        SourceFile(name=Path(header.source_name).name, bytes=header.file_size, sha256=None) for header in source.headers
+    ]
+    manifest = make_manifest(path, provenance=Provenance(shards=shards))
+    written = {tensor.name: tensor.sha256 for tensor in outcome.tensors}
+    for tensor in manifest.tensors:
+        if written[tensor.name] != tensor.sha256:
+            raise IntegrityError(f"{path}: tensor '{tensor.name}' does not read back as it was written; check the disk")
+    target = path.with_name(path.name + ".manifest.json")
+    write_json(target, manifest)
+    return target
 
 
 def check_input_types(plan: QuantizationPlan, allow_requantize: bool) -> None:

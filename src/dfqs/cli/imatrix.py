@@ -1,0 +1,144 @@
+"""`dfqs imatrix`: which weights matter, per expert."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dfqs.cli.output import note, print_json, print_plain, progress_bar, warn
+from dfqs.errors import UsageError
+from dfqs.quantize.calibration import read_corpus, shipped_corpus
+from dfqs.quantize.coverage import Coverage, measure_coverage
+from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
+from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
+from dfqs.quantize.quantize import read_source
+from dfqs.runtime import Worker
+from dfqs.storage import check_writable_target
+from dfqs.units import format_duration
+
+SHOWN_COLD = 10
+
+
+def command(
+    model: Annotated[
+        Path | None, typer.Argument(help="A .gguf file (or first shard) to measure.", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Your own text (UTF-8), repeatable; replaces the mix that dfqs ships.")
+    ] = None,
+    add: Annotated[
+        list[Path] | None,
+        typer.Option(help="Importance matrix to add up with, repeatable; without a MODEL, only these are merged."),
+    ] = None,
+    min_samples: Annotated[int, typer.Option(min=1, help="Inputs that every (layer, expert) should see.")] = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to see at least, before stopping early.")] = 8192,
+    max_tokens: Annotated[int | None, typer.Option(min=16, help="Tokens to see at most.", show_default=False)] = None,
+    chunk: Annotated[int, typer.Option(min=16, help="Tokens computed together.")] = 512,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the inputs, and measure nothing.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure which weights matter, per expert, for `dfqs quantize --imatrix` (llama-quantize reads the file too).
+
+    Goes on until every expert of every layer has seen enough, or the text ends; says which have not. A killed
+    measurement goes on from its last checkpoint.
+
+    Example: dfqs imatrix model-q8_0.gguf -o model.imatrix.gguf
+    """
+    added = tuple(add or ())
+    if output is None:
+        raise UsageError("name the file to write with -o")
+    check_writable_target(output, overwrite=overwrite)
+    if model is None:
+        _merge(added, output, min_samples, overwrite, dry_run, json_)
+        return
+    read_source(model)
+    text = read_corpus(corpus) if corpus else shipped_corpus()
+    with Worker(threads=threads) as worker:
+        job = ImatrixJob(
+            model=model.absolute(),
+            out=output.absolute(),
+            corpus=text,
+            chunk_tokens=chunk,
+            min_samples=min_samples,
+            min_tokens=tokens,
+            max_tokens=max_tokens,
+            add=tuple(path.absolute() for path in added),
+            threads=threads,
+        )
+        if dry_run:
+            print_plain(f"would measure {model} on '{text.name}' and write {output}")
+            return
+        try:
+            with progress_bar("measuring importance", "tokens") as progress:
+                outcome: ImatrixOutcome = worker.call(
+                    "dfqs.quantize.imatrix:measure_imatrix", job, on_event=lambda event: progress(*event)
+                )
+        except KeyboardInterrupt:
+            note("the last checkpoint is kept; the same command goes on from there")
+            raise
+    if json_:
+        print_json(_as_json(output, outcome.coverage, outcome, text.sha256))
+        return
+    print_plain(f"wrote {output}: {outcome.weights} weights, {outcome.tokens:,} tokens of '{text.name}'")
+    _report_coverage(outcome.coverage)
+    note(f"stopped because {outcome.stopped_because}; {format_duration(outcome.wall_s)}")
+
+
+def _merge(
+    added: tuple[Path, ...], output: Path, min_samples: int, overwrite: bool, dry_run: bool, json_: bool
+) -> None:
+    if not added:
+        raise UsageError("name a MODEL to measure, or importance matrices to merge with --add")
+    total = merge_imatrices([read_imatrix(path) for path in added])
+    coverage = measure_coverage(total, min_samples)
+    if not dry_run:
+        write_imatrix(output, total, overwrite=overwrite)
+    if json_:
+        print_json(_as_json(None if dry_run else output, coverage, None, None))
+        return
+    print_plain(f"{'would write' if dry_run else 'wrote'} {output}: {len(total.entries)} weights of {len(added)} files")
+    _report_coverage(coverage)
+
+
+def _report_coverage(coverage: Coverage) -> None:
+    if not coverage.experts:
+        print_plain("a dense model: every weight has seen every token")
+        return
+    enough = coverage.experts - len(coverage.cold)
+    print_plain(
+        f"expert coverage: {enough} of {coverage.experts} (layer, expert) pairs saw {coverage.min_samples} inputs or "
+        f"more; median {coverage.median_samples:,.0f}"
+    )
+    if coverage.is_complete:
+        return
+    warn(
+        f"{len(coverage.cold)} experts saw less"
+        + (f", {coverage.unseen} of them nothing: all their columns will weigh the same" if coverage.unseen else "")
+        + "; more text (--corpus, --add) helps"
+    )
+    for cold in coverage.cold[:SHOWN_COLD]:
+        print_plain(f"  - layer {cold.layer}, expert {cold.expert}: {cold.samples} inputs")
+    if len(coverage.cold) > SHOWN_COLD:
+        print_plain(f"  - and {len(coverage.cold) - SHOWN_COLD} more (--json lists all)")
+
+
+def _as_json(
+    output: Path | None, coverage: Coverage, outcome: ImatrixOutcome | None, corpus_sha256: str | None
+) -> dict[str, Any]:
+    return {
+        "schema": "dfqs.imatrix/1",
+        "path": str(output) if output else None,
+        "tokens": outcome.tokens if outcome else None,
+        "tokens_available": outcome.tokens_available if outcome else None,
+        "resumed_tokens": outcome.resumed_tokens if outcome else None,
+        "stopped_because": outcome.stopped_because if outcome else None,
+        "corpus_sha256": corpus_sha256,
+        "wall_s": outcome.wall_s if outcome else None,
+        "experts": coverage.experts,
+        "min_samples": coverage.min_samples,
+        "median_samples": coverage.median_samples,
+        "cold": [{"layer": c.layer, "expert": c.expert, "samples": c.samples} for c in coverage.cold],
+    }

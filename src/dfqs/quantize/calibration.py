@@ -1,0 +1,161 @@
+"""What a model is shown while its weights' importance is measured.
+
+The mix that dfqs ships is small and its own: conversations, prose, two dozen languages, code in ten languages besides
+the package's own Python, and worked arithmetic from a seeded generator. It touches many experts with few tokens; for a
+model of hundreds of experts bring more text (`--corpus`). Nothing of it is in any prompt set of `dfqs eval`, nor in the
+held-out text that `dfqs perplexity` reads.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs import __version__
+from dfqs.errors import UsageError
+from dfqs.records import sha256_of
+
+DATA = Path(__file__).parent / "data"
+PACKAGE = Path(__file__).parent.parent
+OWN_SOURCES = ("gguf/reader.py", "gguf/layout.py", "gguf/values.py", "storage.py", "units.py", "quantize/plan.py")
+PROBLEMS = 120
+MAX_CORPUS_BYTES = 1 << 30
+
+Message = tuple[str, str]
+"""(role, text)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Text of one kind. Streams are interleaved, so that any prefix of a measurement has seen all of them."""
+
+    kind: str
+    documents: tuple[str, ...] = ()
+    conversations: tuple[tuple[Message, ...], ...] = ()
+    """Rendered with the model's own chat template, where it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What will be shown, and what to call it."""
+
+    name: str
+    streams: tuple[Stream, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all text, whatever model reads it."""
+        return sha256_of([[s.kind, list(s.documents), [list(c) for c in s.conversations]] for s in self.streams])
+
+
+def shipped_corpus() -> Corpus:
+    """The mix that comes with dfqs."""
+    own = tuple((PACKAGE / name).read_text(encoding="utf-8") for name in OWN_SOURCES)
+    return Corpus(
+        f"dfqs-calibration-{__version__}",
+        (
+            Stream("chat", conversations=_conversations((DATA / "chat.txt").read_text(encoding="utf-8"))),
+            Stream("prose", _paragraphs("prose.txt")),
+            Stream("languages", _paragraphs("languages.txt")),
+            Stream("code", ((DATA / "code.txt").read_text(encoding="utf-8"), *own)),
+            Stream("maths", tuple(worked_problems(PROBLEMS))),
+        ),
+    )
+
+
+def heldout_text() -> str:
+    """Text for measuring perplexity; no sentence of it is in the calibration mix."""
+    return (DATA / "heldout.txt").read_text(encoding="utf-8")
+
+
+def read_corpus(paths: Sequence[Path]) -> Corpus:
+    """A user's own text files, one stream each.
+
+    Raises:
+        UsageError: a file is missing, no UTF-8 text, empty, or larger than 1 GB.
+    """
+    streams = []
+    for path in paths:
+        try:
+            if path.stat().st_size > MAX_CORPUS_BYTES:
+                raise UsageError(f"{path} is larger than 1 GB; a few megabytes of varied text do")
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"the corpus {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from None
+        if not text.strip():
+            raise UsageError(f"{path} has no text in it")
+        streams.append(Stream(path.name, (text,)))
+    return Corpus(", ".join(path.name for path in paths), tuple(streams))
+
+
+def worked_problems(count: int) -> list[str]:
+    """Arithmetic with every step written out, always the same for a count."""
+    chooser = random.Random(5)
+    problems = []
+    for number in range(1, count + 1):
+        a, b, c = chooser.randint(12, 97), chooser.randint(3, 19), chooser.randint(2, 9)
+        problems.append(f"Problem {number}. {chooser.choice(_PROBLEMS)(a, b, c)}")
+    return problems
+
+
+def _shopping(a: int, b: int, c: int) -> str:
+    paid = (a * b // 100 + 1) * 100
+    return (
+        f"A shop sells lamps at {a} euros. Somebody buys {b} of them and pays with {paid} euros. What is the change?\n"
+        f"{b} lamps cost {b} * {a} = {a * b} euros. The change is {paid} - {a * b} = {paid - a * b} euros."
+    )
+
+
+def _equation(a: int, b: int, c: int) -> str:
+    right = c * b + a
+    return (
+        f"Solve {c}x + {a} = {right}.\nSubtract {a} on both sides: {c}x = {right - a}. Divide by {c}: "
+        f"x = {b}. Check: {c} * {b} + {a} = {right}."
+    )
+
+
+def _train(a: int, b: int, c: int) -> str:
+    return (
+        f"A train travels {a * c} km in {c} hours, and then {b} hours at {a + 10} km/h. What is its mean speed?\n"
+        f"The second part is {b} * {a + 10} = {b * (a + 10)} km, so the whole way is {a * c + b * (a + 10)} km in "
+        f"{b + c} hours. The mean speed is {(a * c + b * (a + 10)) / (b + c):.2f} km/h."
+    )
+
+
+def _division(a: int, b: int, c: int) -> str:
+    product = a * b + c % b
+    return (
+        f"Divide {product} by {b} with remainder.\n{b} * {product // b} = {b * (product // b)}, and "
+        f"{product} - {b * (product // b)} = {product % b}. So {product} = {b} * {product // b} + {product % b}."
+    )
+
+
+def _area(a: int, b: int, c: int) -> str:
+    return (
+        f"$\\int_0^{{{c}}} ({b} x^2 + {a})\\,dx = \\left[\\tfrac{{{b}}}{{3}} x^3 + {a} x\\right]_0^{{{c}}} = "
+        f"\\tfrac{{{b * c**3}}}{{3}} + {a * c}$, which is about {b * c**3 / 3 + a * c:.3f}."
+    )
+
+
+_PROBLEMS = (_shopping, _equation, _train, _division, _area)
+
+
+def _paragraphs(name: str) -> tuple[str, ...]:
+    return tuple((DATA / name).read_text(encoding="utf-8").strip().split("\n\n"))
+
+
+def _conversations(text: str) -> tuple[tuple[Message, ...], ...]:
+    """`role: text` turns, conversations parted by `---`."""
+    conversations = []
+    for block in text.strip().split("\n---\n"):
+        turns: list[Message] = []
+        for line in block.split("\n"):
+            role, separator, rest = line.partition(": ")
+            if separator and role in ("user", "assistant"):
+                turns.append((role, rest))
+            else:
+                turns[-1] = (turns[-1][0], f"{turns[-1][1]}\n{line}")
+        conversations.append(tuple(turns))
+    return tuple(conversations)

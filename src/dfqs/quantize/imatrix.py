@@ -1,0 +1,302 @@
+"""Importance of weights, measured: which columns of each matrix see large inputs, for each expert by itself.
+
+While text runs through the model, the evaluation callback looks at every multiplication with a weight and adds up the
+squares of its inputs; a `MUL_MAT_ID` says besides which expert each row went to. What was never routed to an expert
+says nothing about it, so the measurement goes on until every expert of every layer has seen enough.
+Runs in a worker process. Sums as `tools/imatrix/imatrix.cpp` (`collect_imatrix`) defines them.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfqs import __version__
+from dfqs.errors import FormatError, RuntimeFailure, UsageError
+from dfqs.quantize.calibration import Corpus, Stream
+from dfqs.quantize.coverage import Coverage, measure_coverage
+from dfqs.quantize.imatrix_file import (
+    Accumulated,
+    Counts,
+    Float32,
+    Imatrix,
+    merge_imatrices,
+    read_imatrix,
+    write_imatrix,
+)
+from dfqs.records import sha256_of
+from dfqs.runtime.observe import EvalCallback, TensorView
+from dfqs.runtime.session import Context, Model
+from dfqs.runtime.worker_context import WorkerContext
+
+STATE_KEY = "dfqs.imatrix.state"
+MIN_ROWS = 16
+"""Inputs of fewer rows are no sample of text (llama-imatrix's own limit)."""
+_WEIGHT = re.compile(r"(blk\.\d+\..+|output|token_embd)\.weight")
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixJob:
+    """What to measure."""
+
+    model: Path
+    out: Path
+    corpus: Corpus
+    chunk_tokens: int
+    min_samples: int
+    """Stop when every (layer, expert) has seen at least so many inputs..."""
+    min_tokens: int
+    """...and so many tokens have been seen."""
+    max_tokens: int | None
+    """Stop here in any case; None: at the end of the corpus."""
+    add: tuple[Path, ...]
+    """Importance matrices to start from."""
+    threads: int | None
+    checkpoint_s: float = 60.0
+
+    @property
+    def partial(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.measuring")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the sums: a run goes on only from its own checkpoint."""
+        status = {str(path.absolute()): path.stat() for path in (self.model, *self.add)}
+        inputs = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
+        return sha256_of({"inputs": inputs, "corpus": self.corpus.sha256, "chunk_tokens": self.chunk_tokens})
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixOutcome:
+    """What was measured."""
+
+    tokens: int
+    """Tokens seen by this measurement, earlier parts of a resumed one included, those of `add` not."""
+    tokens_available: int
+    coverage: Coverage
+    weights: int
+    resumed_tokens: int
+    stopped_because: str
+    wall_s: float
+
+
+def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
+    """Measure and write `job.out`. Emits `(tokens, tokens of the corpus, note)`.
+
+    Raises:
+        RuntimeFailure: the model's activations are no numbers, or llama.cpp fails.
+        UsageError: the corpus is too short; a checkpoint of another measurement lies there.
+    """
+    started = time.monotonic()
+    base = [read_imatrix(path) for path in job.add]
+    with Model(worker.library, job.model) as model:
+        chunks = list(chunk_corpus(model, job.corpus, job.chunk_tokens))
+        reason = "the corpus ended"
+        if job.max_tokens is not None and len(chunks) > (most := max(1, job.max_tokens // job.chunk_tokens)):
+            chunks, reason = chunks[:most], "as many tokens as allowed were seen"
+        available = sum(len(chunk) for chunk in chunks)
+        matrix, done = _read_checkpoint(job)
+        resumed = matrix.tokens
+        collector = Collector(matrix)
+        callback = EvalCallback(collector.wants, collector.take)
+        saved = time.monotonic()
+        with Context(
+            model,
+            job.chunk_tokens,
+            n_batch=job.chunk_tokens,
+            n_ubatch=job.chunk_tokens,
+            threads=job.threads,
+            flash_attention="off",
+            eval_callback=callback,
+        ) as context:
+            for index in range(done, len(chunks)):
+                total = merge_imatrices([*base, matrix]) if base else matrix
+                coverage = measure_coverage(total, job.min_samples)
+                if matrix.tokens >= job.min_tokens and coverage.experts and coverage.is_complete:
+                    reason = "every expert has seen enough"
+                    break
+                worker.emit((matrix.tokens, available, _coverage_note(coverage)))
+                context.clear()
+                collector.begin()
+                # All logits: the last layer computes only tokens whose logits are wanted.
+                context.decode(chunks[index], logits="all", take=_ignore)
+                matrix.tokens += len(chunks[index])
+                if time.monotonic() - saved >= job.checkpoint_s:
+                    _write_checkpoint(job, matrix, index + 1)
+                    saved = time.monotonic()
+    matrix.datasets = (job.corpus.name,)
+    matrix.chunk_tokens = job.chunk_tokens
+    total = merge_imatrices([*base, matrix])
+    total.extra = {"dfqs.imatrix.corpus_sha256": job.corpus.sha256, "dfqs.version": __version__}
+    write_imatrix(job.out, total, overwrite=True)
+    job.partial.unlink(missing_ok=True)
+    return ImatrixOutcome(
+        tokens=matrix.tokens,
+        tokens_available=available,
+        coverage=measure_coverage(total, job.min_samples),
+        weights=len(total.entries),
+        resumed_tokens=resumed,
+        stopped_because=reason,
+        wall_s=time.monotonic() - started,
+    )
+
+
+def chunk_corpus(model: Model, corpus: Corpus, chunk_tokens: int) -> Iterator[Tokens]:
+    """Chunks of the corpus, streams interleaved in proportion to length; each begins with BOS if the model has it.
+
+    Raises:
+        UsageError: there are fewer tokens than one small chunk.
+    """
+    placed: list[tuple[float, int, Tokens]] = []
+    for number, stream in enumerate(corpus.streams):
+        tokens = tokenize_stream(model, stream)
+        chunks = [tokens[i : i + chunk_tokens] for i in range(0, len(tokens), chunk_tokens)]
+        # A last piece of a few tokens is no context worth measuring in; a lone short text is all there is.
+        if len(chunks) > 1 and len(chunks[-1]) < chunk_tokens:
+            chunks.pop()
+        for index, chunk in enumerate(chunks):
+            if len(chunk) >= MIN_ROWS:
+                placed.append(((index + 0.5) / len(chunks), number, chunk))
+    if not placed:
+        raise UsageError(f"the corpus has fewer than {MIN_ROWS} tokens; give it more text")
+    for _, _, chunk in sorted(placed, key=lambda entry: entry[:2]):
+        yield [model.bos, *chunk[1:]] if model.adds_bos and model.bos >= 0 else chunk
+
+
+def tokenize_stream(model: Model, stream: Stream) -> Tokens:
+    """All tokens of a stream, documents parted by blank lines."""
+    if stream.conversations:
+        if model.chat_template() is None:
+            texts = ["\n\n".join(f"{role}: {text}" for role, text in turns) for turns in stream.conversations]
+            return model.tokenize("\n\n".join(texts), add_special=True, parse_special=False)
+        tokens: Tokens = []
+        for turns in stream.conversations:
+            messages = [{"role": role, "content": text} for role, text in turns]
+            tokens += model.tokenize_chat(model.apply_chat_template(messages, add_generation_prompt=False))
+        return tokens
+    return model.tokenize("\n\n".join(stream.documents), add_special=True, parse_special=False)
+
+
+class Collector:
+    """Adds up inputs of weights as the evaluation callback meets them."""
+
+    def __init__(self, matrix: Imatrix) -> None:
+        self.matrix = matrix
+        self._last: tuple[int, Any] | None = None
+
+    def begin(self) -> None:
+        """A new graph: what was read of the last one is void."""
+        self._last = None
+
+    def wants(self, name: str, op: str) -> bool:
+        return op in ("MUL_MAT", "MUL_MAT_ID")
+
+    def take(self, name: str, op: str, tensor: TensorView) -> None:
+        """Add one multiplication's inputs.
+
+        Raises:
+            RuntimeFailure: inputs that are no numbers.
+        """
+        weight, inputs = tensor.source(0), tensor.source(1)
+        if weight is None or inputs is None or inputs.type != 0:
+            return
+        weight_name = weight.name.partition("#")[2].partition("#")[0] or weight.name
+        if not _WEIGHT.fullmatch(weight_name):
+            return
+        if op == "MUL_MAT_ID":
+            ids = tensor.source(2)
+            if ids is not None:
+                self._add(weight_name, *self._once(inputs, lambda: sum_by_expert(inputs, ids, weight.shape[2])))
+        elif inputs.shape[1] >= MIN_ROWS:
+            groups = weight.shape[2] * weight.shape[3]
+            self._add(weight_name, *self._once(inputs, lambda: sum_by_group(inputs, groups)))
+
+    def _once(self, inputs: TensorView, measure: Callable[[], Any]) -> Any:
+        # gate and up, or q, k and v, multiply the same input: it is read and summed once.
+        if self._last is None or self._last[0] != inputs.address:
+            self._last = (inputs.address, measure())
+        return self._last[1]
+
+    def _add(self, name: str, squares: Float32, sums: Float32, counts: Counts) -> None:
+        if not np.isfinite(squares).all():
+            raise RuntimeFailure(f"the inputs of '{name}' are no numbers (NaN or infinite); the model is damaged")
+        entry = self.matrix.entries.get(name)
+        if entry is None:
+            self.matrix.entries[name] = Accumulated(squares.copy(), counts.copy(), sums.copy())
+            return
+        entry.add(Accumulated(squares, counts, sums), name)
+
+
+def sum_by_expert(inputs: TensorView, ids: TensorView, experts: int) -> tuple[Float32, Float32, Counts]:
+    """(squares, sums, counts) of a `MUL_MAT_ID`, by expert.
+
+    Inputs are [tokens, 1 or experts used, columns]: the first matrices of an expert get the token's vector, the last
+    one a vector of its own for each expert.
+    """
+    columns, per_token, tokens, _ = inputs.shape
+    values = inputs().reshape(tokens, per_token, columns)
+    chosen = ids().reshape(tokens, -1)
+    squares = np.zeros((experts, columns), np.float32)
+    sums = np.zeros((experts, columns), np.float32)
+    counts = np.zeros(experts, np.int64)
+    for expert in np.unique(chosen):
+        if not 0 <= expert < experts:
+            raise RuntimeFailure(f"a token was routed to expert {expert} of {experts}")
+        token, slot = np.nonzero(chosen == expert)
+        rows = values[token, slot % per_token]
+        squares[expert] = np.einsum("ij,ij->j", rows, rows)
+        sums[expert] = rows.sum(axis=0)
+        counts[expert] = len(rows)
+    return squares, sums, counts
+
+
+def sum_by_group(inputs: TensorView, groups: int) -> tuple[Float32, Float32, Counts]:
+    """(squares, sums, counts) of a `MUL_MAT`, in one row; a matrix multiplied in parts has them end to end."""
+    columns, rows, batches, outer = inputs.shape
+    values = inputs().reshape(outer * batches, rows, columns)
+    squares = np.zeros((groups, columns), np.float32)
+    sums = np.zeros((groups, columns), np.float32)
+    for index, part in enumerate(values):
+        squares[index % groups] += np.einsum("ij,ij->j", part, part)
+        sums[index % groups] += part.sum(axis=0)
+    return squares.reshape(1, -1), sums.reshape(1, -1), np.array([len(values) * rows // groups], np.int64)
+
+
+def _coverage_note(coverage: Coverage) -> str:
+    if not coverage.experts:
+        return "dense"
+    return f"{coverage.experts - len(coverage.cold)} of {coverage.experts} experts have seen enough"
+
+
+def _ignore(first: int, rows: object) -> None:
+    """Logits are computed for their inputs, not for themselves."""
+
+
+def _write_checkpoint(job: ImatrixJob, matrix: Imatrix, chunks_done: int) -> None:
+    state = {"fingerprint": job.fingerprint, "chunks": chunks_done, "tokens": matrix.tokens}
+    matrix.extra = {STATE_KEY: json.dumps(state)}
+    write_imatrix(job.partial, matrix, overwrite=True)
+    matrix.extra = {}
+
+
+def _read_checkpoint(job: ImatrixJob) -> tuple[Imatrix, int]:
+    if not job.partial.exists():
+        return Imatrix({}, chunk_tokens=job.chunk_tokens), 0
+    try:
+        matrix = read_imatrix(job.partial)
+        state = json.loads(matrix.extra.get(STATE_KEY, "{}"))
+        if state.get("fingerprint") == job.fingerprint:
+            matrix.tokens, matrix.extra = int(state["tokens"]), {}
+            return matrix, int(state["chunks"])
+    except (FormatError, ValueError, KeyError, TypeError):
+        pass
+    raise UsageError(
+        f"{job.partial} is of a measurement of another model, corpus or chunk size; finish that one, or delete it"
+    )
