@@ -30,9 +30,9 @@ MODES = [
     "in-place-first",
     "in-place-middle",
     "in-place-last",
+    "in-place-delete",
     "consume",
     "consume-delete",
-    "in-place-delete",
 ]
 
 
