@@ -30,6 +30,11 @@ def tokenize(worker: WorkerContext, path: str, prompts: Sequence[Prompt]) -> lis
     return [prompt.tokenize(model) for prompt in prompts]
 
 
+def default_threads(worker: WorkerContext) -> int:
+    """CPU threads that contexts of this worker take unless told otherwise."""
+    return worker.threads
+
+
 def run_steps(
     worker: WorkerContext,
     path: str,
@@ -76,15 +81,17 @@ def run_cached(
     settings: dict[str, Any],
     scores: bool = False,
 ) -> RoutingRun:
-    """A sequence whose first `prefix` tokens were computed for another sequence, which then went on differently."""
+    """A sequence whose first `prefix` tokens were in the cache already, since before another question on them."""
     model, tap = load_model(worker, path), RouterTap(scores=scores)
-    other = list(tokens[prefix:][::-1])
-    cells = len(tokens) + len(other)
+    question = list(tokens[prefix:][::-1])
+    cells = len(tokens) + len(question)
     with Context(model, cells, **settings, n_seq_max=2, kv_unified=True, eval_callback=tap.callback) as context:
         first = _decode(context, [BatchToken(token, i) for i, token in enumerate(tokens[:prefix])], tap)[0]
+        # A branch for the question that came before, dropped again: caches that cannot be rolled back allow that too.
         context.copy_sequence(0, 1)
-        _decode(context, [BatchToken(token, prefix + i) for i, token in enumerate(other)], tap)
-        rest = _decode(context, [BatchToken(token, prefix + i, 1) for i, token in enumerate(tokens[prefix:])], tap)[1]
+        _decode(context, [BatchToken(token, prefix + i, 1) for i, token in enumerate(question)], tap)
+        context.remove_sequence(1)
+        rest = _decode(context, [BatchToken(token, prefix + i) for i, token in enumerate(tokens[prefix:])], tap)[0]
     return join_runs([first, rest])
 
 

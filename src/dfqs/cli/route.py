@@ -1,0 +1,178 @@
+"""`dfqs route`: expert routing captured, checked, compared and counted."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfqs.cli.output import note, out, print_json, progress_bar, warn
+from dfqs.cli.route_text import load_table, margin_table, matrix_table, verdict
+from dfqs.records import write_json
+from dfqs.routing.capture import MAX_CONTEXT_TOKENS, capture_trace
+from dfqs.routing.determinism import MATRIX_TOKENS, check_routing
+from dfqs.routing.forecast import FORECAST_TOKENS, forecast_routing
+from dfqs.routing.identity import read_identity
+from dfqs.routing.prompts import packaged_prompt, read_prompts
+from dfqs.runtime import Worker
+from dfqs.storage import check_writable_target
+from dfqs.units import format_bytes
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+ModelArgument = Annotated[Path, typer.Argument(help="A Mixture-of-Experts .gguf file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; every CPU by default.", show_default=False)]
+
+
+class Profile(StrEnum):
+    """Settings of the server that the standard load goes to."""
+
+    STANDARD = "standard"
+    DETERMINISTIC = "deterministic"
+
+
+class Switch(StrEnum):
+    """Flash attention."""
+
+    OFF = "off"
+    ON = "on"
+    AUTO = "auto"
+
+
+@app.command()
+def trace(
+    model: ModelArgument,
+    out_path: Annotated[Path, typer.Option("-o", "--out", help="Trace file to write.", show_default=False)],
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file, or .jsonl with a text a line; may be given again. Default: two packaged texts."),
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Store the router's scores too (4 bytes an expert, layer and token).")
+    ] = False,
+    ctx: Annotated[int, typer.Option(min=1, help="Longest prompt, in tokens; longer ones are cut.")] = (
+        MAX_CONTEXT_TOKENS
+    ),
+    ubatch: Annotated[int, typer.Option(min=1, help="Tokens computed at a time.")] = 512,
+    flash_attention: Annotated[Switch, typer.Option(help="Flash attention.")] = Switch.OFF,
+    type_k: Annotated[str, typer.Option(help="Type of the K cache.")] = "f16",
+    type_v: Annotated[str, typer.Option(help="Type of the V cache.")] = "f16",
+    threads: Threads = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trace.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
+    json_: Json = False,
+) -> None:
+    """Record which experts a model chooses, for every token and layer. The file travels; the model need not.
+
+    Example: dfqs route trace model.gguf --prompts book.txt -o model.route
+    """
+    chosen = read_prompts(prompts) if prompts else [packaged_prompt("first"), packaged_prompt("second")]
+    source = ", ".join(path.name for path in prompts) if prompts else "packaged texts"
+    if dry_run:
+        identity, hash_layers = read_identity(model)
+        check_writable_target(out_path, overwrite=overwrite)
+        plan = {
+            "model": identity.model_dump(mode="json"),
+            "hash_layers": list(hash_layers),
+            "prompts": len(chosen),
+            "out": str(out_path),
+            "scores": weights,
+        }
+        print_json(plan) if json_ else out.print(
+            f"Would write {out_path}: {len(chosen)} prompts through {identity.architecture}, {identity.experts_used} "
+            f"of {identity.experts} experts in up to {identity.layers} layers" + (", with scores" if weights else ""),
+            markup=False,
+        )
+        return
+    settings = {
+        "n_batch": max(512, ubatch),
+        "n_ubatch": ubatch,
+        "flash_attention": flash_attention.value,
+        "type_k": type_k,
+        "type_v": type_v,
+    }
+    with Worker(threads=threads) as worker, progress_bar("routing", "tokens") as progress:
+        summary = capture_trace(
+            worker,
+            model,
+            chosen,
+            out_path,
+            settings=settings,
+            scores=weights,
+            context_tokens=ctx,
+            source=source,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    for text in summary.notices:
+        warn(text)
+    if json_:
+        described = summary.header.model_dump(mode="json")
+        print_json({"trace_sha256": summary.trace_sha256, "tokens": summary.tokens, "header": described})
+        return
+    header = summary.header
+    out.print(
+        f"{out_path}: {summary.tokens:,} tokens of {summary.prompts} prompts, {header.model.experts_used} of "
+        f"{header.model.experts} experts in {len(header.layers)} layers"
+        + (f" ({len(header.hash_layers)} hash-routed)" if header.hash_layers else "")
+        + f", {format_bytes(out_path.stat().st_size)}",
+        markup=False,
+    )
+
+
+@app.command()
+def check(
+    model: ModelArgument,
+    profile: Annotated[Profile, typer.Option(help="Server settings that the load goes to.")] = Profile.STANDARD,
+    matrix: Annotated[bool, typer.Option(help="Try the matrix of conditions too.")] = True,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens of the text that the matrix runs on.")] = MATRIX_TOKENS,
+    threads: Threads = None,
+    out_path: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the findings as JSON.", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Try whether routing stays the same: under a matrix of conditions, and under the standard load (docs/routing.md).
+    Exits with 1 when the specification's clause does not hold.
+
+    Example: dfqs route check model.gguf --profile deterministic
+    """
+    with progress_bar("checking", "items") as progress:
+        found = check_routing(
+            model, profile=profile.value, threads=threads, tokens=tokens, matrix=matrix, progress=progress
+        )
+    if out_path is not None:
+        write_json(out_path, found)
+    if json_:
+        print_json({**found.model_dump(mode="json"), "holds": found.holds})
+    else:
+        if found.matrix:
+            out.print(matrix_table(found))
+            out.print()
+        out.print(load_table(found))
+        out.print()
+        out.print(verdict(found), markup=False)
+    if found.hash_layers:
+        note(f"layers {', '.join(map(str, found.hash_layers))} are hash-routed: their experts cannot differ")
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def margins(
+    model: ModelArgument,
+    tokens: Annotated[int, typer.Option(min=8, help="Tokens of each of the two texts.")] = FORECAST_TOKENS,
+    threads: Threads = None,
+    json_: Json = False,
+) -> None:
+    """Measure by how little experts are chosen, and forecast from that how often routing flips under a perturbation.
+
+    Example: dfqs route margins model.gguf
+    """
+    with progress_bar("margins", "items") as progress:
+        report = forecast_routing(model, threads=threads, tokens=tokens, progress=progress)
+    if json_:
+        print_json(report)
+        return
+    out.print(margin_table(report))

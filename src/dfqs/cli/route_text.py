@@ -1,0 +1,115 @@
+"""Routing findings as tables for people."""
+
+from rich.table import Table
+
+from dfqs.routing.determinism import FirstDivergence, RouteCheck
+from dfqs.routing.forecast import MarginReport
+
+
+def share(value: float | None, digits: int = 2) -> str:
+    """`0.98765` -> `98.77 %`; a share that only rounds to 100 says so."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:.{digits}f}"
+    if value < 1 and text == f"{100:.{digits}f}":
+        return f"<{text} %"
+    return f"{text} %"
+
+
+def yes_no(value: bool | None) -> str:
+    return "-" if value is None else ("yes" if value else "no")
+
+
+def place(first: FirstDivergence | None) -> str:
+    return "-" if first is None else f"{first.token}, layer {first.layer}"
+
+
+def plain_table(title: str, *columns: str) -> Table:
+    """The first column left, the others right."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    return table
+
+
+def matrix_table(check: RouteCheck) -> Table:
+    table = plain_table(
+        f"Against 1 thread, one batch, ubatch 512, flash attention off, f16 caches ({check.matrix_tokens} tokens)",
+        "Condition",
+        "same bits",
+        "same experts",
+        "worst layer",
+        "from token",
+        "same argmax",
+    )
+    for row in check.matrix:
+        if row.refused is not None:
+            table.add_row(row.condition, "refused", "", "", "", "")
+            continue
+        table.add_row(
+            row.condition,
+            yes_no(row.logits_identical),
+            share(row.same_set_share),
+            share(row.lowest_layer_share),
+            place(row.first_divergence),
+            share(row.argmax_share),
+        )
+    return table
+
+
+def load_table(check: RouteCheck) -> Table:
+    load = check.load
+    slots = "one slot" if load.slots == 1 else f"{load.slots} slots"
+    table = plain_table(
+        f"Standard load, version {load.version}, profile {load.profile}: four requests at once ({slots}), each against "
+        "itself alone",
+        "Request",
+        "prompt",
+        "compared",
+        "same answer",
+        "same bits",
+        "same experts",
+        "from token",
+    )
+    for row in load.requests:
+        table.add_row(
+            row.request,
+            str(row.prompt_tokens),
+            str(row.compared_tokens),
+            yes_no(row.same_answer),
+            yes_no(row.logits_identical),
+            share(row.same_set_share),
+            place(row.first_divergence),
+        )
+    return table
+
+
+def verdict(check: RouteCheck) -> str:
+    """One sentence: does the clause hold, and what to do if not."""
+    if check.holds:
+        return f"Routing remains deterministic under the {check.load.profile} load profile, on this machine and build."
+    different = sum(not row.routing_identical or not row.same_answer for row in check.load.requests)
+    text = (
+        f"Routing does NOT remain deterministic under the {check.load.profile} load profile: {different} of "
+        f"{len(check.load.requests)} requests were routed or answered differently beside the others than alone."
+    )
+    if check.load.profile == "standard":
+        text += " Settings under which it does: route check --profile deterministic."
+    return text
+
+
+def margin_table(report: MarginReport) -> Table:
+    table = plain_table(
+        "Flips forecast from margins (noise fitted on one text, tested on another)",
+        "Perturbation",
+        "forecast",
+        "observed",
+        "forecast / observed",
+        "flips",
+    )
+    for row in report.forecasts:
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        table.add_row(row.perturbation, share(row.predicted), share(row.observed), ratio, f"{row.observed_flips:,}")
+    for name in report.refused:
+        table.add_row(name, "refused", "", "", "")
+    return table

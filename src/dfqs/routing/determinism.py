@@ -1,0 +1,281 @@
+"""Under which conditions routing stays the same: a matrix of them, and the verdict for the standard load.
+
+What the standard load is, and when the specification's clause holds, was fixed in docs/routing.md before measuring.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dfqs.errors import RuntimeFailure
+from dfqs.progress import Progress, no_progress
+from dfqs.records import Record
+from dfqs.routing.capture import REFERENCE, RUNTIME, processor_name
+from dfqs.routing.identity import ModelIdentity, read_identity
+from dfqs.routing.prompts import LOAD_TEXTS, packaged_prompt
+from dfqs.routing.runs import Agreement, RoutingRun, compare_runs, lowest_share
+from dfqs.runtime import Worker
+
+LOAD_VERSION = 1
+ANSWER_TOKENS = 32
+LOAD_CONTEXT_TOKENS = 4096
+MATRIX_TOKENS = 256
+_SERVER = {**REFERENCE, "n_batch": 2048}
+PROFILES: dict[str, tuple[dict[str, Any], int]] = {
+    "standard": ({**_SERVER, "flash_attention": "auto"}, 4),
+    "deterministic": (_SERVER, 1),
+}
+"""Settings and slots of the server that the four requests go to."""
+_JOBS = "dfqs.routing.load:"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One change from the reference run."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: Literal["steps", "beside", "cached"] = "steps"
+    steps: tuple[int, ...] = ()
+    """For `steps`: tokens submitted at a time. For `cached`: the prefix."""
+    restart: bool = False
+
+
+def matrix_conditions(tokens: int, threads: int) -> tuple[Condition, ...]:
+    """Every condition that is tried, against one thread, one batch, ubatch 512, flash attention off and f16 caches."""
+    return (
+        Condition("repeat"),
+        Condition("process restart", restart=True),
+        Condition(f"{threads} threads", {"threads": threads}),
+        Condition("ubatch 64", {"n_ubatch": 64}),
+        Condition("ubatch 8", {"n_ubatch": 8}),
+        Condition("ubatch 7", {"n_ubatch": 7}),
+        Condition("token by token", steps=(1,)),
+        Condition("split, a third first", steps=(tokens // 3, tokens)),
+        Condition("split, two thirds first", steps=(2 * tokens // 3, tokens)),
+        Condition("cached prefix", kind="cached", steps=(tokens // 3,)),
+        Condition("beside another sequence", kind="beside"),
+        Condition("flash attention on", {"flash_attention": "on"}),
+        Condition("flash attention auto", {"flash_attention": "auto"}),
+        Condition("K q8_0", {"type_k": "q8_0"}),
+        Condition("K, V q8_0 (flash att.)", {"type_k": "q8_0", "type_v": "q8_0", "flash_attention": "on"}),
+        Condition("K, V f32", {"type_k": "f32", "type_v": "f32"}),
+    )
+
+
+class FirstDivergence(Record):
+    """The earliest token whose experts differ, and its lowest such layer."""
+
+    token: int
+    layer: int
+
+
+class MatrixRow(Record):
+    """One condition against the reference run. All null when the runtime refused it, with what it said."""
+
+    condition: str
+    refused: str | None = None
+    logits_identical: bool | None = None
+    same_set_share: float | None = None
+    lowest_layer_share: float | None = None
+    same_set_share_by_layer: tuple[float | None, ...] = ()
+    first_divergence: FirstDivergence | None = None
+    argmax_share: float | None = None
+
+
+class LoadRow(Record):
+    """One request of the standard load: together with the others against alone."""
+
+    request: str
+    prompt_tokens: int
+    compared_tokens: int
+    """Tokens up to where the two answers part."""
+    same_answer: bool
+    logits_identical: bool
+    same_set_share: float
+    lowest_layer_share: float | None
+    first_divergence: FirstDivergence | None
+    routing_identical: bool
+
+
+class LoadCheck(Record):
+    """The specification's clause, tried on a load."""
+
+    version: int = LOAD_VERSION
+    profile: str
+    settings: dict[str, str | int | bool]
+    slots: int
+    answer_tokens: int
+    requests: tuple[LoadRow, ...]
+    holds: bool
+
+
+class RouteCheck(Record):
+    """What `dfqs route check` found."""
+
+    format: Literal["dfqs.route-check/1"] = "dfqs.route-check/1"
+    model: ModelIdentity
+    runtime: str = RUNTIME
+    processor: str | None
+    threads: int
+    layers: tuple[int, ...]
+    """Of `same_set_share_by_layer`."""
+    hash_layers: tuple[int, ...]
+    """Their experts follow from the token, so they cannot differ."""
+    matrix_tokens: int
+    matrix: tuple[MatrixRow, ...]
+    load: LoadCheck
+
+    @property
+    def holds(self) -> bool:
+        return self.load.holds
+
+
+def check_routing(
+    path: Path,
+    *,
+    profile: str = "standard",
+    threads: int | None = None,
+    tokens: int = MATRIX_TOKENS,
+    matrix: bool = True,
+    progress: Progress = no_progress,
+) -> RouteCheck:
+    """Try the matrix of conditions and the standard load on a model.
+
+    Args:
+        profile: a key of `PROFILES`.
+        tokens: of the text that the matrix runs on.
+        matrix: leave it out when false; the verdict needs only the load.
+        progress: called with conditions and requests.
+
+    Raises:
+        UsageError: the model is dense.
+        RuntimeFailure: llama.cpp failed under the reference conditions.
+        WorkerCrash: it died.
+    """
+    identity, hash_layers = read_identity(path)
+    with Worker(threads=threads) as worker:
+        texts = [packaged_prompt(name) for name in ("first", "second", *LOAD_TEXTS)]
+        tokenized: list[list[int]] = worker.call(_JOBS + "tokenize", str(path), texts)
+        threads = threads or worker.call("dfqs.routing.load:default_threads")
+        conditions = matrix_conditions(min(tokens, len(tokenized[0])), threads) if matrix else ()
+        steps = len(conditions) + 1 + 2 * len(LOAD_TEXTS)
+        load, layers = _check_load(worker, path, profile, tokenized[2:], progress, steps)
+        done = 2 * len(LOAD_TEXTS)
+        rows, reference = [], None
+        if conditions:
+            text, other = tokenized[0][:tokens], tokenized[1][: tokens // 2]
+            reference = run_condition(worker, path, text, other, Condition("reference"))
+            for condition in (c for c in conditions if not c.restart):
+                rows.append(_try_condition(worker, path, text, other, condition, reference))
+                progress(done := done + 1, steps, condition.name)
+    for condition in (c for c in conditions if c.restart):
+        assert reference is not None
+        with Worker(threads=threads) as worker:
+            rows.append(_try_condition(worker, path, text, other, condition, reference))
+    return RouteCheck(
+        model=identity,
+        processor=processor_name(),
+        threads=threads,
+        layers=layers,
+        hash_layers=tuple(layer for layer in hash_layers if layer in layers),
+        matrix_tokens=len(reference.tokens) if reference is not None else 0,
+        matrix=tuple(rows),
+        load=load,
+    )
+
+
+def run_condition(
+    worker: Worker,
+    path: Path,
+    tokens: Sequence[int],
+    other: Sequence[int],
+    condition: Condition,
+    *,
+    threads: int = 1,
+    scores: bool = False,
+) -> RoutingRun:
+    """A sequence under the reference settings but for one condition.
+
+    Args:
+        other: the sequence that stands beside it, where the condition wants one.
+    """
+    settings = {**REFERENCE, "threads": threads, **condition.settings}
+    extra: tuple[Any, ...] = (settings, condition.steps)
+    if condition.kind == "beside":
+        extra = ([list(other)], settings)
+    elif condition.kind == "cached":
+        extra = (condition.steps[0], settings)
+    run: RoutingRun = worker.call(f"{_JOBS}run_{condition.kind}", str(path), list(tokens), *extra, scores=scores)
+    return run
+
+
+def _try_condition(
+    worker: Worker,
+    path: Path,
+    tokens: Sequence[int],
+    other: Sequence[int],
+    condition: Condition,
+    reference: RoutingRun,
+) -> MatrixRow:
+    try:
+        agreement = compare_runs(reference, run_condition(worker, path, tokens, other, condition))
+    except RuntimeFailure as error:
+        return MatrixRow(condition=condition.name, refused=str(error))
+    return MatrixRow(
+        condition=condition.name,
+        logits_identical=agreement.logits_identical,
+        same_set_share=agreement.same_set_share,
+        lowest_layer_share=lowest_share(agreement.same_set_share_by_layer),
+        same_set_share_by_layer=agreement.same_set_share_by_layer,
+        first_divergence=_place(agreement),
+        argmax_share=agreement.argmax_share,
+    )
+
+
+def _check_load(
+    worker: Worker, path: Path, profile: str, requests: Sequence[list[int]], progress: Progress, steps: int
+) -> tuple[LoadCheck, tuple[int, ...]]:
+    settings, slots = PROFILES[profile]
+
+    def run(group: Sequence[list[int]]) -> list[RoutingRun]:
+        arguments = (str(path), group, ANSWER_TOKENS, settings, LOAD_CONTEXT_TOKENS, slots)
+        runs: list[RoutingRun] = worker.call(_JOBS + "run_load", *arguments)
+        return runs
+
+    together = run(requests)
+    progress(len(requests), steps, "four requests at once")
+    rows = []
+    for number, request in enumerate(requests):
+        alone = run([request])[0]
+        agreement = compare_runs(alone, together[number])
+        rows.append(
+            LoadRow(
+                request=LOAD_TEXTS[number],
+                prompt_tokens=len(request),
+                compared_tokens=agreement.tokens,
+                # The last token of an answer is never decoded; the logits that it comes from are compared instead.
+                same_answer=agreement.same_tokens and alone.argmax[-1] == together[number].argmax[-1],
+                logits_identical=agreement.logits_identical and agreement.same_tokens,
+                same_set_share=agreement.same_set_share,
+                lowest_layer_share=lowest_share(agreement.same_set_share_by_layer),
+                first_divergence=_place(agreement),
+                routing_identical=agreement.routing_identical,
+            )
+        )
+        progress(len(requests) + number + 1, steps, "each alone")
+    check = LoadCheck(
+        profile=profile,
+        settings={**settings, "context_tokens": LOAD_CONTEXT_TOKENS, "kv_unified": True},
+        slots=slots,
+        answer_tokens=ANSWER_TOKENS,
+        requests=tuple(rows),
+        holds=all(row.routing_identical and row.same_answer for row in rows),
+    )
+    return check, together[0].layers
+
+
+def _place(agreement: Agreement) -> FirstDivergence | None:
+    first = agreement.first_divergence
+    return FirstDivergence(token=first.token, layer=first.layer) if first else None

@@ -1,0 +1,123 @@
+"""How often routing will flip under a perturbation, forecast from margins and held against what happens."""
+
+from pathlib import Path
+from typing import Literal
+
+from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.progress import Progress, no_progress
+from dfqs.records import Record
+from dfqs.routing.capture import RUNTIME, processor_name
+from dfqs.routing.determinism import Condition, run_condition
+from dfqs.routing.identity import ModelIdentity, read_identity
+from dfqs.routing.margins import (
+    FlipForecast,
+    MarginLayer,
+    Rows,
+    describe_margins,
+    forecast_and_observe,
+    measure_margins,
+    router_logits,
+)
+from dfqs.routing.prompts import packaged_prompt
+from dfqs.routing.runs import RoutingRun
+from dfqs.runtime import Worker
+
+FIT_TEXT, TEST_TEXT = "first", "second"
+FORECAST_TOKENS = 700
+PERTURBATIONS = (
+    Condition("token by token", steps=(1,)),
+    Condition("beside another sequence", kind="beside"),
+    Condition("flash attention on", {"flash_attention": "on"}),
+    Condition("K q8_0", {"type_k": "q8_0"}),
+    Condition("K, V q8_0 (flash att.)", {"type_k": "q8_0", "type_v": "q8_0", "flash_attention": "on"}),
+    Condition("K, V q5_1 (flash att.)", {"type_k": "q5_1", "type_v": "q5_1", "flash_attention": "on"}),
+    Condition("K, V f32", {"type_k": "f32", "type_v": "f32"}),
+)
+_OTHER_TOKENS = 100
+
+
+class MarginReport(Record):
+    """Router margins of a model and the flips that they forecast."""
+
+    format: Literal["dfqs.route-margins/1"] = "dfqs.route-margins/1"
+    model: ModelIdentity
+    runtime: str = RUNTIME
+    processor: str | None
+    threads: int
+    tokens: int
+    """Of each text, at most."""
+    margins: tuple[MarginLayer, ...]
+    """Of the reference run on the tested text; hash-routed layers left out."""
+    forecasts: tuple[FlipForecast, ...]
+    refused: dict[str, str]
+    """Perturbations that the runtime refuses for this model, and what it said."""
+
+
+def forecast_routing(
+    path: Path, *, threads: int | None = None, tokens: int = FORECAST_TOKENS, progress: Progress = no_progress
+) -> MarginReport:
+    """Fit each perturbation's noise on one text, forecast the flips of another, and count those.
+
+    Args:
+        tokens: of each text.
+        progress: called with runs.
+
+    Raises:
+        UsageError: the model is dense, or all of its layers are hash-routed.
+        RuntimeFailure: llama.cpp failed under the reference conditions.
+    """
+    identity, hash_layers = read_identity(path)
+    forecasts, refused = [], {}
+    with Worker(threads=threads) as worker:
+        count = threads or worker.call("dfqs.routing.load:default_threads")
+        prompts = [packaged_prompt(FIT_TEXT), packaged_prompt(TEST_TEXT)]
+        texts = [text[:tokens] for text in worker.call("dfqs.routing.load:tokenize", str(path), prompts)]
+        learned: list[int] = []
+        total, done = 2 * (len(PERTURBATIONS) + 1), 0
+
+        def run(condition: Condition) -> list[Rows]:
+            nonlocal done
+            pair = []
+            for text, other in (texts, texts[::-1]):
+                result = run_condition(worker, path, text, other[:_OTHER_TOKENS], condition, threads=count, scores=True)
+                learned[:] = [row for row, layer in enumerate(result.layers) if layer not in hash_layers]
+                pair.append(_rows(result, learned))
+                layers = result.layers
+                done += 1
+                progress(done, total, condition.name)
+            routed[:] = layers
+            return pair
+
+        routed: list[int] = []
+        reference = run(Condition("reference"))
+        if not learned:
+            raise UsageError(f"every layer of {path} is hash-routed: there are no margins")
+        for condition in PERTURBATIONS:
+            try:
+                perturbed = run(condition)
+            except RuntimeFailure as error:
+                refused[condition.name] = str(error)
+                continue
+            forecasts.append(
+                forecast_and_observe(
+                    condition.name,
+                    (FIT_TEXT, reference[0], perturbed[0]),
+                    (TEST_TEXT, reference[1], perturbed[1]),
+                    identity.experts_used,
+                )
+            )
+    margins = measure_margins(reference[1], identity.experts_used)
+    return MarginReport(
+        model=identity,
+        processor=processor_name(),
+        threads=count,
+        tokens=tokens,
+        margins=describe_margins(margins, [routed[row] for row in learned]),
+        forecasts=tuple(forecasts),
+        refused=refused,
+    )
+
+
+def _rows(run: RoutingRun, learned: list[int]) -> Rows:
+    assert run.scores is not None
+    return router_logits(run.scores[learned])
