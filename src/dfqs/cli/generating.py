@@ -1,7 +1,9 @@
 """What `run` and `chat` share: their options, the notes about a model, and text as it comes."""
 
+import contextlib
 import secrets
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,16 +48,18 @@ def make_sampling(max_tokens: int, temperature: float, top_p: float, min_p: floa
     return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, min_p=min_p, seed=seed)
 
 
-def open_chat(model: CheckedModel, n_ctx: int | None, threads: int | None) -> ChatSession:
-    """A session entered with a progress bar, and its notices shown. The caller closes it."""
+@contextlib.contextmanager
+def open_chat(model: CheckedModel, n_ctx: int | None, threads: int | None) -> Iterator[ChatSession]:
+    """A session, with a progress bar while it loads and its notices shown."""
     if model.label is not None:
         note(f"note: {model.label}")
-    with progress_bar(f"loading {model.name}") as progress:
-        session = ChatSession(model, ContextSettings(n_ctx=n_ctx), threads=threads, progress=progress)
-        session.__enter__()
-    for notice in session.info.notices:
-        warn(notice)
-    return session
+    with contextlib.ExitStack() as stack:
+        with progress_bar(f"loading {model.name}") as progress:
+            session = ChatSession(model, ContextSettings(n_ctx=n_ctx), threads=threads, progress=progress)
+            stack.enter_context(session)
+        for notice in session.info.notices:
+            warn(notice)
+        yield session
 
 
 def write_text(text: str) -> None:
@@ -72,7 +76,7 @@ def describe_rates(answer: Answer, session: ChatSession) -> str:
     prompt = f"prompt {_tokens(answer.prompt_tokens)}"
     if answer.reused_tokens:
         prompt += f" ({answer.reused_tokens:,} from the cache)"
-    waiting = "" if info.omp_wait_policy == "default" else f", {info.omp_wait_policy} waiting"
+    waiting = "" if info.omp_wait_policy == "bounded" else f", {info.omp_wait_policy} waiting"
     parts = [
         prompt + _rate(answer.prompt_tokens_per_s),
         f"answer {_tokens(answer.generated_tokens)}" + _rate(answer.decode_tokens_per_s),

@@ -60,6 +60,8 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
     try:
         worker.call("dfqs.runtime.jobs:run_server", settings, on_event=on_listening, doing=f"serving {settings.path}")
     except RuntimeFailure as error:
+        # Its log is whole only then.
+        worker.close()
         reasons = [match["text"] for line in worker.log_lines if (match := _ERROR_LINE.match(line))]
         if not reasons:
             raise

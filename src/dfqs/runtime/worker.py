@@ -10,14 +10,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from dfqs.errors import RuntimeFailure, WorkerCrash, printable
 from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
-from dfqs.runtime.waiting import POLICY_VARIABLE
+from dfqs.runtime.waiting import check_wait_policy
 
 STOP_GRACE_S = 5.0
 """How long a call may take to end after it was asked to stop, before its process is ended."""
+CLOSE_GRACE_S = 1.0
+"""How long an idle process may take to end, before it is made to."""
 
 _LOG_LINES = 400
 _CRASH_LINES = 8
@@ -25,11 +27,11 @@ _LINE_CHARS = 300
 
 
 class Worker:
-    """One worker process, for use in a `with` block.
+    """One worker process, for use in a `with` block; one call at a time.
 
     Args:
         threads: CPU threads for contexts made in it; None means every CPU that this process may use.
-        omp_wait_policy: `active`, `passive` or `default`; None lets the worker choose by how busy the machine is.
+        omp_wait_policy: one of `waiting.WAIT_POLICIES`; None lets the worker choose by how busy the machine is.
         env: further environment variables for it.
     """
 
@@ -37,21 +39,23 @@ class Worker:
         self, threads: int | None = None, omp_wait_policy: str | None = None, env: Mapping[str, str] | None = None
     ) -> None:
         self._threads = threads
+        self._wait_policy = check_wait_policy(omp_wait_policy) if omp_wait_policy is not None else ""
         self._env = dict(env or {})
-        if omp_wait_policy is not None:
-            self._env[POLICY_VARIABLE] = omp_wait_policy
         self._process: subprocess.Popen[bytes] | None = None
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
+        self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._idle = threading.Event()
+        self._calls = 0
 
     def __enter__(self) -> Self:
         request_read, request_write = os.pipe()
         answer_read, answer_write = os.pipe()
         in_main_thread = threading.current_thread() is threading.main_thread()
-        arguments = [request_read, answer_write, self._threads or 0, os.getpid(), int(in_main_thread)]
-        command = [sys.executable, "-P", "-m", "dfqs.runtime.worker_process", *map(str, arguments)]
+        numbers = (request_read, answer_write, os.getpid(), int(in_main_thread), self._threads or 0)
+        # -P: the current directory may be anybody's, and must not provide our modules.
+        command = [sys.executable, "-P", "-m", "dfqs.runtime.worker_process", *map(str, numbers), self._wait_policy]
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -69,11 +73,12 @@ class Worker:
         finally:
             os.close(request_read)
             os.close(answer_write)
+        assert process.stdout is not None
+        self._process = process
         self._sender = Sender(request_write)
-        self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._idle.set()
         self._listener = threading.Thread(target=self._listen, args=(Receiver(answer_read),), daemon=True)
-        self._log_reader = threading.Thread(target=self._read_log, daemon=True)
+        self._log_reader = threading.Thread(target=self._read_log, args=(process.stdout,), daemon=True)
         self._listener.start()
         self._log_reader.start()
         return self
@@ -89,7 +94,7 @@ class Worker:
 
     @property
     def log_lines(self) -> tuple[str, ...]:
-        """The last lines that native code wrote to stdout and stderr, safe to print."""
+        """The last lines that native code wrote to stdout and stderr, safe to print. Whole after `close`."""
         return tuple(self._log)
 
     def call(
@@ -103,7 +108,7 @@ class Worker:
         """Run `target` (`package.module:function`) in the worker as `function(context, *args, **kwargs)`.
 
         Arguments, events and result must pickle. Ctrl-C (KeyboardInterrupt), or an exception from `on_event`, asks
-        the call to stop and waits for it: the worker stays usable. A call that does not stop in
+        the call to stop and waits for it; the worker stays usable. A call that does not stop in
         `STOP_GRACE_S` is ended with its process.
 
         Args:
@@ -116,83 +121,90 @@ class Worker:
         """
         process = self._running()
         doing = doing or f"running {target.rpartition(':')[2]}"
+        self._calls += 1
         self._idle.clear()
+        sent = False
         try:
-            self._sender.send(("call", target, args, kwargs))
-            while True:
-                kind, value = self._answers.get()
-                if kind == "event":
-                    if on_event is not None:
-                        on_event(value)
-                elif kind == "return":
-                    return value
-                elif kind == "raise":
-                    raise value
-                elif kind == "stopped":
-                    raise KeyboardInterrupt
-                else:
-                    raise self._crash(process, doing)
+            self._sender.send(("call", self._calls, target, args, kwargs))
+            sent = True
+            return self._await_answer(process, doing, on_event)
         except ChannelClosed:
             raise self._crash(process, doing) from None
         except BaseException:
-            if not self._idle.is_set():
+            if not sent:
+                # Half a message may be in the pipe.
+                self.close()
+            elif not self._idle.is_set():
                 self._stop_call()
             raise
 
     def close(self) -> None:
         """End the process; nothing of it is left. Safe to call twice."""
-        process = self._process
+        process, self._process = self._process, None
         if process is None:
             return
-        self._process = None
-        with contextlib.suppress(OSError):
+        try:
             self._sender.close()
-        for ending in (None, signal.SIGTERM, signal.SIGKILL):
-            if ending is not None:
-                process.send_signal(ending)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)
-                break
-        self._log_reader.join(1.0)
-        self._listener.join(1.0)
+            _end(process)
+        except BaseException:
+            process.kill()
+            raise
+        self._log_reader.join(CLOSE_GRACE_S)
+        self._listener.join(CLOSE_GRACE_S)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise RuntimeFailure("the worker is not running; use it inside its `with` block")
+            raise RuntimeFailure("the worker is not running: it was not entered, was closed, or had to be ended")
         return self._process
 
+    def _await_answer(
+        self, process: subprocess.Popen[bytes], doing: str, on_event: Callable[[Any], None] | None
+    ) -> Any:
+        while True:
+            kind, value = self._answers.get()
+            if kind == "event":
+                if on_event is not None:
+                    on_event(value)
+            elif kind == "return":
+                return value
+            elif kind == "raise":
+                raise value
+            elif kind == "stopped":
+                raise KeyboardInterrupt
+            else:
+                raise self._crash(process, doing)
+
     def _stop_call(self) -> None:
-        """Ask the call under way to end; kill the process if it does not, or if the user insists."""
+        """Ask the call under way to end; end the process if it does not, or if the user insists."""
         try:
-            self._sender.send(("stop",))
+            self._sender.send(("stop", self._calls))
             stopped = self._idle.wait(STOP_GRACE_S)
-        except ChannelClosed:
-            stopped = False
-        except KeyboardInterrupt:
+        except (ChannelClosed, KeyboardInterrupt):
             stopped = False
         if not stopped:
             self.close()
-            return
         while not self._answers.empty():
             self._answers.get()
 
     def _listen(self, receiver: Receiver) -> None:
+        """Thread: answers from the pipe into the queue, where a signal cannot tear a message apart."""
         try:
             while True:
                 message = receiver.receive()
                 self._answers.put(message)
                 if message[0] != "event":
                     self._idle.set()
-        except Exception:
+        except ChannelClosed:
             self._answers.put(("died", None))
-            self._idle.set()
+        except Exception as error:
+            self._answers.put(("raise", RuntimeFailure(f"the worker's answer cannot be read: {error}")))
         finally:
+            self._idle.set()
             receiver.close()
 
-    def _read_log(self) -> None:
-        process = self._running()
-        assert process.stdout is not None
-        with process.stdout as stream:
+    def _read_log(self, stream: IO[bytes]) -> None:
+        """Thread: keeps the pipe empty, so that native code never waits for us."""
+        with stream:
             for line in iter(lambda: stream.readline(1 << 16), b""):
                 text = line.decode("utf-8", "replace").rstrip()
                 if text:
@@ -209,3 +221,14 @@ class Worker:
         else:
             how = f"the worker process ended with exit code {code} while {doing}"
         return WorkerCrash(how, self.log_lines[-_CRASH_LINES:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process whose pipe was closed; push where it does not go by itself."""
+    for push in (None, signal.SIGTERM, signal.SIGKILL):
+        if push is not None:
+            process.send_signal(push)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(CLOSE_GRACE_S)
+            return
+    process.wait()

@@ -12,8 +12,9 @@ from dfqs.runtime.waiting import LoadSample, settle_wait_policy
 class WorkerContext:
     """The worker, as seen by the function that runs in it."""
 
-    def __init__(self, sender: Sender, threads: int | None, load: LoadSample) -> None:
+    def __init__(self, sender: Sender, threads: int | None, wait_policy: str | None, load: LoadSample) -> None:
         self._sender = sender
+        self._wait_policy = wait_policy
         self._load = load
         self.threads = threads or native.default_threads()
         """CPU threads that a context takes unless told otherwise."""
@@ -32,7 +33,7 @@ class WorkerContext:
 
     def settle_wait_policy(self) -> str:
         """Choose how threads wait, for a library that is about to be loaded; see `dfqs.runtime.waiting`."""
-        return settle_wait_policy(self.threads, self._load)
+        return settle_wait_policy(self._wait_policy, self.threads, self._load)
 
     def emit(self, event: Any) -> None:
         """Send `event` to the caller's `on_event`.

@@ -13,20 +13,84 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from dfqs.errors import DfqsError, RuntimeFailure
 from dfqs.runtime import library as native
 from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
-from dfqs.runtime.stop import StopFlag, Stopped
+from dfqs.runtime.stop import Stopped
 from dfqs.runtime.waiting import LoadSample
 from dfqs.runtime.worker_context import WorkerContext
 
 _PR_SET_PDEATHSIG = 1
 
 
-def main(request_descriptor: int, answer_descriptor: int, threads: int, parent: int, die_with_thread: bool) -> None:
-    """Serve calls until the caller closes the pipe."""
+class Service:
+    """Runs the caller's calls one after another."""
+
+    def __init__(self, receiver: Receiver, sender: Sender, context: WorkerContext) -> None:
+        self._receiver = receiver
+        self._sender = sender
+        self._context = context
+        self._calls: queue.SimpleQueue[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._current = 0
+
+    def listen(self) -> NoReturn:
+        """Take messages until the caller is gone."""
+        while True:
+            try:
+                kind, number, *rest = self._receiver.receive()
+            except ChannelClosed:
+                # The caller is dead or done with us, and the main thread may be deep inside C.
+                os._exit(0)
+            if kind == "call":
+                self._calls.put((number, *rest))
+                continue
+            with self._lock:
+                # A stop may arrive when its call has just ended; it must not hit the next one.
+                if number == self._current:
+                    self._context.stop.request()
+
+    def serve(self) -> NoReturn:
+        """Run calls until the listener ends the process."""
+        while True:
+            number, target, args, kwargs = self._calls.get()
+            self._set_current(number)
+            answer = self._run(target, args, kwargs)
+            self._set_current(0)
+            self._send(target, answer)
+
+    def _set_current(self, number: int) -> None:
+        with self._lock:
+            self._current = number
+            self._context.stop.clear()
+
+    def _run(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+        try:
+            module, _, name = target.partition(":")
+            function = getattr(importlib.import_module(module), name)
+            return ("return", function(self._context, *args, **kwargs))
+        except Stopped:
+            return ("stopped", None)
+        except DfqsError as error:
+            return ("raise", error)
+        except Exception as error:
+            return ("raise", _portable(error))
+
+    def _send(self, target: str, answer: tuple[str, Any]) -> None:
+        try:
+            self._sender.send(answer)
+        except ChannelClosed:
+            os._exit(0)
+        except Exception as error:
+            self._sender.send(("raise", RuntimeFailure(f"{target} returned what cannot be sent: {error}")))
+
+
+def main(
+    request_descriptor: int, answer_descriptor: int, parent: int, die_with_thread: bool, threads: int, wait_policy: str
+) -> NoReturn:
+    """Serve calls until the caller closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     if die_with_thread:
@@ -36,66 +100,30 @@ def main(request_descriptor: int, answer_descriptor: int, threads: int, parent: 
         os._exit(0)
     native.allow_loading()
     sender = Sender(answer_descriptor)
-    context = WorkerContext(sender, threads or None, LoadSample())
-    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(Receiver(request_descriptor), calls, context.stop), daemon=True)
-    listener.start()
-    while True:
-        _, target, args, kwargs = calls.get()
-        answer = _run(context, target, args, kwargs)
-        context.stop.clear()
-        try:
-            sender.send(answer)
-        except ChannelClosed:
-            os._exit(0)
-        except Exception as error:
-            sender.send(("raise", RuntimeFailure(f"{target} returned something that cannot be sent: {error}")))
-
-
-def _listen(receiver: Receiver, calls: "queue.SimpleQueue[Any]", stop: StopFlag) -> None:
-    while True:
-        try:
-            message = receiver.receive()
-        except ChannelClosed:
-            # The caller is gone or done with us, and the main thread may be deep inside C.
-            os._exit(0)
-        if message[0] == "call":
-            calls.put(message)
-        elif message[0] == "stop":
-            stop.request()
-
-
-def _run(context: WorkerContext, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
-    try:
-        module, _, name = target.partition(":")
-        function = getattr(importlib.import_module(module), name)
-        return ("return", function(context, *args, **kwargs))
-    except Stopped:
-        return ("stopped", None)
-    except DfqsError as error:
-        return ("raise", error)
-    except Exception as error:
-        return ("raise", _portable(error))
+    context = WorkerContext(sender, threads or None, wait_policy or None, LoadSample())
+    service = Service(Receiver(request_descriptor), sender, context)
+    threading.Thread(target=service.listen, daemon=True).start()
+    service.serve()
 
 
 def _portable(error: Exception) -> Exception:
     """`error` as something that survives the pipe, with the worker's traceback as a note."""
-    trace = "".join(traceback.format_exception(error))
-    try:
-        error.add_note(f"in the worker:\n{trace}")
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
-            return error
-    except Exception:
-        pass
+    note = "in the worker:\n" + "".join(traceback.format_exception(error))
     failure = RuntimeFailure(f"{type(error).__name__}: {error}")
-    failure.add_note(f"in the worker:\n{trace}")
-    return failure
+    failure.add_note(note)
+    try:
+        error.add_note(note)
+        survives = type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return failure
+    return error if survives else failure
 
 
-def _exit_on_signal(number: int, _frame: object) -> None:
+def _exit_on_signal(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:6]]
-    main(numbers[0], numbers[1], numbers[2], numbers[3], bool(numbers[4]))
+    *numbers, policy = sys.argv[1:]
+    requests, answers, caller, by_main_thread, cpus = map(int, numbers)
+    main(requests, answers, caller, bool(by_main_thread), cpus, policy)
