@@ -1,6 +1,7 @@
 """Frozen sets: their bytes, where the answers come from, and that one changed byte is refused."""
 
 import ast
+import hashlib
 import json
 import re
 import shutil
@@ -25,7 +26,7 @@ READERS = {
 PUBLISHED = {
     "reasoning": "4909efc0d1254d946946dcc278bdfbaa0114f8f78d0648ea5136ffef42f3c6cb",
     "code": "79191d23e2416d4023b9cfeb95539d226d5081f858da5bbcfd16a4a3a3fefcb9",
-    "context": "e1302f4771b6936ce5fccb606263132abc762ae692bbb4d603d80400e3a33ad0",
+    "context": "0b2b2daabdd9bcc16af616f484dc300b69c21b65ac8125305f36696c4cf197c6",
 }
 
 
@@ -130,6 +131,12 @@ VOCABULARY = prompts.read_context_set().items[0]
 @given(st.integers(0, 60_000), st.integers(1, 100))
 def test_no_two_notes_of_a_document_share_a_name(index, distance):
     assert note(VOCABULARY, index).question != note(VOCABULARY, index + distance).question
+
+
+def test_the_document_made_of_the_frozen_words_is_frozen_too():
+    digest = hashlib.sha256(document(VOCABULARY, 1000).encode()).hexdigest()
+
+    assert digest == "b7ac1786fa2479fdc5e4f56661210ad678a88bb5c6b8cedd630449c26996b3a6"
 
 
 def test_a_shorter_document_is_the_beginning_of_a_longer_one():

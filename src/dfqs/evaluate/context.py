@@ -1,7 +1,7 @@
 """The growing document of the context metrics: what it says, where its facts lie, and when an answer is right.
 
 One document grows: its beginning is the same at every length, so that a whole curve costs one prefill. It is a list of
-short notes; every note states one fact (a code of four digits), every second one is followed by filler. A question
+short notes; every note states one fact (a code of four digits), every third one is followed by filler. A question
 asks for one fact; the questions of a length ask facts at evenly spaced depths from 0 to 100 % of it. A guess
 is right once in 9,000 times.
 """
@@ -43,7 +43,7 @@ def note(vocabulary: ContextVocabulary, index: int) -> Note:
     place = _drawn(vocabulary, index * _STRIDE % names)
     code = 1000 + _hash(vocabulary.seed, "code", index) % 9000
     text = "\n" + vocabulary.fact.format(**place, code=code)
-    if index % 2:
+    if index % vocabulary.filler_every == vocabulary.filler_every - 1:
         text += " " + _filler(vocabulary, index)
     return Note(index, text, vocabulary.question.format(**place), str(code))
 

@@ -60,6 +60,8 @@ class ContextVocabulary(Record):
     opening: str
     fact: str
     question: str
+    filler_every: int
+    """Every so many notes one is followed by a sentence of filler."""
 
 
 class SetEntry(Record):

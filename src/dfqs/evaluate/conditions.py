@@ -1,0 +1,87 @@
+"""Everything that could change a number, in two parts, because scores and speeds compare under different conditions."""
+
+from typing import Any
+
+from dfqs.records import Record, sha256_of
+
+
+class Numerics(Record):
+    """Settings that change logits. The suite fixes them; tuning never does."""
+
+    flash_attention: str = "off"
+    type_k: str = "f16"
+    type_v: str = "f16"
+    batch: int = 512
+    ubatch: int = 512
+    parallel: int = 1
+    swa_full: bool = False
+
+
+class ScoreConditions(Record):
+    """What a score depends on besides the model. Two scores compare when these are equal."""
+
+    suite: str
+    prompt_sets: dict[str, str]
+    """Set name -> `set_sha256`."""
+    items: dict[str, int]
+    """How many items of each set, questions at each length, and the lengths."""
+    context_lengths: tuple[int, ...]
+    max_tokens: dict[str, int]
+    sampling: str = "greedy"
+    thinking: str
+    """`off`, or `server default` behind an endpoint."""
+    template_sha256: str | None
+    """Of the chat template; None: plain text, or an endpoint that does not tell."""
+    numerics: Numerics | None
+    """None behind an endpoint: not known."""
+    runtime: str | None
+    """Name and version of the runtime; None: not known."""
+    code_python: str | None
+    """Version of the Python in the sandbox; None: code was not run."""
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_of(self)
+
+
+class SpeedConditions(Record):
+    """What a speed depends on besides the model: all that a score does, and the machine."""
+
+    score_fingerprint: str
+    cpu_model: str | None
+    cpu_flags: tuple[str, ...]
+    allowed_cpus: int
+    cpu_quota: float | None
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    threads: int
+    omp_wait_policy: str
+    load_mode: str
+    flash_attention: str
+    batch: int
+    ubatch: int
+    decode_tokens: int
+    repeats: int
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_of(self)
+
+
+def differences(before: Record, now: Record) -> tuple[str, ...]:
+    """Names of the conditions that differ, with both values: `max_tokens.code: 768 -> 512`."""
+    return tuple(_differences(before.model_dump(mode="json"), now.model_dump(mode="json"), ""))
+
+
+def _differences(before: Any, now: Any, name: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in [*before, *(key for key in now if key not in before)]:
+            found += _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        return found
+    return [] if before == now else [f"{name}: {_short(before)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

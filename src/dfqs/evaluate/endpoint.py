@@ -1,0 +1,165 @@
+"""An OpenAI-compatible server as something to evaluate. Nothing that it answers is believed without a look."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from dfqs.errors import NetworkError, UsageError
+from dfqs.evaluate.context import Question, document, fitting_notes, note, plan_questions
+from dfqs.evaluate.prompts import ContextVocabulary
+from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.target import LengthFailure, TargetInfo
+from dfqs.runtime.client import Client
+
+CHARACTERS_PER_TOKEN = 24
+"""No tokenizer's average token is longer; an answer longer than the cap times this ignores the cap."""
+ANSWER_TIME_LIMIT_S = 3600.0
+FRAME_TOKENS = 64
+"""Assumed for a template that cannot be seen."""
+_SAMPLE_NOTES = 64
+
+
+class EndpointTarget:
+    """For use in a `with` block. `model` names the model where the server has several.
+
+    Raises:
+        NetworkError: the server does not answer.
+    """
+
+    def __init__(self, url: str, *, model: str = "", api_key: str | None = None, max_context: int) -> None:
+        self._client = Client(url, api_key=api_key)
+        self._model = model
+        self._max_context = max_context
+        self._answered = 0
+        self._tokens_per_note: float | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            names = self._client.models()
+        except NetworkError as error:
+            if "nothing answers" in str(error):
+                self._client.close()
+                raise
+            names = ()
+        if names and self._model and self._model not in names:
+            self._client.close()
+            raise UsageError(f"{self._client.url} serves {', '.join(names[:8])}, not '{self._model}'")
+        self._name = self._model or (names[0] if names else "unnamed")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    @property
+    def location(self) -> str:
+        return f"{self._client.url} {self._name}"
+
+    @property
+    def info(self) -> TargetInfo:
+        return TargetInfo(
+            name=self._name,
+            template_sha256=None,
+            thinking="server default",
+            numerics=None,
+            runtime=None,
+            context_tokens=self._max_context,
+            notices=("an endpoint does not tell its numerics, its template or its machine",),
+        )
+
+    def complete(self, prompt: str, max_tokens: int) -> Completion:
+        """Answer one user message. What is no answer becomes a completion with `finish_reason` `error`.
+
+        Raises:
+            NetworkError: nothing answers at all, before the first answer or after several.
+        """
+        limit = max_tokens * CHARACTERS_PER_TOKEN
+        started = time.monotonic()
+        received: list[str] = []
+
+        def take(piece: str) -> None:
+            received.append(piece)
+            if sum(map(len, received)) > limit or time.monotonic() - started > ANSWER_TIME_LIMIT_S:
+                raise _Endless
+
+        try:
+            answer = self._client.chat(
+                [{"role": "user", "content": prompt}], model=self._model, max_tokens=max_tokens, on_text=take
+            )
+        except _Endless:
+            return Completion(text="".join(received)[:limit], finish_reason="length")
+        except NetworkError as error:
+            if "nothing answers" in str(error):
+                raise
+            return Completion(text=str(error), finish_reason="error")
+        finish = answer.finish_reason
+        if finish not in ("stop", "length"):
+            said = f"finish reason '{finish}'" if finish else "it broke off without a finish reason"
+            return Completion(text=f"no complete answer: {said}", finish_reason="error")
+        if answer.completion_tokens is not None and answer.completion_tokens > max_tokens:
+            finish = "length"
+        return Completion(
+            text=answer.text,
+            finish_reason=finish,
+            prompt_tokens=answer.prompt_tokens,
+            generated_tokens=answer.completion_tokens,
+        )
+
+    def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
+        """As near to the length as the server's own token counts allow."""
+        if length_tokens > self._max_context:
+            raise LengthFailure(f"{length_tokens:,} tokens are more than the context that was given for this endpoint")
+        return plan_questions(vocabulary, self._notes(vocabulary, length_tokens), questions)
+
+    def ask(
+        self,
+        vocabulary: ContextVocabulary,
+        length_tokens: int,
+        questions: Sequence[Question],
+        max_tokens: int,
+        on_answer: Callable[[int, Completion], None],
+    ) -> None:
+        """The whole document with every question; a server that caches prefixes computes it once.
+
+        Raises:
+            LengthFailure: the server refuses the length, or cuts the document.
+        """
+        notes = self._notes(vocabulary, length_tokens)
+        text = document(vocabulary, notes)
+        for index, question in enumerate(questions):
+            answer = self.complete(f"{text}\n\n{question.note.question}", max_tokens)
+            if answer.finish_reason == "error" and "context" in answer.text.lower():
+                raise LengthFailure(answer.text)
+            # Each note has more than five tokens in any tokenizer: fewer in all means that the prompt was cut.
+            if answer.prompt_tokens is not None and answer.prompt_tokens < 5 * notes:
+                raise LengthFailure(f"the server cut the prompt to {answer.prompt_tokens:,} tokens")
+            on_answer(index, answer)
+
+    def _notes(self, vocabulary: ContextVocabulary, length_tokens: int) -> int:
+        budget = length_tokens - FRAME_TOKENS - 2 * 32
+        per_note = self._measure_tokens_per_note(vocabulary)
+        return fitting_notes(vocabulary, lambda _text: 1, int(budget / per_note))
+
+    def _measure_tokens_per_note(self, vocabulary: ContextVocabulary) -> float:
+        """From /tokenize where there is one; else from what the server says the notes took; else by characters."""
+        if self._tokens_per_note is None:
+            texts = "".join(note(vocabulary, index).text for index in range(_SAMPLE_NOTES))
+            self._tokens_per_note = self._count(texts) / _SAMPLE_NOTES
+        return self._tokens_per_note
+
+    def _count(self, text: str) -> int:
+        try:
+            tokens = self._client.tokenize(text)
+            if tokens:
+                return len(tokens)
+        except NetworkError:
+            pass
+        answer = self.complete(text, 1)
+        # Three characters a token is more tokens than tokenizers make of these notes: the length is not overstepped.
+        return answer.prompt_tokens or len(text) // 3
+
+
+class _Endless(Exception):
+    """The answer goes on past the cap that was sent with the request."""

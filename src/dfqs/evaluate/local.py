@@ -1,0 +1,178 @@
+"""A GGUF file in a worker process, as something to evaluate."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
+from dfqs.evaluate.conditions import Numerics
+from dfqs.evaluate.context import Question, fitting_notes, note, plan_questions
+from dfqs.evaluate.jobs import Generated, OpenedModel
+from dfqs.evaluate.prompts import ContextVocabulary
+from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.target import LengthFailure, TargetInfo
+from dfqs.progress import Progress, no_progress
+from dfqs.runtime import Worker
+from dfqs.runtime.checks import check_model
+from dfqs.runtime.library import PACKAGE, installed_version
+
+JOBS = "dfqs.evaluate.jobs"
+ANSWER_CONTEXT_TOKENS = 2048
+"""Of the context that reasoning and code are answered in: the longest prompt and the longest answer fit."""
+QUESTION_TOKENS = 64
+"""Room that a length keeps for its question and answer beside the template's own tokens."""
+_BATCH_NOTES = 256
+
+
+class LocalTarget:
+    """For use in a `with` block; starts and, after a crash, restarts its worker.
+
+    Raises:
+        FormatError, RuntimeFailure: the file cannot be loaded.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int | None = None, max_context: int, progress: Progress = no_progress
+    ) -> None:
+        self._model = check_model(path)
+        self._threads = threads
+        self._max_context = max_context
+        self._progress = progress
+        self._worker: Worker | None = None
+        self._opened: OpenedModel | None = None
+        self._frame_tokens = 0
+        self._note_tokens: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker; the next question starts it again."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    @property
+    def path(self) -> Path:
+        return self._model.path
+
+    @property
+    def info(self) -> TargetInfo:
+        assert self._opened is not None
+        notices = []
+        if self._opened.template_sha256 is None:
+            notices.append("the model has no chat template; prompts are continued as plain text")
+        if self._opened.trained_context_tokens < self._max_context:
+            notices.append(f"the model is trained for {self._opened.trained_context_tokens:,} tokens of context")
+        return TargetInfo(
+            name=self._model.name,
+            template_sha256=self._opened.template_sha256,
+            thinking="off",
+            numerics=Numerics(),
+            runtime=f"llama.cpp in {PACKAGE} {installed_version()}",
+            context_tokens=min(self._opened.trained_context_tokens, self._max_context),
+            notices=tuple(notices),
+        )
+
+    def complete(self, prompt: str, max_tokens: int) -> Completion:
+        """Answer one user message. A crash of the runtime is raised, not scored."""
+        generated = self._call("complete", prompt, max_tokens, Numerics(), self._answer_context())
+        return _completion(generated)
+
+    def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
+        """Questions on the longest document that leaves room for one of them and its answer."""
+        if length_tokens > (self.info.context_tokens or 0):
+            raise LengthFailure(f"{length_tokens:,} tokens are more than the model is trained for")
+        return plan_questions(vocabulary, self._notes(vocabulary, length_tokens), questions)
+
+    def ask(
+        self,
+        vocabulary: ContextVocabulary,
+        length_tokens: int,
+        questions: Sequence[Question],
+        max_tokens: int,
+        on_answer: Callable[[int, Completion], None],
+    ) -> None:
+        """One prefill of the document, and every question on a branch of it."""
+        notes = [note(vocabulary, index).text for index in range(self._notes(vocabulary, length_tokens))]
+
+        def take(event: tuple[int, Generated]) -> None:
+            on_answer(event[0], _completion(event[1]))
+
+        texts = [question.note.question for question in questions]
+        try:
+            self._call(
+                "ask_document",
+                [vocabulary.opening, *notes],
+                texts,
+                max_tokens,
+                Numerics(),
+                self.info.context_tokens,
+                on_event=take,
+            )
+        except (RuntimeFailure, UsageError, WorkerCrash) as error:
+            self.close()
+            raise LengthFailure(str(error).partition("\n")[0]) from error
+
+    def _answer_context(self) -> int:
+        return min(ANSWER_CONTEXT_TOKENS, self._opened.trained_context_tokens if self._opened else 0)
+
+    def _notes(self, vocabulary: ContextVocabulary, length_tokens: int) -> int:
+        """How many notes fit a length; token counts are asked for once."""
+        self._running()
+        opening = self._count([vocabulary.opening])[0]
+        budget = length_tokens - self._frame_tokens - opening - QUESTION_TOKENS
+
+        def count(text: str) -> int:
+            index = cursor[0]
+            cursor[0] += 1
+            while len(self._note_tokens) <= index:
+                first = len(self._note_tokens)
+                batch = [note(vocabulary, first + offset).text for offset in range(_BATCH_NOTES)]
+                self._note_tokens += self._count(batch)
+            return self._note_tokens[index]
+
+        cursor = [0]
+        return fitting_notes(vocabulary, count, budget)
+
+    def _count(self, texts: list[str]) -> list[int]:
+        counts: list[int] = self._call("count_tokens", texts)
+        return counts
+
+    def _call(self, job: str, *arguments: Any, on_event: Callable[[Any], None] | None = None) -> Any:
+        return self._running().call(f"{JOBS}:{job}", *arguments, on_event=on_event)
+
+    def _running(self) -> Worker:
+        if self._worker is None:
+            self._start()
+        assert self._worker is not None
+        return self._worker
+
+    def _start(self) -> None:
+        worker = Worker(threads=self._threads)
+        worker.__enter__()
+        self._worker = worker
+        try:
+            self._opened = worker.call(
+                f"{JOBS}:open_model", self._model.path, on_event=lambda event: self._progress(*event)
+            )
+            self._frame_tokens = worker.call(f"{JOBS}:frame_tokens")
+        except BaseException:
+            self.close()
+            raise
+
+
+def _completion(generated: Generated) -> Completion:
+    return Completion(
+        text=generated.failure or generated.text,
+        finish_reason=generated.finish_reason,
+        prompt_tokens=generated.prompt_tokens,
+        generated_tokens=generated.generated_tokens,
+    )

@@ -1,0 +1,179 @@
+"""How fast a local model decodes, in a worker of its own, so that nothing measured before is in its way.
+
+`cpu_tokens_per_sec` is the decode rate of llama.cpp's default settings for the machine: batch 1, after an empty context.
+Tokens are drawn by a fixed rule and not sampled, as llama-bench does: the rate does not depend on what is said.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dfqs.evaluate.statistics import percentile
+from dfqs.evaluate.suites import Suite
+from dfqs.model import ModelSpec, Role
+from dfqs.records import Record
+from dfqs.runtime import Worker
+from dfqs.runtime.session import Context, Model
+from dfqs.runtime.worker_context import WorkerContext
+
+STAGE = "speed"
+LOAD_MODE = "auto"
+FLASH_ATTENTION = "auto"
+BATCH = 2048
+UBATCH = 512
+WARM_UP_TOKENS = 16
+DEPTH_DECODE_TOKENS = 32
+"""llama.cpp's own defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRun:
+    """One repeat."""
+
+    prefill_tokens: int
+    prefill_s: float
+    decode_s: tuple[float, ...]
+    """Wall time of each token."""
+    depth_tokens: int
+    depth_decode_s: tuple[float, ...]
+    """The same, behind `depth_tokens` of context; empty when the model's context is shorter."""
+    threads: int
+    omp_wait_policy: str
+
+
+class SpeedSummary(Record):
+    """What the repeats add up to. Rates in tokens a second, latencies in seconds."""
+
+    decode_tokens_per_s: float
+    """Median of the repeats."""
+    decode_spread: tuple[float, float]
+    """Slowest and fastest repeat."""
+    repeats: int
+    decode_tokens: int
+    prefill_tokens_per_s: float
+    prefill_tokens: int
+    depth_tokens: int | None
+    depth_tokens_per_s: float | None
+    latency_p50_s: float
+    latency_p95_s: float
+    latency_p99_s: float
+    threads: int
+    omp_wait_policy: str
+    copy_bandwidth_bytes_per_s: float
+    """Measured: read plus written, all threads."""
+    bytes_per_token: int | None
+    """Weights that one token reads."""
+    bandwidth_fraction: float | None
+    """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth; above 1 is possible, reading is faster than copying."""
+
+
+def measure_runs(path: Path, suite: Suite, threads: int | None, have: int, on_run: Callable[[DecodeRun], None]) -> None:
+    """Measure the repeats that are still missing (`have` are there)."""
+    with Worker(threads=threads, omp_wait_policy="default") as worker:
+        worker.call(
+            "dfqs.evaluate.speed:run_repeats", path, asdict(suite), suite.decode_repeats - have, on_event=on_run
+        )
+
+
+def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeats: int) -> None:
+    """In the worker: warm up once, then emit one `DecodeRun` a repeat."""
+    with Model(worker.library, path, load_mode=LOAD_MODE) as model:
+        trained = model.trained_context_tokens
+        depth = suite["depth_tokens"] if suite["depth_tokens"] + DEPTH_DECODE_TOKENS <= trained else 0
+        longest = max(depth + DEPTH_DECODE_TOKENS, suite["prefill_tokens"], 1 + suite["decode_tokens"])
+        with Context(
+            model,
+            min(longest, trained),
+            n_batch=BATCH,
+            n_ubatch=UBATCH,
+            flash_attention=FLASH_ATTENTION,
+        ) as context:
+            _decode(context, 0, WARM_UP_TOKENS)
+            for _ in range(repeats):
+                prefill = min(suite["prefill_tokens"], context.n_ctx_sequence)
+                prefill_s = _prefill(context, prefill)
+                decode_s = _decode(context, 0, suite["decode_tokens"])
+                depth_s: tuple[float, ...] = ()
+                if depth:
+                    _prefill(context, depth)
+                    depth_s = _decode(context, depth, DEPTH_DECODE_TOKENS, clear=False)
+                worker.emit(
+                    DecodeRun(
+                        prefill,
+                        prefill_s,
+                        decode_s,
+                        depth,
+                        depth_s,
+                        context.threads,
+                        worker.library.omp_wait_policy,
+                    )
+                )
+
+
+def summarise(runs: list[DecodeRun], bandwidth: float, spec: ModelSpec | None) -> SpeedSummary:
+    """Medians over repeats; percentiles over every token of all of them."""
+    rates = [len(run.decode_s) / sum(run.decode_s) for run in runs]
+    depth_rates = [len(run.depth_decode_s) / sum(run.depth_decode_s) for run in runs if run.depth_decode_s]
+    latencies = [second for run in runs for second in run.decode_s]
+    rate = statistics.median(rates)
+    token_bytes = bytes_per_token(spec) if spec is not None else None
+    return SpeedSummary(
+        decode_tokens_per_s=rate,
+        decode_spread=(min(rates), max(rates)),
+        repeats=len(runs),
+        decode_tokens=len(runs[0].decode_s),
+        prefill_tokens_per_s=statistics.median(run.prefill_tokens / run.prefill_s for run in runs),
+        prefill_tokens=runs[0].prefill_tokens,
+        depth_tokens=runs[0].depth_tokens or None,
+        depth_tokens_per_s=statistics.median(depth_rates) if depth_rates else None,
+        latency_p50_s=percentile(latencies, 50) or 0.0,
+        latency_p95_s=percentile(latencies, 95) or 0.0,
+        latency_p99_s=percentile(latencies, 99) or 0.0,
+        threads=runs[0].threads,
+        omp_wait_policy=runs[0].omp_wait_policy,
+        copy_bandwidth_bytes_per_s=bandwidth,
+        bytes_per_token=token_bytes,
+        bandwidth_fraction=token_bytes * rate / bandwidth if token_bytes is not None and bandwidth > 0 else None,
+    )
+
+
+def bytes_per_token(spec: ModelSpec) -> int:
+    """Weights that decoding one token reads: everything, of the routed experts the share in use, and of the embedding
+    table one row (all of it where the output layer shares it)."""
+    total = 0
+    for size in spec.roles:
+        if size.role is Role.ROUTED_EXPERT and spec.experts:
+            total += size.bytes * spec.experts_used // spec.experts
+        elif size.role is not Role.EMBEDDING or spec.role(Role.OUTPUT) is None:
+            total += size.bytes
+    return total
+
+
+def _prefill(context: Context, tokens: int) -> float:
+    context.clear()
+    started = time.perf_counter()
+    context.decode(_tokens(context, 0, tokens))
+    return time.perf_counter() - started
+
+
+def _decode(context: Context, position: int, tokens: int, clear: bool = True) -> tuple[float, ...]:
+    """Decode one token at a time behind `position`; an empty context first gets the one token it needs."""
+    if clear:
+        context.clear()
+        context.decode(_tokens(context, 0, 1))
+        position = 1
+    seconds = []
+    for place in range(position, position + tokens):
+        token = _tokens(context, place, 1)
+        started = time.perf_counter()
+        context.decode(token, place)
+        seconds.append(time.perf_counter() - started)
+    return tuple(seconds)
+
+
+def _tokens(context: Context, start: int, count: int) -> list[int]:
+    """A fixed sequence without pattern, within the vocabulary."""
+    return [(place * 2_654_435_761 + 12_345) % context.model.vocab_size for place in range(start, start + count)]

@@ -1,0 +1,183 @@
+"""Results on disk: one line an item, durable before the next item begins, so that the same command goes on.
+
+    OUT/run-1/run.json        what is measured, and under which conditions
+    OUT/run-1/results.jsonl   one result a line, appended and fsynced
+
+A run goes on only under the conditions it began with; anything else begins `run-2`, which says why. A line that a power
+cut left half-written is ignored and overwritten.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import Any, Literal
+
+from dfqs.errors import FormatError, UsageError
+from dfqs.evaluate.conditions import ScoreConditions, differences
+from dfqs.records import Record, read_json, write_json
+from dfqs.storage import fsync_directory, storage_errors
+
+
+class Subject(Record):
+    """What is measured."""
+
+    kind: Literal["file", "endpoint"]
+    name: str
+    location: str
+    """Path, or address and model name."""
+    file_bytes: int | None = None
+    file_sha256: str | None = None
+    content_sha256: str | None = None
+
+
+class RunRecord(Record):
+    """`run.json`."""
+
+    schema_id: Literal["dfqs.run-record/1"] = "dfqs.run-record/1"
+    subject: Subject
+    conditions: ScoreConditions
+    threads: int | None
+    began_anew: tuple[str, ...] = ()
+    """Why the run before it was not continued."""
+
+
+class Line(Record):
+    """One line of `results.jsonl`."""
+
+    stage: str
+    key: str
+    data: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Store:
+    """One run's directory, open for appending. Make it with `open_store`."""
+
+    directory: Path
+    record: RunRecord
+    _lines: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    _handle: int = -1
+
+    def get(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What was stored under `key`; of several the last."""
+        return self._lines.get((stage, key))
+
+    def stage(self, stage: str) -> dict[str, dict[str, Any]]:
+        """All results of a stage, in the order in which their keys first came."""
+        return {key: data for (name, key), data in self._lines.items() if name == stage}
+
+    def append(self, stage: str, key: str, data: dict[str, Any]) -> None:
+        """Store one result; it is on the disk when this returns.
+
+        Raises:
+            SpaceError: the disk is full; what was stored before is whole.
+        """
+        line = Line(stage=stage, key=key, data=data).model_dump(mode="json")
+        encoded = json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+        with storage_errors(self.directory):
+            end = os.lseek(self._handle, 0, os.SEEK_END)
+            try:
+                written = 0
+                while written < len(encoded):
+                    written += os.write(self._handle, encoded[written:])
+                os.fsync(self._handle)
+            except OSError:
+                os.ftruncate(self._handle, end)
+                raise
+        self._lines[stage, key] = line["data"]
+
+
+@contextmanager
+def open_store(out: Path, subject: Subject, conditions: ScoreConditions, threads: int | None) -> Iterator[Store]:
+    """The run in `out` to go on with, or a new one.
+
+    Raises:
+        UsageError: another process is evaluating into the same directory.
+        FormatError: a stored run cannot be read.
+    """
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another evaluation is writing into {out}; give it another -o") from None
+        directory, record = _choose_run(out, subject, conditions, threads)
+        lines, length = read_lines(directory / "results.jsonl")
+        with storage_errors(directory):
+            handle = os.open(directory / "results.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
+            os.ftruncate(handle, length)
+            fsync_directory(directory)
+        try:
+            yield Store(directory, record, lines, handle)
+        finally:
+            os.close(handle)
+    finally:
+        os.close(lock)
+
+
+def read_lines(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], int]:
+    """Stored results by (stage, key), and how many bytes of the file are whole lines.
+
+    Raises:
+        FormatError: a line in the middle is damaged; only the last can be torn by a power cut.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    length = data.rfind(b"\n") + 1
+    offset = 0
+    for raw in data[:length].splitlines(keepends=True):
+        try:
+            line = Line.model_validate_json(raw)
+        except ValueError:
+            if offset + len(raw) == length:
+                # The newline can reach the disk before the rest of its line.
+                return lines, offset
+            raise FormatError("not a line of results", path=path, offset=offset) from None
+        lines[line.stage, line.key] = line.data
+        offset += len(raw)
+    return lines, length
+
+
+def latest_run(out: Path) -> Path | None:
+    """The directory of the newest run in `out`."""
+    runs = {int(path.name[4:]): path for path in out.glob("run-*") if path.name[4:].isdigit() and path.is_dir()}
+    return runs[max(runs)] if runs else None
+
+
+def _choose_run(
+    out: Path, subject: Subject, conditions: ScoreConditions, threads: int | None
+) -> tuple[Path, RunRecord]:
+    latest = latest_run(out)
+    number = int(latest.name[4:]) if latest else 0
+    why: tuple[str, ...] = ()
+    if latest is not None and (latest / "run.json").exists():
+        before = read_json(latest / "run.json", RunRecord)
+        why = (*_changed_subject(before.subject, subject), *differences(before.conditions, conditions))
+        if before.threads != threads:
+            why = (*why, f"threads: {before.threads} -> {threads}")
+        if not why:
+            return latest, before
+    elif latest is not None:
+        # Killed between making the directory and its record: nothing was measured in it.
+        number -= 1
+    directory = out / f"run-{number + 1}"
+    record = RunRecord(subject=subject, conditions=conditions, threads=threads, began_anew=why)
+    with storage_errors(directory):
+        directory.mkdir(exist_ok=True)
+    write_json(directory / "run.json", record)
+    return directory, record
+
+
+def _changed_subject(before: Subject, now: Subject) -> tuple[str, ...]:
+    # A file that moved is the same file.
+    ignored = {"location"} if now.kind == "file" else set()
+    old, new = (
+        Subject.model_validate({**subject.model_dump(), **dict.fromkeys(ignored, "")}) for subject in (before, now)
+    )
+    return tuple(f"model {difference}" for difference in differences(old, new))

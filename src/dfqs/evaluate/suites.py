@@ -1,0 +1,38 @@
+"""How much is measured: two suites of the same sets."""
+
+from dataclasses import dataclass
+
+from dfqs.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Sizes of one evaluation. Scores of different suites do not compare."""
+
+    name: str
+    reasoning_items: int
+    code_items: int
+    context_lengths: tuple[int, ...]
+    """Tokens, shortest first."""
+    context_questions: int
+    """Asked at each length."""
+    decode_tokens: int
+    decode_repeats: int
+    prefill_tokens: int
+    depth_tokens: int
+    """Where the rate at depth is measured."""
+
+
+QUICK = Suite("quick", 16, 12, (1024, 1536, 2048, 3072), 40, 128, 3, 512, 2048)
+STANDARD = Suite("standard", 64, 32, (1024, 2048, 4096, 8192), 40, 128, 5, 512, 4096)
+SUITES = {suite.name: suite for suite in (QUICK, STANDARD)}
+
+
+def find_suite(name: str) -> Suite:
+    """
+    Raises:
+        UsageError: no such suite.
+    """
+    if name not in SUITES:
+        raise UsageError(f"no suite '{name}'; there are {', '.join(SUITES)}")
+    return SUITES[name]

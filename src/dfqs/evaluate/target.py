@@ -1,0 +1,67 @@
+"""What is evaluated, seen from the stages: something that answers prompts, and questions about a growing document."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dfqs.errors import RuntimeFailure
+from dfqs.evaluate.conditions import Numerics
+from dfqs.evaluate.context import Question
+from dfqs.evaluate.prompts import ContextVocabulary
+from dfqs.evaluate.scores import Completion
+
+
+class LengthFailure(RuntimeFailure):
+    """The runtime cannot work at this context length: no memory, a truncated prompt, numbers that are not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """What the target told about itself."""
+
+    name: str
+    template_sha256: str | None
+    thinking: str
+    numerics: Numerics | None
+    runtime: str | None
+    context_tokens: int | None
+    """Longest context it can be asked at; None: not known."""
+    notices: tuple[str, ...] = ()
+    """For the report: no chat template, a shorter context than asked."""
+
+
+class ChatTarget(Protocol):
+    """A local model in a worker, or an OpenAI-compatible endpoint."""
+
+    @property
+    def info(self) -> TargetInfo: ...
+
+    def complete(self, prompt: str, max_tokens: int) -> Completion:
+        """Answer one user message, greedily. A target that gives no usable answer says so in the completion."""
+        ...
+
+    def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
+        """The questions to ask at a length; the document, question and answer take at most `length_tokens`.
+
+        Raises:
+            LengthFailure: the runtime refuses the length.
+        """
+        ...
+
+    def ask(
+        self,
+        vocabulary: ContextVocabulary,
+        length_tokens: int,
+        questions: Sequence[Question],
+        max_tokens: int,
+        on_answer: Callable[[int, Completion], None],
+    ) -> None:
+        """Ask `questions` (those of `plan_length` that are still open), each on its own branch of the document.
+
+        Args:
+            on_answer: called with the index in `questions` and the answer, as they come.
+
+        Raises:
+            LengthFailure: the runtime failed at this length.
+        """
+        ...

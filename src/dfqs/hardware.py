@@ -1,0 +1,146 @@
+"""What this machine is: processor, memory, the limits that this process runs under, and how fast its memory is."""
+
+import os
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from dfqs.records import Record
+
+FLAGS_THAT_MATTER = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512bw", "avx512vl"),
+    *("avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+"""Instruction sets that llama.cpp has kernels for."""
+
+BANDWIDTH_ARRAY_BYTES = 256 << 20
+_BANDWIDTH_REPEATS = 5
+_UNLIMITED_BYTES = 1 << 60
+
+
+class Machine(Record):
+    """A machine as a report describes it. What could not be read is None."""
+
+    cpu_model: str | None
+    architecture: str
+    logical_cpus: int
+    physical_cores: int | None
+    allowed_cpus: int
+    """CPUs that this process may run on."""
+    cpu_quota: float | None
+    """CPUs' worth of time that the control group grants; None: no quota."""
+    cpu_flags: tuple[str, ...]
+    memory_bytes: int
+    memory_limit_bytes: int | None
+    """Of the control group; None: no limit below the machine's memory."""
+    swap_bytes: int
+    system: str
+    kernel: str
+    python: str
+
+
+def read_machine() -> Machine:
+    """This machine, as this process sees it."""
+    memory = psutil.virtual_memory().total
+    limit = _memory_limit()
+    return Machine(
+        cpu_model=_cpu_field("model name"),
+        architecture=platform.machine(),
+        logical_cpus=os.cpu_count() or 1,
+        physical_cores=psutil.cpu_count(logical=False),
+        allowed_cpus=len(os.sched_getaffinity(0)),
+        cpu_quota=_cpu_quota(),
+        cpu_flags=_cpu_flags(),
+        memory_bytes=memory,
+        memory_limit_bytes=limit if limit is not None and limit < memory else None,
+        swap_bytes=psutil.swap_memory().total,
+        system=_system_name(),
+        kernel=platform.release(),
+        python=platform.python_version(),
+    )
+
+
+def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
+    """Bytes a second that `threads` threads move copying one large array: read plus written, best of five.
+
+    The array is far larger than caches; the best counts because other processes only ever slow a copy down.
+    """
+    part = array_bytes // 8 // threads
+    arrays = [(np.ones(part), np.zeros(part)) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_BANDWIDTH_REPEATS):
+            started = time.perf_counter()
+            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays))
+            best = max(best, 2 * 8 * part * threads / (time.perf_counter() - started))
+    return best
+
+
+def _cpu_field(name: str) -> str | None:
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip() or None
+    return None
+
+
+def _cpu_flags() -> tuple[str, ...]:
+    present = set((_cpu_field("flags") or _cpu_field("Features") or "").split())
+    return tuple(flag for flag in FLAGS_THAT_MATTER if flag in present)
+
+
+def _cpu_quota() -> float | None:
+    """From cgroup v2's cpu.max, or v1's pair of files."""
+    quota, period, *_ = (*_cgroup_file("cpu", "cpu.max").split(), "", "")
+    if not quota:
+        quota = _cgroup_file("cpu", "cpu.cfs_quota_us").strip()
+        period = _cgroup_file("cpu", "cpu.cfs_period_us").strip()
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _memory_limit() -> int | None:
+    text = _cgroup_file("memory", "memory.max") or _cgroup_file("memory", "memory.limit_in_bytes")
+    try:
+        limit = int(text)
+    except ValueError:
+        return None
+    return limit if limit < _UNLIMITED_BYTES else None
+
+
+def _cgroup_file(controller: str, name: str) -> str:
+    """Text of a control file of this process's group, v2 or v1; empty when there is none."""
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers == "":
+            root = Path("/sys/fs/cgroup")
+        elif controller in controllers.split(","):
+            root = Path("/sys/fs/cgroup") / controller
+        else:
+            continue
+        # In a container the path is often as the host sees it, and the group is mounted at the root.
+        for directory in (root / path.lstrip("/"), root):
+            text = _read(directory / name)
+            if text:
+                return text
+    return ""
+
+
+def _system_name() -> str:
+    for line in _read("/etc/os-release").splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip('"')
+    return platform.system()
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
