@@ -7,11 +7,22 @@ import typer
 
 from dfqs.classes import CLASSES
 from dfqs.cli.inspect import role_table
+from dfqs.cli.ladder_report import report_ladder
 from dfqs.cli.output import note, out, print_json, print_plain, progress_bar, warn
+from dfqs.cli.perplexity import read_text
 from dfqs.errors import UsageError
 from dfqs.model import read_model_spec
+from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.plan import QuantizationPlan
-from dfqs.quantize.quantize import Quantized, Source, check_imatrix, plan_source, quantize, read_source
+from dfqs.quantize.quantize import (
+    Quantized,
+    Source,
+    check_imatrix,
+    check_input_types,
+    plan_source,
+    quantize,
+    read_source,
+)
 from dfqs.quantize.recipe import find_class, recipe_record
 from dfqs.units import format_bytes, format_count, format_duration, parse_size
 
@@ -37,6 +48,17 @@ def command(
         bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+    ladder: Annotated[
+        str | None,
+        typer.Option(
+            help="Make several classes (C1,C2,...) in the directory TARGET, measure each on held-out text against "
+            "the source, and write one table and one plot.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text (UTF-8) that --ladder measures on; a held-out mix by default.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, from shapes alone.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -46,8 +68,34 @@ def command(
 
     Example: dfqs quantize model-f16.gguf model-iq1.gguf --class IQ1_S-XL --imatrix model.imatrix.gguf
     """
-    recipe = find_class(class_)
     read = read_source(source)
+    if ladder is not None:
+        if target is None:
+            raise UsageError("name the directory for the ladder's files")
+        classes = [find_class(name.strip()) for name in ladder.split(",")]
+        for entry in classes:
+            check_imatrix(plan_source(read, entry), read, imatrix)
+            check_input_types(plan_source(read, entry), allow_requantize)
+        if dry_run:
+            for entry in classes:
+                print_plain(f"{entry.name}: {format_bytes(plan_source(read, entry).bytes)}")
+            return
+        with progress_bar("measuring the ladder", "models") as progress:
+            rungs = measure_ladder(
+                source,
+                target,
+                classes,
+                read_text(text),
+                imatrix=imatrix,
+                memory_bytes=parse_size(memory),
+                threads=threads,
+                allow_requantize=allow_requantize,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        report_ladder(rungs, target, json_)
+        return
+    recipe = find_class(class_)
     plan = plan_source(read, recipe)
     if dry_run:
         if imatrix is not None:

@@ -1,0 +1,122 @@
+"""`dfqs perplexity`: per-token loss, and divergence from a reference."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dfqs.cli.output import note, print_json, print_plain, progress_bar
+from dfqs.errors import UsageError
+from dfqs.quantize.bootstrap import Estimate
+from dfqs.quantize.calibration import heldout_text
+from dfqs.quantize.logits_file import read_losses, write_losses
+from dfqs.quantize.perplexity import (
+    STRIDE_TOKENS,
+    WINDOW_TOKENS,
+    Measured,
+    PerplexityJob,
+    Summary,
+    plan_windows,
+    summarise,
+)
+from dfqs.runtime import Worker
+from dfqs.storage import check_writable_target
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)],
+    text: Annotated[
+        Path | None, typer.Option(help="Text to predict (UTF-8); a held-out mix that dfqs ships by default.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Stored logits of another model (`--save`) to compare with, token by token.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Store this model's logits for later comparisons.")] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens computed together.")] = WINDOW_TOKENS,
+    stride: Annotated[int, typer.Option(min=1, help="Tokens that each window scores: its last ones.")] = STRIDE_TOKENS,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to read at most.", show_default=False)] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --save's file if it exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the inputs, and measure nothing.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure how well a model predicts a text: loss, perplexity and, against a reference's stored logits, the paired
+    difference in loss and the KL divergence. Intervals are 95 %, from a bootstrap over blocks of tokens.
+
+    Example: dfqs perplexity model-f16.gguf --save f16.logits.gguf, then
+    dfqs perplexity model-iq1.gguf --reference f16.logits.gguf
+    """
+    words = read_text(text)
+    list(plan_windows(window + 1, window, stride))
+    stored = read_losses(reference) if reference is not None else None
+    if save is not None:
+        check_writable_target(save, overwrite=overwrite)
+    if dry_run:
+        print_plain(f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}")
+        return
+    job = PerplexityJob(
+        model.absolute(),
+        words,
+        window,
+        stride,
+        max_tokens,
+        reference.absolute() if reference is not None else None,
+        threads,
+    )
+    with Worker(threads=threads) as worker, progress_bar("predicting", "tokens") as progress:
+        measured: Measured = worker.call(
+            "dfqs.quantize.perplexity:measure_losses", job, on_event=lambda event: progress(*event)
+        )
+    if save is not None:
+        write_losses(save, measured.losses, overwrite=overwrite)
+    summary = summarise(measured, stored)
+    if json_:
+        print_json(_as_json(model, measured, summary))
+        return
+    print_plain(f"loss            {estimate_text(summary.nll)} nats a token")
+    low, high = summary.perplexity_low, summary.perplexity_high
+    interval = f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else ""
+    print_plain(f"perplexity      {summary.perplexity:.4g}{interval}")
+    if summary.nll_difference is not None and summary.kl is not None and summary.same_top is not None:
+        print_plain(
+            f"loss difference {estimate_text(summary.nll_difference)} from {stored.model_name if stored else ''}"
+        )
+        print_plain(f"KL divergence   {estimate_text(summary.kl)} nats a token, at least")
+        print_plain(f"same top token  {estimate_text(summary.same_top)}")
+    note(f"{summary.nll.tokens:,} tokens, windows of {window}, stride {stride}; {measured.losses.conditions.numerics}")
+    if save is not None:
+        note(f"wrote {save}")
+
+
+def read_text(path: Path | None) -> str:
+    """The text to predict.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if path is None:
+        return heldout_text()
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the text {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from None
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """`2.837 (2.701 to 2.980)`, or the mean alone where there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.4f}"
+    return f"{estimate.mean:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+
+
+def _as_json(model: Path, measured: Measured, summary: Summary) -> dict[str, Any]:
+    conditions = measured.losses.conditions
+    return {
+        "schema": "dfqs.perplexity/1",
+        "model": str(model),
+        "conditions": {name: getattr(conditions, name) for name in conditions.__slots__},
+        **asdict(summary),
+    }

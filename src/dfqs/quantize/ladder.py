@@ -1,0 +1,117 @@
+"""Several classes of one model side by side: what each costs in bytes, and what in quality.
+
+Every rung is measured on the same tokens as the source, which is the reference: losses are compared pair by pair, and
+the divergence is from the source's own distribution.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dfqs.classes import DeploymentClass
+from dfqs.errors import UsageError
+from dfqs.progress import Progress, no_progress
+from dfqs.quantize.bootstrap import Estimate, estimate_difference
+from dfqs.quantize.logits_file import write_losses
+from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, summarise
+from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize, read_source
+from dfqs.runtime import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One model of the ladder. The first is the source."""
+
+    name: str
+    path: Path
+    tensor_bytes: int
+    bits_per_weight: float
+    summary: Summary
+    from_previous: Estimate | None
+    """Loss minus that of the rung before it, paired; None for the first."""
+
+
+def measure_ladder(
+    source: Path,
+    directory: Path,
+    classes: Sequence[DeploymentClass],
+    text: str,
+    *,
+    imatrix: Path | None = None,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    threads: int | None = None,
+    max_tokens: int | None = None,
+    allow_requantize: bool = False,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> tuple[Rung, ...]:
+    """Quantize `source` to each of `classes` in `directory`, and measure all of them.
+
+    A rung whose file is there already is measured, not made again; `reference.logits.gguf` holds the source's logits.
+
+    Args:
+        progress: in models.
+
+    Raises:
+        UsageError: two classes of one name, or what `quantize` refuses.
+    """
+    names = [class_.name for class_ in classes]
+    if len(set(names)) != len(names) or not names:
+        raise UsageError("a ladder needs at least one class, and each only once")
+    directory.mkdir(parents=True, exist_ok=True)
+    reference_path = directory / "reference.logits.gguf"
+    rungs: list[Rung] = []
+    with Worker(threads=threads) as worker:
+
+        def measure(path: Path, reference: Path | None) -> Measured:
+            job = PerplexityJob(path.absolute(), text, max_tokens=max_tokens, reference=reference, threads=threads)
+            measured: Measured = worker.call("dfqs.quantize.perplexity:measure_losses", job)
+            return measured
+
+        total = len(classes) + 1
+        progress(0, total, source.name)
+        first = measure(source, None)
+        write_losses(reference_path, first.losses, overwrite=True)
+        rungs.append(_rung(source.stem, source, summarise(first), None))
+        previous = first.losses
+        for index, class_ in enumerate(classes, start=1):
+            progress(index, total, class_.name)
+            out = directory / f"{source.stem}-{_file_name(class_.name)}.gguf"
+            if overwrite or not out.exists():
+                quantize(
+                    source,
+                    out,
+                    class_,
+                    imatrix=imatrix,
+                    memory_bytes=memory_bytes,
+                    threads=threads,
+                    allow_requantize=allow_requantize,
+                    overwrite=overwrite,
+                    worker=worker,
+                )
+            measured = measure(out, reference_path)
+            step = estimate_difference(measured.losses.nll, previous.nll)
+            rungs.append(_rung(class_.name, out, summarise(measured, first.losses), step))
+            previous = measured.losses
+        progress(total, total)
+    return tuple(rungs)
+
+
+def ladder_record(rungs: Sequence[Rung]) -> dict[str, Any]:
+    """The ladder for programs: losses in nats a token, sizes in bytes, unknown is null."""
+    return {
+        "schema": "dfqs.ladder/1",
+        "rungs": [{**asdict(rung), "path": str(rung.path)} for rung in rungs],
+    }
+
+
+def _rung(name: str, path: Path, summary: Summary, step: Estimate | None) -> Rung:
+    tensors = read_source(path).tensors.values()
+    size = sum(tensor.length for tensor in tensors)
+    weights = sum(tensor.elements for tensor in tensors)
+    return Rung(name, path, size, size * 8 / weights, summary, step)
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -1,0 +1,224 @@
+"""How well a model predicts a text: the loss of every token, and how far it is from a reference.
+
+The text is read in overlapping windows. Each window begins with BOS (where the model has one) in place of its first
+token, and scores its last `stride` tokens, so that every scored token has at least `window - stride` tokens before it;
+the first window scores all of its tokens. Every token is scored once. `measure_losses` runs in a worker process.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.quantize.bootstrap import Estimate, estimate_difference, estimate_mean
+from dfqs.quantize.logits_file import (
+    TOP,
+    Conditions,
+    Float32,
+    Losses,
+    divergence,
+    read_losses,
+    require_comparable,
+)
+from dfqs.runtime.library import PINNED_VERSION
+from dfqs.runtime.session import Context, Model
+from dfqs.runtime.worker_context import WorkerContext
+
+WINDOW_TOKENS, STRIDE_TOKENS = 512, 256
+ROWS = 16
+"""Rows of logits worked on at a time: a vocabulary of 129,280 in float64 is a megabyte a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityJob:
+    """What to measure."""
+
+    model: Path
+    text: str
+    window_tokens: int = WINDOW_TOKENS
+    stride_tokens: int = STRIDE_TOKENS
+    max_tokens: int | None = None
+    reference: Path | None = None
+    """Stored logits to compute the divergence from."""
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came back from the worker."""
+
+    losses: Losses
+    kl: NDArray[np.float64] | None
+    """[tokens] Divergence from the reference; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One model in numbers. Losses in nats a token."""
+
+    nll: Estimate
+    perplexity: float
+    perplexity_low: float | None
+    perplexity_high: float | None
+    kl: Estimate | None
+    """From the reference; a lower bound (see `logits_file`)."""
+    nll_difference: Estimate | None
+    """Loss minus the reference's, paired by token."""
+    same_top: Estimate | None
+    """Share of tokens for which the most probable token is the reference's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One stretch of text that is computed together."""
+
+    start: int
+    end: int
+    first_scored: int
+    """The first token of the text that this window scores; it scores all from there to its end."""
+
+
+def plan_windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
+    """Windows over a text of `tokens`; every token but the first is scored once.
+
+    Raises:
+        UsageError: a stride that leaves tokens out or no context, or too short a text.
+    """
+    if not 0 < stride < window:
+        raise UsageError(f"a stride of {stride} tokens does not fit windows of {window}: it must be shorter")
+    if tokens < 2:
+        raise UsageError("the text has fewer than two tokens, so there is nothing to predict")
+    end, scored = 0, 1
+    while end < tokens:
+        end = min(end + (window if end == 0 else stride), tokens)
+        start = max(end - window, 0)
+        yield Window(start, end, scored)
+        scored = end
+
+
+def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
+    """Run the text through the model. Emits `(tokens scored, tokens in all)`.
+
+    Raises:
+        RuntimeFailure: logits that are no numbers, or llama.cpp fails.
+        UsageError: the reference was made under other conditions.
+    """
+    reference = read_losses(job.reference) if job.reference is not None else None
+    with Model(worker.library, job.model) as model:
+        tokens = model.tokenize(job.text, add_special=True, parse_special=False)[: job.max_tokens]
+        windows = list(plan_windows(len(tokens), job.window_tokens, job.stride_tokens))
+        conditions = Conditions(
+            text_sha256=hashlib.sha256(job.text.encode()).hexdigest(),
+            vocabulary=model.vocab_size,
+            window_tokens=job.window_tokens,
+            stride_tokens=job.stride_tokens,
+            numerics=f"flash attention off, f16 cache, ubatch {job.window_tokens}, xllamacpp {PINNED_VERSION}",
+        )
+        targets = np.array(tokens[1:], np.int32)
+        if reference is not None:
+            require_comparable(job.model.name, conditions, targets, reference)
+        scorer = _Scorer(targets, reference)
+        with Context(
+            model,
+            job.window_tokens,
+            n_batch=job.window_tokens,
+            n_ubatch=job.window_tokens,
+            threads=job.threads,
+            flash_attention="off",
+        ) as context:
+            for window in windows:
+                context.clear()
+                piece = list(tokens[window.start : window.end])
+                if model.adds_bos and model.bos >= 0:
+                    piece[0] = model.bos
+                logits = context.decode(piece, logits="all")
+                assert logits is not None
+                # The logits at one token predict the next.
+                first = window.first_scored - 1
+                scorer.add(first, logits[first - window.start : -1])
+                worker.emit((window.end - 1, len(tokens) - 1))
+    return scorer.result(job.model.name, conditions)
+
+
+def summarise(measured: Measured, reference: Losses | None = None) -> Summary:
+    """Means and intervals of what was measured; comparisons where there is a reference."""
+    losses = measured.losses
+    nll = estimate_mean(losses.nll)
+    difference = same = None
+    if reference is not None:
+        require_comparable(losses.model_name, losses.conditions, losses.targets, reference)
+        difference = estimate_difference(losses.nll, reference.nll)
+        same = estimate_mean((losses.top_ids[:, 0] == reference.top_ids[:, 0]).astype(np.float64))
+    return Summary(
+        nll=nll,
+        perplexity=math.exp(nll.mean),
+        perplexity_low=math.exp(nll.low) if nll.low is not None else None,
+        perplexity_high=math.exp(nll.high) if nll.high is not None else None,
+        kl=estimate_mean(measured.kl) if measured.kl is not None else None,
+        nll_difference=difference,
+        same_top=same,
+    )
+
+
+def log_softmax(rows: Float32) -> Float32:
+    """Log-probabilities of logits [rows, vocabulary]; the sum over the vocabulary is taken in float64."""
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    return np.asarray(shifted - np.log(total).astype(np.float32))
+
+
+def most_probable(log_p: Float32, count: int) -> NDArray[np.int64]:
+    """Indices of the `count` largest values of a row, largest first; of equal ones the first."""
+    # The count-th largest of every eighth value is not above that of all: few are left to be sorted.
+    sample = log_p[::8]
+    if len(sample) > count:
+        candidates = np.flatnonzero(log_p >= np.partition(sample, -count)[-count])
+    else:
+        candidates = np.arange(len(log_p))
+    return candidates[np.argsort(-log_p[candidates], kind="stable")[:count]]
+
+
+class _Scorer:
+    """Turns logits into losses, most probable tokens and divergences, a few rows at a time."""
+
+    def __init__(self, targets: NDArray[np.int32], reference: Losses | None) -> None:
+        self.targets, self.reference = targets, reference
+        self.nll: list[Float32] = []
+        self.top_ids: list[NDArray[np.int32]] = []
+        self.top_logprobs: list[Float32] = []
+        self.others: list[Float32] = []
+
+    def add(self, first: int, logits: Float32) -> None:
+        """Score the targets `first` and following with one row of logits each."""
+        for offset in range(0, len(logits), ROWS):
+            rows = logits[offset : offset + ROWS]
+            if not np.isfinite(rows).all():
+                raise RuntimeFailure(f"the model's logits at token {first + offset:,} are no numbers")
+            log_p = log_softmax(rows)
+            position = first + offset
+            span = slice(position, position + len(rows))
+            nll = -np.take_along_axis(log_p, self.targets[span, None].astype(np.int64), 1)[:, 0]
+            self.nll.append(nll.astype(np.float32))
+            chosen = np.stack([most_probable(row, min(TOP, len(row))) for row in log_p])
+            self.top_ids.append(chosen.astype(np.int32))
+            self.top_logprobs.append(np.take_along_axis(log_p, chosen, 1).astype(np.float32))
+            if self.reference is not None:
+                wanted = self.reference.top_ids[span].astype(np.int64)
+                self.others.append(np.take_along_axis(log_p, wanted, 1).astype(np.float32))
+
+    def result(self, name: str, conditions: Conditions) -> Measured:
+        losses = Losses(
+            name,
+            conditions,
+            self.targets,
+            np.concatenate(self.nll),
+            np.concatenate(self.top_ids),
+            np.concatenate(self.top_logprobs),
+        )
+        kl = None if self.reference is None else divergence(self.reference, np.concatenate(self.others))
+        return Measured(losses, kl)

@@ -1,0 +1,38 @@
+"""The ladder as a picture: quality against size. The only module of the package that loads matplotlib."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from dfqs.quantize.ladder import Rung
+
+# Text stays text in an SVG, and its identifiers the same from run to run.
+mpl.rcParams["svg.fonttype"] = "none"
+mpl.rcParams["svg.hashsalt"] = "dfqs"
+
+
+def write_ladder_plot(rungs: Sequence[Rung], path: Path) -> None:
+    """Loss against bytes, with 95 % intervals; the format follows the suffix of `path` (.svg, .png, .pdf)."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    sizes = [rung.tensor_bytes / 1e9 for rung in rungs]
+    means = [rung.summary.nll.mean for rung in rungs]
+    below = [rung.summary.nll.mean - _or(rung.summary.nll.low, rung.summary.nll.mean) for rung in rungs]
+    above = [_or(rung.summary.nll.high, rung.summary.nll.mean) - rung.summary.nll.mean for rung in rungs]
+    axes.errorbar(sizes, means, yerr=[below, above], fmt="o-", capsize=4, color="#1f4e79", ecolor="#7f9fbf")
+    for rung, size, mean in zip(rungs, sizes, means, strict=True):
+        axes.annotate(rung.name, (size, mean), textcoords="offset points", xytext=(6, 6), fontsize=9)
+    tokens = rungs[0].summary.nll.tokens
+    axes.set_xlabel("tensor bytes (GB)")
+    axes.set_ylabel("loss (nats per token, lower is better)")
+    axes.set_title(f"Quality against size: {tokens:,} tokens, bars are 95 % intervals", fontsize=11)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
