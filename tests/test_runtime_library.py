@@ -1,0 +1,195 @@
+"""The guards around the native library: where it may be loaded, and which."""
+
+import ctypes
+import importlib.metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.runtime import Worker, abi, library
+from dfqs.runtime.library import NativeLog, check_layout
+from dfqs.runtime.waiting import LoadSample, settle_wait_policy
+from runtime_functions import WORKER_ENV
+
+
+def test_the_caller_s_process_never_loads_the_library() -> None:
+    with pytest.raises(RuntimeFailure, match="in a dfqs worker process only"):
+        library.load_library()
+    with Worker(env=WORKER_ENV) as worker:
+        worker.call("runtime_functions:load_library")
+        assert "xllamacpp" in Path(f"/proc/{worker.pid}/maps").read_text()
+
+    assert "xllamacpp" not in Path("/proc/self/maps").read_text()
+
+
+def test_another_version_of_the_wheel_is_refused_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _name: "2027.1.1")
+
+    with pytest.raises(RuntimeFailure, match=r"xllamacpp 2027\.1\.1 .* pip install xllamacpp==2026\.10\.11549"):
+        library.find_library()
+
+
+def test_a_missing_wheel_is_said_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+
+    with pytest.raises(RuntimeFailure, match="not installed; run: pip install"):
+        library.find_library()
+
+
+def test_a_library_named_by_the_environment_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DFQS_LLAMA_LIBRARY", str(tmp_path / "libllama.so"))
+
+    with pytest.raises(UsageError, match=r"names no file: .*libllama\.so"):
+        library.find_library()
+
+
+@pytest.mark.parametrize("other", ["not a library", "libm"])
+def test_a_file_that_is_not_that_library_is_refused_and_not_called(other: str, tmp_path: Path) -> None:
+    path = tmp_path / "libllama.so"
+    if other == "libm":
+        path = next(Path("/lib/x86_64-linux-gnu").glob("libm.so.6"), path)
+    if not path.exists():
+        path.write_bytes(b"not a library")
+
+    with (
+        Worker(env={**WORKER_ENV, "DFQS_LLAMA_LIBRARY": str(path)}) as worker,
+        pytest.raises(RuntimeFailure, match=r"could not be loaded|does not export"),
+    ):
+        worker.call("runtime_functions:load_library")
+
+
+def fake_library(**changes: Any) -> Any:
+    """Functions that answer as the pinned library does, but for `changes`."""
+    model, context = abi.ModelParams(), abi.ContextParams()
+    model.n_gpu_layers, model.load_mode = -1, -1
+    context.n_ctx, context.n_batch, context.n_ubatch = 512, 2048, 512
+    context.flash_attn_type, context.type_k, context.type_v, context.swa_full = -1, 1, 1, True
+    answers: dict[str, Any] = {"llama": b"0.6.0-dev", "ggml": b"0.26.0", "overhead": 368}
+    for name, value in changes.items():
+        if name in answers:
+            answers[name] = value
+        else:
+            setattr(model if hasattr(model, name) else context, name, value)
+    return SimpleNamespace(
+        llama_version=lambda: answers["llama"],
+        ggml_version=lambda: answers["ggml"],
+        ggml_tensor_overhead=lambda: answers["overhead"],
+        llama_model_default_params=lambda: model,
+        llama_context_default_params=lambda: context,
+    )
+
+
+def test_the_pinned_layout_passes_its_own_guards() -> None:
+    check_layout(fake_library())
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("llama", b"0.7.0"),
+        ("ggml", b"0.27.0"),
+        ("overhead", 360),
+        ("n_gpu_layers", 0),
+        ("no_alloc", True),
+        ("n_ctx", 0),
+        ("n_batch", 512),
+        ("flash_attn_type", 0),
+        ("type_k", 0),
+        ("swa_full", False),
+        ("n_samplers", 1),
+    ],
+)
+def test_a_structure_that_has_shifted_is_noticed_by_its_defaults(change: str, value: Any) -> None:
+    with pytest.raises(RuntimeFailure, match="not the build dfqs knows"):
+        check_layout(fake_library(**{change: value}))
+
+
+def test_structures_have_the_sizes_and_offsets_of_the_pinned_header() -> None:
+    assert {structure.__name__: ctypes.sizeof(structure) for structure in abi.SIZES} == {
+        "Tensor": 336,
+        "ModelParams": 80,
+        "ContextParams": 168,
+        "Batch": 56,
+    }
+    assert abi.ContextParams.cb_eval.offset == 88
+    assert abi.ContextParams.type_k.offset == 104
+    assert abi.ContextParams.samplers.offset == 144
+
+
+class TestNativeLog:
+    def test_a_continued_line_is_joined_and_debug_is_left_out(self) -> None:
+        log = NativeLog()
+        for level, text in (
+            (2, b"load"),
+            (5, b"ing"),
+            (5, b"...\n"),
+            (1, b"noise\n"),
+            (5, b"more noise\n"),
+            (4, b"no\n"),
+        ):
+            log.write(level, text)
+
+        assert log.since() == ["loading...", "no"]
+        assert log.errors_since() == ["no"]
+
+    def test_a_mark_keeps_earlier_errors_out_of_a_later_reason(self) -> None:
+        log = NativeLog()
+        log.write(4, b"old\n")
+        mark = log.mark()
+        log.write(4, b"new \x1b[31m\n")
+
+        assert log.errors_since(mark) == ["new \\x1b[31m"]
+
+    @given(st.lists(st.tuples(st.integers(-5, 9), st.none() | st.binary(max_size=40)), max_size=60))
+    def test_nothing_that_c_says_raises_into_c(self, messages: list[tuple[int, bytes | None]]) -> None:
+        log = NativeLog()
+        for level, text in messages:
+            log.write(level, text)
+
+        assert len(log.since()) <= len(messages)
+
+
+class TestWaitPolicy:
+    @pytest.fixture(autouse=True)
+    def clean_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", "")
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.setenv("GOMP_SPINCOUNT", "")
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+
+    @pytest.mark.parametrize(
+        ("free", "expected"), [(2.0, "bounded"), (1.75, "bounded"), (1.0, "passive"), (0.1, "passive")]
+    )
+    def test_threads_do_not_spin_beside_other_work(
+        self, free: float, expected: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dfqs.runtime.waiting.free_cpus", lambda _since: free)
+
+        assert settle_wait_policy(None, 2, LoadSample()) == expected
+
+    def test_one_thread_of_two_cpus_may_spin_beside_one_busy_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dfqs.runtime.waiting.free_cpus", lambda _since: 1.0)
+
+        assert settle_wait_policy(None, 1, LoadSample()) == "bounded"
+
+    def test_the_user_s_own_environment_stands(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+
+        assert settle_wait_policy(None, 2, LoadSample()) == "active"
+
+    def test_free_cpus_are_counted_without_our_own_share(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # 2 CPUs for 1 s: idle for 1.2 s, we ran for 0.5 s, so others took 0.3 s and left 1.7.
+        samples = iter([LoadSample(at_s=11.0, idle_s=101.2, own_s=5.5)])
+        monkeypatch.setattr("dfqs.runtime.waiting.LoadSample", lambda: next(samples))
+        monkeypatch.setattr("time.monotonic", lambda: 11.0)
+        from dfqs.runtime.waiting import free_cpus
+
+        assert free_cpus(LoadSample(at_s=10.0, idle_s=100.0, own_s=5.0)) == pytest.approx(1.7)
