@@ -42,7 +42,7 @@ def test_bytes_do_not_depend_on_threads_or_memory(model: Path, worker: Worker, t
     one, other = tmp_path / "one.gguf", tmp_path / "other.gguf"
 
     quantize(model, one, Q4, threads=1, worker=worker)
-    quantize(model, other, Q4, threads=7, memory_bytes=450_000_000, worker=worker)
+    quantize(model, other, Q4, threads=7, memory_bytes=300_000_000, worker=worker)
 
     assert one.read_bytes() == other.read_bytes()
 

@@ -32,7 +32,7 @@ from dfqs.units import format_bytes
 if TYPE_CHECKING:
     from dfqs.runtime.worker_context import WorkerContext
 
-BASE_BYTES = 400 << 20
+BASE_BYTES = 256 << 20
 """Counted for the interpreter, numpy, the native library and its tables, before any slab."""
 SLAB_ELEMENTS = 1 << 20
 """Values a slab holds at most; one row where a row is longer."""
