@@ -108,9 +108,9 @@ def end_part(prompts: int, chunks: int, tokens: int) -> Part:
 
 
 HEADER = make_header().model_dump(mode="json")
-TOKEN_BYTES = make_header().token_bytes
-GOOD = zlib.compress(bytes(2 * TOKEN_BYTES))
-EXPERT_9 = zlib.compress(bytes(8) + b"\x09" * 12)
+IDS = b"\0\1" * 6
+GOOD = zlib.compress(bytes(8) + IDS)
+EXPERT_9 = zlib.compress(bytes(8) + b"\1\x09" * 6)
 
 
 def lying(**changes: Any) -> dict[str, Any]:
@@ -135,7 +135,8 @@ LIES: dict[str, tuple[list[Part], str]] = {
         [start_part(HEADER), chunk_part(EXPERT_9, 2)],
         "expert 9",
     ),
-    "a negative token": ([start_part(HEADER), chunk_part(zlib.compress(b"\xff" * 8 + bytes(12)), 2)], "negative"),
+    "an expert twice": ([start_part(HEADER), chunk_part(zlib.compress(bytes(20)), 2)], "twice"),
+    "a negative token": ([start_part(HEADER), chunk_part(zlib.compress(b"\xff" * 8 + IDS), 2)], "negative"),
     "a start in the middle": ([start_part(HEADER), chunk_part(GOOD, 2, position=5)], "does not follow"),
     "a prompt left out": ([start_part(HEADER), chunk_part(GOOD, 2, prompt=1)], "does not follow"),
     "a wrong end mark": ([start_part(HEADER), chunk_part(GOOD, 2), end_part(1, 1, 3)], "does not agree"),

@@ -86,7 +86,8 @@ def describe_margins(margins: NDArray[np.float64], layers: Sequence[int]) -> tup
 
 def measure_noise(reference: Rows, perturbed: Rows) -> Rows:
     """What a perturbation added to every score."""
-    noise = perturbed - reference
+    with np.errstate(invalid="ignore"):
+        noise = perturbed - reference
     # Both -inf: an expert masked out in both runs.
     return np.where(np.isfinite(noise), noise, 0.0)
 

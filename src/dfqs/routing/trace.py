@@ -137,6 +137,12 @@ class Trace:
         return sum(len(chunk) for chunk in self.chunks)
 
 
+def names_twice(ids: Ids) -> bool:
+    """Whether some token of some layer names an expert twice."""
+    ordered = np.sort(ids, axis=-1)
+    return bool((ordered[..., 1:] == ordered[..., :-1]).any())
+
+
 def join_chunks(chunks: Sequence[TraceChunk]) -> TraceChunk:
     """One chunk of several that follow each other in one prompt."""
     first = chunks[0]

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.records import canonical_json
-from dfqs.routing.trace import Trace, TraceChunk, TraceHeader
+from dfqs.routing.trace import Trace, TraceChunk, TraceHeader, names_twice
 from dfqs.storage import atomic_writer
 
 MAGIC = b"dfqsrtr1"
@@ -89,6 +89,8 @@ class TraceWriter:
             raise ValueError(f"ids have shape {chunk.ids.shape}, not {expected}")
         if not len(chunk) or chunk.ids.min() < 0 or chunk.ids.max() >= header.model.experts:
             raise ValueError("an expert number is out of range")
+        if names_twice(chunk.ids):
+            raise ValueError("an expert is chosen twice for one token")
         if not _follows(self._prompt, self._position, chunk.prompt, chunk.position):
             raise ValueError(f"prompt {chunk.prompt}, position {chunk.position} does not follow what was written")
         for kind in ("probabilities", "selection"):
@@ -227,6 +229,8 @@ class TraceReader:
         chunk = _unpack(self.header, raw, prompt, position, count)
         if int(chunk.ids.max()) >= self.header.model.experts:
             self._refuse(f"expert {int(chunk.ids.max())} of {self.header.model.experts}", at)
+        if names_twice(chunk.ids):
+            self._refuse("an expert is chosen twice for one token", at)
         if int(chunk.tokens.min()) < 0:
             self._refuse("a negative token", at)
         for scores in (chunk.probabilities, chunk.selection):
