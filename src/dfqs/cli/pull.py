@@ -1,0 +1,186 @@
+"""`dfqs pull`: a model's shards from the Hub straight into one file."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dfqs.cli.output import note, out, print_json, progress_bar, warn
+from dfqs.errors import SpaceError, UsageError, printable
+from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, make_manifest
+from dfqs.records import write_json
+from dfqs.shards.pull import (
+    Hub,
+    Patience,
+    PullPlan,
+    PullResult,
+    forget_pull,
+    output_path,
+    plan_pull,
+    pull,
+    require_room,
+)
+from dfqs.shards.pull.target import taken_bytes
+from dfqs.storage import check_writable_target
+from dfqs.units import format_bytes, parse_size
+
+
+def command(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME, or OWNER/NAME@REVISION.", show_default=False)],
+    pattern: Annotated[
+        str | None, typer.Argument(help="Which model: a part of its name (Q4_K_M), or a pattern with *.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The file to write, or the directory to write it in.")
+    ] = Path(),
+    plan_only: Annotated[
+        bool, typer.Option("--plan", "--dry-run", help="Show what would be fetched and whether it fits; fetch nothing.")
+    ] = False,
+    connections: Annotated[int, typer.Option("--connections", min=1, max=64, help="Ranges fetched at once.")] = 8,
+    chunk: Annotated[
+        str, typer.Option("--chunk", help="Bytes asked for at once; a kill loses at most one on each connection.")
+    ] = "16MiB",
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds without a byte before a retry.")] = 30.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Failures in a row before giving up.")] = 8,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not look into the local Hub cache.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an unfinished pull of another version fetched.")
+    ] = False,
+    no_manifest: Annotated[
+        bool, typer.Option("--no-manifest", help="Do not read the result once more to write OUT.manifest.json.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Fetch a model from the Hub into one file: each byte written once, to its final place, every shard checked against
+    the Hub's hash. Interrupted in any way, the same command goes on. HF_TOKEN and HF_ENDPOINT are honoured.
+
+    Example: dfqs pull teamblobfish/DeepSeek-V4-Flash-GGUF IQ1_S-XL -o v4-flash.gguf
+    """
+    name, _, revision = repo.partition("@")
+    if "/" not in name:
+        raise UsageError(f"'{name}' is no repository; write OWNER/NAME")
+    patience = Patience(attempts=retries, stall_s=timeout)
+    hub = Hub(patience=patience)
+    plan = plan_pull(
+        hub,
+        name,
+        revision=revision or "main",
+        pattern=pattern,
+        chunk_bytes=parse_size(chunk),
+        patience=patience,
+        connections=connections,
+    )
+    target = output_path(output, plan.choice)
+    for line in plan.notes:
+        warn(line)
+    if plan_only:
+        _show_plan(plan, hub, target, use_cache=not no_cache, json_=json_)
+        return
+    with progress_bar("pulling") as progress:
+        result = pull(
+            plan,
+            hub,
+            target,
+            connections=connections,
+            patience=patience,
+            use_cache=not no_cache,
+            restart=restart,
+            progress=progress,
+        )
+    for line in result.refetched_chunks:
+        warn(f"fetched again: {printable(line, 200)}")
+    manifest = None if no_manifest else _write_manifest(plan, result)
+    forget_pull(target)
+    if json_:
+        print_json(describe_pull(plan, target, hub, use_cache=not no_cache, result=result, manifest=manifest))
+        return
+    commit = plan.listing.commit[:12]
+    out.print(f"wrote {target}: {format_bytes(result.file_bytes)}, every file as {name}@{commit} has it", markup=False)
+    if manifest is not None:
+        out.print(f"content_sha256  {manifest.content_sha256}", markup=False)
+
+
+def describe_pull(
+    plan: PullPlan,
+    target: Path,
+    hub: Hub,
+    *,
+    use_cache: bool,
+    result: PullResult | None = None,
+    manifest: Manifest | None = None,
+    fits: bool | None = None,
+) -> dict[str, Any]:
+    """Plan and outcome for programs; what is not known is null."""
+    listing = plan.listing
+    return {
+        "schema": "dfqs.pull/1",
+        "repo": listing.repo,
+        "revision": listing.revision,
+        "commit": listing.commit,
+        "endpoint": listing.endpoint,
+        "output": str(target),
+        "dry_run": result is None,
+        "file_bytes": plan.file_bytes,
+        "remote_bytes": plan.fetch_bytes,
+        "tensors": plan.tensors,
+        "fits": fits,
+        "already_on_disk_bytes": taken_bytes(target) if result is None else None,
+        "fetched_bytes": result.fetched_bytes if result else None,
+        "reused_bytes": result.reused_bytes if result else None,
+        "cached_bytes": result.cached_bytes if result else None,
+        "refetched": list(result.refetched_chunks) if result else None,
+        "file_sha256": manifest.file_sha256 if manifest else None,
+        "content_sha256": manifest.content_sha256 if manifest else None,
+        "files": [
+            {
+                "name": layout.file.name,
+                "bytes": layout.file.size,
+                "sha256": layout.file.sha256,
+                "cached": use_cache and result is None and hub.cached(listing, layout.file) is not None,
+            }
+            for layout in plan.layouts
+        ],
+    }
+
+
+def _show_plan(plan: PullPlan, hub: Hub, target: Path, *, use_cache: bool, json_: bool) -> None:
+    if not target.parent.is_dir():
+        raise UsageError(f"no such directory: {target.parent}")
+    check_writable_target(target)
+    room = None
+    try:
+        require_room(plan, target)
+    except SpaceError as error:
+        room = error
+    described = describe_pull(plan, target, hub, use_cache=use_cache, fits=room is None)
+    if json_:
+        print_json(described)
+        return
+    listing = plan.listing
+    out.print(f"{listing.repo}@{listing.revision} (commit {listing.commit}):", markup=False)
+    for entry in described["files"]:
+        where = "  (in the local Hub cache)" if entry["cached"] else ""
+        out.print(f"  {printable(entry['name'], 120)}  {format_bytes(entry['bytes'])}{where}", markup=False)
+    here = [e["bytes"] for e in described["files"] if e["cached"]]
+    out.print(f"would fetch {format_bytes(plan.fetch_bytes - sum(here))} over the network", markup=False)
+    if described["already_on_disk_bytes"]:
+        note("an unfinished pull is there; what it fetched is checked and not fetched again")
+    out.print(f"would write {target}: {format_bytes(plan.file_bytes)}, {plan.tensors:,} tensors", markup=False)
+    out.print("it fits" if room is None else f"it does not fit: {room}", markup=False)
+
+
+def _write_manifest(plan: PullPlan, result: PullResult) -> Manifest:
+    listing = plan.listing
+    provenance = Provenance(
+        repo=listing.repo,
+        revision=listing.revision,
+        commit=listing.commit,
+        endpoint=listing.endpoint,
+        shards=[SourceFile(name=x.file.name, bytes=x.file.size, sha256=x.file.sha256) for x in plan.layouts],
+    )
+    with progress_bar("hashing") as progress:
+        manifest = make_manifest(result.path, provenance=provenance, progress=progress)
+    target = result.path.with_name(result.path.name + ".manifest.json")
+    write_json(target, manifest)
+    note(f"wrote {target}")
+    return manifest

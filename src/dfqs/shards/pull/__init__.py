@@ -1,0 +1,18 @@
+"""A model's shards from the Hub straight into one file, each byte written once."""
+
+from dfqs.shards.pull.hub import Hub
+from dfqs.shards.pull.patience import Patience
+from dfqs.shards.pull.plan import PullPlan, output_path
+from dfqs.shards.pull.pull import PullResult, forget_pull, plan_pull, pull, require_room
+
+__all__ = [
+    "Hub",
+    "Patience",
+    "PullPlan",
+    "PullResult",
+    "forget_pull",
+    "output_path",
+    "plan_pull",
+    "pull",
+    "require_room",
+]
