@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfqs.embedded.source import cached_source
+from dfqs.embedded import cached_embedded_model, cached_source
 from fixtures_deepseek4 import write_tiny_deepseek4
 
 
@@ -12,6 +12,12 @@ from fixtures_deepseek4 import write_tiny_deepseek4
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct, dense: the source of the embedded model."""
     return cached_source()
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """The demonstration model: a small real Mixture-of-Experts."""
+    return cached_embedded_model()
 
 
 @pytest.fixture(scope="session")
