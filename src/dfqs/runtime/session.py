@@ -108,7 +108,7 @@ class Context:
                 long text's logits do not fit in memory. The rows are a view that the next batch overwrites.
 
         Raises:
-            UsageError: no tokens, or more than the context has room for.
+            UsageError: no tokens, tokens that do not exist, or more than the context has room for.
             RuntimeFailure: llama.cpp failed; says why.
             Stopped: a stop was requested. What was decoded so far stays in the cache (`end_position`).
         """
@@ -118,6 +118,8 @@ class Context:
             raise UsageError(
                 f"the context is full: {position + len(tokens):,} tokens wanted, {self.n_ctx_sequence:,} available"
             )
+        if not 0 <= min(tokens) <= max(tokens) < self.model.vocab_size:
+            raise UsageError(f"a token is outside the vocabulary of {self.model.vocab_size:,}")
         rows: list[Logits] = []
         for start in range(0, len(tokens), self.n_batch):
             chunk = tokens[start : start + self.n_batch]
