@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.output import note, out, print_json, progress_bar, warn
+from dfqs.cli.route_compare import diff, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, verdict
 from dfqs.records import write_json
 from dfqs.routing.capture import MAX_CONTEXT_TOKENS, capture_trace
@@ -176,3 +177,7 @@ def margins(
         print_json(report)
         return
     out.print(margin_table(report))
+
+
+app.command()(diff)
+app.command()(stats)

@@ -16,8 +16,13 @@ def share(value: float | None, digits: int = 2) -> str:
     return f"{text} %"
 
 
-def yes_no(value: bool | None) -> str:
-    return "-" if value is None else ("yes" if value else "no")
+def percent(value: float | None) -> str:
+    """The same without its sign, for columns that say so."""
+    return share(value).removesuffix(" %")
+
+
+def same_or_differ(value: bool | None) -> str:
+    return "-" if value is None else ("same" if value else "differ")
 
 
 def place(first: FirstDivergence | None) -> str:
@@ -28,7 +33,7 @@ def plain_table(title: str, *columns: str) -> Table:
     """The first column left, the others right."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
 
 
@@ -36,11 +41,11 @@ def matrix_table(check: RouteCheck) -> Table:
     table = plain_table(
         f"Against 1 thread, one batch, ubatch 512, flash attention off, f16 caches ({check.matrix_tokens} tokens)",
         "Condition",
-        "same bits",
-        "same experts",
-        "worst layer",
+        "bits",
+        "experts %",
+        "worst layer %",
         "from token",
-        "same argmax",
+        "argmax %",
     )
     for row in check.matrix:
         if row.refused is not None:
@@ -48,11 +53,11 @@ def matrix_table(check: RouteCheck) -> Table:
             continue
         table.add_row(
             row.condition,
-            yes_no(row.logits_identical),
-            share(row.same_set_share),
-            share(row.lowest_layer_share),
+            same_or_differ(row.logits_identical),
+            percent(row.same_set_share),
+            percent(row.lowest_layer_share),
             place(row.first_divergence),
-            share(row.argmax_share),
+            percent(row.argmax_share),
         )
     return table
 
@@ -66,9 +71,9 @@ def load_table(check: RouteCheck) -> Table:
         "Request",
         "prompt",
         "compared",
-        "same answer",
-        "same bits",
-        "same experts",
+        "answer",
+        "bits",
+        "experts %",
         "from token",
     )
     for row in load.requests:
@@ -76,9 +81,9 @@ def load_table(check: RouteCheck) -> Table:
             row.request,
             str(row.prompt_tokens),
             str(row.compared_tokens),
-            yes_no(row.same_answer),
-            yes_no(row.logits_identical),
-            share(row.same_set_share),
+            same_or_differ(row.same_answer),
+            same_or_differ(row.logits_identical),
+            percent(row.same_set_share),
             place(row.first_divergence),
         )
     return table

@@ -18,6 +18,7 @@ from dfqs.routing.tracefile import TraceReader
 BLOCK_TOKENS = 256
 WINDOWS = (1, 4, 16, 64, BLOCK_TOKENS)
 TOP_PAIRS = 20
+LEAST_LIFT = 1.1
 _BINS = 26
 _HOT_SHARE = 0.5
 
@@ -204,7 +205,7 @@ class StatsTally:
                 lift=float(lift[row, a, b]),
             )
             for row, a, b in places
-            if lift[row, a, b] > 0
+            if lift[row, a, b] >= LEAST_LIFT
         )
 
     def describe_context(self) -> tuple[ContextEntropy, ...]:
