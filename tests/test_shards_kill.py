@@ -26,7 +26,7 @@ def test_killed_merge_is_resumed_with_every_tensor_right(mode: str, tmp_path: Pa
 def test_killed_plain_merge_leaves_nothing_that_stops_the_next(tmp_path: Path) -> None:
     generator = random.Random(4)
     for _ in range(3):
-        timed_round(tmp_path, [], generator, 0.6)
+        timed_round(tmp_path, [], generator, 0.1)
 
 
 @pytest.mark.slow

@@ -47,13 +47,14 @@ def holders_of(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
     for path in paths:
         state = path.stat()
         wanted[state.st_dev, state.st_ino] = path
+    names = {str(path.resolve()): path for path in wanted.values()}
     for process in _PROC.iterdir():
         if process.name.isdigit():
-            for path in _used_by(process, wanted):
+            for path in _used_by(process, wanted, names):
                 yield path, f"{_name_of(process)} (process {process.name})"
 
 
-def _used_by(process: Path, wanted: dict[tuple[int, int], Path]) -> Iterator[Path]:
+def _used_by(process: Path, wanted: dict[tuple[int, int], Path], names: dict[str, Path]) -> Iterator[Path]:
     # Processes come and go, and others' may not be looked at.
     with contextlib.suppress(OSError):
         for entry in (process / "fd").iterdir():
@@ -61,7 +62,6 @@ def _used_by(process: Path, wanted: dict[tuple[int, int], Path]) -> Iterator[Pat
                 state = entry.stat()
                 if (path := wanted.get((state.st_dev, state.st_ino))) is not None:
                     yield path
-    names = {str(path.resolve()): path for path in wanted.values()}
     with contextlib.suppress(OSError):
         for line in (process / "maps").read_text(errors="surrogateescape").splitlines():
             if (path := names.get(line.partition("/")[1] + line.partition("/")[2])) is not None:
