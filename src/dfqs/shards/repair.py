@@ -1,0 +1,204 @@
+"""Repair: a correct file out of a damaged one, where every byte of the model is there and only its form is wrong.
+
+What can be mended: shards joined with cat (in any order), trailing bytes, raw pieces, gaps and misalignment between
+tensors, a whole model that calls itself a shard. What cannot: bytes that are not there, or that two tensors claim.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import FormatError, ShardError, UsageError
+from dfqs.gguf import FileSource, Header, TensorInfo, encode_header, layout_problems
+from dfqs.gguf.layout import data_section_length, place_tensors
+from dfqs.progress import Progress, no_progress
+from dfqs.shards.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
+from dfqs.shards.embedded import EmbeddedFile, read_embedded
+from dfqs.shards.merge import require_space
+from dfqs.shards.pieces import find_raw_pieces
+from dfqs.shards.plan import merged_keys, plan_merge_of
+from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
+from dfqs.storage import atomic_writer, check_writable_target
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Bytes of one source that go to one place of the output."""
+
+    source: int
+    """Index into the plan's sources."""
+    source_offset: int
+    length: int
+    target_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """A repair that can be carried out. What no move covers is zeroes."""
+
+    sources: tuple[Path, ...]
+    source_bytes: tuple[int, ...]
+    what: str
+    """What is mended, for people."""
+    header: bytes
+    """Written at the start; empty where the source's own is moved."""
+    moves: tuple[Move, ...]
+    file_bytes: int
+    tensors: int
+
+
+def plan_repair(path: Path) -> RepairPlan:
+    """Find out what is wrong with a file and how to mend it.
+
+    Raises:
+        UsageError: nothing is wrong with it, or it cannot be read.
+        FormatError: it cannot be mended; the message says why.
+        ShardError: it holds shards that do not make a model.
+    """
+    path = Path(path)
+    if pieces := find_raw_pieces(path):
+        if not pieces.complete:
+            raise FormatError(
+                f"the {len(pieces.paths)} raw pieces here have {pieces.joined_bytes:,} bytes, the model "
+                f"{pieces.expected_bytes:,}; a piece is missing",
+                path=path,
+            )
+        return _plan_joining(pieces.paths, pieces.joined_bytes)
+    with FileSource(path) as source:
+        files = read_embedded(source)
+        if len(files) > 1:
+            return _plan_separating(source, files)
+        return _plan_rewriting(source, files[0])
+
+
+def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> None:
+    """Write the mended file; the sources stay.
+
+    Args:
+        progress: in bytes of the output.
+
+    Raises:
+        UsageError: `out` exists, or its directory is not writable.
+        SpaceError: no room.
+        FormatError: a source changed meanwhile.
+    """
+    check_writable_target(out)
+    require_space(out.parent, plan.file_bytes, "the damaged file stays as it is")
+    with ExitStack() as stack:
+        sources = [stack.enter_context(FileSource(path)) for path in plan.sources]
+        for source, expected in zip(sources, plan.source_bytes, strict=True):
+            if source.size != expected:
+                raise FormatError(f"had {expected:,} bytes when it was planned, now {source.size:,}", path=source.path)
+        file = stack.enter_context(atomic_writer(out))
+        target = file.fileno()
+        os.ftruncate(target, plan.file_bytes)
+        write_fully(target, plan.header, 0)
+        done = len(plan.header)
+        for move in plan.moves:
+            for start in range(0, move.length, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, move.length - start)
+                offset = move.target_offset + start
+                copy_range(sources[move.source].fileno(), target, move.source_offset + start, offset, length)
+                start_writeback(target, offset, length)
+                done += length
+                progress(done, plan.file_bytes)
+
+
+def _plan_joining(paths: tuple[Path, ...], total: int) -> RepairPlan:
+    """Raw pieces: one behind the other."""
+    sizes = tuple(path.stat().st_size for path in paths)
+    moves, offset = [], 0
+    for index, size in enumerate(sizes):
+        moves.append(Move(index, 0, size, offset))
+        offset += size
+    return RepairPlan(paths, sizes, f"{len(paths)} raw pieces are joined", b"", tuple(moves), total, 0)
+
+
+def _plan_separating(source: FileSource, files: Sequence[EmbeddedFile]) -> RepairPlan:
+    """A cat of shards: merged as if they were files of their own."""
+    for file in files:
+        _refuse_lost_bytes(source, file.header)
+    shards = [(Shard(f"{source.path}, file at byte {file.base:,}", file.header), file) for file in files]
+    if any(shard.split_number(SPLIT_COUNT) in (None, 0) for shard, _ in shards):
+        raise ShardError(
+            f"{len(files)} GGUF files stand end to end and not all are shards of one model; which one is meant? "
+            f"The first is whole: `head -c {files[0].end}` of it is a model by itself",
+            path=source.path,
+        )
+    counts = {shard.split_number(SPLIT_COUNT) for shard, _ in shards}
+    count = max(value for value in counts if value is not None)
+    numbers = {shard.split_number(SPLIT_NO) for shard, _ in shards}
+    missing = [str(n + 1) for n in range(min(count, len(files) + 1)) if n not in numbers]
+    if len(files) < count and missing:
+        raise ShardError(
+            f"holds {len(files)} of {count} shards; number {missing[0]} is missing, and its bytes are nowhere in it",
+            path=source.path,
+        )
+    ordered = sorted(shards, key=lambda pair: pair[0].split_number(SPLIT_NO) or 0)
+    plan = plan_merge_of([shard for shard, _ in ordered])
+    moves = [Move(0, ordered[c.shard][1].base + c.source_offset, c.length, c.target_offset) for c in plan.copies]
+    sorted_already = [file.base for _, file in ordered] == sorted(file.base for _, file in ordered)
+    order = "" if sorted_already else ", put in their right order,"
+    what = f"{len(files)} shards that were joined with cat{order} become one model"
+    return RepairPlan(
+        (source.path,), (source.size,), what, plan.header, tuple(moves), plan.file_bytes, len(plan.tensors)
+    )
+
+
+def _plan_rewriting(source: FileSource, file: EmbeddedFile) -> RepairPlan:
+    """One file: its tensors one behind the other, and nothing after them."""
+    header = file.header
+    _refuse_lost_bytes(source, header)
+    _refuse_shared_bytes(source, header)
+    count = header.metadata.get(SPLIT_COUNT, 0)
+    declared = header.metadata.get(SPLIT_TENSORS_COUNT)
+    false_shard = isinstance(count, int) and count > 1 and declared == len(header.tensors)
+    displaced = any(layout_problems(header))
+    if not displaced and not false_shard:
+        extra = source.size - file.end
+        if extra <= 0:
+            raise UsageError(f"nothing is wrong with the form of {source.path}; `dfqs verify` looks at its bytes")
+        move = Move(0, 0, file.end, 0)
+        what = f"{extra:,} bytes after the last tensor are cut off"
+        return RepairPlan((source.path,), (source.size,), what, b"", (move,), file.end, len(header.tensors))
+    keys = merged_keys(header) if false_shard else tuple(header.raw_entry(entry) for entry in header.entries)
+    shapes = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
+    encoded = encode_header(keys, shapes, alignment=header.alignment)
+    placed = tuple(place_tensors(shapes, header.alignment))
+    moves = tuple(
+        Move(0, header.span(tensor).offset, tensor.length, len(encoded) + place.offset)
+        for tensor, place in zip(header.tensors, placed, strict=True)
+    )
+    what = "its tensors are put one behind the other" if displaced else "split.count is set to 0: it is a whole model"
+    total = len(encoded) + data_section_length(placed, header.alignment)
+    return RepairPlan((source.path,), (source.size,), what, encoded, moves, total, len(placed))
+
+
+def _refuse_lost_bytes(source: FileSource, header: Header) -> None:
+    lost = list(_where(header, lambda tensor: header.span(tensor).end > header.file_size))
+    if lost:
+        missing = max(header.span(tensor).end for tensor in lost) - header.file_size
+        raise FormatError(
+            f"{missing:,} bytes of the model are missing (from {lost[0].name} on); no repair can make them, fetch the "
+            "file again",
+            path=source.path,
+        )
+
+
+def _refuse_shared_bytes(source: FileSource, header: Header) -> None:
+    ordered = sorted((header.span(tensor) for tensor in header.tensors), key=lambda span: span.offset)
+    for before, after in itertools.pairwise(ordered):
+        if after.offset < before.end:
+            raise FormatError(
+                f"it claims bytes that {before.name} claims too; which are right cannot be known, fetch the file again",
+                path=source.path,
+                offset=after.offset,
+                name=after.name,
+            )
+
+
+def _where(header: Header, condition: Callable[[TensorInfo], bool]) -> Iterator[TensorInfo]:
+    return (tensor for tensor in header.tensors if condition(tensor))
