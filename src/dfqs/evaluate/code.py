@@ -7,8 +7,8 @@ from dfqs.evaluate.extract import without_thinking
 from dfqs.evaluate.prompts import CodeItem
 from dfqs.evaluate.sandbox import Sandbox
 from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
+from dfqs.evaluate.stages import CODE
 
-STAGE = "code"
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _CODE_LINE = re.compile(r"(?:def|async def|class|import|from|@)")
 
@@ -22,16 +22,16 @@ def score_code(item: CodeItem, completion: Completion, sandbox: Sandbox) -> Scor
     place = {"level": item.level}
     refusal = completion.refusal()
     if refusal is not None:
-        return ScoredItem(stage=STAGE, item=item.id, verdict=refusal, completion=completion, place=place)
+        return ScoredItem(stage=CODE, item=item.id, verdict=refusal, completion=completion, place=place)
     source = extract_code(completion.text, item.entry_point)
     if source is None:
         detail = f"no function {item.entry_point} in the answer"
         return ScoredItem(
-            stage=STAGE, item=item.id, verdict=Verdict.WRONG, detail=detail, completion=completion, place=place
+            stage=CODE, item=item.id, verdict=Verdict.WRONG, detail=detail, completion=completion, place=place
         )
     result = sandbox.run(source, item.entry_point, item.tests)
     return ScoredItem(
-        stage=STAGE,
+        stage=CODE,
         item=item.id,
         verdict=Verdict.RIGHT if result.passed else Verdict.WRONG,
         answer=source,

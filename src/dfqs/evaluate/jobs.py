@@ -43,7 +43,10 @@ class Generated:
 
 def open_model(worker: WorkerContext, path: Path) -> OpenedModel:
     """Load the model for the calls that follow. Emits `(done, total)` while loading."""
-    model = Model(worker.library, path, progress=lambda done, total=None, note="": worker.emit((done, total)))
+    # CPU only: the baseline of every metric.
+    model = Model(
+        worker.library, path, gpu_layers=0, progress=lambda done, total=None, note="": worker.emit((done, total))
+    )
     worker.state["model"] = model
     template = model.chat_template()
     return OpenedModel(

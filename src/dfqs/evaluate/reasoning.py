@@ -3,8 +3,7 @@
 from dfqs.evaluate.extract import extract_answer
 from dfqs.evaluate.prompts import ReasoningItem
 from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
-
-STAGE = "reasoning"
+from dfqs.evaluate.stages import REASONING
 
 
 def score_reasoning(item: ReasoningItem, completion: Completion) -> ScoredItem:
@@ -12,10 +11,10 @@ def score_reasoning(item: ReasoningItem, completion: Completion) -> ScoredItem:
     place = {"family": item.family, "level": item.level}
     refusal = completion.refusal()
     if refusal is not None:
-        return ScoredItem(stage=STAGE, item=item.id, verdict=refusal, completion=completion, place=place)
+        return ScoredItem(stage=REASONING, item=item.id, verdict=refusal, completion=completion, place=place)
     answer = extract_answer(completion.text, item.kind, item.question, item.choices)
     return ScoredItem(
-        stage=STAGE,
+        stage=REASONING,
         item=item.id,
         verdict=Verdict.RIGHT if answer == item.answer else Verdict.WRONG,
         answer=answer,

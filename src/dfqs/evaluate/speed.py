@@ -1,6 +1,6 @@
 """How fast a local model decodes, in a worker of its own, so that nothing measured before is in its way.
 
-`cpu_tokens_per_sec` is the decode rate of llama.cpp's default settings for the machine: batch 1, after an empty context.
+`cpu_tokens_per_sec` is the decode rate of llama.cpp's default settings on the CPU: batch 1, after an empty context.
 Tokens are drawn by a fixed rule and not sampled, as llama-bench does: the rate does not depend on what is said.
 """
 
@@ -19,14 +19,14 @@ from dfqs.runtime import Worker
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
-STAGE = "speed"
+# llama.cpp's own defaults.
 LOAD_MODE = "auto"
 FLASH_ATTENTION = "auto"
 BATCH = 2048
 UBATCH = 512
+
 WARM_UP_TOKENS = 16
 DEPTH_DECODE_TOKENS = 32
-"""llama.cpp's own defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,14 @@ class SpeedSummary(Record):
     latency_p99_s: float
     threads: int
     omp_wait_policy: str
-    copy_bandwidth_bytes_per_s: float
+    load_average_before: float
+    """Of the machine in the minute before; near 0 on a quiet one."""
+    copy_bandwidth_bytes_per_s: float | None
     """Measured: read plus written, all threads."""
     bytes_per_token: int | None
     """Weights that one token reads."""
     bandwidth_fraction: float | None
-    """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth; above 1 is possible, reading is faster than copying."""
+    """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth. Reading is faster than copying: may be above 1."""
 
 
 def measure_runs(path: Path, suite: Suite, threads: int | None, have: int, on_run: Callable[[DecodeRun], None]) -> None:
@@ -80,7 +82,7 @@ def measure_runs(path: Path, suite: Suite, threads: int | None, have: int, on_ru
 
 def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeats: int) -> None:
     """In the worker: warm up once, then emit one `DecodeRun` a repeat."""
-    with Model(worker.library, path, load_mode=LOAD_MODE) as model:
+    with Model(worker.library, path, load_mode=LOAD_MODE, gpu_layers=0) as model:
         trained = model.trained_context_tokens
         depth = suite["depth_tokens"] if suite["depth_tokens"] + DEPTH_DECODE_TOKENS <= trained else 0
         longest = max(depth + DEPTH_DECODE_TOKENS, suite["prefill_tokens"], 1 + suite["decode_tokens"])
@@ -113,7 +115,7 @@ def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeat
                 )
 
 
-def summarise(runs: list[DecodeRun], bandwidth: float, spec: ModelSpec | None) -> SpeedSummary:
+def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | None, load: float) -> SpeedSummary:
     """Medians over repeats; percentiles over every token of all of them."""
     rates = [len(run.decode_s) / sum(run.decode_s) for run in runs]
     depth_rates = [len(run.depth_decode_s) / sum(run.depth_decode_s) for run in runs if run.depth_decode_s]
@@ -134,9 +136,10 @@ def summarise(runs: list[DecodeRun], bandwidth: float, spec: ModelSpec | None) -
         latency_p99_s=percentile(latencies, 99) or 0.0,
         threads=runs[0].threads,
         omp_wait_policy=runs[0].omp_wait_policy,
+        load_average_before=load,
         copy_bandwidth_bytes_per_s=bandwidth,
         bytes_per_token=token_bytes,
-        bandwidth_fraction=token_bytes * rate / bandwidth if token_bytes is not None and bandwidth > 0 else None,
+        bandwidth_fraction=token_bytes * rate / bandwidth if token_bytes is not None and bandwidth else None,
     )
 
 

@@ -32,6 +32,8 @@ class Subject(Record):
     file_bytes: int | None = None
     file_sha256: str | None = None
     content_sha256: str | None = None
+    stamp: str | None = None
+    """Size, time and inode of the file that was hashed."""
 
 
 class RunRecord(Record):
@@ -150,6 +152,11 @@ def latest_run(out: Path) -> Path | None:
     return runs[max(runs)] if runs else None
 
 
+def read_run(directory: Path) -> RunRecord:
+    """What a run measures, and under which conditions."""
+    return read_json(directory / "run.json", RunRecord)
+
+
 def _choose_run(
     out: Path, subject: Subject, conditions: ScoreConditions, threads: int | None
 ) -> tuple[Path, RunRecord]:
@@ -157,11 +164,14 @@ def _choose_run(
     number = int(latest.name[4:]) if latest else 0
     why: tuple[str, ...] = ()
     if latest is not None and (latest / "run.json").exists():
-        before = read_json(latest / "run.json", RunRecord)
+        before = read_run(latest)
+        conditions = _with_code_python(conditions, before.conditions)
+        before = before.model_copy(update={"conditions": _with_code_python(before.conditions, conditions)})
         why = (*_changed_subject(before.subject, subject), *differences(before.conditions, conditions))
         if before.threads != threads:
             why = (*why, f"threads: {before.threads} -> {threads}")
         if not why:
+            write_json(latest / "run.json", before)
             return latest, before
     elif latest is not None:
         # Killed between making the directory and its record: nothing was measured in it.
@@ -174,10 +184,15 @@ def _choose_run(
     return directory, record
 
 
+def _with_code_python(conditions: ScoreConditions, other: ScoreConditions) -> ScoreConditions:
+    """A run in which no code was run yet goes on with whatever Python there is."""
+    if conditions.code_python is not None:
+        return conditions
+    return conditions.model_copy(update={"code_python": other.code_python})
+
+
 def _changed_subject(before: Subject, now: Subject) -> tuple[str, ...]:
     # A file that moved is the same file.
-    ignored = {"location"} if now.kind == "file" else set()
-    old, new = (
-        Subject.model_validate({**subject.model_dump(), **dict.fromkeys(ignored, "")}) for subject in (before, now)
-    )
+    placeless = {"location": "", "stamp": None} if now.kind == "file" else {}
+    old, new = (subject.model_copy(update=placeless) for subject in (before, now))
     return tuple(f"model {difference}" for difference in differences(old, new))

@@ -1,0 +1,151 @@
+"""`dfqs eval`: the five required metrics of a file or of an endpoint."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfqs.cli.output import note, out, print_json, print_plain, progress_bar, warn
+from dfqs.errors import UsageError
+from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.local import LocalTarget
+from dfqs.evaluate.run import Request, evaluate
+from dfqs.evaluate.stages import STAGES
+from dfqs.evaluate.store import Subject, latest_run, read_run
+from dfqs.evaluate.suites import SUITES, find_suite
+from dfqs.evaluate.target import ChatTarget
+from dfqs.integrity import hash_model
+from dfqs.progress import Progress
+from dfqs.report.markdown import render_summary
+from dfqs.report.record import build_report, write_report
+from dfqs.runtime.checks import check_model, shard_paths
+
+API_KEY_VARIABLE = "DFQS_API_KEY"
+UNITS = {"speed": "repeats", "context": "questions", "boundary": "questions"}
+
+
+def command(
+    model: Annotated[
+        Path | None, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Directory for results and report; the same command resumes in it."),
+    ] = None,
+    suite: Annotated[str, typer.Option("--suite", help=f"How much: {' or '.join(SUITES)}.")] = "standard",
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="At most so many items of each set and questions a length.", min=1)
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", help=f"Stages to run, of {','.join(STAGES)}.")] = None,
+    max_context: Annotated[
+        int | None, typer.Option("--max-context", help="Longest context to look for the boundary at, in tokens.", min=1)
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help=f"OpenAI-compatible server; its key in {API_KEY_VARIABLE}."),
+    ] = None,
+    model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, show_default="every CPU allowed")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Measure reasoning, code, context stability, speed and the failure boundary, and write a report.
+
+    Example: dfqs eval model.gguf -o results --suite quick
+    """
+    if (model is None) == (endpoint is None):
+        raise UsageError("give a MODEL file or --endpoint URL, one of the two")
+    if output is None:
+        raise UsageError("say where the results go: -o DIRECTORY")
+    stages = tuple(stage for stage in STAGES if stage in only.split(",")) if only is not None else STAGES
+    if only is not None and set(only.split(",")) - set(STAGES):
+        raise UsageError(f"--only takes stages of {', '.join(STAGES)}, separated by commas; not '{only}'")
+    request = Request(find_suite(suite), stages, limit, max_context, threads)
+    if dry_run:
+        _describe(request, json_)
+        return
+    longest = max(request.suite.context_lengths[-1], request.lengths[-1])
+    with ExitStack() as stack:
+        target: ChatTarget
+        if endpoint is not None:
+            remote = EndpointTarget(
+                endpoint, model=model_name, api_key=os.environ.get(API_KEY_VARIABLE), max_context=longest
+            )
+            target = stack.enter_context(remote)
+            subject = Subject(kind="endpoint", name=target.info.name, location=remote.location)
+        else:
+            assert model is not None
+            subject = identify(model, output)
+            with progress_bar(f"loading {subject.name}") as progress:
+                local = LocalTarget(model, threads=threads, max_context=longest, progress=progress)
+                target = stack.enter_context(local)
+        for notice in target.info.notices:
+            warn(notice)
+        directory = evaluate(target, subject, model, request, output, draw_stage)
+    for why in read_run(directory).began_anew:
+        warn(f"began a new run in {directory.name}: {why}")
+    report = build_report(output)
+    paths = write_report(report, output)
+    if json_:
+        print_json(report.model_dump(mode="json"))
+        return
+    print_plain(render_summary(report))
+    note(f"report: {' and '.join(str(path) for path in paths)}")
+
+
+def identify(model: Path, output: Path) -> Subject:
+    """The file's identity. It is hashed once; a run in `output` that knows the file's size, time and place keeps it."""
+    checked = check_model(model)
+    stamp = _stamp(model)
+    latest = latest_run(output)
+    if latest is not None:
+        before = read_run(latest).subject
+        if before.stamp == stamp and before.location == str(model.resolve()):
+            return before
+    subject = Subject(
+        kind="file", name=checked.name, location=str(model.resolve()), file_bytes=checked.file_bytes, stamp=stamp
+    )
+    if len(shard_paths(model)) > 1:
+        # A set of shards has no one hash; merged it has.
+        return subject
+    with progress_bar("hashing") as progress:
+        hashes = hash_model(model, progress=progress)
+    return subject.model_copy(update={"file_sha256": hashes.file_sha256, "content_sha256": hashes.content_sha256})
+
+
+@contextmanager
+def draw_stage(stage: str) -> Iterator[Progress]:
+    """A bar for one stage, with its items, rate and time left."""
+    with progress_bar(stage, UNITS.get(stage, "items")) as progress:
+        yield progress
+
+
+def _describe(request: Request, json_: bool) -> None:
+    suite = request.sized
+    plan = {
+        "schema": "dfqs.eval-plan/1",
+        "suite": suite.name,
+        "stages": list(request.stages),
+        "reasoning_items": suite.reasoning_items,
+        "code_items": suite.code_items,
+        "context_lengths": list(suite.context_lengths),
+        "context_questions": suite.context_questions,
+        "boundary_lengths": list(request.lengths),
+        "speed_repeats": suite.decode_repeats,
+    }
+    if json_:
+        print_json(plan)
+        return
+    for name, value in plan.items():
+        if name != "schema":
+            out.print(f"{name}: {value}", markup=False)
+
+
+def _stamp(model: Path) -> str:
+    status = model.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"

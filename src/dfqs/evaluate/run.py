@@ -1,0 +1,279 @@
+"""One evaluation: its stages one after the other, every result stored before the next is asked for.
+
+The same call goes on where a killed one stopped. A stage that cannot be measured leaves a note with the reason.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dfqs.errors import SandboxUnavailable, UsageError
+from dfqs.evaluate.boundary import Boundary, LengthResult, find_boundary
+from dfqs.evaluate.code import score_code
+from dfqs.evaluate.conditions import ScoreConditions
+from dfqs.evaluate.context import Question, is_right, note
+from dfqs.evaluate.prompts import read_code_set, read_context_set, read_reasoning_set
+from dfqs.evaluate.reasoning import score_reasoning
+from dfqs.evaluate.sandbox import Sandbox, open_sandbox
+from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
+from dfqs.evaluate.speed import DecodeRun, measure_runs
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
+from dfqs.evaluate.statistics import Count
+from dfqs.evaluate.store import Store, Subject, open_store
+from dfqs.evaluate.suites import Suite
+from dfqs.evaluate.target import ChatTarget, LengthFailure
+from dfqs.hardware import measure_copy_bandwidth, read_machine
+from dfqs.progress import Progress
+
+StageProgress = Callable[[str], AbstractContextManager[Progress]]
+"""Opens a stage by name for drawing; its progress counts items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to evaluate, and how much."""
+
+    suite: Suite
+    stages: tuple[str, ...] = STAGES
+    limit: int | None = None
+    """At most so many items of each set, and questions at each length."""
+    max_context: int | None = None
+    """Longest context that the search for the boundary goes to; None: the suite's longest."""
+    threads: int | None = None
+
+    @property
+    def sized(self) -> Suite:
+        """The suite, cut to the limit."""
+        if self.limit is None:
+            return self.suite
+        return replace(
+            self.suite,
+            reasoning_items=min(self.limit, self.suite.reasoning_items),
+            code_items=min(self.limit, self.suite.code_items),
+            context_questions=min(self.limit, self.suite.context_questions),
+        )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The suite's lengths, and doublings of the last up to `max_context`."""
+        longest = self.max_context or self.suite.context_lengths[-1]
+        lengths = [length for length in self.suite.context_lengths if length <= longest]
+        while lengths and lengths[-1] * 2 <= longest:
+            lengths.append(lengths[-1] * 2)
+        if not lengths:
+            raise UsageError(f"--max-context is below the suite's shortest length of {self.suite.context_lengths[0]:,}")
+        return tuple(lengths)
+
+
+def evaluate(
+    target: ChatTarget, subject: Subject, model_path: Path | None, request: Request, out: Path, draw: StageProgress
+) -> Path:
+    """Measure what is still missing; returns the run's directory, of which `dfqs.report.record` makes the report.
+
+    Args:
+        model_path: of a local model; None behind an endpoint, where speed is not measured.
+
+    Raises:
+        UsageError: a stage that does not exist, or nothing to measure.
+        SpaceError, RuntimeFailure, NetworkError, WorkerCrash: what stops the work; the same call goes on after it.
+    """
+    unknown = set(request.stages) - set(STAGES)
+    if unknown or not request.stages:
+        raise UsageError(f"no stage '{', '.join(sorted(unknown))}'; there are {', '.join(STAGES)}")
+    if request.limit is not None and request.limit < 1:
+        raise UsageError("--limit must be at least 1")
+    sandbox, refusal = _find_sandbox() if CODE in request.stages else (None, None)
+    conditions = score_conditions(target, request, sandbox)
+    with open_store(out, subject, conditions, request.threads) as store:
+        _note(store, "machine", read_machine().model_dump(mode="json"))
+        _note(store, "target", {"notices": list(target.info.notices), "context_tokens": target.info.context_tokens})
+        if REASONING in request.stages:
+            with draw(REASONING) as progress:
+                _measure_reasoning(target, store, request.sized, progress)
+        if CODE in request.stages:
+            _note(store, "code_unavailable", {"reason": refusal})
+            if sandbox is not None:
+                with draw(CODE) as progress:
+                    _measure_code(target, store, request.sized, sandbox, progress)
+        if CONTEXT in request.stages:
+            with draw(CONTEXT) as progress:
+                asker = Asker(target, store, request.sized, progress, len(request.suite.context_lengths))
+                for length in request.suite.context_lengths:
+                    asker.measure(length)
+        if BOUNDARY in request.stages:
+            with draw(BOUNDARY) as progress:
+                _measure_boundary(target, store, request, progress)
+        if SPEED in request.stages and model_path is not None:
+            # The model's own worker would share the processor and the memory with the one that is timed.
+            getattr(target, "close", lambda: None)()
+            with draw(SPEED) as progress:
+                _measure_speed(model_path, store, request, progress)
+        return store.directory
+
+
+def score_conditions(target: ChatTarget, request: Request, sandbox: Sandbox | None) -> ScoreConditions:
+    """What the scores will depend on, besides the model."""
+    suite, info = request.sized, target.info
+    sets = (read_reasoning_set(), read_code_set(), read_context_set())
+    return ScoreConditions(
+        suite=suite.name,
+        prompt_sets={set_.name: set_.sha256 for set_ in sets},
+        items={REASONING: suite.reasoning_items, CODE: suite.code_items, CONTEXT: suite.context_questions},
+        context_lengths=request.lengths,
+        max_tokens={set_.name: set_.entry.max_tokens for set_ in sets},
+        thinking=info.thinking,
+        template_sha256=info.template_sha256,
+        numerics=info.numerics,
+        runtime=info.runtime,
+        code_python=sandbox.python_version if sandbox is not None else None,
+    )
+
+
+def _measure_reasoning(target: ChatTarget, store: Store, suite: Suite, progress: Progress) -> None:
+    set_ = read_reasoning_set()
+    for number, item in enumerate(set_.items[: suite.reasoning_items], 1):
+        if _is_open(store, REASONING, item.id):
+            completion = target.complete(set_.prompt(item.question), set_.entry.max_tokens)
+            store.append(REASONING, item.id, score_reasoning(item, completion).model_dump(mode="json"))
+        progress(number, suite.reasoning_items, item.id)
+
+
+def _measure_code(target: ChatTarget, store: Store, suite: Suite, sandbox: Sandbox, progress: Progress) -> None:
+    set_ = read_code_set()
+    for number, item in enumerate(set_.items[: suite.code_items], 1):
+        if _is_open(store, CODE, item.id):
+            completion = target.complete(set_.prompt(item.prompt), set_.entry.max_tokens)
+            store.append(CODE, item.id, score_code(item, completion, sandbox).model_dump(mode="json"))
+        progress(number, suite.code_items, item.id)
+
+
+class Asker:
+    """Measures one context length after the other, and remembers through the store."""
+
+    def __init__(self, target: ChatTarget, store: Store, suite: Suite, progress: Progress, lengths: int) -> None:
+        self._target = target
+        self._store = store
+        self._suite = suite
+        self._progress = progress
+        self._set = read_context_set()
+        self._done = 0
+        self._total = lengths * suite.context_questions
+
+    def measure(self, length: int) -> LengthResult:
+        """Ask what is still open at a length, and count."""
+        failure = self._store.get(CONTEXT, f"{length}/failure")
+        if failure is not None:
+            self._advance(length, self._suite.context_questions)
+            return LengthResult(length, Count(0, 0), failure["reason"])
+        try:
+            questions = self._plan(length)
+            still_open = [question for question in questions if _is_open(self._store, CONTEXT, _key(length, question))]
+            self._advance(length, len(questions) - len(still_open))
+            if still_open:
+                self._ask(length, still_open)
+        except LengthFailure as error:
+            self._store.append(CONTEXT, f"{length}/failure", {"reason": str(error)})
+            return LengthResult(length, Count(0, 0), str(error))
+        scored = [self._store.get(CONTEXT, _key(length, question)) for question in questions]
+        return LengthResult(length, Count(sum(item["verdict"] == "right" for item in scored if item), len(questions)))
+
+    def _plan(self, length: int) -> Sequence[Question]:
+        vocabulary = self._set.items[0]
+        stored = self._store.get(CONTEXT, f"{length}/plan")
+        if stored is not None:
+            return [
+                Question(note(vocabulary, index), depth)
+                for index, depth in zip(stored["notes"], stored["depths"], strict=True)
+            ]
+        questions = self._target.plan_length(vocabulary, length, self._suite.context_questions)
+        plan = {"notes": [q.note.index for q in questions], "depths": [q.depth for q in questions]}
+        self._store.append(CONTEXT, f"{length}/plan", plan)
+        return questions
+
+    def _ask(self, length: int, questions: Sequence[Question]) -> None:
+        def store(index: int, completion: Completion) -> None:
+            scored = score_context(length, questions[index], completion)
+            self._store.append(CONTEXT, scored.item, scored.model_dump(mode="json"))
+            self._advance(length, 1)
+
+        self._target.ask(self._set.items[0], length, questions, self._set.entry.max_tokens, store)
+
+    def _advance(self, length: int, items: int) -> None:
+        self._done += items
+        self._total = max(self._total, self._done)
+        self._progress(self._done, self._total, f"{length:,} tokens")
+
+
+def score_context(length: int, question: Question, completion: Completion) -> ScoredItem:
+    """Right when the only code that the answer names is the one asked for."""
+    verdict = completion.refusal()
+    if verdict is None:
+        verdict = Verdict.RIGHT if is_right(completion.text, question.note.code) else Verdict.WRONG
+    return ScoredItem(
+        stage=CONTEXT,
+        item=_key(length, question),
+        verdict=verdict,
+        completion=completion,
+        place={"length_tokens": length, "depth": question.depth},
+    )
+
+
+def _measure_speed(path: Path, store: Store, request: Request, progress: Progress) -> None:
+    have = len(store.stage(SPEED))
+    total = request.suite.decode_repeats
+    progress(have, total, "")
+    if have >= total:
+        return
+    load = os.getloadavg()[0]
+
+    def keep(run: DecodeRun) -> None:
+        number = len(store.stage(SPEED)) + 1
+        store.append(SPEED, f"repeat-{number}", {**asdict(run), "load_average_before": load})
+        progress(number, total, f"repeat {number}")
+
+    measure_runs(path, request.suite, request.threads, have, keep)
+    threads = request.threads or read_machine().allowed_cpus
+    _note(store, "bandwidth", {"bytes_per_s": measure_copy_bandwidth(threads), "threads": threads})
+
+
+def _measure_boundary(target: ChatTarget, store: Store, request: Request, progress: Progress) -> None:
+    longest = target.info.context_tokens
+    lengths = [length for length in request.lengths if longest is None or length <= longest]
+    if not lengths:
+        reason = f"its longest context of {longest:,} tokens is below the shortest length of {request.lengths[0]:,}"
+        _store_boundary(store, Boundary(None, False, "undecided", reason, (), 0.0))
+        return
+    asker = Asker(target, store, request.sized, progress, len(lengths))
+    _store_boundary(store, find_boundary(asker.measure, lengths))
+
+
+def _store_boundary(store: Store, boundary: Boundary) -> None:
+    found = json.loads(json.dumps(asdict(boundary)))
+    if store.get(BOUNDARY, "boundary") != found:
+        store.append(BOUNDARY, "boundary", found)
+
+
+def _find_sandbox() -> tuple[Sandbox | None, str | None]:
+    try:
+        return open_sandbox(), None
+    except SandboxUnavailable as error:
+        return None, str(error)
+
+
+def _is_open(store: Store, stage: str, key: str) -> bool:
+    """Not asked yet, or asked in vain: an endpoint that gave no answer is asked again."""
+    stored = store.get(stage, key)
+    return stored is None or stored["verdict"] == Verdict.UNUSABLE
+
+
+def _key(length: int, question: Question) -> str:
+    return f"{length}/{question.note.index}"
+
+
+def _note(store: Store, key: str, data: dict[str, Any]) -> None:
+    if store.get(NOTES, key) != data:
+        store.append(NOTES, key, data)

@@ -1,0 +1,253 @@
+"""A report for reading."""
+
+from collections.abc import Iterable, Sequence
+
+from dfqs.errors import printable
+from dfqs.evaluate.conditions import Numerics
+from dfqs.report.schema import ContextDetail, Report, ScoreDetail
+from dfqs.units import format_bytes, format_count
+
+SCORES = (("reasoning_score", "reasoning"), ("code_score", "code"))
+
+
+def render_markdown(report: Report) -> str:
+    """The report as Markdown. Texts from outside are escaped; what was not measured says so."""
+    parts = [
+        f"# {_text(report.artifact.name)}: DFQS evaluation",
+        _text(report.statement),
+        _metrics(report),
+        "## Behind the numbers",
+        *_score_sections(report),
+        _context(report.details.context),
+        _boundary(report),
+        _speed(report),
+        "## What was measured",
+        _artifact(report),
+        "## Under which conditions",
+        _conditions(report),
+    ]
+    if report.notices:
+        parts += ["## Notes", "\n".join(f"- {_text(notice)}" for notice in report.notices)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def render_summary(report: Report) -> str:
+    """The five metrics, a line each, for a terminal."""
+    lines = [f"{name:<26}{value}" + (f"  ({beside})" if beside else "") for name, value, beside in _metric_rows(report)]
+    return "\n".join([*lines, "", report.statement])
+
+
+def _metrics(report: Report) -> str:
+    return _table(("metric", "value", ""), _metric_rows(report))
+
+
+def _metric_rows(report: Report) -> list[tuple[str, str, str]]:
+    metrics, rows = report.metrics, []
+    for name, stage in SCORES:
+        value: float | None = getattr(metrics, name)
+        detail: ScoreDetail | None = getattr(report.details, stage)
+        beside = f"{_interval(detail.interval_95)}, n = {detail.n}" if detail is not None else ""
+        rows.append((name, _missing(report, name) if value is None else f"{value:.3f}", beside))
+    curve, context = metrics.context_stability_curve, report.details.context
+    shown = (
+        _missing(report, "context_stability_curve") if curve is None else ", ".join(f"{value:.3f}" for value in curve)
+    )
+    at = f"at {', '.join(f'{n:,}' for n in context.lengths_tokens)} tokens" if curve is not None and context else ""
+    rows.append(("context_stability_curve", shown, at))
+    speed = report.details.speed
+    shown = (
+        _missing(report, "cpu_tokens_per_sec")
+        if metrics.cpu_tokens_per_sec is None
+        else f"{metrics.cpu_tokens_per_sec:.2f}"
+    )
+    rows.append(("cpu_tokens_per_sec", shown, f"median of {speed.repeats}" if speed is not None else ""))
+    boundary = report.details.boundary
+    tokens = metrics.failure_boundary_tokens
+    shown = _missing(report, "failure_boundary_tokens") if tokens is None else f"{tokens:,}"
+    if boundary is not None and boundary.censored:
+        shown += " (censored)"
+    rows.append(
+        (
+            "failure_boundary_tokens",
+            shown,
+            _text(boundary.reason) if boundary is not None and tokens is not None else "",
+        )
+    )
+    return rows
+
+
+def _score_sections(report: Report) -> Iterable[str]:
+    for name, stage in SCORES:
+        detail: ScoreDetail | None = getattr(report.details, stage)
+        if detail is None:
+            continue
+        wrong = (
+            f"{detail.right} of {detail.n} right; {detail.wrong} wrong, {detail.truncated} cut off at the token cap, "
+            f"{detail.empty} empty, {detail.unusable} without a usable answer (all of these count as wrong)."
+        )
+        groups = ", ".join(f"{group} {right}/{total}" for group, (right, total) in detail.groups.items())
+        yield f"**{name}**: {wrong} By group: {groups}."
+
+
+def _context(context: ContextDetail | None) -> str:
+    if context is None:
+        return ""
+    rows = [
+        (f"{length:,}", f"{right / n:.3f}", _interval(interval), str(n))
+        for length, n, right, interval in zip(
+            context.lengths_tokens, context.n, context.right, context.intervals_95, strict=True
+        )
+    ]
+    rows += [
+        (f"{int(length):,}", f"not measured: {_text(why)}", "", "") for length, why in context.not_measured.items()
+    ]
+    return "**Context.**\n\n" + _table(("tokens", "score", "95 % interval", "n"), rows)
+
+
+def _boundary(report: Report) -> str:
+    boundary = report.details.boundary
+    if boundary is None or not boundary.lengths:
+        return ""
+    looked = ", ".join(
+        f"{entry.length_tokens:,} ({'runtime failed' if entry.failure else f'{entry.right}/{entry.n}'})"
+        for entry in boundary.lengths
+    )
+    return f"**Failure boundary.** {_sentence(_text(boundary.reason))} Lengths looked at: {looked}."
+
+
+def _speed(report: Report) -> str:
+    speed = report.details.speed
+    if speed is None:
+        return ""
+    rows = [
+        (
+            "decode, empty context",
+            f"{speed.decode_tokens_per_s:.2f} tokens/s",
+            f"{_range(speed.decode_spread)} over {speed.repeats} repeats of {speed.decode_tokens}",
+        ),
+        (
+            "latency of a token",
+            f"{speed.latency_p50_s * 1000:.1f} ms",
+            f"p95 {speed.latency_p95_s * 1000:.1f} ms, p99 {speed.latency_p99_s * 1000:.1f} ms",
+        ),
+        ("prefill", f"{speed.prefill_tokens_per_s:.1f} tokens/s", f"{speed.prefill_tokens} tokens"),
+    ]
+    if speed.depth_tokens_per_s is not None:
+        rows.append(
+            ("decode at depth", f"{speed.depth_tokens_per_s:.2f} tokens/s", f"behind {speed.depth_tokens:,} tokens")
+        )
+    if speed.copy_bandwidth_bytes_per_s is not None:
+        share = f"{speed.bandwidth_fraction:.0%} of it used by weights" if speed.bandwidth_fraction is not None else ""
+        rows.append(("memory, copying", f"{format_bytes(speed.copy_bandwidth_bytes_per_s)}/s", share))
+    load = f"Load average before: {speed.load_average_before:.2f}."
+    if speed.load_average_before > 0.5:
+        load += " The machine was not quiet; a quiet one is faster."
+    return "**Speed.**\n\n" + _table(("", "", ""), rows) + f"\n\n{load}"
+
+
+def _artifact(report: Report) -> str:
+    artifact, machine = report.artifact, report.machine
+    rows = [
+        ("name", _text(artifact.name)),
+        ("says of itself", _text(artifact.description) if artifact.description else None),
+        ("size", format_bytes(artifact.file_bytes) if artifact.file_bytes is not None else None),
+        ("file SHA-256", f"`{artifact.file_sha256}`" if artifact.file_sha256 else None),
+        ("content SHA-256", f"`{artifact.content_sha256}`" if artifact.content_sha256 else None),
+        ("architecture", _text(artifact.architecture) if artifact.architecture else None),
+        ("parameters", _parameters(report)),
+        ("bits per weight", f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else None),
+        ("class, tier", f"{artifact.deployment_class or 'no deployment class'}, {artifact.tier or 'unknown'}"),
+        (
+            "processor",
+            f"{_text(machine.cpu_model or 'unknown')}, {machine.allowed_cpus} CPUs, {' '.join(machine.cpu_flags)}",
+        ),
+        ("memory", _memory(report)),
+        ("system", f"{_text(machine.system)}, Linux {_text(machine.kernel)}"),
+    ]
+    return _table(("", ""), [(name, value) for name, value in rows if value is not None])
+
+
+def _parameters(report: Report) -> str | None:
+    artifact = report.artifact
+    if artifact.parameters is None:
+        return None
+    active = f", {format_count(artifact.parameters_active)} active" if artifact.parameters_active is not None else ""
+    return format_count(artifact.parameters) + active
+
+
+def _memory(report: Report) -> str:
+    machine = report.machine
+    limit = f", limited to {format_bytes(machine.memory_limit_bytes)}" if machine.memory_limit_bytes is not None else ""
+    return format_bytes(machine.memory_bytes) + limit
+
+
+def _conditions(report: Report) -> str:
+    score, speed = report.conditions.score, report.conditions.speed
+    sets = ", ".join(f"{name} `{digest[:12]}`" for name, digest in score.prompt_sets.items())
+    rows = [
+        ("suite", f"{score.suite}: " + ", ".join(f"{count} {name}" for name, count in score.items.items())),
+        ("prompt sets", sets),
+        (
+            "sampling",
+            f"{score.sampling}; at most "
+            + ", ".join(f"{cap} ({name})" for name, cap in score.max_tokens.items())
+            + " tokens",
+        ),
+        ("thinking", score.thinking),
+        ("chat template", f"`{score.template_sha256[:12]}`" if score.template_sha256 else "none, or not known"),
+        ("numerics", _numerics(score.numerics)),
+        ("runtime", _text(score.runtime or "not known")),
+        ("Python in the sandbox", score.code_python or "code was not run"),
+        ("score fingerprint", f"`{report.conditions.score_fingerprint}`"),
+    ]
+    if speed is not None:
+        rows += [
+            (
+                "speed settings",
+                f"{speed.threads} threads, OpenMP waiting {speed.omp_wait_policy}, "
+                f"flash attention {speed.flash_attention}, batch {speed.batch}/{speed.ubatch}, "
+                f"load mode {speed.load_mode}",
+            ),
+            ("speed fingerprint", f"`{report.conditions.speed_fingerprint}`"),
+        ]
+    made = f"Made {report.measured_at} by dfqs {report.dfqs_version}, schema {report.schema_}."
+    return (
+        _table(("", ""), rows)
+        + f"\n\nScores compare when score fingerprints are equal, speeds when speed fingerprints are. {made}"
+    )
+
+
+def _numerics(numerics: Numerics | None) -> str:
+    if numerics is None:
+        return "not known (endpoint)"
+    return (
+        f"flash attention {numerics.flash_attention}, KV {numerics.type_k}/{numerics.type_v}, "
+        f"batch {numerics.batch}/{numerics.ubatch}, {numerics.parallel} at a time"
+    )
+
+
+def _missing(report: Report, metric: str) -> str:
+    return f"null: {_text(report.reasons.get(metric, 'not measured'))}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "no interval" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _range(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:.2f} to {pair[1]:.2f}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _text(value: str) -> str:
+    """Text from outside: no markup, no table separators, one line."""
+    safe = printable(value, 400).replace("\\", "\\\\")
+    return "".join(f"\\{c}" if c in "|`*_[]<>#" else c for c in safe)

@@ -1,0 +1,289 @@
+"""Makes the report of a run out of its stored results: the same results give the same report."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dfqs import __version__
+from dfqs.classes import recognise_class, tier_of
+from dfqs.errors import FormatError, UsageError
+from dfqs.evaluate.conditions import SpeedConditions
+from dfqs.evaluate.scores import Verdict
+from dfqs.evaluate.speed import (
+    BATCH,
+    FLASH_ATTENTION,
+    LOAD_MODE,
+    UBATCH,
+    DecodeRun,
+    SpeedSummary,
+    summarise,
+)
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
+from dfqs.evaluate.statistics import Count, wilson_interval
+from dfqs.evaluate.store import RunRecord, latest_run, read_lines, read_run
+from dfqs.evaluate.suites import SUITES
+from dfqs.gguf import read_header
+from dfqs.hardware import Machine
+from dfqs.model import ModelSpec, read_model_spec
+from dfqs.records import write_json
+from dfqs.report.markdown import render_markdown
+from dfqs.report.schema import (
+    Artifact,
+    BoundaryDetail,
+    BoundaryLength,
+    Conditions,
+    ContextDetail,
+    Details,
+    Metrics,
+    Report,
+    ScoreDetail,
+)
+from dfqs.storage import write_bytes_atomic
+
+REFERENCE_PARAMETERS = 284_300_000_000
+"""Of DeepSeek-V4-Flash, the model of the specification's reference artifact."""
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def build_report(out: Path) -> Report:
+    """The report of the newest run in `out`.
+
+    Raises:
+        UsageError: there is no run.
+        FormatError: the stored run is damaged.
+    """
+    directory = latest_run(out)
+    if directory is None:
+        raise UsageError(f"no evaluation in {out}; make one with dfqs eval MODEL -o {out}")
+    record = read_run(directory)
+    lines, _ = read_lines(directory / "results.jsonl")
+    stages: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (stage, key), data in lines.items():
+        stages[stage][key] = data
+    try:
+        return _report(record, stages)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"results that make no report ({error})", path=directory / "results.jsonl") from error
+
+
+def write_report(report: Report, directory: Path) -> tuple[Path, Path]:
+    """Write `report.json` and `report.md`; an older report there is replaced."""
+    paths = directory / "report.json", directory / "report.md"
+    write_json(paths[0], report)
+    write_bytes_atomic(paths[1], render_markdown(report).encode())
+    return paths
+
+
+def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
+    notes = stages[NOTES]
+    machine = Machine.model_validate(notes["machine"])
+    spec = _read_spec(record)
+    score = record.conditions
+    reasons: dict[str, str] = {}
+    expected = score.items
+    reasoning = _score_detail("reasoning_score", stages[REASONING], expected[REASONING], "family", reasons)
+    code = _score_detail("code_score", stages[CODE], expected[CODE], "level", reasons)
+    refusal = notes.get("code_unavailable", {}).get("reason")
+    if code is None and refusal:
+        reasons["code_score"] = refusal
+    context = _context_detail(record, stages[CONTEXT], reasons)
+    speed = _speed(stages[SPEED], notes, spec, record, reasons)
+    boundary = stages[BOUNDARY].get("boundary")
+    if boundary is None:
+        reasons["failure_boundary_tokens"] = "not measured"
+    elif boundary["tokens"] is None:
+        reasons["failure_boundary_tokens"] = boundary["reason"]
+    speed_conditions = _speed_conditions(score.fingerprint, machine, speed)
+    return Report(
+        dfqs_version=__version__,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        artifact=_artifact(record, spec),
+        statement=_statement(record, spec),
+        machine=machine,
+        conditions=Conditions(
+            score=score,
+            score_fingerprint=score.fingerprint,
+            speed=speed_conditions,
+            speed_fingerprint=speed_conditions.fingerprint if speed_conditions is not None else None,
+        ),
+        metrics=Metrics(
+            reasoning_score=_value(reasoning),
+            code_score=_value(code),
+            context_stability_curve=[right / n for right, n in zip(context.right, context.n, strict=True)]
+            if context is not None and context.lengths_tokens
+            else None,
+            cpu_tokens_per_sec=speed.decode_tokens_per_s if speed is not None else None,
+            failure_boundary_tokens=boundary["tokens"] if boundary is not None else None,
+        ),
+        reasons=reasons,
+        details=Details(
+            reasoning=reasoning,
+            code=code,
+            context=context,
+            speed=speed,
+            boundary=_boundary_detail(boundary) if boundary is not None else None,
+        ),
+        notices=[*notes.get("target", {}).get("notices", []), *(f"began anew: {why}" for why in record.began_anew)],
+    )
+
+
+def _value(detail: ScoreDetail | None) -> float | None:
+    return detail.right / detail.n if detail is not None else None
+
+
+def _score_detail(
+    metric: str, items: Results, expected: int, group_by: str, reasons: dict[str, str]
+) -> ScoreDetail | None:
+    """None, with the reason, when the stage was not run to its end or gave no usable answer at all."""
+    if len(items) < expected:
+        done = f"{len(items)} of {expected} items measured; run the same command again" if items else "not measured"
+        reasons[metric] = done
+        return None
+    verdicts = Counter(Verdict(item["verdict"]) for item in items.values())
+    if verdicts[Verdict.UNUSABLE] == len(items):
+        reasons[metric] = f"no usable answer; the last: {list(items.values())[-1]['completion']['text']}"
+        return None
+    groups: dict[str, tuple[int, int]] = {}
+    for item in items.values():
+        name = f"{group_by} {item['place'][group_by]}" if group_by == "level" else str(item["place"][group_by])
+        right, total = groups.get(name, (0, 0))
+        groups[name] = (right + (item["verdict"] == Verdict.RIGHT), total + 1)
+    return ScoreDetail(
+        n=len(items),
+        right=verdicts[Verdict.RIGHT],
+        wrong=verdicts[Verdict.WRONG],
+        truncated=verdicts[Verdict.TRUNCATED],
+        empty=verdicts[Verdict.EMPTY],
+        unusable=verdicts[Verdict.UNUSABLE],
+        interval_95=wilson_interval(Count(verdicts[Verdict.RIGHT], len(items))),
+        groups=dict(sorted(groups.items())),
+    )
+
+
+def _context_detail(record: RunRecord, items: Results, reasons: dict[str, str]) -> ContextDetail | None:
+    lengths, counts, missing = [], [], {}
+    for length in SUITES[record.conditions.suite].context_lengths:
+        failure, plan = items.get(f"{length}/failure"), items.get(f"{length}/plan")
+        asked = [items.get(f"{length}/{index}") for index in plan["notes"]] if plan is not None else []
+        answered = [item for item in asked if item is not None]
+        if failure is not None:
+            missing[str(length)] = failure["reason"]
+        elif not asked:
+            missing[str(length)] = "not measured"
+        elif len(answered) < len(asked):
+            missing[str(length)] = f"{len(answered)} of {len(asked)} questions asked; run the same command again"
+        elif all(item["verdict"] == Verdict.UNUSABLE for item in answered):
+            missing[str(length)] = f"no usable answer; the last: {answered[-1]['completion']['text']}"
+        else:
+            lengths.append(length)
+            counts.append(Count(sum(item["verdict"] == Verdict.RIGHT for item in answered), len(answered)))
+    if not lengths:
+        reasons["context_stability_curve"] = next(iter(missing.values()))
+        if not items:
+            return None
+    return ContextDetail(
+        lengths_tokens=lengths,
+        n=[count.total for count in counts],
+        right=[count.right for count in counts],
+        intervals_95=[wilson_interval(count) for count in counts],
+        not_measured=missing,
+    )
+
+
+def _boundary_detail(boundary: Mapping[str, Any]) -> BoundaryDetail:
+    return BoundaryDetail(
+        censored=boundary["censored"],
+        cause=boundary["cause"],
+        reason=boundary["reason"],
+        confidence_per_look=boundary["confidence"],
+        lengths=[
+            BoundaryLength(
+                length_tokens=length["length_tokens"],
+                n=length["count"]["total"],
+                right=length["count"]["right"],
+                failure=length["failure"],
+            )
+            for length in boundary["lengths"]
+        ],
+    )
+
+
+def _speed(
+    items: Results, notes: Results, spec: ModelSpec | None, record: RunRecord, reasons: dict[str, str]
+) -> SpeedSummary | None:
+    wanted = SUITES[record.conditions.suite].decode_repeats
+    if record.subject.kind == "endpoint":
+        reasons["cpu_tokens_per_sec"] = "an endpoint's machine and settings are not known; measure the file itself"
+    elif len(items) < wanted:
+        reasons["cpu_tokens_per_sec"] = f"{len(items)} of {wanted} repeats measured" if items else "not measured"
+    else:
+        fields = DecodeRun.__dataclass_fields__
+        runs = [DecodeRun(**{name: data[name] for name in fields}) for data in items.values()]
+        bandwidth = notes.get("bandwidth", {}).get("bytes_per_s")
+        load = max(data["load_average_before"] for data in items.values())
+        return summarise(runs, bandwidth, spec, load)
+    return None
+
+
+def _speed_conditions(score_fingerprint: str, machine: Machine, speed: SpeedSummary | None) -> SpeedConditions | None:
+    if speed is None:
+        return None
+    return SpeedConditions(
+        score_fingerprint=score_fingerprint,
+        cpu_model=machine.cpu_model,
+        cpu_flags=machine.cpu_flags,
+        allowed_cpus=machine.allowed_cpus,
+        cpu_quota=machine.cpu_quota,
+        memory_bytes=machine.memory_bytes,
+        memory_limit_bytes=machine.memory_limit_bytes,
+        threads=speed.threads,
+        omp_wait_policy=speed.omp_wait_policy,
+        load_mode=LOAD_MODE,
+        flash_attention=FLASH_ATTENTION,
+        batch=BATCH,
+        ubatch=UBATCH,
+        decode_tokens=speed.decode_tokens,
+        repeats=speed.repeats,
+    )
+
+
+def _read_spec(record: RunRecord) -> ModelSpec | None:
+    """Of the measured file, while it is still there."""
+    path = Path(record.subject.location)
+    if record.subject.kind != "file" or not path.is_file():
+        return None
+    return read_model_spec(read_header(path))
+
+
+def _artifact(record: RunRecord, spec: ModelSpec | None) -> Artifact:
+    subject = record.subject
+    bits = spec.bits_per_weight if spec is not None else None
+    match = recognise_class(spec) if spec is not None else None
+    return Artifact(
+        kind=subject.kind,
+        name=subject.name,
+        file_bytes=subject.file_bytes,
+        file_sha256=subject.file_sha256,
+        content_sha256=subject.content_sha256,
+        architecture=spec.architecture if spec is not None else None,
+        parameters=spec.parameters if spec is not None else None,
+        parameters_active=spec.parameters_active if spec is not None else None,
+        bits_per_weight=bits,
+        deployment_class=match.name if match is not None and match.exact else None,
+        tier=tier_of(bits).name if bits is not None else None,
+        description=spec.description if spec is not None else None,
+    )
+
+
+def _statement(record: RunRecord, spec: ModelSpec | None) -> str:
+    if record.subject.kind == "endpoint":
+        return f"Measured on what the endpoint answered under the name {record.subject.name}; its file was not seen."
+    if spec is None or abs(spec.parameters - REFERENCE_PARAMETERS) < 0.02 * REFERENCE_PARAMETERS:
+        return "Measured on this file, under the conditions below."
+    return (
+        f"Measured on this file of {spec.parameters:,} parameters. These are not scores of the DFQS reference model, "
+        f"which has {REFERENCE_PARAMETERS / 1e9:.1f} billion, and say nothing about it."
+    )
