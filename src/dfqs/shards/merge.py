@@ -13,6 +13,7 @@ from dfqs.gguf import FileSource
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
 from dfqs.shards.plan import Copy, MergePlan
+from dfqs.shards.provenance import require_expected_sha256
 from dfqs.shards.shard import Shard
 from dfqs.storage import atomic_writer, check_writable_target
 from dfqs.units import format_bytes
@@ -45,13 +46,15 @@ def merge(
     """Write the merged file; the shards stay.
 
     Args:
-        hash_sources: hash every shard in the same pass (for a manifest); then bytes pass through this process.
+        hash_sources: hash every shard in the same pass (for a manifest), and compare with what the Hub's tools wrote
+            down when they fetched it; then bytes pass through this process.
         progress: in bytes of the output.
 
     Raises:
         UsageError: `out` exists (and `overwrite` is false) or is one of the shards, or its directory is not writable.
         SpaceError: there is not enough room; found out before anything is written, where the file system can say.
         ShardError: a shard changed since it was planned, or was cut short meanwhile.
+        IntegrityError: a shard's hash is not the one that the Hub's tools wrote down.
     """
     out = Path(out)
     started = time.monotonic()
@@ -68,7 +71,9 @@ def merge(
             meter.note = shard.path.name
             with open_unchanged(shard) as source:
                 if hash_sources:
-                    hashes.append(_copy_and_hash(source, target, plan.copies_of(index), meter))
+                    sha256 = _copy_and_hash(source, target, plan.copies_of(index), meter)
+                    require_expected_sha256(shard, sha256)
+                    hashes.append(sha256)
                 else:
                     _copy(source, target, plan.copies_of(index), meter)
                     hashes.append(None)

@@ -7,13 +7,14 @@ strings with a NUL are kept whole (the tool cuts them).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.gguf import Header, KeyEntry, RawKeyValue, TensorInfo, ValueType, encode_header, u16
 from dfqs.gguf.layout import data_section_length, place_tensors
 from dfqs.gguf.writer import Key
 from dfqs.shards.belonging import belonging_notes, belonging_problems
+from dfqs.shards.provenance import provenance_notes
 from dfqs.shards.shard import SPLIT_COUNT, Shard, iter_tensors, read_shards
 
 
@@ -74,7 +75,8 @@ def plan_merge(first_shard: Path) -> MergePlan:
         UsageError: a later shard was given in place of the first, or a file cannot be read.
         FormatError: a header lies.
     """
-    return plan_merge_of(read_shards(Path(first_shard)))
+    plan = plan_merge_of(read_shards(Path(first_shard)))
+    return replace(plan, notes=(*plan.notes, *provenance_notes(plan.shards)))
 
 
 def plan_merge_of(shards: Sequence[Shard]) -> MergePlan:
