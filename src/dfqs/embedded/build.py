@@ -29,7 +29,7 @@ EXPERTS = 6
 EXPERTS_USED = 5
 PADDED_WIDTH = 768
 WEIGHT_TYPE = GGMLType.Q8_0
-CALIBRATION_TOKENS = 8_192
+CALIBRATION_TOKENS = 12_288
 ROUTER_SPREAD = 0.01
 """Standard deviation of the router's scores in the file. llama.cpp weighs chosen experts by a softmax over the scores;
 with scores this close the weights are 1/k to a percent, which is what the experts were fitted for, and the order of
