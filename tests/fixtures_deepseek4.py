@@ -2,8 +2,8 @@
 
 For tests only; 200 MB, half of it vocabulary. It loads, decodes finite logits and serves in llama.cpp; what it says is
 noise. Layer kinds by compress ratio: 0 sliding window, 4 compressed sparse attention with the lightning indexer, 128
-heavily compressed; the first layers are hash-routed (`ffn_gate_tid2eid`: token -> experts). llama.cpp divides by the difference of
-`attention.key_length` and `indexer.key_length`, so the two must differ.
+heavily compressed; the first layers are hash-routed (`ffn_gate_tid2eid`: token -> experts). llama.cpp divides by the
+difference of `attention.key_length` and `indexer.key_length`, so the two must differ.
 """
 
 from collections.abc import Callable, Iterator
