@@ -208,9 +208,7 @@ def main() -> None:
                 with slow_repository(directory) as repository:
                     rounds.append(kill_once(repository, directory / "out" / "m.gguf", state, chance))
                 print(".", end="", file=sys.stderr, flush=True)
-    print(
-        "| state when killed | kills | result right after resume | recorded bytes fetched again | fetched again, median |"
-    )
+    print("| state when killed | kills | right after resume | recorded bytes fetched again | fetched then, median |")
     print("|---|---|---|---|---|")
     for state in STATES:
         hit = [r for r in rounds if r.state == state]

@@ -1,0 +1,105 @@
+"""`dfqs find`: GGUF files on this machine, and copies that could be freed."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from dfqs.cli.output import note, out, print_json, progress_bar
+from dfqs.errors import UsageError, printable
+from dfqs.find import FindResult, FoundModel, find_models, usual_directories
+from dfqs.units import format_bytes
+
+
+def command(
+    directories: Annotated[
+        list[Path] | None, typer.Argument(help="Where to look; the usual places by default.", show_default=False)
+    ] = None,
+    no_hash: Annotated[
+        bool, typer.Option("--no-hash", help="Take headers and samples as proof; do not read candidates whole.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Find GGUF files (Hub cache, Ollama, LM Studio, llama.cpp, or the folders given), and the same model in several
+    places, whole or in shards. Changes nothing.
+
+    Example: dfqs find ~/models
+    """
+    for directory in directories or []:
+        if not directory.is_dir():
+            raise UsageError(f"no such directory: {directory}")
+    searched = tuple(directories) if directories else usual_directories()
+    with progress_bar("comparing") as progress:
+        result = find_models(searched, hash_candidates=not no_hash, progress=progress)
+    if json_:
+        print_json(describe_find(result))
+        return
+    if not searched:
+        note("none of the usual places exists here; name a folder")
+    if result.models:
+        out.print(_table(result))
+    for group in result.same:
+        how = f"content_sha256 {group.content_sha256}" if group.content_sha256 else "by header and samples"
+        out.print(Text(f"the same model, {how}; {format_bytes(group.freeable_bytes)} could be freed:"))
+        for model in group.models:
+            out.print(Text(f"  {printable(str(model.files[0].path), 300)}"))
+    for path in result.unreadable:
+        note(f"not looked into: {path}")
+    total = sum(model.disk_bytes for model in result.models)
+    out.print(
+        f"{len(result.models)} models, {format_bytes(total)} on disk, {format_bytes(result.freeable_bytes)} could be "
+        "freed; nothing was changed",
+        markup=False,
+    )
+
+
+def describe_find(result: FindResult) -> dict[str, Any]:
+    """What was found, for programs."""
+    return {
+        "schema": "dfqs.find/1",
+        "searched": [str(path) for path in result.searched],
+        "models": [_describe_model(model) for model in result.models],
+        "same": [
+            {
+                "content_sha256": group.content_sha256,
+                "paths": [str(model.files[0].path) for model in group.models],
+                "freeable_bytes": group.freeable_bytes,
+            }
+            for group in result.same
+        ],
+        "freeable_bytes": result.freeable_bytes,
+        "unreadable": [str(path) for path in result.unreadable],
+    }
+
+
+def _describe_model(model: FoundModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "complete": model.complete,
+        "tensors": model.tensors if model.problem is None else None,
+        "file_bytes": model.file_bytes,
+        "disk_bytes": model.disk_bytes,
+        "problem": model.problem,
+        "files": [
+            {"path": str(f.path), "names": [str(n) for n in f.names], "bytes": f.file_bytes} for f in model.files
+        ],
+    }
+
+
+def _table(result: FindResult) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("model", "size", "where"):
+        table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
+    for model in result.models:
+        links = sum(len(file.names) - 1 for file in model.files)
+        where = str(model.files[0].path.parent)
+        extra = f" (and {links} links, which cost nothing)" if links else ""
+        problem = f" [broken: {model.problem}]" if model.problem else "" if model.complete else " [incomplete]"
+        table.add_row(
+            Text(printable(model.name, 100)),
+            format_bytes(model.disk_bytes),
+            Text(printable(where + extra + problem, 300)),
+        )
+    return table

@@ -1,0 +1,243 @@
+"""GGUF files on this machine: where they are, which are the same model, and what copies cost. Changes nothing.
+
+Cheap first: directories are walked, headers read, a few samples of each tensor compared. Only models that agree in all
+of that are read whole, and only the content hash says that they are the same. Links cost nothing and are told apart
+from copies by their inodes.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import DfqsError
+from dfqs.gguf import FileSource, Header, parse_header
+from dfqs.gguf.layout import MAGIC, squeeze_shape
+from dfqs.integrity.hashes import TensorHash, content_sha256, hash_model
+from dfqs.progress import Progress, no_progress
+from dfqs.shards.names import parse_shard_name, shard_paths
+
+SAMPLE_BYTES = 256
+SAMPLED_TENSORS = 64
+_BLOB_PREFIX = "sha256-"
+"""Ollama's blobs have no suffix."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """One file, however many names it has."""
+
+    path: Path
+    """The first name it was found under, links resolved."""
+    names: tuple[Path, ...]
+    """All names: hard links, and symbolic links that lead to it."""
+    file_bytes: int
+    disk_bytes: int
+    """What it takes on the disk; less than `file_bytes` where it has holes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """One model in one place: a file, or a set of shards."""
+
+    name: str
+    files: tuple[FoundFile, ...]
+    complete: bool
+    """Every shard of the set is there."""
+    tensors: int
+    fingerprint: str | None
+    """Of names, types, shapes and samples of the bytes; None when the headers cannot be read."""
+    problem: str | None
+    """Why not."""
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(file.file_bytes for file in self.files)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(file.disk_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class SameModel:
+    """One model in several places."""
+
+    models: tuple[FoundModel, ...]
+    content_sha256: str | None
+    """Equal for all of them; None when only samples were compared."""
+
+    @property
+    def freeable_bytes(self) -> int:
+        """What keeping one of the copies (the largest on disk, so as not to promise too much) would free."""
+        sizes = sorted(model.disk_bytes for model in self.models)
+        return sum(sizes[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class FindResult:
+    """What was found."""
+
+    searched: tuple[Path, ...]
+    models: tuple[FoundModel, ...]
+    same: tuple[SameModel, ...]
+    unreadable: tuple[Path, ...]
+    """Directories that may not be looked into."""
+
+    @property
+    def freeable_bytes(self) -> int:
+        return sum(group.freeable_bytes for group in self.same)
+
+
+def usual_directories() -> tuple[Path, ...]:
+    """Where the systems that people use keep models, those that exist."""
+    home = Path.home()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    hub_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    candidates = [
+        Path(os.environ.get("HF_HUB_CACHE") or hub_home / "hub"),
+        Path(os.environ.get("OLLAMA_MODELS") or home / ".ollama" / "models"),
+        Path("/usr/share/ollama/.ollama/models"),
+        home / ".lmstudio" / "models",
+        cache / "lm-studio" / "models",
+        Path(os.environ.get("LLAMA_CACHE") or cache / "llama.cpp"),
+        home / ".local" / "share" / "nomic.ai" / "GPT4All",
+        home / "jan" / "models",
+        home / "text-generation-webui" / "models",
+    ]
+    return tuple(path for path in candidates if path.is_dir())
+
+
+def find_models(
+    directories: Sequence[Path], *, hash_candidates: bool = True, progress: Progress = no_progress
+) -> FindResult:
+    """Look for models, and for the same model in several places.
+
+    Args:
+        hash_candidates: read models whose headers and samples agree whole, to be sure; False takes samples' word.
+        progress: in bytes hashed.
+    """
+    unreadable: list[Path] = []
+    files = _distinct_files(_walk(directories, unreadable))
+    models = tuple(_describe(group) for group in _sets(files))
+    groups: dict[str, list[FoundModel]] = {}
+    for model in models:
+        if model.fingerprint is not None and model.complete:
+            groups.setdefault(model.fingerprint, []).append(model)
+    candidates = [group for group in groups.values() if len(group) > 1]
+    same: list[SameModel] = []
+    total = sum(model.file_bytes for group in candidates for model in group)
+    done = 0
+    for group in candidates:
+        if not hash_candidates:
+            same.append(SameModel(tuple(group), None))
+            continue
+        by_content: dict[str, list[FoundModel]] = {}
+        for model in group:
+            content = _content_of(model)
+            done += model.file_bytes
+            progress(done, total, model.name)
+            if content is not None:
+                by_content.setdefault(content, []).append(model)
+        same += [SameModel(tuple(members), content) for content, members in by_content.items() if len(members) > 1]
+    return FindResult(tuple(directories), models, tuple(same), tuple(unreadable))
+
+
+def _walk(directories: Iterable[Path], unreadable: list[Path]) -> Iterator[Path]:
+    """Names that may be GGUF files. Symbolic links to files are followed, to directories not, so there are no loops."""
+    for directory in directories:
+        for base, folders, names in os.walk(directory, onerror=lambda error: unreadable.append(Path(error.filename))):
+            folders.sort()
+            for name in sorted(names):
+                if name.lower().endswith(".gguf") or name.startswith(_BLOB_PREFIX):
+                    yield Path(base) / name
+
+
+def _distinct_files(paths: Iterable[Path]) -> list[FoundFile]:
+    """One entry for each inode that begins as GGUF, with all its names."""
+    names: dict[tuple[int, int], list[Path]] = {}
+    states: dict[tuple[int, int], os.stat_result] = {}
+    for path in paths:
+        try:
+            state = path.stat()
+            if not path.is_file() or not _is_gguf(path):
+                continue
+        except OSError:
+            # A link to nowhere, a file that may not be read or went away meanwhile.
+            continue
+        key = (state.st_dev, state.st_ino)
+        states[key] = state
+        if path not in names.setdefault(key, []):
+            names[key].append(path)
+    found = []
+    for key, its in names.items():
+        # A name ending in .gguf says more than the blob it leads to, and keeps a set of shards together.
+        named = sorted(its, key=lambda path: not path.name.lower().endswith(".gguf"))
+        found.append(FoundFile(named[0], tuple(its), states[key].st_size, states[key].st_blocks * 512))
+    return found
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _sets(files: Sequence[FoundFile]) -> Iterator[tuple[FoundFile, ...]]:
+    """Shards of one set together, other files alone."""
+    by_path = {file.path: file for file in files}
+    taken: set[Path] = set()
+    for file in files:
+        name = parse_shard_name(file.path.name)
+        if file.path in taken:
+            continue
+        if name is None:
+            yield (file,)
+            continue
+        # A name may claim 99,999 shards: look for those that are there.
+        beside = {path for path in by_path if path.parent == file.path.parent}
+        members = [by_path[path] for path in shard_paths(file.path, name.count) if path in beside]
+        taken.update(member.path for member in members)
+        yield tuple(members)
+
+
+def _describe(files: tuple[FoundFile, ...]) -> FoundModel:
+    first = files[0]
+    shard = parse_shard_name(first.path.name)
+    complete = shard is None or len(files) == shard.count
+    name = f"{shard.prefix} ({len(files)} of {shard.count} shards)" if shard else first.path.name
+    try:
+        headers = [(file, parse_header(file.path)) for file in files]
+        fingerprint = _fingerprint(headers)
+    except DfqsError as error:
+        return FoundModel(name, files, complete, 0, None, str(error))
+    return FoundModel(name, files, complete, sum(len(header.tensors) for _, header in headers), fingerprint, None)
+
+
+def _fingerprint(headers: Sequence[tuple[FoundFile, Header]]) -> str:
+    """Hash of what tensors there are and of samples of their bytes: the same for a file and for its shards."""
+    lines = []
+    places = sorted(
+        ((tensor.name, file, header, tensor) for file, header in headers for tensor in header.tensors),
+        key=lambda place: place[0],
+    )
+    step = max(len(places) // SAMPLED_TENSORS, 1)
+    for index, (name, file, header, tensor) in enumerate(places):
+        sample = b""
+        if index % step == 0:
+            with FileSource(file.path) as source:
+                middle = header.span(tensor).offset + max(tensor.length - SAMPLE_BYTES, 0) // 2
+                sample = source.read_at(middle, min(SAMPLE_BYTES, tensor.length))
+        lines.append(f"{name!r} {tensor.type.name} {list(squeeze_shape(tensor.shape))} {sample.hex()}\n")
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _content_of(model: FoundModel) -> str | None:
+    """The content hash of a file or of a set of shards; None when it cannot be read."""
+    tensors: list[TensorHash] = []
+    try:
+        for file in model.files:
+            tensors += hash_model(file.path, file=False).tensors
+    except DfqsError:
+        return None
+    return content_sha256(tensors)
