@@ -67,9 +67,7 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
         )
     paths = tuple(path.with_name(f"{match['prefix']}-{index:05}-of-{count:05}.gguf") for index in range(1, count + 1))
     if number != 0:
-        raise ShardError(
-            f"shard {match['number']} of {count} cannot be loaded by itself; give {paths[0].name}", path=path
-        )
+        raise ShardError(f"shard {number + 1} of {count} cannot be loaded by itself; give {paths[0].name}", path=path)
     missing = [shard.name for shard in paths if not shard.is_file()]
     if missing:
         raise ShardError(f"{len(missing)} of {count} shards missing, the first is {missing[0]}", path=path)
