@@ -84,7 +84,7 @@ class FakeHub:
 
     def __enter__(self) -> "FakeHub":
         for handler in (_HubHandler, _StorageHandler):
-            server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            server = _QuietServer(("127.0.0.1", 0), handler)
             server.daemon_threads = True
             cast(Any, server).hub = self
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -147,6 +147,11 @@ class FakeHub:
 
 def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A killed client resets its connections; that is what is tested."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -76,17 +76,7 @@ def command(
     if plan_only:
         _show_plan(plan, hub, target, use_cache=not no_cache, json_=json_)
         return
-    with progress_bar("pulling") as progress:
-        result = pull(
-            plan,
-            hub,
-            target,
-            connections=connections,
-            patience=patience,
-            use_cache=not no_cache,
-            restart=restart,
-            progress=progress,
-        )
+    result = _fetch(plan, hub, target, connections, patience, use_cache=not no_cache, restart=restart)
     for line in result.refetched_chunks:
         warn(f"fetched again: {printable(line, 200)}")
     manifest = None if no_manifest else _write_manifest(plan, result)
@@ -98,6 +88,26 @@ def command(
     out.print(f"wrote {target}: {format_bytes(result.file_bytes)}, every file as {name}@{commit} has it", markup=False)
     if manifest is not None:
         out.print(f"content_sha256  {manifest.content_sha256}", markup=False)
+
+
+def _fetch(
+    plan: PullPlan, hub: Hub, target: Path, connections: int, patience: Patience, *, use_cache: bool, restart: bool
+) -> PullResult:
+    try:
+        with progress_bar("pulling") as progress:
+            return pull(
+                plan,
+                hub,
+                target,
+                connections=connections,
+                patience=patience,
+                use_cache=use_cache,
+                restart=restart,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        note(f"what was fetched is kept in {target.name}.part; the same command goes on from there")
+        raise
 
 
 def describe_pull(
