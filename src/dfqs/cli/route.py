@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.output import note, out, print_json, progress_bar, warn
-from dfqs.cli.route_compare import diff, stats
-from dfqs.cli.route_text import load_table, margin_table, matrix_table, verdict
+from dfqs.cli.route_compare import Plots, Svg, diff, plan_pictures, stats
+from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
+from dfqs.errors import UsageError
 from dfqs.records import write_json
 from dfqs.routing.capture import MAX_CONTEXT_TOKENS, capture_trace
 from dfqs.routing.determinism import MATRIX_TOKENS, check_routing
 from dfqs.routing.forecast import FORECAST_TOKENS, forecast_routing
 from dfqs.routing.identity import read_identity
+from dfqs.routing.pressure import measure_pressure
 from dfqs.routing.prompts import packaged_prompt, read_prompts
 from dfqs.runtime import Worker
 from dfqs.storage import check_writable_target
@@ -165,18 +167,62 @@ def margins(
     model: ModelArgument,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of each of the two texts.")] = FORECAST_TOKENS,
     threads: Threads = None,
+    plots: Plots = None,
+    svg: Svg = False,
     json_: Json = False,
 ) -> None:
     """Measure by how little experts are chosen, and forecast from that how often routing flips under a perturbation.
 
-    Example: dfqs route margins model.gguf
+    Example: dfqs route margins model.gguf --plots pictures
     """
+    targets = plan_pictures(plots, ("margins",), svg)
     with progress_bar("margins", "items") as progress:
         report = forecast_routing(model, threads=threads, tokens=tokens, progress=progress)
     if json_:
         print_json(report)
-        return
-    out.print(margin_table(report))
+    else:
+        out.print(margin_table(report))
+    if targets:
+        from dfqs.routing.plots import plot_margins  # noqa: PLC0415
+
+        plot_margins(report, targets[0])
+        note(f"picture: {targets[0]}")
+
+
+@app.command()
+def pressure(
+    model: ModelArgument,
+    lengths: Annotated[str, typer.Option(help="Tokens of the document, ascending.")] = "64,256,1024,2048",
+    flash_attention: Annotated[Switch, typer.Option(help="Of the other run.")] = Switch.ON,
+    type_k: Annotated[str, typer.Option(help="Of the other run.")] = "q8_0",
+    type_v: Annotated[str, typer.Option(help="Of the other run.")] = "q8_0",
+    threads: Threads = None,
+    plots: Plots = None,
+    svg: Svg = False,
+    json_: Json = False,
+) -> None:
+    """Route the same text behind a document that grows, under reference and other settings: does routing vary more
+    when the context is long?
+
+    Example: dfqs route pressure model.gguf --lengths 64,512,4096 --plots pictures
+    """
+    targets = plan_pictures(plots, ("pressure",), svg)
+    try:
+        wanted = [int(length) for length in lengths.split(",")]
+    except ValueError:
+        raise UsageError(f"'{lengths}' is no list of lengths; write it like 64,256,1024") from None
+    perturbed = {"flash_attention": flash_attention.value, "type_k": type_k, "type_v": type_v}
+    with progress_bar("routing", "tokens") as progress:
+        report = measure_pressure(model, wanted, perturbed=perturbed, threads=threads, progress=progress)
+    if json_:
+        print_json(report)
+    else:
+        out.print(pressure_table(report))
+    if targets:
+        from dfqs.routing.plots import plot_pressure  # noqa: PLC0415
+
+        plot_pressure(report, targets[0])
+        note(f"picture: {targets[0]}")
 
 
 app.command()(diff)

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from dfqs.routing.determinism import FirstDivergence, RouteCheck
 from dfqs.routing.forecast import MarginReport
+from dfqs.routing.pressure import PressureReport
 
 
 def share(value: float | None, digits: int = 2) -> str:
@@ -117,4 +118,29 @@ def margin_table(report: MarginReport) -> Table:
         table.add_row(row.perturbation, share(row.predicted), share(row.observed), ratio, f"{row.observed_flips:,}")
     for name in report.refused:
         table.add_row(name, "refused", "", "", "")
+    return table
+
+
+def pressure_table(report: PressureReport) -> Table:
+    change = ", ".join(f"{key} {value}" for key, value in report.perturbed.items())
+    table = plain_table(
+        f"A probe of {report.probe_tokens} tokens behind a growing document; other settings: {change}; entropy in bits",
+        "Document",
+        "decisions",
+        "same %",
+        "Jaccard %",
+        "as shortest %",
+        "router",
+        "load",
+    )
+    for point in report.points:
+        table.add_row(
+            f"{point.context_tokens:,}",
+            f"{point.decisions:,}",
+            percent(point.same_set_share),
+            percent(point.jaccard),
+            percent(point.drift_same_set_share),
+            "-" if point.router_bits is None else f"{point.router_bits:.3f}",
+            f"{point.load_bits:.3f}",
+        )
     return table

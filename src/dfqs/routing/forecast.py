@@ -15,6 +15,7 @@ from dfqs.routing.margins import (
     Rows,
     describe_margins,
     forecast_and_observe,
+    histogram_of_margins,
     measure_margins,
     router_logits,
 )
@@ -48,6 +49,9 @@ class MarginReport(Record):
     """Of each text, at most."""
     margins: tuple[MarginLayer, ...]
     """Of the reference run on the tested text; hash-routed layers left out."""
+    histogram_edges: tuple[float, ...]
+    histogram: tuple[int, ...]
+    """Margins of all layers and tokens between those edges; 0 counts in the first."""
     forecasts: tuple[FlipForecast, ...]
     refused: dict[str, str]
     """Perturbations that the runtime refuses for this model, and what it said."""
@@ -107,11 +111,14 @@ def forecast_routing(
                 )
             )
     margins = measure_margins(reference[1], identity.experts_used)
+    counts, edges = histogram_of_margins(margins)
     return MarginReport(
         model=identity,
         processor=processor_name(),
         threads=count,
         tokens=tokens,
+        histogram_edges=tuple(float(edge) for edge in edges),
+        histogram=tuple(int(count) for count in counts),
         margins=describe_margins(margins, [routed[row] for row in learned]),
         forecasts=tuple(forecasts),
         refused=refused,

@@ -51,7 +51,7 @@ def run_steps(
         while start < len(tokens):
             length = min(lengths.pop(0) if len(lengths) > 1 else lengths[0], context.n_batch)
             batch = [BatchToken(token, start + i) for i, token in enumerate(tokens[start : start + length])]
-            parts += _decode(context, batch, tap).values()
+            parts += decode_runs(context, batch, tap).values()
             start += length
     return join_runs(parts)
 
@@ -70,7 +70,7 @@ def run_beside(
     batch += [BatchToken(token, i, 0) for i, token in enumerate(tokens)]
     wanted = {**settings, "n_batch": max(settings["n_batch"], len(batch)), "n_seq_max": len(others) + 1}
     with Context(model, len(batch), **wanted, kv_unified=True, eval_callback=tap.callback) as context:
-        return _decode(context, batch, tap)[0]
+        return decode_runs(context, batch, tap)[0]
 
 
 def run_cached(
@@ -86,12 +86,12 @@ def run_cached(
     question = list(tokens[prefix:][::-1])
     cells = len(tokens) + len(question)
     with Context(model, cells, **settings, n_seq_max=2, kv_unified=True, eval_callback=tap.callback) as context:
-        first = _decode(context, [BatchToken(token, i) for i, token in enumerate(tokens[:prefix])], tap)[0]
+        first = decode_runs(context, [BatchToken(token, i) for i, token in enumerate(tokens[:prefix])], tap)[0]
         # A branch for the question that came before, dropped again: caches that cannot be rolled back allow that too.
         context.copy_sequence(0, 1)
-        _decode(context, [BatchToken(token, prefix + i, 1) for i, token in enumerate(question)], tap)
+        decode_runs(context, [BatchToken(token, prefix + i, 1) for i, token in enumerate(question)], tap)
         context.remove_sequence(1)
-        rest = _decode(context, [BatchToken(token, prefix + i) for i, token in enumerate(tokens[prefix:])], tap)[0]
+        rest = decode_runs(context, [BatchToken(token, prefix + i) for i, token in enumerate(tokens[prefix:])], tap)[0]
     return join_runs([first, rest])
 
 
@@ -141,7 +141,7 @@ def run_load(
                     busy.append(_Slot(number, *waiting.pop(0)))
             busy.sort(key=lambda slot: slot.number)
             batch = next_batch(busy, context.n_batch, breaks)
-            routed = _decode(context, batch, tap)
+            routed = decode_runs(context, batch, tap)
             for slot in list(busy):
                 if slot.number not in routed:
                     continue
@@ -181,7 +181,7 @@ def _prompt_breaks(model: Model, context: Context, settings: dict[str, Any]) -> 
     return tuple(min(context.n_batch, n) for n in (CHECKPOINT_TOKENS + settings["n_ubatch"], CHECKPOINT_TOKENS))
 
 
-def _decode(context: Context, batch: Sequence[BatchToken], tap: RouterTap) -> dict[int, RoutingRun]:
+def decode_runs(context: Context, batch: Sequence[BatchToken], tap: RouterTap) -> dict[int, RoutingRun]:
     """Decode one batch; each sequence's part of it."""
     logits = decode_batch(context, batch, tap)
     routing = tap.take_batch(batch)

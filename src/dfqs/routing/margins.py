@@ -21,6 +21,7 @@ Rows = NDArray[np.float64]
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 DRAWS = 8
+HISTOGRAM_BINS = 60
 _DISTRIBUTION_TOLERANCE = 1e-3
 
 
@@ -82,6 +83,16 @@ def describe_margins(margins: NDArray[np.float64], layers: Sequence[int]) -> tup
     return tuple(
         MarginLayer(layer=layer, quantiles=tuple(float(q) for q in table[:, row])) for row, layer in enumerate(layers)
     )
+
+
+def histogram_of_margins(margins: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Counts and edges of all margins, edges evenly spaced in the logarithm; zeros count in the first."""
+    finite = margins[np.isfinite(margins)]
+    positive = finite[finite > 0]
+    low, high = (positive.min(), positive.max()) if positive.size else (1.0, 2.0)
+    edges = np.geomspace(low, max(high, low * 2) * (1 + 1e-9), HISTOGRAM_BINS + 1)
+    counts, edges = np.histogram(np.maximum(finite, edges[0]), edges)
+    return counts.astype(np.int64), edges
 
 
 def measure_noise(reference: Rows, perturbed: Rows) -> Rows:

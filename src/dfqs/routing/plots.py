@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from dfqs.errors import UsageError
 from dfqs.routing.coherence import RouteDiff
 from dfqs.routing.identity import ModelIdentity
+from dfqs.routing.margins import QUANTILES
 from dfqs.storage import atomic_writer
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from dfqs.routing.forecast import MarginReport
+    from dfqs.routing.pressure import PressureReport
     from dfqs.routing.stats import RouteStats
 
 FORMATS = (".png", ".svg")
@@ -74,24 +75,49 @@ def plot_agreement_by_context(diff: RouteDiff, path: Path, *, overwrite: bool = 
     _save(figure, path, overwrite)
 
 
-def plot_margins(margins: "NDArray[np.float64]", model: ModelIdentity, path: Path, *, overwrite: bool = False) -> None:
-    """Histogram of router margins over all layers and tokens, with the median of each layer below."""
-    figure, axes = _figure(f"Router margins, {_title(model)}", rows=2)
+def plot_margins(report: "MarginReport", path: Path, *, overwrite: bool = False) -> None:
+    """Histogram of router margins over all layers and tokens, and each layer's spread below."""
+    figure, axes = _figure(f"Router margins, {_title(report.model)}, {report.tokens:,} tokens", rows=2)
     top, bottom = axes
-    positive = np.maximum(margins, 1e-6)
-    edges = np.geomspace(positive.min(), positive.max() * 1.001, 60)
-    top.hist(positive.ravel(), bins=edges, color=_BLUE)
+    top.stairs(report.histogram, report.histogram_edges, fill=True, color=_BLUE)
     top.set_xscale("log")
     top.set_xlabel("margin: score of the last expert chosen less that of the first left out")
     top.set_ylabel("layers x tokens")
-    low, middle, high = np.quantile(margins, (0.1, 0.5, 0.9), axis=1)
-    rows = np.arange(len(margins))
-    bottom.fill_between(rows, low, high, color=_BLUE, alpha=0.25, lw=0, label="10 to 90 % of tokens")
-    bottom.plot(rows, middle, "o-", color=_BLUE, ms=4, label="median")
-    bottom.set_xlabel("routed layer, by score")
+    layers = [row.layer for row in report.margins]
+    table = np.array([row.quantiles for row in report.margins])
+    low, middle, high = (table[:, QUANTILES.index(q)] for q in (0.1, 0.5, 0.9))
+    bottom.fill_between(layers, low, high, color=_BLUE, alpha=0.25, lw=0, label="10 to 90 % of tokens")
+    bottom.plot(layers, middle, "o-", color=_BLUE, ms=4, label="median")
+    bottom.set_xlabel("layer")
     bottom.set_ylabel("margin")
     bottom.set_ylim(bottom=0)
     bottom.legend(frameon=False)
+    _save(figure, path, overwrite)
+
+
+def plot_pressure(report: "PressureReport", path: Path, *, overwrite: bool = False) -> None:
+    """Agreement of the probe's routing, and the router's entropy, against the length of the document before it."""
+    lengths = [point.context_tokens for point in report.points]
+    figure, axes = _figure(f"Routing behind a growing document, {_title(report.model)}", rows=2)
+    top, bottom = axes
+    change = ", ".join(f"{key} {value}" for key, value in report.perturbed.items())
+    top.plot(lengths, [p.same_set_share for p in report.points], "o-", color=_BLUE, label=f"with {change}")
+    drift = [p.drift_same_set_share for p in report.points]
+    top.plot(lengths, drift, "s-", color=_ORANGE, label="against the shortest document")
+    top.set_ylim(0, 1.03)
+    top.set_ylabel("same set of experts")
+    bottom.plot(lengths, [p.load_bits for p in report.points], "o-", color=_BLUE, label="load of the probe")
+    known = [p.router_bits for p in report.points]
+    if all(value is not None for value in known):
+        bottom.plot(lengths, known, "s-", color=_ORANGE, label="router, one token")
+    bottom.set_ylabel("entropy, bits")
+    bottom.set_xlabel("document before the probe, tokens")
+    for one in axes:
+        one.set_xscale("log", base=2)
+        one.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        one.minorticks_off()
+        one.grid(axis="y", alpha=0.3)
+        one.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path, overwrite)
 
 
