@@ -153,9 +153,8 @@ def test_a_cache_that_cannot_be_made_names_the_variable_that_moves_it(
 
 
 def test_one_process_at_a_time_works_in_the_cache(cache: Path) -> None:
-    with cache_lock("x"), (cache / ".x.lock").open() as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with cache_lock("x"), (cache / ".x.lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     with (cache / ".x.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

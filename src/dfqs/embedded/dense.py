@@ -83,7 +83,7 @@ def swiglu(x: Float32, gate: Float32, up: Float32) -> Float32:
 
 
 def attention(model: DenseModel, layer: int, x: Float32) -> Float32:
-    """What the attention block adds to the residual stream `x` [tokens, width]; tokens are whole chunks."""
+    """What the attention block adds to the residual stream `x` [tokens, width]."""
     w = model.weights
     prefix = f"blk.{layer}.attn_"
     normed = rms_norm(x, w[prefix + "norm.weight"], model.norm_epsilon)
@@ -98,7 +98,7 @@ def attention(model: DenseModel, layer: int, x: Float32) -> Float32:
         k = rotate((rows @ w[prefix + "k.weight"].T).reshape(-1, kv_heads, length)).transpose(1, 2, 0)
         v = (rows @ w[prefix + "v.weight"].T).reshape(-1, kv_heads, length).transpose(1, 0, 2)
         scores = q.reshape(kv_heads, group * len(rows), length) @ k / np.float32(np.sqrt(length))
-        scores = scores.reshape(kv_heads, group, len(rows), len(rows)) + causal
+        scores = scores.reshape(kv_heads, group, len(rows), len(rows)) + causal[: len(rows), : len(rows)]
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
@@ -109,7 +109,7 @@ def attention(model: DenseModel, layer: int, x: Float32) -> Float32:
 
 
 def forward(model: DenseModel, tokens: NDArray[np.integer]) -> Float32:
-    """Logits [tokens, vocabulary] of whole chunks; for tests against llama.cpp."""
+    """Logits [tokens, vocabulary]; for tests against llama.cpp."""
     x = model.weights["token_embd.weight"][tokens].copy()
     for layer in range(model.layers):
         x += attention(model, layer, x)
