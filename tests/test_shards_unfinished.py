@@ -1,5 +1,6 @@
 """Merges without a second copy that are unfinished: resumed, undone, on a full disk, and on the command line."""
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from dfqs.cli.main import run
 from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError
 from dfqs.gguf import GGMLType
 from dfqs.shards import abort_merge, is_unfinished, merge, merge_thrifty, plan_merge, plan_thrifty, resume_merge
-from dfqs.shards.disk import LocalDisk
+from dfqs.shards.disk import LocalDisk, LocalFile
 from dfqs.shards.execute import Place, begin
 from dfqs.shards.job import Job, Mode
 from dfqs.shards.journal import Journal, journal_path, working_path
@@ -41,6 +42,45 @@ def test_abort_gives_back_every_byte(shards: list[Path], tmp_path: Path, mode: M
 
     assert [sha256(path) for path in shards] == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.usefixtures("insertable")
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.7, 1.0])
+def test_gap_left_half_way_by_a_loss_of_power_is_taken_out_by_the_real_file_system(part: float, tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "in", (8, 42))
+    before = [sha256(path) for path in shards]
+    out = tmp_path / "out.gguf"
+    plan = plan_thrifty(plan_merge(shards[0]), out, "in-place")
+    resident = plan.job.job.resident
+    assert resident is not None
+    # As the power leaves it: journal durable, shard renamed, and the gap on its way from the end to the front.
+    Journal.create(LocalDisk(), out, plan.job.job).close()
+    shards[resident.shard].rename(working_path(out))
+    file = LocalDisk().open(working_path(out))
+    blocks = resident.old_bytes // 4096
+    file.insert_range(round(part * blocks) * 4096, resident.gap)
+    file.close()
+
+    abort_merge(shards[0], out)
+
+    assert [sha256(path) for path in shards] == before
+
+
+@pytest.mark.usefixtures("insertable")
+def test_file_that_takes_no_insertion_after_all_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: LocalFile, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    shards = make_shards(tmp_path / "in")
+    before = [sha256(path) for path in shards]
+    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
+    monkeypatch.setattr(LocalFile, "insert_range", refuse)
+
+    with pytest.raises(UsageError, match=r"would not insert into this shard .* all was put back, use --consume"):
+        merge_thrifty(plan)
+
+    assert [sha256(path) for path in shards] == before
+    assert not is_unfinished(tmp_path / "out.gguf")
 
 
 def test_abort_without_a_merge_says_so(shards: list[Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import DfqsError, IntegrityError, SpaceError
+from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError
 from dfqs.gguf.layout import MAGIC
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.copying import CHUNK_BYTES, HashingReader
@@ -122,7 +122,7 @@ def _open_gap(disk: Disk, journal: Journal, place: Place, resident: Resident) ->
         # What is not on disk yet has no extents that could be shifted.
         working.sync()
         if resident.gap:
-            working.insert_range(resident.insert_at, resident.gap)
+            _insert(working, resident, place)
             working.sync()
         journal.record(State.INSERTED)
         # The shard's old header now lies where other bytes belong, and padding must be zeroes.
@@ -132,6 +132,19 @@ def _open_gap(disk: Disk, journal: Journal, place: Place, resident: Resident) ->
         working.close()
         raise
     return working
+
+
+def _insert(working: DiskFile, resident: Resident, place: Place) -> None:
+    try:
+        working.insert_range(resident.insert_at, resident.gap)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # The file system can, for this file it will not: inline data, old block maps, a limit of size.
+        raise UsageError(
+            f"the file system of {place.out.parent} would not insert into this shard ({error.strerror}); all was put "
+            "back, use --consume"
+        ) from error
 
 
 def _close_gap(disk: Disk, journal: Journal, place: Place, resident: Resident) -> None:

@@ -21,7 +21,7 @@ from dfqs.shards.journal import RESERVED_BYTES, Journal, journal_path, working_p
 from dfqs.shards.merge import MergeResult, hash_file, refuse_source_as_target
 from dfqs.shards.occupied import refuse_occupied
 from dfqs.shards.plan import MergePlan
-from dfqs.storage import check_writable_target
+from dfqs.storage import check_writable_target, storage_errors
 from dfqs.units import format_bytes
 
 MIN_WINDOW_BYTES = 1 << 20
@@ -64,7 +64,8 @@ def plan_thrifty(
     if disk.identify(working_path(out)) is not None:
         raise UsageError(f"{working_path(out)} is in the way and belongs to no merge that is known here; move it")
     refuse_occupied(disk, [shard.path for shard in plan.shards])
-    freeing: Freeing = "punch" if probe_punch(place.shards) else "delete"
+    with storage_errors(out):
+        freeing: Freeing = "punch" if probe_punch(place.shards) else "delete"
     if mode == "in-place":
         job = plan_in_place(plan, _require_insertion(disk, plan, place), freeing)
     else:
@@ -177,7 +178,8 @@ def _require_insertion(disk: Disk, plan: MergePlan, place: Place) -> int:
         raise UsageError(
             f"{place.out} is on another file system than {shard.path}; in place, a file only changes its name"
         )
-    unit = probe_insert_unit(place.out.parent)
+    with storage_errors(place.out):
+        unit = probe_insert_unit(place.out.parent)
     if unit is None:
         raise UsageError(
             f"the file system of {place.out.parent} cannot insert ranges into a file (ext4 and XFS can); use --consume"
