@@ -1,0 +1,222 @@
+"""Whole evaluations over HTTP: an oracle scores 1, guessing scores chance, no kind of broken answer counts as right."""
+
+import random
+from contextlib import nullcontext
+from statistics import mean
+
+import pytest
+
+from dfqs.errors import NetworkError, UsageError
+from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.prompts import read_code_set, read_reasoning_set
+from dfqs.evaluate.run import Request, evaluate
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, REASONING
+from dfqs.evaluate.store import Subject
+from dfqs.evaluate.suites import QUICK, STANDARD
+from dfqs.progress import no_progress
+from dfqs.report.record import build_report
+from dfqs.report.schema import Report
+from evaluate_server import Answer, Reply, oracle, serve
+
+ALL = (REASONING, CODE, CONTEXT, BOUNDARY)
+
+
+def run(answer: Answer, out, stages=ALL, suite=QUICK, limit=None, max_context=None) -> Report:
+    with serve(answer) as endpoint:
+        run_at(endpoint.url, out, stages, suite, limit, max_context)
+    return build_report(out)
+
+
+def run_at(url, out, stages=ALL, suite=QUICK, limit=None, max_context=None):
+    request = Request(suite, stages, limit, max_context)
+    longest = max(suite.context_lengths[-1], request.lengths[-1])
+    with EndpointTarget(url, max_context=longest) as target:
+        subject = Subject(kind="endpoint", name="fake", location="http://fake fake")
+        evaluate(target, subject, None, request, out, lambda stage: nullcontext(no_progress))
+
+
+def test_an_oracle_scores_one_on_every_set(tmp_path):
+    report = run(oracle(), tmp_path, suite=STANDARD)
+
+    assert report.metrics.reasoning_score == 1.0
+    assert report.metrics.code_score == 1.0
+    assert report.metrics.context_stability_curve == [1.0, 1.0, 1.0, 1.0]
+    assert report.metrics.failure_boundary_tokens == 8192
+    assert report.details.boundary.censored
+    assert (report.details.reasoning.n, report.details.code.n, report.details.context.n) == (64, 32, [40] * 4)
+
+
+def test_an_endpoint_has_no_speed_and_the_report_says_why(tmp_path):
+    report = run(oracle(), tmp_path, stages=(REASONING,), limit=2)
+
+    assert report.metrics.cpu_tokens_per_sec is None
+    assert "endpoint" in report.reasons["cpu_tokens_per_sec"]
+    assert report.conditions.speed is None
+    assert report.reasons["code_score"] == "not measured"
+
+
+def test_random_answers_score_chance(tmp_path):
+    items = read_reasoning_set().items
+    prompts = {read_reasoning_set().prompt(item.question): item for item in items}
+    draw = random.Random(7)
+
+    def guess(prompt: str) -> Reply:
+        item = prompts.get(prompt)
+        choices = item.choices if item and item.choices else [str(draw.randrange(10_000))]
+        return Reply(f"Answer: {draw.choice(list(choices))}")
+
+    report = run(guess, tmp_path, suite=STANDARD, stages=(REASONING, CONTEXT))
+
+    low, high = report.details.reasoning.interval_95
+    assert low <= mean(item.chance for item in items) <= high
+    assert report.metrics.context_stability_curve == [0.0] * 4
+
+
+def test_empty_answers_score_zero_and_are_counted_as_empty(tmp_path):
+    report = run(lambda prompt: Reply(""), tmp_path)
+
+    assert (report.metrics.reasoning_score, report.metrics.code_score) == (0.0, 0.0)
+    assert (report.details.reasoning.empty, report.details.code.empty) == (16, 12)
+    assert report.metrics.context_stability_curve == [0.0] * 4
+    assert report.metrics.failure_boundary_tokens == 0
+    assert "cannot do the task" in report.details.boundary.reason
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply(raw=b"<html>Answer: 8</html>", content_type="text/html"), "without a finish reason"),
+        (Reply(raw=b"<html>502</html>", content_type="text/html", status=502), "HTTP 502"),
+        (Reply(raw=b"data: <html>\n\n"), "not JSON"),
+        (Reply(raw=b'{"error": {"message": "out of memory"}}', status=500), "out of memory"),
+        (Reply(raw=b'data: {"choices": [{"delta": {"content": "Answer: 8"}}]}\n\n'), "without a finish reason"),
+        (Reply("Answer: 8", finish_reason="content_filter"), "content_filter"),
+    ],
+)
+def test_an_endpoint_that_never_answers_properly_has_null_scores_with_the_reason(tmp_path, reply, reason):
+    report = run(lambda prompt: reply, tmp_path, stages=(REASONING, CODE), limit=2)
+
+    assert (report.metrics.reasoning_score, report.metrics.code_score) == (None, None)
+    assert reason in report.reasons["reasoning_score"]
+
+
+def test_html_in_between_counts_as_wrong_and_is_asked_again_next_time(tmp_path):
+    right, asked = oracle(), []
+
+    def flaky(prompt: str) -> Reply:
+        asked.append(prompt)
+        return Reply(raw=b"<html>", content_type="text/html") if len(asked) == 3 else right(prompt)
+
+    report = run(flaky, tmp_path, stages=(REASONING,), limit=8)
+    assert (report.details.reasoning.right, report.details.reasoning.unusable) == (7, 1)
+
+    again = run(flaky, tmp_path, stages=(REASONING,), limit=8)
+    assert (again.details.reasoning.right, len(asked)) == (8, 9)
+
+
+def test_an_endless_answer_is_cut_off_and_wrong(tmp_path):
+    report = run(lambda prompt: Reply(endless=True), tmp_path, stages=(REASONING,), limit=2)
+
+    assert report.metrics.reasoning_score == 0.0
+    assert report.details.reasoning.truncated == 2
+
+
+def test_an_answer_cut_at_the_cap_is_wrong_even_when_it_is_right(tmp_path):
+    right = oracle()
+
+    report = run(lambda prompt: Reply(right(prompt).text, finish_reason="length"), tmp_path)
+
+    assert (report.metrics.reasoning_score, report.metrics.code_score) == (0.0, 0.0)
+    assert (report.details.reasoning.truncated, report.details.code.truncated) == (16, 12)
+    assert report.metrics.context_stability_curve == [0.0] * 4
+
+
+def test_a_server_with_a_shorter_context_gives_a_runtime_boundary_and_a_shorter_curve(tmp_path):
+    right = oracle()
+
+    def short(prompt: str) -> Reply:
+        if len(prompt) // 4 > 1800:
+            return Reply(raw=b'{"error": "the request exceeds the available context size"}', status=400)
+        return right(prompt)
+
+    report = run(short, tmp_path, stages=(CONTEXT, BOUNDARY))
+
+    assert report.metrics.context_stability_curve == [1.0, 1.0]
+    assert "context size" in report.details.context.not_measured["2048"]
+    assert report.details.boundary.cause == "runtime"
+    assert 1536 < report.metrics.failure_boundary_tokens <= 2048
+
+
+def test_a_server_that_silently_cuts_the_prompt_is_found_out(tmp_path):
+    right = oracle()
+
+    report = run(
+        lambda prompt: Reply(right(prompt).text, prompt_tokens=min(len(prompt) // 4, 300)),
+        tmp_path,
+        stages=(CONTEXT, BOUNDARY),
+    )
+
+    assert report.metrics.failure_boundary_tokens == 0 or report.details.boundary.cause == "runtime"
+    assert "cut the prompt" in report.details.boundary.reason
+
+
+def test_a_model_that_forgets_has_its_boundary_found_by_score(tmp_path):
+    right = oracle()
+
+    def forgets(prompt: str) -> Reply:
+        return right(prompt) if len(prompt) // 4 < 2600 else Reply("I do not remember.")
+
+    report = run(forgets, tmp_path, suite=STANDARD, stages=(CONTEXT, BOUNDARY))
+
+    assert report.metrics.context_stability_curve == [1.0, 1.0, 0.0, 0.0]
+    assert (report.details.boundary.cause, report.details.boundary.censored) == ("score", False)
+    # bisection: an eighth of the doubling it lies in
+    assert 2048 < report.metrics.failure_boundary_tokens <= 4096
+    assert len(report.details.boundary.lengths) == 7
+
+
+def test_with_few_questions_the_boundary_is_null_with_the_reason(tmp_path):
+    report = run(oracle(), tmp_path, stages=(BOUNDARY,), limit=5)
+
+    assert report.metrics.failure_boundary_tokens is None
+    assert "at least 40" in report.reasons["failure_boundary_tokens"]
+
+
+def test_max_context_takes_the_search_beyond_the_curve(tmp_path):
+    report = run(oracle(), tmp_path, stages=(BOUNDARY,), max_context=13_000)
+
+    assert [entry.length_tokens for entry in report.details.boundary.lengths] == [1024, 1536, 2048, 3072, 6144, 12288]
+    assert report.metrics.failure_boundary_tokens == 12_288
+
+
+def test_a_server_that_goes_away_stops_the_work_and_the_same_call_goes_on(tmp_path):
+    with serve(oracle()) as endpoint:
+        run_at(endpoint.url, tmp_path, stages=(REASONING,), limit=4)
+    with pytest.raises(NetworkError, match="nothing answers"):
+        run_at(endpoint.url, tmp_path, stages=(REASONING,), limit=4)
+
+    report = run(oracle(), tmp_path, stages=(REASONING,), limit=4)
+    assert report.metrics.reasoning_score == 1.0
+
+
+def test_a_changed_condition_begins_a_new_run_and_says_which(tmp_path):
+    run(oracle(), tmp_path, stages=(REASONING,), limit=2)
+    report = run(oracle(), tmp_path, stages=(REASONING,), limit=3)
+
+    assert [path.name for path in sorted(tmp_path.glob("run-*"))] == ["run-1", "run-2"]
+    assert any("items.reasoning: 2 -> 3" in notice for notice in report.notices)
+
+
+def test_a_model_that_the_endpoint_does_not_serve_is_refused(tmp_path):
+    with serve(oracle()) as endpoint, pytest.raises(UsageError, match="serves fake, not 'other'"):
+        EndpointTarget(endpoint.url, model="other", max_context=1024).__enter__()
+
+
+def test_hidden_tests_and_solutions_are_never_sent(tmp_path):
+    with serve(oracle()) as endpoint:
+        run_at(endpoint.url, tmp_path, stages=(CODE,))
+    sent = "\n".join(endpoint.prompts)
+
+    assert len(endpoint.prompts) == 12
+    assert "assert" not in sent
+    assert all(item.tests not in sent for item in read_code_set().items)
