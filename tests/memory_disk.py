@@ -5,7 +5,6 @@ Contents are blocks; a block that is not there is a hole. What an operation does
 can be true of what was not synced: it is lost, it is all there (kill -9: the page cache survives), or some of it is.
 """
 
-import copy
 import errno
 import random
 from collections.abc import Callable
@@ -27,6 +26,9 @@ class Content:
 
     size: int = 0
     blocks: dict[int, bytes] = field(default_factory=dict)
+
+    def copy(self) -> "Content":
+        return Content(self.size, dict(self.blocks))
 
     def read(self, offset: int, length: int) -> bytes:
         length = max(min(length, self.size - offset), 0)
@@ -112,13 +114,27 @@ Change = Callable[[Content], None]
 class Inode:
     number: int
     durable: Content
-    pending: list[tuple[str, Change]] = field(default_factory=list)
+    pending: list[Change] = field(default_factory=list)
+    live: Content = field(init=False)
+    """`durable` with all that is pending."""
 
-    def current(self) -> Content:
-        content = copy.deepcopy(self.durable)
-        for _, change in self.pending:
-            change(content)
-        return content
+    def __post_init__(self) -> None:
+        self.live = self.durable.copy()
+
+    def apply(self, change: Change) -> None:
+        self.pending.append(change)
+        change(self.live)
+
+    def take_back(self) -> None:
+        """Forget the last change."""
+        self.pending.pop()
+        self.live = self.durable.copy()
+        for change in self.pending:
+            change(self.live)
+
+    def sync(self) -> None:
+        self.durable = self.live.copy()
+        self.pending.clear()
 
 
 class MemoryDisk:
@@ -143,7 +159,7 @@ class MemoryDisk:
         self.durable_names = dict(self.names)
 
     def contents(self, path: Path) -> bytes:
-        content = self.inodes[self.names[path]].current()
+        content = self.inodes[self.names[path]].live
         return content.read(0, content.size)
 
     def paths(self) -> set[Path]:
@@ -158,8 +174,8 @@ class MemoryDisk:
         """
         after = MemoryDisk()
         for number, inode in self.inodes.items():
-            content = copy.deepcopy(inode.durable)
-            for _kind, change in inode.pending:
+            content = inode.durable.copy()
+            for change in inode.pending:
                 if keep_all or (choose is not None and choose.random() < 0.5):
                     change(content)
             after.inodes[number] = Inode(number, content)
@@ -176,7 +192,7 @@ class MemoryDisk:
         self.log.append(what)
 
     def used_blocks(self) -> int:
-        return sum(len(self.inodes[number].current().blocks) for number in set(self.names.values()))
+        return sum(len(self.inodes[number].live.blocks) for number in set(self.names.values()))
 
     # Disk
 
@@ -184,7 +200,7 @@ class MemoryDisk:
         number = self.names.get(path)
         if number is None:
             return None
-        return FileIdentity(number, self.inodes[number].current().size, 1, 1, False, True)
+        return FileIdentity(number, self.inodes[number].live.size, 1, 1, False, True)
 
     def open(self, path: Path) -> "MemoryFile":
         return MemoryFile(self, self.inodes[self.names[path]])
@@ -226,9 +242,9 @@ class MemoryFile:
 
     def _change(self, what: str, change: Change) -> None:
         self.disk.step(what)
-        self.inode.pending.append((what.split()[0], change))
+        self.inode.apply(change)
         if self.disk.capacity_blocks is not None and self.disk.used_blocks() > self.disk.capacity_blocks:
-            self.inode.pending.pop()
+            self.inode.take_back()
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def _shift(self, what: str, half: Change, whole: Change) -> None:
@@ -236,20 +252,16 @@ class MemoryFile:
         fails = self.disk.power_fails_at
         if not self.disk.dead and len(self.disk.log) == fails and self.disk.half is not None:
             self.disk.dead = True
-            self.sync_quietly()
+            self.inode.sync()
             half(self.inode.durable)
             raise PowerLoss
         self._change(what, whole)
 
-    def sync_quietly(self) -> None:
-        self.inode.durable = self.inode.current()
-        self.inode.pending.clear()
-
     def size(self) -> int:
-        return self.inode.current().size
+        return self.inode.live.size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        return self.inode.current().read(offset, length)
+        return self.inode.live.read(offset, length)
 
     def write_at(self, offset: int, data: bytes) -> None:
         data = bytes(data)
@@ -265,7 +277,7 @@ class MemoryFile:
 
     def sync(self) -> None:
         self.disk.step("sync")
-        self.sync_quietly()
+        self.inode.sync()
 
     def begin_sync(self, offset: int, length: int) -> None:
         """No promise."""
@@ -288,7 +300,7 @@ class MemoryFile:
         self._shift(f"collapse {offset}+{length}", half, lambda content: content.unshift(offset, length, 1 << 60))
 
     def holes(self) -> list[tuple[int, int]]:
-        return self.inode.current().holes()
+        return self.inode.live.holes()
 
     def lock(self) -> bool:
         return True
