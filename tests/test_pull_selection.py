@@ -192,6 +192,17 @@ def test_a_header_that_goes_on_and_on_is_left_before_it_fills_memory(hub: FakeHu
     assert hub.sent_bytes < 12 << 20
 
 
+def test_many_small_headers_cannot_add_up_to_more_tensors_than_any_model_has(
+    shards_hub: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dfqs.shards.pull import headers
+
+    monkeypatch.setattr(headers, "MAX_TENSORS", 15)
+
+    with pytest.raises(FormatError, match="in all its files"):
+        shards_hub.plan()
+
+
 @pytest.mark.parametrize("size", [0, 3, 23, 100])
 def test_a_tiny_or_cut_file_is_an_error_with_a_name_and_no_traceback(hub: FakeHub, size: int) -> None:
     hub.files = {"m.gguf": single_model()[:size] or b"x"}

@@ -1,5 +1,6 @@
 """A model's shards from the Hub straight into one file, each byte written once."""
 
+from dfqs.shards.pull.headers import read_remote_headers
 from dfqs.shards.pull.hub import Hub
 from dfqs.shards.pull.patience import Patience
 from dfqs.shards.pull.plan import PullPlan, output_path
@@ -14,5 +15,6 @@ __all__ = [
     "output_path",
     "plan_pull",
     "pull",
+    "read_remote_headers",
     "require_room",
 ]

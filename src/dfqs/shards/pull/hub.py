@@ -28,6 +28,7 @@ from dfqs.errors import DfqsError, IntegrityError, NetworkError, UsageError, pri
 from dfqs.shards.pull.patience import RETRIED_STATUS, Patience, retry_after_s
 
 METADATA_TIMEOUT_S = 20.0
+METADATA_ATTEMPTS = 4
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 
@@ -188,7 +189,8 @@ class Hub:
                     raise NetworkError(f"the Hub answered {what} with HTTP {status}") from None
                 wait_s = retry_after_s(error.response.headers.get("Retry-After"))
             except TransportTrouble as error:
-                if attempt >= self._patience.attempts:
+                # A Hub that cannot be reached at all is said soon; ranges under way are waited for longer.
+                if attempt >= min(self._patience.attempts, METADATA_ATTEMPTS):
                     raise _unreachable(self.endpoint, error) from None
                 wait_s = None
             except (KeyError, TypeError, ValueError) as error:

@@ -6,33 +6,22 @@ are right does the model get its header and its name. Whatever interrupts it, th
 """
 
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import FormatError, IntegrityError, SpaceError, UsageError, printable
-from dfqs.gguf import Header, parse_header
+from dfqs.errors import IntegrityError, SpaceError, UsageError
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.pull.hub import Hub, RemoteFile
+from dfqs.shards.pull.headers import read_remote_headers
+from dfqs.shards.pull.hub import Hub
 from dfqs.shards.pull.journal import Progressed, PullJournal
 from dfqs.shards.pull.patience import Patience
 from dfqs.shards.pull.plan import CHUNK_BYTES, PullPlan, plan_pull_of
-from dfqs.shards.pull.ranges import RangeClient, RemoteSource
-from dfqs.shards.pull.selection import choose
+from dfqs.shards.pull.ranges import RangeClient
 from dfqs.shards.pull.target import PullTarget, journal_path, part_path, rest_path, taken_bytes
 from dfqs.shards.pull.transfer import Transfer
 from dfqs.storage import check_writable_target
 from dfqs.units import format_bytes
 
-FIRST_HEADER_LIMIT_BYTES = 160 << 20
-"""Read of the first header at most; a vocabulary of 260,000 tokens with merges makes 20 MB."""
-LATER_HEADER_LIMIT_BYTES = 8 << 20
-"""A later shard has tensor descriptions alone: 100 bytes each."""
-HEADER_TOTAL_LIMIT_BYTES = 512 << 20
-MAX_TENSORS = 1_000_000
-MAX_KEYS = 65_536
-"""No model has a hundredth of either; a header may claim what would fill memory with descriptions."""
 SPACE_MARGIN_BYTES = 1 << 20
 
 
@@ -73,18 +62,9 @@ def plan_pull(
     """
     if chunk_bytes < 1:
         raise UsageError("a chunk has at least one byte")
-    listing = hub.list_repo(repo, revision)
-    choice = choose(listing, pattern)
-    with (
-        RangeClient(hub, listing, patience=patience, connections=connections) as client,
-        ThreadPoolExecutor(max_workers=connections, thread_name_prefix="header") as pool,
-    ):
-        try:
-            headers = _read_headers(client, choice.files, pool)
-        except BaseException:
-            # Leaving the pool waits for its threads: end what they wait for.
-            client.abort()
-            raise
+    listing, choice, headers = read_remote_headers(
+        hub, repo, revision=revision, pattern=pattern, patience=patience, connections=connections
+    )
     return plan_pull_of(listing, choice, headers, chunk_bytes=chunk_bytes)
 
 
@@ -201,21 +181,3 @@ def _look_at_published(plan: PullPlan, out: Path) -> PullResult:
 
 def _may_be_published(plan: PullPlan, out: Path) -> bool:
     return out.is_file() and not part_path(out).exists() and out.stat().st_size == plan.file_bytes
-
-
-def _read_headers(client: RangeClient, files: Sequence[RemoteFile], pool: ThreadPoolExecutor) -> list[Header]:
-    """The first header first: where it is broken, the others are not asked for."""
-    first = _read_header(client, files[0], FIRST_HEADER_LIMIT_BYTES)
-    later_limit = min(LATER_HEADER_LIMIT_BYTES, HEADER_TOTAL_LIMIT_BYTES // len(files))
-    return [first, *pool.map(lambda file: _read_header(client, file, later_limit), files[1:])]
-
-
-def _read_header(client: RangeClient, file: RemoteFile, limit_bytes: int) -> Header:
-    source = RemoteSource(client, file, limit_bytes=limit_bytes)
-    head = source.read_at(0, 24)
-    tensors, keys = (int.from_bytes(head[start : start + 8], "little") for start in (8, 16))
-    if head[:4] == b"GGUF" and len(head) == 24 and (tensors > MAX_TENSORS or keys > MAX_KEYS):
-        raise FormatError(
-            f"claims {tensors:,} tensors and {keys:,} keys; no model has so many", path=printable(file.name)
-        )
-    return parse_header(source)

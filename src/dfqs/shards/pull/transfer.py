@@ -8,6 +8,7 @@ When a whole file's hash is wrong although every chunk is as it came, a chunk ca
 import hashlib
 import heapq
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ from dfqs.shards.pull.target import PullTarget, digest_for
 
 READ_BYTES = 1 << 20
 _POLL_S = 0.2
+_JOIN_S = 5.0
 
 
 class _State(IntEnum):
@@ -78,8 +80,10 @@ class Transfer:
                 self._stopped = True
                 self._changed.notify_all()
             self._client.abort()
+            deadline = time.monotonic() + _JOIN_S
             for thread in threads:
-                thread.join(timeout=5.0)
+                # A thread that waits for an answer of the Hub is left behind; it writes nothing any more.
+                thread.join(timeout=max(deadline - time.monotonic(), 0))
 
     def _take_over(self, known: Progressed) -> None:
         for index in range(len(self._plan.layouts)):
