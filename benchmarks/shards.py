@@ -38,6 +38,8 @@ SHARD_TENSORS = (40, 8)
 @dataclass(frozen=True, slots=True)
 class Measurement:
     wall_s: float
+    cpu_s: float
+    """User and system time of the process."""
     written_bytes: int
     extra_disk_bytes: int
     resident_bytes: int
@@ -98,9 +100,9 @@ def measure(command: Sequence[str], folder: Path, out: Path) -> Measurement:
     wall_s = time.monotonic() - started
     done.set()
     sampler.join()
-    process.wait()
+    _, process.returncode, usage = os.wait4(process.pid, 0)
     assert ended is not None and ended.si_status == 0, f"{command[0]} failed"
-    return Measurement(wall_s, written, peak_disk - before, peak_resident)
+    return Measurement(wall_s, usage.ru_utime + usage.ru_stime, written, peak_disk - before, peak_resident)
 
 
 def used_bytes(folder: Path) -> int:
@@ -175,14 +177,15 @@ def table(results: dict[str, list[Measurement]]) -> str:
     """Medians, with the spread beside them."""
     base = statistics.median(m.wall_s for m in results["cat"])
     lines = [
-        "| command | median s | least to most s | of cat's median | bytes written | extra disk at the peak | memory |",
-        "|---|---|---|---|---|---|---|",
+        "| command | median s | least to most s | of cat's median | CPU s | bytes written | extra disk at the peak | memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
         walls = [m.wall_s for m in found]
         median = statistics.median(walls)
         lines.append(
             f"| {name} | {median:.2f} | {min(walls):.2f} to {max(walls):.2f} | {median / base:.2f} "
+            f"| {statistics.median(m.cpu_s for m in found):.2f} "
             f"| {round(statistics.median(m.written_bytes for m in found)):,} "
             f"| {format_bytes(max(m.extra_disk_bytes for m in found))} "
             f"| {format_bytes(max(m.resident_bytes for m in found))} |"

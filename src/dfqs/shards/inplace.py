@@ -112,12 +112,10 @@ def _fit_header(plan: MergePlan, data_offset: int, before: int, step: int) -> tu
 
 def _insertion_point(old: bytes, new: bytes, unit: int) -> int:
     """The last multiple of `unit` up to which both headers agree, their first 24 bytes not looked at."""
-    end = min(len(old), len(new))
-    low, high = HEAD_BYTES, end
-    while low < high:
-        middle = (low + high + 1) // 2
-        if old[HEAD_BYTES:middle] == new[HEAD_BYTES:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low // unit * unit
+    agreed = 0
+    while agreed + unit <= min(len(old), len(new)):
+        start = max(agreed, HEAD_BYTES)
+        if old[start : agreed + unit] != new[start : agreed + unit]:
+            break
+        agreed += unit
+    return agreed
