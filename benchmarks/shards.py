@@ -177,7 +177,7 @@ def table(results: dict[str, list[Measurement]]) -> str:
     """Medians, with the spread beside them."""
     base = statistics.median(m.wall_s for m in results["cat"])
     lines = [
-        "| command | median s | least to most s | of cat's median | CPU s | bytes written | extra disk at the peak | memory |",
+        "| command | median s | least to most s | of cat | CPU s | bytes written | extra disk at peak | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
