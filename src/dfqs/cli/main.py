@@ -41,6 +41,7 @@ with verbs of its own)."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+_INTERRUPTED_MESSAGE = "interrupted; nothing half-written was left behind"
 
 
 def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer:
@@ -92,15 +93,18 @@ def _guarded(call: Callable[[], Any]) -> int:
     try:
         call()
     except SystemExit as end:
+        # typer has its own answer to Ctrl-C (exit 130, not a word) and to a broken pipe (exit 1, "a check failed").
+        if end.code == INTERRUPTED:
+            return _report(end, _INTERRUPTED_MESSAGE, INTERRUPTED)
+        if isinstance(end.__context__, BrokenPipeError):
+            return _leave_quietly()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except DfqsError as error:
         return _report(error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        return _report(error, "interrupted; nothing half-written was left behind", INTERRUPTED)
+        return _report(error, _INTERRUPTED_MESSAGE, INTERRUPTED)
     except BrokenPipeError:
-        # The reader of stdout went away (`dfqs ... | head`): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _leave_quietly()
     except MemoryError as error:
         return _report(error, "out of memory", 3)
     except OSError as error:
@@ -108,6 +112,12 @@ def _guarded(call: Callable[[], Any]) -> int:
     except Exception as error:
         message = f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it."
         return _report(error, message, 3)
+    return 0
+
+
+def _leave_quietly() -> int:
+    """The reader of stdout went away (`dfqs ... | head`): nothing to say, and nobody to say it to."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

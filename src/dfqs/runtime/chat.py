@@ -76,7 +76,9 @@ class ChatSession:
             UsageError: the prompt does not fit, or a setting makes no sense.
             RuntimeFailure: no chat template, or llama.cpp failed.
         """
-        result: Answer = self._worker.call("dfqs.runtime.jobs:answer", prompt, sampling or Sampling(), on_event=on_text)
+        result: Answer = self._worker.call(
+            "dfqs.runtime.jobs:answer", prompt, sampling or Sampling(), on_event=on_text, doing="answering"
+        )
         return result
 
     def _report_load(self, event: Any) -> None:

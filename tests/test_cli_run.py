@@ -1,0 +1,177 @@
+"""`dfqs run` as a real process: text on stdout, one sentence for what goes wrong, and nothing left behind."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
+from dfqs.gguf import GGMLType, TensorSource, string, write_gguf
+
+PROMPT = ("-p", "Name three colours.")
+
+
+def write_unknown_architecture(path: Path) -> Path:
+    tensor = TensorSource("token_embd.weight", (32,), GGMLType.F32, lambda: iter([bytes(128)]))
+    write_gguf(path, [string("general.architecture", "nonsense")], [tensor])
+    return path
+
+
+def assert_one_sentence(stderr: str, *parts: str) -> None:
+    assert "Traceback" not in stderr
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("dfqs: ")
+    for part in parts:
+        assert part in last
+
+
+@pytest.mark.parametrize("fixture", ["embedded_model", "tiny_deepseek4"])
+def test_text_goes_to_stdout_and_rates_to_stderr(fixture: str, request: pytest.FixtureRequest) -> None:
+    done = run_dfqs("run", request.getfixturevalue(fixture), *PROMPT, "-n", "8")
+
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    assert "tokens/s" not in done.stdout
+    assert "answer 8 tokens at " in done.stderr
+    assert "cut at --max-tokens" in done.stderr
+
+
+def test_the_json_document_has_the_text_and_the_conditions(embedded_model: Path) -> None:
+    arguments = ("run", embedded_model, *PROMPT, "-n", "6", "--ctx", "512", "--threads", "1", "--json")
+    first, second = (json.loads(run_dfqs(*arguments).stdout) for _ in range(2))
+
+    assert first["schema"] == "dfqs.run/1"
+    assert first["text"] == second["text"] != ""
+    assert (first["generated_tokens"], first["finish_reason"]) == (6, "length")
+    assert first["decode_tokens_per_s"] > 0
+    settings: dict[str, Any] = first["settings"]
+    assert settings.pop("omp_wait_policy") in ("bounded", "passive")
+    assert settings == {
+        "max_tokens": 6,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "seed": 0,
+        "chat_template": True,
+        "context_tokens": 512,
+        "threads": 1,
+    }
+
+
+def test_a_drawn_seed_is_told_so_that_the_answer_can_be_repeated(embedded_model: Path) -> None:
+    arguments = ("run", embedded_model, *PROMPT, "-n", "8", "--ctx", "512", "--temp", "1.5", "--json")
+    drawn = json.loads(run_dfqs(*arguments).stdout)
+    repeated = json.loads(run_dfqs(*arguments, "--seed", str(drawn["settings"]["seed"])).stdout)
+
+    assert repeated["text"] == drawn["text"]
+
+
+def test_raw_text_is_continued_and_stdin_can_give_it(smollm2_gguf: Path) -> None:
+    typed = run_dfqs("run", smollm2_gguf, "-p", "The capital of France is", "--raw", "-n", "4", "--json")
+    piped = run_dfqs("run", smollm2_gguf, "-p", "-", "--raw", "-n", "4", "--json", stdin="The capital of France is")
+
+    assert json.loads(typed.stdout)["text"] == json.loads(piped.stdout)["text"]
+    assert "Paris" in json.loads(typed.stdout)["text"]
+
+
+def test_a_label_in_the_model_is_shown_where_it_answers(embedded_model: Path) -> None:
+    done = run_dfqs("run", embedded_model, *PROMPT, "-n", "1")
+
+    assert "note: " in done.stderr.splitlines()[0]
+    assert "demonstration" in done.stderr.splitlines()[0].lower()
+
+
+class TestBadInput:
+    def test_no_such_file(self, tmp_path: Path) -> None:
+        done = run_dfqs("run", tmp_path / "none.gguf", *PROMPT)
+
+        assert done.returncode == 2
+        assert_one_sentence(done.stderr, "no such file", "none.gguf")
+
+    @pytest.mark.parametrize("content", [b"", b"GGUF", b"I am text, and long enough to look at."])
+    def test_a_file_that_is_no_model(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "model.gguf").write_bytes(content)
+
+        done = run_dfqs("run", tmp_path / "model.gguf", *PROMPT)
+
+        assert done.returncode == 3
+        assert_one_sentence(done.stderr, "model.gguf")
+
+    def test_a_truncated_file_is_refused_before_llama_cpp_reads_past_its_end(
+        self, smollm2_gguf: Path, tmp_path: Path
+    ) -> None:
+        with smollm2_gguf.open("rb") as whole:
+            (tmp_path / "cut.gguf").write_bytes(whole.read(10_000_000))
+
+        done = run_dfqs("run", tmp_path / "cut.gguf", *PROMPT)
+
+        assert done.returncode == 3
+        assert_one_sentence(done.stderr, "cut.gguf", "past")
+
+    def test_an_architecture_that_llama_cpp_does_not_know(self, tmp_path: Path) -> None:
+        done = run_dfqs("run", write_unknown_architecture(tmp_path / "odd.gguf"), *PROMPT)
+
+        assert done.returncode == 3
+        assert_one_sentence(done.stderr, "cannot load", "unknown model architecture: 'nonsense'")
+
+    def test_a_prompt_that_does_not_fit(self, smollm2_gguf: Path) -> None:
+        done = run_dfqs("run", smollm2_gguf, "-p", "word " * 600, "--ctx", "256")
+
+        assert done.returncode == 2
+        assert_one_sentence(done.stderr, "the prompt has", "(--ctx)")
+
+    def test_options_that_contradict_each_other(self, smollm2_gguf: Path) -> None:
+        done = run_dfqs("run", smollm2_gguf, *PROMPT, "--raw", "--system", "Be brief.")
+
+        assert done.returncode == 2
+        assert_one_sentence(done.stderr, "--system needs the chat template")
+
+    def test_a_library_of_another_build(self, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DFQS_LLAMA_LIBRARY", str(smollm2_gguf))
+
+        done = run_dfqs("run", smollm2_gguf, *PROMPT)
+
+        assert done.returncode == 3
+        assert_one_sentence(done.stderr, "could not be loaded")
+
+
+class TestInterruptions:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_in_the_middle_of_an_answer_ends_all_processes(
+        self, smollm2_gguf: Path, number: signal.Signals
+    ) -> None:
+        with RunningDfqs("run", smollm2_gguf, "-p", "Count to a thousand.", "-n", "4000", "--temp", "2") as running:
+            running.read_until(" ")
+            workers = running.worker_pids()
+            running.process.send_signal(number)
+            assert running.wait() == 130
+            assert_one_sentence(running.errors(), "interrupted")
+
+        assert len(workers) == 1
+        wait_until_gone(workers)
+
+    def test_a_worker_that_is_killed_is_one_sentence_and_not_a_dead_terminal(self, smollm2_gguf: Path) -> None:
+        with RunningDfqs("run", smollm2_gguf, "-p", "Count to a thousand.", "-n", "4000", "--temp", "2") as running:
+            running.read_until(" ")
+            (worker,) = running.worker_pids()
+            os.kill(worker, signal.SIGABRT)
+            assert running.wait() == 3
+            errors = running.errors()
+
+        assert "dfqs: llama.cpp died with SIGABRT while answering" in errors
+        assert "Traceback" not in errors
+
+    def test_a_reader_that_goes_away_ends_it_quietly(self, smollm2_gguf: Path) -> None:
+        with RunningDfqs("run", smollm2_gguf, "-p", "Count to a thousand.", "-n", "4000", "--temp", "2") as running:
+            running.read_until(" ")
+            workers = running.worker_pids()
+            assert running.process.stdout is not None
+            running.process.stdout.close()
+            assert running.wait() == 0
+            assert "Traceback" not in running.errors()
+
+        wait_until_gone(workers)

@@ -1,0 +1,101 @@
+"""Memory needed, from a header alone: the numbers that llama.cpp then really allocates."""
+
+from pathlib import Path
+
+import pytest
+
+from dfqs.errors import FormatError, RuntimeFailure, UsageError
+from dfqs.gguf import FileSource, read_header
+from dfqs.runtime import Worker
+from dfqs.runtime.memory import measure_memory, measure_memory_curve, write_stub
+from runtime_functions import WORKER_ENV
+from v4_flash_stub import write_v4_flash_stub
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def v4_flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_v4_flash_stub(tmp_path_factory.mktemp("stub") / "v4-flash.gguf")
+
+
+@pytest.mark.parametrize("fixture", ["embedded_model", "tiny_deepseek4"])
+def test_what_is_predicted_from_the_header_is_what_a_loaded_model_allocates(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(fixture)
+    with Worker(env=WORKER_ENV, threads=1) as worker:
+        predicted = measure_memory(path, 1024, worker=worker, flash_attention="off", n_ubatch=128)
+        n_ctx, _, buffers = worker.call(
+            "runtime_session_jobs:describe_context",
+            path,
+            {"n_ctx": 1024, "flash_attention": "off", "n_ubatch": 128, "threads": 1},
+        )
+
+    def allocated(*kinds: str) -> int:
+        return sum(buffer.bytes for buffer in buffers if buffer.kind in kinds)
+
+    assert predicted.context_tokens == n_ctx == 1024
+    assert predicted.compute_bytes == allocated("compute") > 0
+    assert predicted.output_bytes == allocated("output") > 0
+    assert predicted.kv_bytes == sum(b.bytes for b in buffers) - allocated("compute", "output") > 0
+    assert predicted.weights_bytes == sum(tensor.length for tensor in read_header(path).tensors)
+
+
+def test_a_llama_cache_has_the_size_that_its_geometry_says(smollm2_gguf: Path) -> None:
+    # 30 layers x (K + V) x 3 heads of 64 x 2 bytes a token.
+    short, long = measure_memory_curve(smollm2_gguf, [512, 2048])
+
+    assert (short.kv_bytes, long.kv_bytes) == (512 * 23_040, 2048 * 23_040)
+    assert long.total_bytes == long.weights_bytes + long.kv_bytes + long.compute_bytes + long.output_bytes
+
+
+def test_the_reference_model_at_its_true_size_without_62_gb_of_anything(v4_flash: Path) -> None:
+    """Public figures of llama.cpp b11549 for this geometry, f16 caches: see docs/runtime.md."""
+    with Worker() as worker:
+        small, middle, million = measure_memory_curve(v4_flash, [8192, 65_536, 1_048_576], worker, flash_attention="on")
+        (full,) = measure_memory_curve(v4_flash, [8192], worker, flash_attention="on", swa_full=True)
+
+    assert round(small.weights_bytes / 1e9, 1) == 62.1
+    # Caches, and beside them the compressors' states of some 12 MiB.
+    assert [round(need.kv_bytes / MIB) for need in (small, middle, million)] == [101, 474, 6924]
+    assert round(full.kv_bytes / MIB) == 413
+    # A million tokens fit beside the weights in 80 GB.
+    assert million.total_bytes < 72e9
+
+
+def test_a_context_beyond_the_trained_length_is_measured_capped_and_says_so(smollm2_gguf: Path) -> None:
+    need = measure_memory(smollm2_gguf, 100_000)
+
+    assert need.context_tokens == 8192
+    assert need.notices == ("context capped at 8,192 tokens, the length this model was trained for",)
+
+
+def test_a_stub_is_the_header_and_a_hole(v4_flash: Path, tmp_path: Path) -> None:
+    header = read_header(v4_flash)
+    with FileSource(v4_flash) as source:
+        stub = write_stub(source, header, tmp_path / "stub.gguf")
+
+    assert stub.stat().st_size == header.file_size > 62_000_000_000
+    assert stub.stat().st_blocks * 512 < 10_000_000
+    assert read_header(stub).tensors == header.tensors
+
+
+def test_no_stub_is_left_behind(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    measure_memory(smollm2_gguf, 512)
+    with pytest.raises(RuntimeFailure):
+        measure_memory(smollm2_gguf, 512, type_v="q8_0", flash_attention="off")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, smollm2_gguf: Path) -> None:
+    (tmp_path / "text.gguf").write_text("not a model, not at all\n")
+
+    with pytest.raises(FormatError):
+        measure_memory(tmp_path / "text.gguf", 512)
+    with pytest.raises(UsageError, match="no context length"):
+        measure_memory_curve(smollm2_gguf, [])
