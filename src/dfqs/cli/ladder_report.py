@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from dfqs.cli.output import note, out, print_json
@@ -24,7 +25,8 @@ def report_ladder(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
     if json_:
         print_json(ladder_record(rungs))
         return
-    out.print(ladder_table(rungs), width=max(out.width, TABLE_WIDTH))
+    # `print(width=...)` cannot go beyond the console's own width.
+    Console(width=max(out.width, TABLE_WIDTH), highlight=False).print(ladder_table(rungs))
     first = rungs[0].summary.nll
     note(
         f"{first.tokens:,} tokens; 95 % intervals from {first.blocks} blocks of tokens; step: loss minus that of the "

@@ -1,0 +1,110 @@
+"""The command: sizes before the work, refusals with exit codes, a ladder with its table and plot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dfqs.cli.main import run
+from dfqs.gguf import GGMLType, read_header, string, u32
+from dfqs.quantize.imatrix_file import write_imatrix
+from gguf_builder import write_small
+from quantize_inputs import vector_imatrix, write_model
+from v4_flash_stub import write_v4_flash_stub
+
+T = GGMLType
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("class_name", "gigabytes"), [("IQ1_S-XL", 62.1), ("IQ1_M-XL", 68.6), ("IQ2_XXS-XL", 79.4), ("Q4_K-XL", 163.8)]
+)
+def test_dry_run_says_the_size_at_the_true_geometry_whatever_types_the_input_has(
+    class_name: str, gigabytes: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub = write_v4_flash_stub(tmp_path / "stub.gguf")
+
+    assert run(["quantize", str(stub), "--class", class_name, "--dry-run", "--json"]) == 0
+
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["tensor_bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.002)
+    assert summary["tensor_bytes"] == sum(role["bytes"] for role in summary["roles"].values())
+    assert summary["needs_allow_requantize"] == (class_name != "IQ1_S-XL")
+    assert [path.name for path in tmp_path.iterdir()] == ["stub.gguf"]
+
+
+def test_dry_run_for_people_names_what_the_real_run_needs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quantize", str(model), "--class", "iq1_s-xl", "--dry-run"]) == 0
+
+    text = capsys.readouterr()
+    assert "routed experts" in text.out
+    assert "blk.0.ffn_down_exps.weight: IQ4_NL in place of IQ1_S: rows of 288" in text.out
+    assert "3 tensors need an importance matrix" not in text.err
+    assert "2 tensors need an importance matrix: the real run needs --imatrix" in text.err
+
+
+def test_a_dense_model_is_made_and_told_that_the_class_means_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = [("token_embd.weight", (64, 10), T.Q8_0), ("blk.0.ffn_up.weight", (64, 8), T.Q8_0)]
+    keys = [string("general.architecture", "llama"), u32("llama.block_count", 1)]
+    dense = write_small(tmp_path / "dense.gguf", tensors, keys)
+
+    assert run(["quantize", str(dense), "--class", "Q4_K-XL", "--dry-run"]) == 0
+
+    assert "a dense model: Q4_K-XL is about routed experts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--class", "Q9", "--dry-run"], 2, "'Q9' is no class"),
+        (["--class", "Q8_0"], 2, "name the file to write"),
+        (["out.gguf", "--class", "IQ1_S-XL"], 2, "needs an importance matrix"),
+        (["out.gguf", "--memory", "much"], 2, "is not a size"),
+        (["--ladder", "Q8_0"], 2, "name the directory"),
+        (["--ladder", "Q8_0,Q8_0", "ladder"], 2, "each only once"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(
+    arguments: list[str],
+    code: int,
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert run(["quantize", str(model), *arguments]) == code
+
+    assert message in capsys.readouterr().err
+
+
+def test_a_ladder_leaves_models_numbers_table_and_plot(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_imatrix(tmp_path / "i.gguf", vector_imatrix())
+    (tmp_path / "text.txt").write_text("A short text, said again and again. " * 12)
+    target = tmp_path / "ladder"
+    options = ["--imatrix", str(tmp_path / "i.gguf"), "--text", str(tmp_path / "text.txt")]
+
+    assert run(["quantize", str(model), str(target), "--ladder", "Q8_0, Q4_K-XL", *options]) == 0
+
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines()] == ["Class", "model", "Q8_0", "Q4_K-XL"]
+    record = json.loads((target / "ladder.json").read_text())
+    source, q8, q4 = record["rungs"]
+    assert source["from_previous"] is None and source["summary"]["kl"] is None
+    assert 0 <= q8["summary"]["kl"]["mean"] < q4["summary"]["kl"]["mean"]
+    assert q4["summary"]["nll_difference"]["mean"] == pytest.approx(
+        q4["summary"]["nll"]["mean"] - source["summary"]["nll"]["mean"], abs=1e-5
+    )
+    assert read_header(target / "model-Q4_K-XL.gguf").metadata["dfqs.class"] == "Q4_K-XL"
+    plot = (target / "ladder.svg").read_text()
+    assert plot.startswith("<?xml") and "Q4_K-XL" in plot
