@@ -131,7 +131,7 @@ def _kill_in(process: subprocess.Popen[bytes], out: Path, state: str, chance: ra
     wanted = {"journal begun": 0, "chunks of the first file": chance.randint(1, 4), "a file verified": 1}[state]
     deadline = time.monotonic() + 30
     while process.poll() is None and time.monotonic() < deadline:
-        journal = _journal(out)
+        journal = read_journal(out)
         chunks = sum("chunk" in record for record in journal)
         verified = sum("verified" in record for record in journal)
         if journal and (verified if state == "a file verified" else chunks) >= wanted:
@@ -143,7 +143,7 @@ def _kill_in(process: subprocess.Popen[bytes], out: Path, state: str, chance: ra
 
 def _read_state(out: Path) -> tuple[str, int]:
     """The state that the files are in, by themselves, and the bytes that the journal claims."""
-    journal = _journal(out)
+    journal = read_journal(out)
     claims: dict[tuple[int, int], bool] = {}
     verified: set[int] = set()
     dropped = False
@@ -175,7 +175,8 @@ def _read_state(out: Path) -> tuple[str, int]:
     return ("chunks of the first file" if claims else "journal begun"), claimed
 
 
-def _journal(out: Path) -> list[dict[str, object]]:
+def read_journal(out: Path) -> list[dict[str, object]]:
+    """Records of the journal, for as long as lines are whole."""
     path = out.with_name(out.name + ".part.journal")
     if not path.exists():
         return []

@@ -8,6 +8,7 @@ import pytest
 
 from dfqs.cli.main import run
 from dfqs.find import find_models, usual_directories
+from dfqs.gguf import string
 from dfqs.shards import merge, plan_merge
 from gguf_builder import write_small
 from shard_inputs import tiny_entries, tiny_tensors, write_shards, write_tiny
@@ -117,6 +118,13 @@ def test_broken_incomplete_and_foreign_files_are_listed_or_passed_over_without_a
     assert set(models) == {"broken.gguf", "model (1 of 2 shards)"}
     assert models["broken.gguf"].problem is not None
     assert not models["model (1 of 2 shards)"].complete
+
+
+def test_vocabularies_without_tensors_are_not_all_the_same_model(tmp_path: Path) -> None:
+    write_small(tmp_path / "a.gguf", tensors=(), keys=[string("general.architecture", "a")])
+    write_small(tmp_path / "b.gguf", tensors=(), keys=[string("general.architecture", "b")])
+
+    assert find_models([tmp_path]).same == ()
 
 
 def test_a_name_that_claims_99999_shards_is_not_counted_to(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """SIGKILL at a sample of states (all of them, ten times each: python tests/pull_kills.py)."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pull_kills import STATES, kill_once, slow_repository
+from pull_kills import CHUNK_BYTES, STATES, kill_once, read_journal, slow_repository
 
 SAMPLE = ("chunks of the first file", "header written, not named", "named, no manifest")
 
@@ -19,3 +24,25 @@ def test_a_killed_pull_goes_on_to_the_right_file_and_fetches_nothing_recorded_ag
     assert result.state == state
     assert result.right
     assert result.thrifty
+
+
+def test_ctrl_c_says_what_is_kept_and_does_not_wait_for_the_server(tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    with slow_repository(tmp_path) as repository:
+        repository.hub.bytes_per_s = 100_000
+        command = [sys.executable, "-m", "dfqs.cli.main", "pull", "owner/model", "-o", str(out), "--no-cache"]
+        process = subprocess.Popen(
+            [*command, "--chunk", str(CHUNK_BYTES)],
+            env={**os.environ, "HF_ENDPOINT": repository.hub.endpoint, "HF_TOKEN": "none"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 30
+        while not any("chunk" in record for record in read_journal(out)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert "what was fetched is kept in m.gguf.part, the same command goes on" in said
+    assert "nothing half-written" not in said

@@ -123,7 +123,8 @@ def find_models(
     models = tuple(_describe(group) for group in _sets(files))
     groups: dict[str, list[FoundModel]] = {}
     for model in models:
-        if model.fingerprint is not None and model.complete:
+        # Vocabulary files have no tensors, and then nothing that could tell them apart.
+        if model.fingerprint is not None and model.complete and model.tensors:
             groups.setdefault(model.fingerprint, []).append(model)
     candidates = [group for group in groups.values() if len(group) > 1]
     same: list[SameModel] = []
