@@ -176,8 +176,9 @@ def _facts(context: Context, routing: Routing, settings: Mapping[str, Any]) -> d
         "layers": routing.layers,
         "scores": scores,
         "threads": context.threads,
-        "batch_tokens": context.n_batch,
-        "ubatch_tokens": min(settings["n_ubatch"], context.n_batch),
+        # As asked for: a short context makes them smaller, which changes no result.
+        "batch_tokens": settings["n_batch"],
+        "ubatch_tokens": settings["n_ubatch"],
         "flash_attention": settings["flash_attention"],
         "type_k": settings["type_k"],
         "type_v": settings["type_v"],

@@ -111,13 +111,15 @@ def plot_pressure(report: "PressureReport", path: Path, *, overwrite: bool = Fal
     if all(value is not None for value in known):
         bottom.plot(lengths, known, "s-", color=_ORANGE, label="router, one token")
     bottom.set_ylabel("entropy, bits")
+    # From nothing to a balanced load, or differences of a hundredth of a bit would look large.
+    bottom.set_ylim(0, 1.05 * float(np.log2(report.model.experts)))
     bottom.set_xlabel("document before the probe, tokens")
     for one in axes:
         one.set_xscale("log", base=2)
         one.set_xticks(lengths, [f"{length:,}" for length in lengths])
         one.minorticks_off()
         one.grid(axis="y", alpha=0.3)
-        one.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        one.legend(frameon=False, loc="lower left")
     _save(figure, path, overwrite)
 
 
