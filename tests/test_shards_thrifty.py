@@ -47,6 +47,18 @@ def test_in_place_keeps_the_largest_shards_file_and_every_tensor(cuts: tuple[int
 
 
 @pytest.mark.usefixtures("insertable")
+def test_set_of_one_shard_needs_no_gap_and_gives_the_canonical_bytes(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "in", tiny_entries(), [tiny_tensors()])
+    merge(plan_merge(shards[0]), tmp_path / "plain.gguf")
+    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
+
+    merge_thrifty(plan)
+
+    assert plan.job.job.resident is not None and plan.job.job.resident.gap == 0
+    assert sha256(tmp_path / "out.gguf") == sha256(tmp_path / "plain.gguf")
+
+
+@pytest.mark.usefixtures("insertable")
 def test_vocabulary_of_the_first_shard_is_not_written_again(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "in", (40, 45))
     plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
