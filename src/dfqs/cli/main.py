@@ -41,7 +41,7 @@ with verbs of its own)."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
-_INTERRUPTED_MESSAGE = "interrupted; nothing half-written was left behind"
+_INTERRUPTED_MESSAGE = "interrupted; nothing half-written stands under its final name"
 
 
 def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer:

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.main import INTERRUPTED
 from dfqs.cli.output import note, out, print_json, progress_bar, warn
 from dfqs.errors import SpaceError, UsageError, printable
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, make_manifest
@@ -107,9 +106,8 @@ def _fetch(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        # Not left to the error boundary, which says that nothing half-written is left: here something is, on purpose.
-        note(f"interrupted; what was fetched is kept in {target.name}.part, the same command goes on from there")
-        raise typer.Exit(INTERRUPTED) from None
+        note(f"what was fetched is kept in {target.name}.part; the same command goes on from there")
+        raise
 
 
 def describe_pull(
