@@ -1,6 +1,7 @@
 """Importance matrices: the real tool's file and ours say the same, and what was not seen is said."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -327,3 +328,21 @@ def test_command_measures_and_reports_coverage_for_programs(model: Path, tmp_pat
     assert summary["tokens"] == 256
     assert summary["experts"] == EXPERTS
     assert set(read_imatrix(out).entries) == {n for n, shape, _ in TENSORS if len(shape) > 1} - {"token_embd.weight"}
+
+
+@pytest.mark.skipif("DFQS_LLAMA_IMATRIX" not in os.environ, reason="DFQS_LLAMA_IMATRIX does not name the tool")
+def test_the_real_tool_reads_our_file_and_merges_it_to_the_same_sums(
+    model: Path, worker: Worker, tmp_path: Path
+) -> None:
+    measure(worker, job(model, tmp_path / "mine.gguf"))
+    files = [tmp_path / "mine.gguf", VECTORS / "llama_imatrix.gguf"]
+    command = [os.environ["DFQS_LLAMA_IMATRIX"], "-m", str(model), "-o", str(tmp_path / "theirs.gguf")]
+
+    subprocess.run([*command, "--in-file", str(files[0]), "--in-file", str(files[1])], check=True, capture_output=True)
+
+    ours, theirs = merge_imatrices([read_imatrix(path) for path in files]), read_imatrix(tmp_path / "theirs.gguf")
+    assert set(ours.entries) == set(theirs.entries)
+    assert ours.tokens == theirs.tokens
+    for name, entry in theirs.entries.items():
+        assert ours.entries[name].counts.tolist() == entry.counts.tolist()
+        np.testing.assert_allclose(ours.entries[name].squares, entry.squares, rtol=1e-6)

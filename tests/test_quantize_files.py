@@ -142,7 +142,7 @@ def test_weights_that_are_no_numbers_are_refused_with_tensor_and_place(
     with pytest.raises(FormatError, match=rf"'blk\.0\.ffn_gate_exps\.weight'.*no numbers.*row {row}, column 7"):
         quantize(model, tmp_path / "out.gguf", Q4, worker=worker)
 
-    assert not (tmp_path / "out.gguf").exists()
+    assert names_in(tmp_path) == ["model.gguf"]
 
 
 def test_a_norm_that_is_only_copied_is_looked_at_too(worker: Worker, tmp_path: Path) -> None:
@@ -185,6 +185,8 @@ def test_a_model_cannot_be_quantized_onto_itself(model: Path) -> None:
 def test_too_little_memory_is_refused_with_the_least_that_works(model: Path, worker: Worker, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--memory must be at least"):
         quantize(model, tmp_path / "out.gguf", Q4, memory_bytes=100_000_000, worker=worker)
+
+    assert names_in(tmp_path) == ["model.gguf"]
 
 
 def test_a_truncated_input_is_refused(model: Path, tmp_path: Path) -> None:

@@ -111,10 +111,11 @@ def execute(context: "WorkerContext", work: Work) -> Outcome:
     """Write the outputs of `work`. Emits `(parameters done, tensor name)`.
 
     Raises:
-        FormatError: weights that are no numbers, a source that was cut short.
+        FormatError: weights that are no numbers, a source that was cut short. Nothing is left of the output then.
         UsageError: an unfinished run of something else lies there, or another process is writing the same output.
         SpaceError: the disk is full. What was written stays, and the same command goes on from there.
     """
+    slab_plan(work)
     state = read_journal(work.journal, work.fingerprint)
     for file in work.outputs:
         # Without its partial file, a finished run has renamed it already.
@@ -127,7 +128,12 @@ def execute(context: "WorkerContext", work: Work) -> Outcome:
         journal = Journal(work.journal, work.fingerprint, state)
         stack.callback(journal.close)
         run = _Run(work, sources, handles, journal, imatrix, Kernels(context.library), context.emit)
-        outcome = run.carry_out()
+        try:
+            outcome = run.carry_out()
+        except FormatError:
+            # Another input is needed, and another input is another work: there is nothing to go on with.
+            _discard(work, journal)
+            raise
         _publish(work, journal)
     return outcome
 
@@ -366,6 +372,12 @@ def _publish(work: Work, journal: Journal) -> None:
             publish_file(file.partial, file.path, overwrite=work.overwrite)
     journal.remove()
     fsync_directory(work.journal.parent)
+
+
+def _discard(work: Work, journal: Journal) -> None:
+    for file in work.outputs:
+        file.partial.unlink(missing_ok=True)
+    journal.remove()
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
