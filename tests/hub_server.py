@@ -198,8 +198,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for offset in range(0, limit, PIECE_BYTES):
                 piece = reply.body[offset : min(offset + PIECE_BYTES, limit)]
-                self.wfile.write(piece)
+                # Counted first: whoever has received it all finds it counted.
                 self.hub.note_sent(len(piece))
+                self.wfile.write(piece)
                 if self.hub.bytes_per_s is not None:
                     time.sleep(len(piece) / self.hub.bytes_per_s)
             if reply.stall_after is not None:

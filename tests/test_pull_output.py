@@ -162,6 +162,29 @@ def test_a_disk_without_room_is_found_before_a_byte_of_data(
         repository.pull(tmp_path / "m.gguf", plan)
 
     assert repository.hub.sent_bytes == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_between_the_check_and_the_taking_of_space_leaves_nothing(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ctypes
+    import errno
+
+    from dfqs.shards.pull import target
+
+    def full(*_: object) -> int:
+        ctypes.set_errno(errno.ENOSPC)
+        return -1
+
+    plan = repository.plan()
+    monkeypatch.setattr(target, "_fallocate", full)
+
+    with pytest.raises(SpaceError, match="disk is full"):
+        repository.pull(tmp_path / "m.gguf", plan)
+
+    assert repository.hub.sent_bytes == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_pulls_of_one_output_do_not_write_into_each_other(repository: Repository, tmp_path: Path) -> None:

@@ -127,6 +127,11 @@ def pull(
         intact = part_path(out).is_file() and part_path(out).stat().st_size == plan.file_bytes
         known = journal.start(plan.identity(), origin, fresh=not intact)
         return _fetch(plan, hub, out, journal, known, connections, patience or Patience(), use_cache, progress)
+    except BaseException:
+        if not part_path(out).exists() and not out.exists():
+            # Nothing was begun: nothing stays.
+            forget_pull(out)
+        raise
     finally:
         journal.close()
 

@@ -1,5 +1,6 @@
 """The files that a pull writes: the model under way (`OUT.part`), and what is no part of it (`OUT.part.rest`)."""
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -46,7 +47,8 @@ class PullTarget:
         self._handles: list[int] = []
         try:
             for path, length in ((self._model, plan.file_bytes), (rest_path(out), plan.rest_bytes)):
-                with storage_errors(path):
+                created = not path.exists()
+                with storage_errors(path), _removed_on_failure(path, created):
                     # O_NOFOLLOW: a link planted under that name leads nowhere.
                     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
                     self._handles.append(os.open(path, flags, 0o666))
@@ -108,6 +110,17 @@ class PullTarget:
     def close(self) -> None:
         while self._handles:
             os.close(self._handles.pop())
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path, created: bool) -> Iterator[None]:
+    """A file that was made just now and whose space cannot be had is taken away again."""
+    try:
+        yield
+    except BaseException:
+        if created:
+            path.unlink(missing_ok=True)
+        raise
 
 
 class Digest(Protocol):

@@ -112,7 +112,7 @@ class Transfer:
                 self._fetch_again(index)
         raise IntegrityError(
             f"{printable(file.name)}: the Hub promises {file.identity}, what it sent (twice) is {found}; nothing was "
-            "published. Ask the repository's owner, or try a mirror"
+            f"published. Ask the repository's owner or try a mirror; {self._target.out.name}.part can be removed"
         )
 
     def _hash_in_order(self, index: int, progress: Progress) -> str:
