@@ -16,7 +16,6 @@ from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.plan import QuantizationPlan
 from dfqs.quantize.quantize import (
     Quantized,
-    Source,
     check_imatrix,
     check_input_types,
     plan_source,
@@ -97,10 +96,12 @@ def command(
         return
     recipe = find_class(class_)
     plan = plan_source(read, recipe)
+    if not read_model_spec(read.first, read.tensors.values()).is_moe:
+        warn(f"a dense model: {recipe.name} is about routed experts, and means little without any")
     if dry_run:
         if imatrix is not None:
             check_imatrix(plan, read, imatrix)
-        _report(plan, read, None, json_)
+        _report(plan, None, json_)
         return
     if target is None:
         raise UsageError("name the file to write (or add --dry-run to see what it would be)")
@@ -121,13 +122,10 @@ def command(
     except KeyboardInterrupt:
         note("finished tensors are kept beside the target; the same command goes on from there")
         raise
-    _report(plan, read, result, json_)
+    _report(plan, result, json_)
 
 
-def _report(plan: QuantizationPlan, source: Source, result: Quantized | None, json_: bool) -> None:
-    spec = read_model_spec(source.first, source.tensors.values())
-    if not spec.is_moe:
-        warn(f"a dense model: {plan.class_.name} is about routed experts, and means little without any")
+def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool) -> None:
     if json_:
         print_json(_as_json(plan, result))
         return
