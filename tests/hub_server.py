@@ -76,6 +76,7 @@ class FakeHub:
     storage_tokens: list[str | None] = field(default_factory=list)
     resolved: Counter[str] = field(default_factory=Counter)
     sent_bytes: int = 0
+    sending: int = 0
     _uses: Counter[str] = field(default_factory=Counter)
     _attempts: Counter[tuple[str, int]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -138,6 +139,16 @@ class FakeHub:
         with self._lock:
             self.sent_bytes += count
 
+    def note_sending(self, change: int) -> None:
+        with self._lock:
+            self.sending += change
+
+    def settle(self) -> None:
+        """Wait until nothing is being sent any more: a client that was killed has its answers still under way."""
+        deadline = time.monotonic() + 10
+        while self.sending and time.monotonic() < deadline:
+            time.sleep(0.005)
+
     def use(self, signature: str) -> bool:
         """Whether the signed address is still good."""
         with self._lock:
@@ -191,7 +202,11 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
             self.send_header(key, value)
         self.end_headers()
-        self._send_body(reply)
+        self.hub.note_sending(1)
+        try:
+            self._send_body(reply)
+        finally:
+            self.hub.note_sending(-1)
 
     def _send_body(self, reply: Reply) -> None:
         limit = min(len(reply.body), *(n for n in (reply.send_bytes, reply.stall_after) if n is not None), 1 << 62)

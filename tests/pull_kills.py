@@ -117,6 +117,7 @@ def kill_once(repository: Repository, out: Path, state: str, chance: random.Rand
     _, message = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, f"{state}: the run ended by itself: {message.decode()}"
     hub.bytes_per_s = hub.trouble = None
+    hub.settle()
     found, claimed = _read_state(out)
     plan = repository.plan(CHUNK_BYTES)
     repository.pull(out, plan)

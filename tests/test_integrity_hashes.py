@@ -358,6 +358,20 @@ def test_manifest_of_a_broken_file_is_refused(model: Path) -> None:
         make_manifest(model)
 
 
+def test_a_manifest_of_shards_joined_with_cat_or_with_trailing_bytes_is_not_written(
+    tmp_path: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    joined, longer = tmp_path / "joined.gguf", write_tiny(tmp_path / "longer.gguf")
+    joined.write_bytes(b"".join(shard.read_bytes() for shard in shards))
+    longer.write_bytes(longer.read_bytes() + b"x")
+
+    assert run(["manifest", str(joined)]) == 3
+    assert run(["manifest", str(longer)]) == 3
+
+    assert "dfqs repair" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_no_such_manifest_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         read_manifest(tmp_path / "none.json")

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.output import note, out, print_json, progress_bar
+from dfqs.errors import FormatError
+from dfqs.integrity import verify_structure
 from dfqs.integrity.hashes import hash_file
 from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest
 from dfqs.records import write_json
@@ -36,6 +38,7 @@ def command(
     target = output or model.with_name(model.name + ".manifest.json")
     if not dry_run:
         check_writable_target(target, overwrite=True)
+    _refuse_wrong_length(model)
     sources = None
     if shards is not None:
         sources = []
@@ -54,3 +57,14 @@ def command(
         return
     out.print(f"file_sha256     {manifest.file_sha256}", markup=False)
     out.print(f"content_sha256  {manifest.content_sha256}", markup=False)
+
+
+def _refuse_wrong_length(model: Path) -> None:
+    """A record of a file that is not one model would lend it credit.
+
+    Raises:
+        FormatError: several files end to end, or bytes after the last tensor.
+    """
+    for finding in verify_structure(model).findings:
+        if finding.code in ("concatenated", "trailing"):
+            raise FormatError(f"{finding.message}. {finding.mend}", path=model, offset=finding.offset)
