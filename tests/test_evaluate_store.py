@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dfqs.errors import FormatError, UsageError
 from dfqs.evaluate.conditions import Numerics, ScoreConditions, differences
-from dfqs.evaluate.store import Subject, latest_run, open_store, read_lines
+from dfqs.evaluate.store import RunRecord, Subject, latest_run, open_store, read_lines
 
 SUBJECT = Subject(kind="file", name="m", location="/a/m.gguf", file_bytes=5, file_sha256="00")
 CONDITIONS = ScoreConditions(
@@ -26,7 +26,10 @@ CONDITIONS = ScoreConditions(
 
 
 def opened(out, subject=SUBJECT, conditions=CONDITIONS, threads=None):
-    return open_store(out, subject, conditions, threads)
+    planned = RunRecord(
+        subject=subject, conditions=conditions, threads=threads, curve_lengths=(1024,), decode_repeats=3
+    )
+    return open_store(out, planned)
 
 
 def test_what_was_stored_is_there_after_reopening_and_the_last_of_a_key_counts(tmp_path):

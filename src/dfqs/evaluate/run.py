@@ -23,7 +23,7 @@ from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
 from dfqs.evaluate.speed import DecodeRun, measure_runs
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
 from dfqs.evaluate.statistics import Count
-from dfqs.evaluate.store import Store, Subject, open_store
+from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
 from dfqs.evaluate.target import ChatTarget, LengthFailure
 from dfqs.hardware import measure_copy_bandwidth, read_machine
@@ -88,7 +88,14 @@ def evaluate(
         raise UsageError("--limit must be at least 1")
     sandbox, refusal = _find_sandbox() if CODE in request.stages else (None, None)
     conditions = score_conditions(target, request, sandbox)
-    with open_store(out, subject, conditions, request.threads) as store:
+    planned = RunRecord(
+        subject=subject,
+        conditions=conditions,
+        threads=request.threads,
+        curve_lengths=request.suite.context_lengths,
+        decode_repeats=request.suite.decode_repeats,
+    )
+    with open_store(out, planned) as store:
         _note(store, "machine", read_machine().model_dump(mode="json"))
         _note(store, "target", {"notices": list(target.info.notices), "context_tokens": target.info.context_tokens})
         if REASONING in request.stages:

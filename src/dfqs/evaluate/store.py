@@ -43,6 +43,8 @@ class RunRecord(Record):
     subject: Subject
     conditions: ScoreConditions
     threads: int | None
+    curve_lengths: tuple[int, ...]
+    decode_repeats: int
     began_anew: tuple[str, ...] = ()
     """Why the run before it was not continued."""
 
@@ -94,8 +96,8 @@ class Store:
 
 
 @contextmanager
-def open_store(out: Path, subject: Subject, conditions: ScoreConditions, threads: int | None) -> Iterator[Store]:
-    """The run in `out` to go on with, or a new one.
+def open_store(out: Path, planned: RunRecord) -> Iterator[Store]:
+    """The run in `out` to go on with, or a new one as planned.
 
     Raises:
         UsageError: another process is evaluating into the same directory.
@@ -109,7 +111,7 @@ def open_store(out: Path, subject: Subject, conditions: ScoreConditions, threads
             flock(lock, LOCK_EX | LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another evaluation is writing into {out}; give it another -o") from None
-        directory, record = _choose_run(out, subject, conditions, threads)
+        directory, record = _choose_run(out, planned)
         lines, length = read_lines(directory / "results.jsonl")
         with storage_errors(directory):
             handle = os.open(directory / "results.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
@@ -157,19 +159,17 @@ def read_run(directory: Path) -> RunRecord:
     return read_json(directory / "run.json", RunRecord)
 
 
-def _choose_run(
-    out: Path, subject: Subject, conditions: ScoreConditions, threads: int | None
-) -> tuple[Path, RunRecord]:
+def _choose_run(out: Path, planned: RunRecord) -> tuple[Path, RunRecord]:
     latest = latest_run(out)
     number = int(latest.name[4:]) if latest else 0
     why: tuple[str, ...] = ()
     if latest is not None and (latest / "run.json").exists():
         before = read_run(latest)
-        conditions = _with_code_python(conditions, before.conditions)
+        conditions = _with_code_python(planned.conditions, before.conditions)
         before = before.model_copy(update={"conditions": _with_code_python(before.conditions, conditions)})
-        why = (*_changed_subject(before.subject, subject), *differences(before.conditions, conditions))
-        if before.threads != threads:
-            why = (*why, f"threads: {before.threads} -> {threads}")
+        why = (*_changed_subject(before.subject, planned.subject), *differences(before.conditions, conditions))
+        if before.threads != planned.threads:
+            why = (*why, f"threads: {before.threads} -> {planned.threads}")
         if not why:
             write_json(latest / "run.json", before)
             return latest, before
@@ -177,7 +177,7 @@ def _choose_run(
         # Killed between making the directory and its record: nothing was measured in it.
         number -= 1
     directory = out / f"run-{number + 1}"
-    record = RunRecord(subject=subject, conditions=conditions, threads=threads, began_anew=why)
+    record = planned.model_copy(update={"began_anew": why})
     with storage_errors(directory):
         directory.mkdir(exist_ok=True)
     write_json(directory / "run.json", record)

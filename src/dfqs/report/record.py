@@ -23,7 +23,6 @@ from dfqs.evaluate.speed import (
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
 from dfqs.evaluate.statistics import Count, wilson_interval
 from dfqs.evaluate.store import RunRecord, latest_run, read_lines, read_run
-from dfqs.evaluate.suites import SUITES
 from dfqs.gguf import read_header
 from dfqs.hardware import Machine
 from dfqs.model import ModelSpec, read_model_spec
@@ -165,7 +164,7 @@ def _score_detail(
 
 def _context_detail(record: RunRecord, items: Results, reasons: dict[str, str]) -> ContextDetail | None:
     lengths, counts, missing = [], [], {}
-    for length in SUITES[record.conditions.suite].context_lengths:
+    for length in record.curve_lengths:
         failure, plan = items.get(f"{length}/failure"), items.get(f"{length}/plan")
         asked = [items.get(f"{length}/{index}") for index in plan["notes"]] if plan is not None else []
         answered = [item for item in asked if item is not None]
@@ -214,7 +213,7 @@ def _boundary_detail(boundary: Mapping[str, Any]) -> BoundaryDetail:
 def _speed(
     items: Results, notes: Results, spec: ModelSpec | None, record: RunRecord, reasons: dict[str, str]
 ) -> SpeedSummary | None:
-    wanted = SUITES[record.conditions.suite].decode_repeats
+    wanted = record.decode_repeats
     if record.subject.kind == "endpoint":
         reasons["cpu_tokens_per_sec"] = "an endpoint's machine and settings are not known; measure the file itself"
     elif len(items) < wanted:

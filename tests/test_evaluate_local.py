@@ -1,0 +1,103 @@
+"""A model in a worker: an answer depends on its prompt alone, whatever was asked before and whatever is resumed."""
+
+from contextlib import nullcontext
+
+import pytest
+
+from dfqs.evaluate.local import LocalTarget
+from dfqs.evaluate.prompts import read_context_set
+from dfqs.evaluate.run import Request, evaluate
+from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.stages import BOUNDARY, CONTEXT, REASONING, SPEED
+from dfqs.evaluate.store import Subject
+from dfqs.evaluate.suites import Suite
+from dfqs.evaluate.target import LengthFailure
+from dfqs.gguf import read_header
+from dfqs.progress import no_progress
+from dfqs.report.record import build_report
+
+VOCABULARY = read_context_set().items[0]
+TINY = Suite("quick", 2, 2, (256, 512), 3, 8, 2, 32, 64)
+
+
+@pytest.fixture(scope="module", params=["tiny_deepseek4", "smollm2_gguf"])
+def model(request):
+    """An architecture whose cache cannot be rolled back, and one whose can."""
+    return request.getfixturevalue(request.param)
+
+
+def ask(target, length, keep=slice(None)) -> list[Completion]:
+    questions = target.plan_length(VOCABULARY, length, 3)[keep]
+    answers: dict[int, Completion] = {}
+    target.ask(VOCABULARY, length, questions, 16, lambda index, completion: answers.update({index: completion}))
+    return [answers[index] for index in range(len(questions))]
+
+
+def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model):
+    with LocalTarget(model, threads=1, max_context=2048) as target:
+        short, long = ask(target, 560), ask(target, 1100)
+        again = ask(target, 560)
+    with LocalTarget(model, threads=1, max_context=2048) as fresh:
+        resumed = ask(fresh, 1100, slice(2, None))
+
+    assert again == short
+    assert resumed == long[2:]
+    assert len({answer.text for answer in long}) > 1
+
+
+def test_a_length_includes_its_question_and_answer(model):
+    with LocalTarget(model, threads=1, max_context=2048) as target:
+        used = [answer.prompt_tokens + answer.generated_tokens for answer in ask(target, 400)]
+
+    assert 400 - 120 < max(used) <= 400
+
+
+def test_answers_to_prompts_do_not_depend_on_their_order(model):
+    prompts = ["Count to three.", "Name a colour.", "Say yes."]
+    with LocalTarget(model, threads=1, max_context=2048) as target:
+        forwards = [target.complete(prompt, 6) for prompt in prompts]
+        backwards = [target.complete(prompt, 6) for prompt in reversed(prompts)]
+
+    assert forwards == backwards[::-1]
+
+
+def test_a_length_beyond_the_trained_context_is_refused_and_reported(smollm2_gguf):
+    trained = read_header(smollm2_gguf).metadata["llama.context_length"]
+    with LocalTarget(smollm2_gguf, threads=1, max_context=4 * trained) as target:
+        assert target.info.context_tokens == trained
+        assert f"{trained:,}" in target.info.notices[0]
+        with pytest.raises(LengthFailure, match="trained for"):
+            target.plan_length(VOCABULARY, trained + 1, 4)
+
+
+def test_a_prompt_longer_than_the_context_is_cut_off_and_not_right(smollm2_gguf):
+    with LocalTarget(smollm2_gguf, threads=1, max_context=2048) as target:
+        completion = target.complete("word " * 3000, 4)
+
+    assert completion.finish_reason == "context"
+    assert completion.refusal() == "truncated"
+
+
+def test_a_worker_that_died_is_started_again(smollm2_gguf):
+    with LocalTarget(smollm2_gguf, threads=1, max_context=2048) as target:
+        before = target.complete("Say yes.", 4)
+        target.close()
+        assert target.complete("Say yes.", 4) == before
+
+
+def test_all_stages_of_a_local_model_end_in_a_report(smollm2_gguf, tmp_path):
+    stages = (REASONING, CONTEXT, BOUNDARY, SPEED)
+    with LocalTarget(smollm2_gguf, threads=1, max_context=512) as target:
+        subject = Subject(kind="file", name=target.info.name, location=str(smollm2_gguf))
+        request = Request(TINY, stages, limit=2, threads=1)
+        for _ in range(2):  # the second finds everything measured
+            evaluate(target, subject, smollm2_gguf, request, tmp_path, lambda stage: nullcontext(no_progress))
+    report = build_report(tmp_path)
+
+    assert report.details.reasoning.n == 2
+    assert report.metrics.cpu_tokens_per_sec > 0
+    assert report.details.speed.repeats == 2
+    assert report.details.speed.latency_p50_s <= report.details.speed.latency_p99_s
+    assert report.conditions.speed.threads == 1
+    assert "not scores of the DFQS reference model" in report.statement
+    assert report.conditions.score.template_sha256 is not None
