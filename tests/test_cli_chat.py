@@ -1,0 +1,108 @@
+"""`dfqs chat` as a real process, with a terminal where a person would have one."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
+
+LONG = ("--temp", "2", "-n", "4000")
+
+
+def chat_in_terminal(path: Path, *arguments: str) -> RunningDfqs:
+    return RunningDfqs("chat", path, "--ctx", "2048", "--threads", "1", *arguments, terminal=True)
+
+
+def test_a_conversation_through_pipes_is_answered_line_by_line_from_one_cache(embedded_model: Path) -> None:
+    lines = "Hello\nWhat did I say?\n/nonsense\n\n/reset\nHello\n/exit\nnever read\n"
+    done = run_dfqs("chat", embedded_model, "--temp", "0", "-n", "6", "--ctx", "512", "--json", stdin=lines)
+
+    answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0
+    assert len(answers) == 3
+    assert answers[1]["reused_tokens"] > 0
+    assert answers[1]["prompt_tokens"] > answers[0]["prompt_tokens"]
+    # A new conversation is new: the same answer as at first.
+    assert answers[2]["text"] == answers[0]["text"]
+    assert "a new conversation" in done.stderr
+    assert "/reset starts a new conversation" in done.stderr
+
+
+def test_the_end_of_input_leaves(embedded_model: Path) -> None:
+    done = run_dfqs("chat", embedded_model, "--ctx", "512", stdin="")
+
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_system_message_opens_every_conversation(embedded_model: Path) -> None:
+    arguments = ("chat", embedded_model, "--temp", "0", "-n", "1", "--ctx", "512", "--json")
+    plain, opened = (
+        json.loads(run_dfqs(*arguments, *more, stdin="Hello\n").stdout) for more in ((), ("--system", "Be brief."))
+    )
+
+    assert plain["prompt_tokens"] != opened["prompt_tokens"]
+
+
+def test_a_message_too_long_for_the_context_is_refused_and_the_conversation_goes_on(smollm2_gguf: Path) -> None:
+    lines = "word " * 600 + "\nHello\n"
+    done = run_dfqs("chat", smollm2_gguf, "--temp", "0", "-n", "3", "--ctx", "256", "--json", stdin=lines)
+
+    assert done.returncode == 0
+    assert "the prompt has" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_ctrl_c_interrupts_the_answer_and_not_the_program(smollm2_gguf: Path) -> None:
+    with chat_in_terminal(smollm2_gguf, *LONG) as running:
+        running.read_until("> ")
+        running.write("Tell me everything.\n")
+        running.read_until("everything.")
+        running.read_until(" ")
+        running.process.send_signal(signal.SIGINT)
+        running.read_until("interrupted")
+        running.read_until("> ")
+        running.write("/reset\n")
+        running.read_until("a new conversation")
+        workers = running.worker_pids()
+        running.read_until("> ")
+        running.write("/exit\n")
+        assert running.wait() == 0
+
+    assert len(workers) == 1
+    wait_until_gone(workers)
+
+
+def test_ctrl_c_at_the_prompt_shows_the_way_out_and_ctrl_d_takes_it(smollm2_gguf: Path) -> None:
+    with chat_in_terminal(smollm2_gguf) as running:
+        running.read_until("> ")
+        running.process.send_signal(signal.SIGINT)
+        running.read_until("Ctrl-C interrupts an answer")
+        running.read_until("> ")
+        running.write("\x04")
+        assert running.wait() == 0
+
+
+def test_sigterm_leaves_even_in_the_middle_of_an_answer(smollm2_gguf: Path) -> None:
+    with chat_in_terminal(smollm2_gguf, *LONG) as running:
+        running.read_until("> ")
+        running.write("Tell me everything.\n")
+        running.read_until("everything.")
+        running.read_until(" ")
+        workers = running.worker_pids()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 128 + signal.SIGTERM
+
+    wait_until_gone(workers)
+
+
+def test_a_worker_that_dies_ends_the_program_with_one_sentence(smollm2_gguf: Path) -> None:
+    with chat_in_terminal(smollm2_gguf, *LONG) as running:
+        running.read_until("> ")
+        (worker,) = running.worker_pids()
+        running.write("Tell me everything.\n")
+        running.read_until("everything.")
+        os.kill(worker, signal.SIGKILL)
+        running.read_until("dfqs: llama.cpp died with SIGKILL while answering")
+        assert running.wait() == 3
