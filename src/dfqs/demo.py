@@ -18,11 +18,18 @@ from dfqs import __version__
 from dfqs.classes import recognise_class, tier_of
 from dfqs.embedded import cached_embedded_model
 from dfqs.errors import IntegrityError
+from dfqs.evaluate.local import LocalTarget
+from dfqs.evaluate.run import Request, evaluate
+from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
+from dfqs.evaluate.store import Subject
+from dfqs.evaluate.suites import find_suite
 from dfqs.gguf import read_header
 from dfqs.integrity import ModelHashes, hash_model, verify_against
 from dfqs.model import ModelSpec, read_model_spec
 from dfqs.progress import Progress
 from dfqs.records import Record, write_json
+from dfqs.report.record import build_report, write_report
+from dfqs.report.schema import Report
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.memory import measure_memory_curve
@@ -39,7 +46,11 @@ ANSWER_TOKENS = 48
 CONTEXTS = (2048, 8192)
 """Context lengths that the memory step asks llama.cpp about; the second is all that the model was trained for."""
 WORK_NAME = ".work"
-STEPS = 7
+STEPS = 8
+SAMPLE_ITEMS = 3
+"""Items of each set that the demonstration measures; enough to see how it is done, too few to say anything."""
+STAGES = (REASONING, CODE, CONTEXT, SPEED)
+"""The failure boundary takes longer than everything else together; `dfqs eval` measures it."""
 
 
 class Narrator(Protocol):
@@ -89,15 +100,20 @@ class DemoResult:
     """What the demonstration leaves."""
 
     record: DemoRecord
+    report: Report
     model: Path
     story: Path
+    report_path: Path
 
 
-def run_demo(out: Path, narrator: Narrator) -> DemoResult:
-    """Build, split, merge, verify, inspect, plan, run; then write down what was done.
+def run_demo(out: Path, narrator: Narrator, *, sample_items: int = SAMPLE_ITEMS) -> DemoResult:
+    """Build, split, merge, verify, inspect, plan, run, measure; then write down what was done.
 
-    Leaves the merged model, `demo.json` and `demo.md` in `out`; shards are removed. What an earlier run left there is
-    replaced.
+    Leaves the merged model, the evaluation's report and the story in `out`; shards are removed. What an earlier run
+    left there is replaced.
+
+    Args:
+        sample_items: of each prompt set, to measure.
 
     Raises:
         DfqsError: whatever stops a step.
@@ -113,6 +129,8 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         spec = _inspect(story, target)
         _plan_memory(story, target)
         answer, session = _run(story, target)
+        report = _measure(story, target, hashes, work / "evaluation", sample_items)
+    report_paths = write_report(report, out)
     record = DemoRecord(
         dfqs_version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -133,7 +151,7 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
     write_json(out / "demo.json", record)
     path = out / "demo.md"
     write_bytes_atomic(path, render_story(record).encode())
-    return DemoResult(record, target, path)
+    return DemoResult(record, report, target, path, report_paths[-1])
 
 
 def render_story(record: DemoRecord) -> str:
@@ -153,6 +171,8 @@ The file: **{record.model}**, {record.file_bytes:,} bytes.
 - SHA-256 of its content, whatever its layout: `{record.content_sha256}`
 
 {record.model_note}
+
+The measurement's report, with its conditions: [report.md](report.md).
 """
 
 
@@ -245,6 +265,38 @@ def _run(story: _Story, path: Path) -> tuple[Answer, SessionInfo]:
             f" at {rate:.1f} tokens/s)" if rate is not None else ")"
         )
         return answer, session.info
+
+
+def _measure(story: _Story, path: Path, hashes: ModelHashes, directory: Path, items: int) -> Report:
+    with story.step("Measure it on a small sample") as step:
+        subject = Subject(
+            kind="file",
+            name=check_model(path).name,
+            location=str(path),
+            file_bytes=hashes.file_bytes,
+            file_sha256=hashes.file_sha256,
+            content_sha256=hashes.content_sha256,
+        )
+        suite = find_suite("quick")
+
+        @contextmanager
+        def draw(stage: str) -> Iterator[Progress]:
+            yield lambda done, total=None, note="": step.progress(done, total, stage)
+
+        with LocalTarget(path, max_context=suite.context_lengths[-1]) as target:
+            evaluate(target, subject, path, Request(suite, STAGES, items), directory, draw)
+        report = build_report(directory)
+        metrics = report.metrics
+        step.outcome = (
+            f"reasoning {_figure(metrics.reasoning_score)}, code {_figure(metrics.code_score)}, "
+            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s; {items} items a set, so these figures show the way and "
+            "no more"
+        )
+    return report
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dfqs.cli.output import err, out, print_json, progress_bar
+from dfqs.cli.output import err, out, print_json, print_plain, progress_bar
 from dfqs.demo import run_demo
 from dfqs.progress import Progress
+from dfqs.report.markdown import render_summary
 
 
 def command(
@@ -19,8 +20,8 @@ def command(
     json_: Annotated[bool, typer.Option("--json", help="Print the record of what was done as JSON.")] = False,
 ) -> None:
     """Show the whole flow on a small real model: build it, split it into shards, merge them into one file, verify that
-    nothing changed, inspect it, ask how much memory it needs, let it answer, and write a report. Offline after the
-    first fetch (93 MB).
+    nothing changed, inspect it, ask how much memory it needs, let it answer, measure it, and write a report.
+    Offline after the first fetch (93 MB).
 
     Example: dfqs demo --out dfqs-demo
     """
@@ -28,8 +29,10 @@ def command(
     if json_:
         print_json(result.record)
         return
-    out.print(f"model:  {result.model}", markup=False)
-    out.print(f"report: {result.story}", markup=False)
+    print_plain(render_summary(result.report))
+    out.print(f"\nmodel:  {result.model}", markup=False)
+    out.print(f"story:  {result.story}", markup=False)
+    out.print(f"report: {result.report_path}", markup=False)
 
 
 class _Terminal:

@@ -1,0 +1,94 @@
+"""The demonstration as a user starts it: the whole flow on the real model, in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfqs.cli.main import run
+from dfqs.demo import MODEL_NAME, STEPS
+from dfqs.gguf import read_header
+from dfqs.integrity import hash_model
+
+DEMO = [sys.executable, "-m", "dfqs.cli.main", "demo"]
+
+
+@pytest.fixture(scope="module")
+def demonstration(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> tuple[Path, str, str]:
+    out = tmp_path_factory.mktemp("demo") / "made"
+    result = subprocess.run([*DEMO, "--out", str(out)], capture_output=True, text=True, check=False, timeout=500)
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout, result.stderr
+
+
+def test_every_step_is_told_and_the_paths_are_printed(demonstration: tuple[Path, str, str]) -> None:
+    out, printed, told = demonstration
+
+    for number in range(1, STEPS + 1):
+        assert f"[{number}/{STEPS}]" in told
+    assert str(out / MODEL_NAME) in printed
+    assert str(out / "report.md") in printed
+
+
+def test_merged_model_is_the_built_one_and_nothing_else_is_left(
+    demonstration: tuple[Path, str, str], embedded_model: Path
+) -> None:
+    out, _, _ = demonstration
+
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [MODEL_NAME, "demo.json", "demo.md", "report.json", "report.md"]
+    )
+    assert hash_model(out / MODEL_NAME).content_sha256 == hash_model(embedded_model).content_sha256
+    assert "split.count" in read_header(out / MODEL_NAME).metadata
+
+
+def test_record_and_report_name_the_model_for_what_it_is(demonstration: tuple[Path, str, str]) -> None:
+    out, _, _ = demonstration
+    record = json.loads((out / "demo.json").read_text())
+    report = json.loads((out / "report.json").read_text())
+
+    assert record["schema"] == "dfqs.demo/1"
+    assert record["answer"].strip()
+    assert record["decode_tokens_per_s"] > 0
+    assert len(record["steps"]) == STEPS
+    assert "Demonstration model" in record["model_note"]
+    assert report["metrics"]["cpu_tokens_per_sec"] > 0
+    assert report["metrics"]["failure_boundary_tokens"] is None
+    assert "not scores of the DFQS reference model" in (out / "report.md").read_text()
+
+
+def test_ctrl_c_in_the_middle_leaves_no_shards_and_no_half_model(tmp_path: Path, embedded_model: Path) -> None:
+    out = tmp_path / "made"
+    process = subprocess.Popen([*DEMO, "--out", str(out)], stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[4/"):
+            break
+    process.send_signal(signal.SIGINT)
+    message = process.stderr.read()
+
+    assert process.wait(timeout=60) == 130
+    process.stderr.close()
+    assert "interrupted" in message
+    assert list(out.iterdir()) == []
+
+
+def test_output_directory_without_permission_is_one_sentence(
+    tmp_path: Path, embedded_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if os.geteuid() == 0:
+        target = Path("/proc/nothing")  # nobody, not even root, makes directories there
+    else:
+        tmp_path.chmod(0o500)
+        target = tmp_path / "closed" / "made"
+
+    assert run(["demo", "--out", str(target)]) in (2, 3)
+
+    message = capsys.readouterr().err
+    assert str(target) in message
+    assert "Traceback" not in message
+    assert "internal error" not in message
