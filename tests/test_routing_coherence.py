@@ -17,6 +17,7 @@ from dfqs.routing.coherence import (
     diff_traces,
     divergence,
     jaccard,
+    measure_coherence,
     router_distribution,
     uniform_chance_jaccard,
 )
@@ -137,3 +138,23 @@ def test_different_tokens_are_refused_with_the_place(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"different tokens: prompt 0, position 0 holds token"):
         diff_traces(a, b)
+
+
+def test_coherence_falls_as_noise_on_the_router_grows() -> None:
+    header = make_header(4, 16, 4, scores=("probabilities",))
+    reference = make_chunk(header, 500)
+    assert reference.probabilities is not None
+    noise = np.random.default_rng(5).normal(size=reference.probabilities.shape)
+    found = []
+    for strength in (0.0, 0.05, 0.2, 0.8, 3.0):
+        noisy = np.exp(np.log(reference.probabilities) + strength * noise)
+        p = (noisy / noisy.sum(-1, keepdims=True)).astype(np.float32)
+        ids = np.argsort(-p, axis=-1, kind="stable")[..., :4].astype(np.uint8)
+        tally = measure_coherence(header, [(reference, TraceChunk(0, 0, reference.tokens, ids, p))])
+        found.append(tally.over(list(range(4)), list(range(26))))
+
+    for name in ("jaccard", "same_set", "top1", "weight_overlap"):
+        values = [row[name] for row in found]
+        assert values == sorted(values, reverse=True) and len(set(values)) == 5, name
+    divergences = [row["kl_nats"] for row in found]
+    assert divergences == sorted(divergences)

@@ -44,7 +44,7 @@ def matrix_table(check: RouteCheck) -> Table:
         "Condition",
         "bits",
         "experts %",
-        "worst layer %",
+        "worst %",
         "from token",
         "argmax %",
     )

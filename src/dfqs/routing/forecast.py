@@ -7,7 +7,7 @@ from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Record
 from dfqs.routing.capture import RUNTIME, processor_name
-from dfqs.routing.determinism import Condition, run_condition
+from dfqs.routing.determinism import BESIDE_TOKENS, Condition, run_condition
 from dfqs.routing.identity import ModelIdentity, read_identity
 from dfqs.routing.margins import (
     FlipForecast,
@@ -27,14 +27,13 @@ FIT_TEXT, TEST_TEXT = "first", "second"
 FORECAST_TOKENS = 700
 PERTURBATIONS = (
     Condition("token by token", steps=(1,)),
-    Condition("beside another sequence", kind="beside"),
+    Condition("beside another", kind="beside"),
     Condition("flash attention on", {"flash_attention": "on"}),
     Condition("K q8_0", {"type_k": "q8_0"}),
     Condition("K, V q8_0 (flash att.)", {"type_k": "q8_0", "type_v": "q8_0", "flash_attention": "on"}),
     Condition("K, V q5_1 (flash att.)", {"type_k": "q5_1", "type_v": "q5_1", "flash_attention": "on"}),
     Condition("K, V f32", {"type_k": "f32", "type_v": "f32"}),
 )
-_OTHER_TOKENS = 100
 
 
 class MarginReport(Record):
@@ -83,7 +82,7 @@ def forecast_routing(
             nonlocal done
             pair = []
             for text, other in (texts, texts[::-1]):
-                result = run_condition(worker, path, text, other[:_OTHER_TOKENS], condition, threads=count, scores=True)
+                result = run_condition(worker, path, text, other[:BESIDE_TOKENS], condition, threads=count, scores=True)
                 learned[:] = [row for row, layer in enumerate(result.layers) if layer not in hash_layers]
                 pair.append(_rows(result, learned))
                 layers = result.layers

@@ -135,7 +135,8 @@ class StatsTally:
         self.header = header
         self.tokens = self.prompts = 0
         self.loads = np.zeros((layers, model.experts), np.int64)
-        self.together = np.zeros((layers, model.experts, model.experts), np.float32)
+        self.together = np.zeros((layers, model.experts, model.experts), np.int32)
+        """Tokens that chose both experts, the lower number first."""
         self.unique = np.zeros((len(WINDOWS), layers))
         self.windows = np.zeros(len(WINDOWS), np.int64)
         self.distances = StackDistances(layers, model.experts, model.experts_used)
@@ -150,8 +151,7 @@ class StatsTally:
         self.prompts = block.prompt + 1
         loads = chosen.sum(1, dtype=np.int64)
         self.loads += loads
-        dense = chosen.astype(np.float32)
-        self.together += dense.transpose(0, 2, 1) @ dense
+        self._add_pairs(np.sort(block.ids, axis=-1).astype(np.int64))
         self.distances.add(block.ids)
         for row, window in enumerate(WINDOWS):
             whole = len(block) // window
@@ -160,6 +160,12 @@ class StatsTally:
                 self.unique[row] += parts.any(2).sum((1, 2))
                 self.windows[row] += whole
         self._add_context(block, loads)
+
+    def _add_pairs(self, ids: NDArray[np.int64]) -> None:
+        experts, used = self.header.model.experts, ids.shape[-1]
+        first, second = np.triu_indices(used, 1)
+        base = (np.arange(len(ids)) * experts * experts)[:, None, None]
+        np.add.at(self.together.reshape(-1), base + ids[..., first] * experts + ids[..., second], 1)
 
     def _add_context(self, block: TraceChunk, loads: NDArray[np.int64]) -> None:
         learned = self.header.learned_rows
@@ -192,9 +198,10 @@ class StatsTally:
 
     def describe_pairs(self) -> tuple[ExpertPair, ...]:
         """The pairs of highest lift, among those that chance alone would bring together ten times or more."""
-        expected = self.loads[:, :, None] * self.loads[:, None, :] / max(1, self.tokens)
+        loads = self.loads.astype(np.float32)
+        expected = loads[:, :, None] * loads[:, None, :] / max(1, self.tokens)
         upper = np.triu(np.ones(expected.shape[1:], np.bool_), 1)
-        lift = np.where(upper & (expected >= 10), self.together / np.maximum(expected, 1), 0)
+        lift = np.where(upper & (expected >= 10), self.together / np.maximum(expected, 1), np.float32(0))
         best = np.argsort(-lift, axis=None, kind="stable")[:TOP_PAIRS]
         places = [np.unravel_index(int(index), lift.shape) for index in best]
         return tuple(
