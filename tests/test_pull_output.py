@@ -72,6 +72,23 @@ def test_what_the_disk_lost_since_is_fetched_again_and_the_rest_is_not(repositor
     assert [line for line in result.refetched_chunks if "not on the disk as recorded" in line]
 
 
+def test_a_resume_with_other_chunks_goes_on_with_those_it_began_with(repository: Repository, tmp_path: Path) -> None:
+    def die(request: Request, reply: Reply) -> None:
+        if request.number >= 12:
+            reply.send_bytes = 0
+
+    repository.hub.trouble = die
+    with pytest.raises(NetworkError):
+        repository.pull(tmp_path / "m.gguf")
+    repository.hub.trouble = None
+
+    result = repository.pull(tmp_path / "m.gguf", repository.plan(3 * CHUNK_BYTES))
+
+    assert (tmp_path / "m.gguf").read_bytes() == repository.merged
+    assert result.reused_bytes > 0
+    assert result.reused_bytes + result.fetched_bytes == repository.remote_bytes
+
+
 def test_a_lost_part_file_is_not_believed_to_be_there(repository: Repository, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     plan = repository.plan()

@@ -25,6 +25,8 @@ SCHEMA = "dfqs.pull-journal/1"
 class Progressed:
     """What the journal claims."""
 
+    chunk_bytes: int
+    """How the files were cut when the journal began; its numbers of chunks mean that."""
     chunks: dict[tuple[int, int], str] = field(default_factory=dict)
     """(file, chunk) -> SHA-256."""
     verified: set[int] = field(default_factory=set)
@@ -49,19 +51,22 @@ class PullJournal:
             raise UsageError(f"another dfqs pull is writing {path}; wait for it or stop it") from None
         self._closed = False
 
-    def start(self, identity: dict[str, Any], origin: dict[str, Any], *, fresh: bool = False) -> Progressed:
+    def start(
+        self, identity: dict[str, Any], origin: dict[str, Any], chunk_bytes: int, *, fresh: bool = False
+    ) -> Progressed:
         """Read what is there, or begin; what cannot be read is cut off.
 
         Args:
             identity: what is being pulled; decides whether the journal is for this.
             origin: repository and commit, for messages.
+            chunk_bytes: how the files are cut, where this begins the journal.
             fresh: begin anew, since the file that the journal speaks of is gone.
 
         Raises:
             UsageError: the journal is for other files.
         """
         expected = sha256_of(identity)
-        progressed = Progressed()
+        progressed = Progressed(chunk_bytes)
         good_end = 0
         for end, record in () if fresh else self._read():
             if good_end == 0:
@@ -70,13 +75,14 @@ class PullJournal:
                         f"{self.path} is of another pull ({record.get('origin')}); finish that one, or give --restart "
                         "to throw away what it fetched"
                     )
+                progressed.chunk_bytes = record["chunk_bytes"]
             else:
                 _apply(progressed, record)
             good_end = end
         with storage_errors(self.path):
             os.ftruncate(self._handle, good_end)
             if good_end == 0:
-                self._append({"schema": SCHEMA, "identity": expected, "origin": origin})
+                self._append({"schema": SCHEMA, "identity": expected, "origin": origin, "chunk_bytes": chunk_bytes})
                 os.fsync(self._handle)
                 fsync_directory(self.path.parent)
         return progressed

@@ -20,6 +20,7 @@ from dfqs.shards.shard import Shard, check_layout, read_shard_count
 
 CHUNK_BYTES = 16 << 20
 """One request, and what a kill loses at most on each connection."""
+MIN_CHUNK_BYTES = 64 << 10
 REST_LIMIT_BYTES = 1 << 30
 """Headers and padding of all shards; the largest models have some 20 MB."""
 
@@ -93,12 +94,11 @@ class PullPlan:
         return start, min(start + self.chunk_bytes, self.layouts[index].file.size)
 
     def identity(self) -> dict[str, object]:
-        """Everything that decides which bytes go where; a journal is for one identity."""
+        """Everything that decides which bytes go where; a journal is for one identity. Chunks may be cut otherwise."""
         return {
             "files": [[layout.file.name, layout.file.size, layout.file.identity] for layout in self.layouts],
             "file_bytes": self.file_bytes,
             "rest_bytes": self.rest_bytes,
-            "chunk_bytes": self.chunk_bytes,
         }
 
 

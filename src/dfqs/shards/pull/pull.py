@@ -5,6 +5,7 @@ file from what was written, in the file's own order, and compares with the hash 
 are right does the model get its header and its name. Whatever interrupts it, the same command goes on.
 """
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from dfqs.shards.pull.headers import read_remote_headers
 from dfqs.shards.pull.hub import Hub
 from dfqs.shards.pull.journal import Progressed, PullJournal
 from dfqs.shards.pull.patience import Patience
-from dfqs.shards.pull.plan import CHUNK_BYTES, PullPlan, plan_pull_of
+from dfqs.shards.pull.plan import CHUNK_BYTES, MIN_CHUNK_BYTES, PullPlan, plan_pull_of
 from dfqs.shards.pull.ranges import RangeClient
 from dfqs.shards.pull.target import PullTarget, journal_path, part_path, rest_path, taken_bytes
 from dfqs.shards.pull.transfer import Transfer
@@ -60,8 +61,8 @@ def plan_pull(
         NetworkError: the Hub cannot be reached.
         IntegrityError: a header larger than any model's.
     """
-    if chunk_bytes < 1:
-        raise UsageError("a chunk has at least one byte")
+    if chunk_bytes < MIN_CHUNK_BYTES:
+        raise UsageError(f"a chunk has at least {MIN_CHUNK_BYTES:,} bytes")
     listing, choice, headers = read_remote_headers(
         hub, repo, revision=revision, pattern=pattern, patience=patience, connections=connections
     )
@@ -119,13 +120,14 @@ def pull(
         listing = plan.listing
         origin = {"repo": listing.repo, "commit": listing.commit, "model": plan.choice.name}
         if _may_be_published(plan, out):
-            known = journal.start(plan.identity(), origin)
+            known = journal.start(plan.identity(), origin, plan.chunk_bytes)
             if len(known.verified) == len(plan.layouts) and rest_path(out).exists():
                 return _look_at_published(plan, out)
         check_writable_target(out)
         require_room(plan, out)
         intact = part_path(out).is_file() and part_path(out).stat().st_size == plan.file_bytes
-        known = journal.start(plan.identity(), origin, fresh=not intact)
+        known = journal.start(plan.identity(), origin, plan.chunk_bytes, fresh=not intact)
+        plan = dataclasses.replace(plan, chunk_bytes=known.chunk_bytes)
         return _fetch(plan, hub, out, journal, known, connections, patience or Patience(), use_cache, progress)
     except BaseException:
         if not part_path(out).exists() and not out.exists():
