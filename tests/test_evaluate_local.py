@@ -101,3 +101,13 @@ def test_all_stages_of_a_local_model_end_in_a_report(smollm2_gguf, tmp_path):
     assert report.conditions.speed.threads == 1
     assert "not scores of the DFQS reference model" in report.statement
     assert report.conditions.score.template_sha256 is not None
+
+
+def test_a_model_without_chat_template_is_asked_in_plain_text_and_the_report_can_say_so(tiny_deepseek4):
+    assert "tokenizer.chat_template" not in read_header(tiny_deepseek4).metadata
+    with LocalTarget(tiny_deepseek4, threads=1, max_context=1024) as target:
+        completion = target.complete("Say yes.", 4)
+
+        assert target.info.template_sha256 is None
+        assert "no chat template" in " ".join(target.info.notices)
+        assert completion.finish_reason in ("stop", "length")

@@ -233,8 +233,6 @@ def _measure_speed(path: Path, store: Store, request: Request, progress: Progres
     have = len(store.stage(SPEED))
     total = request.suite.decode_repeats
     progress(have, total, "")
-    if have >= total:
-        return
     load = os.getloadavg()[0]
 
     def keep(run: DecodeRun) -> None:
@@ -242,9 +240,11 @@ def _measure_speed(path: Path, store: Store, request: Request, progress: Progres
         store.append(SPEED, f"repeat-{number}", {**asdict(run), "load_average_before": load})
         progress(number, total, f"repeat {number}")
 
-    measure_runs(path, request.suite, request.threads, have, keep)
-    threads = request.threads or read_machine().allowed_cpus
-    _note(store, "bandwidth", {"bytes_per_s": measure_copy_bandwidth(threads), "threads": threads})
+    if have < total:
+        measure_runs(path, request.suite, request.threads, have, keep)
+    if store.get(NOTES, "bandwidth") is None:
+        threads = request.threads or read_machine().allowed_cpus
+        store.append(NOTES, "bandwidth", {"bytes_per_s": measure_copy_bandwidth(threads), "threads": threads})
 
 
 def _measure_boundary(target: ChatTarget, store: Store, request: Request, progress: Progress) -> None:

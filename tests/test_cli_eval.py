@@ -1,0 +1,110 @@
+"""`dfqs eval` and `dfqs report` as a person calls them."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from dfqs.cli.main import run
+from dfqs.evaluate import run as run_module
+from dfqs.evaluate import sandbox
+from dfqs.evaluate.run import Request, _measure_speed
+from dfqs.evaluate.speed import DecodeRun
+from dfqs.evaluate.store import open_store
+from dfqs.evaluate.suites import QUICK
+from dfqs.progress import no_progress
+from evaluate_server import oracle, serve
+from test_evaluate_store import CONDITIONS, SUBJECT, RunRecord
+
+
+def test_dry_run_says_what_would_be_measured_and_touches_nothing(tmp_path, capsys):
+    assert run(["eval", "missing.gguf", "-o", str(tmp_path / "out"), "--suite", "quick", "--dry-run", "--json"]) == 0
+
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["reasoning_items"], plan["context_lengths"]) == (16, [1024, 1536, 2048, 3072])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "out"], "give a MODEL file or --endpoint"),
+        (["m.gguf", "--endpoint", "http://h", "-o", "out"], "one of the two"),
+        (["m.gguf"], "-o DIRECTORY"),
+        (["m.gguf", "-o", "out", "--only", "reasoning,maths"], "--only takes stages"),
+        (["m.gguf", "-o", "out", "--suite", "huge"], "quick, standard"),
+        (["m.gguf", "-o", "out", "--max-context", "100"], "--max-context is below"),
+        (["m.gguf", "-o", "out"], "no such file"),
+        (["--endpoint", "ftp://h", "-o", "out"], "no address"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_as_usage(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+
+    assert run(["eval", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_endpoint_is_measured_and_its_report_can_be_made_again(tmp_path, capsys):
+    out = tmp_path / "out"
+    with serve(oracle()) as endpoint:
+        arguments = ["eval", "--endpoint", endpoint.url, "-o", str(out), "--limit", "2", "--only", "reasoning,code"]
+        assert run(arguments) == 0
+    printed = capsys.readouterr()
+    assert "reasoning_score           1.000" in printed.out
+    assert "null" in printed.out
+    before = json.loads((out / "report.json").read_bytes())
+    (out / "report.json").unlink()
+
+    assert run(["report", str(out), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {**again, "measured_at": ""} == {**before, "measured_at": ""}
+    assert (out / "report.md").read_text().startswith("# fake: DFQS evaluation")
+
+
+def test_nothing_answering_is_an_operational_failure(tmp_path, capsys):
+    assert run(["eval", "--endpoint", "http://127.0.0.1:9", "-o", str(tmp_path / "out")]) == 3
+    assert "nothing answers at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_without_a_sandbox_the_code_score_is_null_with_the_remedy_and_nothing_generated_runs(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sandbox.shutil, "which", lambda _name: None)
+    with serve(oracle()) as endpoint:
+        arguments = ["eval", "--endpoint", endpoint.url, "-o", str(tmp_path), "--limit", "2", "--only", "code"]
+        assert run([*arguments, "--json"]) == 0
+
+    report = json.loads(capsys.readouterr().out)
+    assert report["metrics"]["code_score"] is None
+    assert "apt-get install bubblewrap" in report["reasons"]["code_score"]
+    assert endpoint.prompts == []
+
+
+def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path, monkeypatch):
+    one = DecodeRun(512, 1.0, (0.1,), 0, (), 1, "default")
+    asked = []
+
+    def dies_after_one(path, suite, threads, have, on_run):
+        asked.append(have)
+        on_run(one)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        for _ in range(suite.decode_repeats - have - 1):
+            on_run(one)
+
+    monkeypatch.setattr(run_module, "measure_runs", dies_after_one)
+    monkeypatch.setattr(run_module, "measure_copy_bandwidth", lambda threads: 1e9)
+    planned = RunRecord(subject=SUBJECT, conditions=CONDITIONS, threads=1, curve_lengths=(1024,), decode_repeats=3)
+    for attempt in range(2):
+        with open_store(tmp_path, planned) as store:
+            try:
+                _measure_speed(tmp_path, store, Request(QUICK, threads=1), no_progress)
+            except KeyboardInterrupt:
+                assert attempt == 0
+            stored = store.stage("speed")
+
+    assert asked == [0, 1]
+    assert list(stored) == ["repeat-1", "repeat-2", "repeat-3"]
+    assert stored["repeat-3"]["decode_s"] == list(asdict(one)["decode_s"])
