@@ -1,6 +1,6 @@
 """What a model is shown while its weights' importance is measured.
 
-The mix that dfqs ships is small and its own: conversations, prose, two dozen languages, code in ten languages besides
+The mix that dfqs ships is small and its own: conversations, prose, two dozen languages, code in eight languages besides
 the package's own Python, and worked arithmetic from a seeded generator. It touches many experts with few tokens; for a
 model of hundreds of experts bring more text (`--corpus`). Nothing of it is in any prompt set of `dfqs eval`, nor in the
 held-out text that `dfqs perplexity` reads.
