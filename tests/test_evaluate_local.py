@@ -1,5 +1,11 @@
 """A model in a worker: an answer depends on its prompt alone, whatever was asked before and whatever is resumed."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -111,3 +117,35 @@ def test_a_model_without_chat_template_is_asked_in_plain_text_and_the_report_can
         assert target.info.template_sha256 is None
         assert "no chat template" in " ".join(target.info.notices)
         assert completion.finish_reason in ("stop", "length")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [4, 6], ids=["reasoning", "context"])
+def test_killed_with_minus_9_and_run_again_a_local_model_has_the_same_scores(smollm2_gguf, tmp_path, lines):
+    # Two notes, two reasoning items, then the plan and the questions of the first length.
+    command = [sys.executable, "-m", "dfqs.cli.main", "eval", str(smollm2_gguf), "--suite", "quick", "--limit", "2"]
+    command += ["--only", "reasoning,context", "-o"]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], start_new_session=True)
+    results = tmp_path / "killed" / "run-1" / "results.jsonl"
+    while not results.exists() or results.read_bytes().count(b"\n") < lines:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "report.json").exists()
+
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+
+    reports = [json.loads((tmp_path / name / "report.json").read_bytes()) for name in ("killed", "whole")]
+    assert reports[0]["metrics"] == reports[1]["metrics"]
+    assert reports[0]["details"] == reports[1]["details"]
+    texts = [
+        [
+            line
+            for line in (tmp_path / name / "run-1" / "results.jsonl").read_text().splitlines()
+            if "completion" in line
+        ]
+        for name in ("killed", "whole")
+    ]
+    assert texts[0] == texts[1]

@@ -14,7 +14,7 @@ from dfqs.evaluate.speed import DecodeRun, bytes_per_token, summarise
 from dfqs.evaluate.suites import QUICK
 from dfqs.evaluate.target import TargetInfo
 from dfqs.gguf.types import GGMLType
-from dfqs.hardware import Machine, measure_copy_bandwidth, read_machine
+from dfqs.hardware import Machine, default_threads, measure_copy_bandwidth, read_machine
 from dfqs.model import ModelSpec, Role, RoleSize
 from dfqs.report import Report
 from dfqs.report.markdown import render_markdown, render_summary
@@ -175,6 +175,7 @@ def test_the_machine_is_described_without_guesses():
     assert Machine.model_validate_json(machine.model_dump_json()) == machine
     assert 1 <= machine.allowed_cpus <= machine.logical_cpus
     assert machine.memory_limit_bytes is None or machine.memory_limit_bytes < machine.memory_bytes
+    assert 1 <= default_threads(machine) <= machine.allowed_cpus
     assert measure_copy_bandwidth(1, 8 << 20) > 1e6
 
 

@@ -64,6 +64,11 @@ def read_machine() -> Machine:
     )
 
 
+def default_threads(machine: Machine) -> int:
+    """Threads that llama.cpp's own programs take by default: one a physical core, within what this process may use."""
+    return min(machine.physical_cores or machine.allowed_cpus, machine.allowed_cpus)
+
+
 def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
     """Bytes a second that `threads` threads move copying one large array: read plus written, best of five.
 

@@ -86,7 +86,13 @@ def command(
                 target = stack.enter_context(local)
         for notice in target.info.notices:
             warn(notice)
-        directory = evaluate(target, subject, model, request, output, draw_stage)
+        try:
+            directory = evaluate(target, subject, model, request, output, draw_stage)
+        except UsageError:
+            raise
+        except BaseException:
+            note("what was measured is stored; the same command goes on with the rest")
+            raise
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")
     report = build_report(output)

@@ -26,7 +26,7 @@ from dfqs.evaluate.statistics import Count
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
 from dfqs.evaluate.target import ChatTarget, LengthFailure
-from dfqs.hardware import measure_copy_bandwidth, read_machine
+from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
 from dfqs.progress import Progress
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]
@@ -233,6 +233,7 @@ def _measure_speed(path: Path, store: Store, request: Request, progress: Progres
     have = len(store.stage(SPEED))
     total = request.suite.decode_repeats
     progress(have, total, "")
+    threads = request.threads or default_threads(read_machine())
     load = os.getloadavg()[0]
 
     def keep(run: DecodeRun) -> None:
@@ -241,9 +242,8 @@ def _measure_speed(path: Path, store: Store, request: Request, progress: Progres
         progress(number, total, f"repeat {number}")
 
     if have < total:
-        measure_runs(path, request.suite, request.threads, have, keep)
+        measure_runs(path, request.suite, threads, have, keep)
     if store.get(NOTES, "bandwidth") is None:
-        threads = request.threads or read_machine().allowed_cpus
         store.append(NOTES, "bandwidth", {"bytes_per_s": measure_copy_bandwidth(threads), "threads": threads})
 
 

@@ -72,7 +72,7 @@ class SpeedSummary(Record):
     """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth. Reading is faster than copying: may be above 1."""
 
 
-def measure_runs(path: Path, suite: Suite, threads: int | None, have: int, on_run: Callable[[DecodeRun], None]) -> None:
+def measure_runs(path: Path, suite: Suite, threads: int, have: int, on_run: Callable[[DecodeRun], None]) -> None:
     """Measure the repeats that are still missing (`have` are there)."""
     with Worker(threads=threads, omp_wait_policy="default") as worker:
         worker.call(
