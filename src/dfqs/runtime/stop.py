@@ -1,8 +1,9 @@
 """Stopping native work that is under way, from another thread, without killing the process.
 
-llama.cpp asks an abort callback before every graph node. A Python callback there costs milliseconds a token, so the
-callback is a C function that already does the right thing: `strlen` of a one-byte buffer returns 0 (go on) while the
-buffer is empty and 1 (stop) once a byte is written into it.
+llama.cpp asks an abort callback before every graph node, some hundred times a token, from its own threads. A Python
+callback there would have to wait for the interpreter's lock, so the callback is a C function that already does the
+right thing: `strlen` of a one-byte buffer returns 0 (go on) while the buffer is empty and 1 (stop) once a byte is
+written into it.
 """
 
 import ctypes
