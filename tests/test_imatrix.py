@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
+from dfqs.evaluate import prompts
 from dfqs.gguf import GGMLType, TensorSource, string, write_gguf
 from dfqs.quantize.calibration import heldout_text, read_corpus, shipped_corpus, worked_problems
 from dfqs.quantize.coverage import ColdExpert, measure_coverage
@@ -305,13 +306,24 @@ def _equalities(text: str) -> list[tuple[str, str]]:
     return re.findall(r"(?<![\w^.])(\d+(?: [*+-] \d+)+) = (\d+)(?![\d.]*[.]\d)(?! [*+-] )", text)
 
 
-def test_no_held_out_sentence_is_in_the_calibration_mix() -> None:
-    mix = "\n".join(
-        [*(d for s in shipped_corpus().streams for d in s.documents)]
-        + [text for s in shipped_corpus().streams for turns in s.conversations for _, text in turns]
-    )
+def calibration_lines() -> set[str]:
+    documents = [d for stream in shipped_corpus().streams for d in stream.documents]
+    spoken = [text for s in shipped_corpus().streams for turns in s.conversations for _, text in turns]
+    return {line.strip() for text in [*documents, *spoken] for line in text.splitlines() if len(line.strip()) > 30}
 
-    assert not [s for s in heldout_text().split(". ") if len(s) > 30 and s in mix]
+
+def test_no_held_out_sentence_is_in_the_calibration_mix() -> None:
+    held_out = heldout_text()
+
+    assert not [line for line in calibration_lines() if line in held_out]
+
+
+def test_no_line_of_an_evaluation_prompt_is_in_the_calibration_mix() -> None:
+    directory = Path(prompts.__file__).parent
+    questions = "\n".join(path.read_text() for path in sorted(directory.glob("*.json*")))
+
+    assert len(questions) > 10_000
+    assert not [line for line in calibration_lines() if line in questions]
 
 
 def test_command_measures_and_reports_coverage_for_programs(model: Path, tmp_path: Path) -> None:
