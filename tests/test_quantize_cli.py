@@ -97,7 +97,8 @@ def test_a_ladder_leaves_models_numbers_table_and_plot(
     assert run(["quantize", str(model), str(target), "--ladder", "Q8_0, Q4_K-XL", *options]) == 0
 
     text = capsys.readouterr().out
-    assert [line.split()[0] for line in text.splitlines()] == ["Class", "model", "Q8_0", "Q4_K-XL"]
+    assert [line.split()[0] for line in text.splitlines()] == ["Class", "source", "Q8_0", "Q4_K-XL"]
+    assert "…" not in text
     record = json.loads((target / "ladder.json").read_text())
     source, q8, q4 = record["rungs"]
     assert source["from_previous"] is None and source["summary"]["kl"] is None

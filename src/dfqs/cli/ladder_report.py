@@ -29,8 +29,8 @@ def report_ladder(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
     Console(width=max(out.width, TABLE_WIDTH), highlight=False).print(ladder_table(rungs))
     first = rungs[0].summary.nll
     note(
-        f"{first.tokens:,} tokens; 95 % intervals from {first.blocks} blocks of tokens; step: loss minus that of the "
-        "row above, paired by token; KL is from the source, a lower bound"
+        f"{first.tokens:,} tokens; 95 % intervals from {first.blocks} blocks of tokens; bits a weight; step: loss "
+        "minus that of the row above, paired by token, apart if its interval leaves out 0; KL from the source, at least"
     )
     note(f"wrote {directory / 'ladder.json'} and {directory / 'ladder.svg'}")
 
@@ -38,7 +38,7 @@ def report_ladder(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
 def ladder_table(rungs: Sequence[Rung]) -> Table:
     """One row a model, in the order given."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("Class", "Size", "Bits/weight", "Perplexity", "Loss step", "Told apart", "KL", "Same top"):
+    for name in ("Class", "Size", "Bits", "Perplexity", "Loss step", "Apart", "KL", "Same top"):
         table.add_column(name, justify="left" if name == "Class" else "right", no_wrap=True)
     for rung in rungs:
         summary, step = rung.summary, rung.from_previous

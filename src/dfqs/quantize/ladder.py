@@ -18,6 +18,8 @@ from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize, read_source
 from dfqs.runtime import Worker
 
+SOURCE = "source"
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
@@ -73,7 +75,7 @@ def measure_ladder(
         progress(0, total, source.name)
         first = measure(source, None)
         write_losses(reference_path, first.losses, overwrite=True)
-        rungs.append(_rung(source.stem, source, summarise(first), None))
+        rungs.append(_rung(SOURCE, source, summarise(first), None))
         previous = first.losses
         for index, class_ in enumerate(classes, start=1):
             progress(index, total, class_.name)

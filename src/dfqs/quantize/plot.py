@@ -22,8 +22,12 @@ def write_ladder_plot(rungs: Sequence[Rung], path: Path) -> None:
     below = [rung.summary.nll.mean - _or(rung.summary.nll.low, rung.summary.nll.mean) for rung in rungs]
     above = [_or(rung.summary.nll.high, rung.summary.nll.mean) - rung.summary.nll.mean for rung in rungs]
     axes.errorbar(sizes, means, yerr=[below, above], fmt="o-", capsize=4, color="#1f4e79", ecolor="#7f9fbf")
+    # Two rungs in one place (a Q8_0 source and class Q8_0 are the same bytes) share a label.
+    names: dict[tuple[float, float], list[str]] = {}
     for rung, size, mean in zip(rungs, sizes, means, strict=True):
-        axes.annotate(rung.name, (size, mean), textcoords="offset points", xytext=(6, 6), fontsize=9)
+        names.setdefault((round(size, 4), round(mean, 3)), []).append(rung.name)
+    for place, here in names.items():
+        axes.annotate(", ".join(here), place, textcoords="offset points", xytext=(6, 6), fontsize=9)
     tokens = rungs[0].summary.nll.tokens
     axes.set_xlabel("tensor bytes (GB)")
     axes.set_ylabel("loss (nats per token, lower is better)")
