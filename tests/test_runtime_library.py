@@ -124,6 +124,21 @@ def test_structures_have_the_sizes_and_offsets_of_the_pinned_header() -> None:
     assert abi.ContextParams.samplers.offset == 144
 
 
+def test_threads_are_counted_by_core_and_only_on_cpus_that_we_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cpu, siblings in enumerate(["0,4", "1,5", "2,6", "3,7"] * 2):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/core_cpus_list").write_text(siblings + "\n")
+    monkeypatch.setattr(library, "_CPU_DIRECTORY", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 4, 1, 6})
+    assert library.default_threads() == 3
+
+    # Without a topology (some containers), every CPU counts.
+    monkeypatch.setattr(library, "_CPU_DIRECTORY", tmp_path / "nothing")
+    assert library.default_threads() == 4
+
+
 class TestNativeLog:
     def test_a_continued_line_is_joined_and_debug_is_left_out(self) -> None:
         log = NativeLog()

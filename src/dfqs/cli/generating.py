@@ -34,7 +34,7 @@ ContextOption = Annotated[
     int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained, at most 4096")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, show_default="every CPU allowed")
+    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, show_default="one a physical core")
 ]
 SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
 

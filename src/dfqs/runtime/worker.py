@@ -30,7 +30,7 @@ class Worker:
     """One worker process, for use in a `with` block; one call at a time.
 
     Args:
-        threads: CPU threads for contexts made in it; None means every CPU that this process may use.
+        threads: CPU threads for contexts made in it; None means one a physical core.
         omp_wait_policy: one of `waiting.WAIT_POLICIES`; None lets the worker choose by how busy the machine is.
         env: further environment variables for it.
     """
