@@ -58,8 +58,11 @@ def remove_abandoned_partials(path: Path) -> None:
             leftover.unlink()
 
 
-def publish_file(temporary: Path, path: Path, *, overwrite: bool = False) -> None:
+def publish_file(temporary: Path, path: Path, *, overwrite: bool = False, durable: bool = True) -> None:
     """Rename a durable temporary file to its final name, and make the name durable.
+
+    Args:
+        durable: when false, the caller makes the name durable later (`fsync_directory`).
 
     Raises:
         UsageError: `path` exists and `overwrite` is false. The check and the rename are one step.
@@ -68,7 +71,8 @@ def publish_file(temporary: Path, path: Path, *, overwrite: bool = False) -> Non
         temporary.replace(path)
     else:
         _rename_without_replacing(temporary, path)
-    fsync_directory(path.parent)
+    if durable:
+        fsync_directory(path.parent)
 
 
 def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = True) -> None:

@@ -207,7 +207,7 @@ class LocalDisk:
         return LocalFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
     def rename(self, source: Path, target: Path) -> None:
-        publish_file(source, target)
+        publish_file(source, target, durable=False)
 
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -230,7 +230,6 @@ def probe_insert_unit(directory: Path) -> int | None:
         while unit <= _LARGEST_UNIT_BYTES:
             os.ftruncate(handle, 0)
             write_fully(handle, b"a" * unit + b"b" * unit, 0)
-            os.fsync(handle)
             try:
                 _fallocate(handle, _INSERT_RANGE, unit, unit)
                 inserted = os.pread(handle, 3 * unit, 0) == b"a" * unit + bytes(unit) + b"b" * unit
@@ -252,7 +251,9 @@ def probe_punch(directory: Path) -> bool:
     unit = max(os.statvfs(directory).f_frsize, 65536)
     with _scratch_file(directory) as handle:
         write_fully(handle, b"a" * (4 * unit), 0)
-        os.fsync(handle)
+        if os.fstat(handle).st_blocks == 0:
+            # Not allocated before it is on disk.
+            os.fsync(handle)
         before = os.fstat(handle).st_blocks
         try:
             _fallocate(handle, _PUNCH_HOLE | _KEEP_SIZE, 0, 2 * unit)

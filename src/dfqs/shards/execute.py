@@ -54,7 +54,8 @@ def begin(disk: Disk, plan: JobPlan, place: Place) -> Journal:
                 working.sync()
             finally:
                 working.close()
-            disk.sync_directory(place.out.parent)
+            if resident is None:
+                disk.sync_directory(place.out.parent)
             journal.record(State.READY)
     except BaseException:
         undo(disk, journal, place)
@@ -119,11 +120,9 @@ def _open_gap(disk: Disk, journal: Journal, place: Place, resident: Resident) ->
     disk.sync_directory(place.out.parent)
     working = disk.open(place.working)
     try:
-        # What is not on disk yet has no extents that could be shifted.
-        working.sync()
         if resident.gap:
             _insert(working, resident, place)
-            working.sync()
+        working.sync()
         journal.record(State.INSERTED)
         # The shard's old header now lies where other bytes belong, and padding must be zeroes.
         if resident.old_tail:
@@ -337,7 +336,8 @@ def _publish(disk: Disk, journal: Journal, place: Place) -> None:
         left = disk.identify(path)
         if left is not None and left.bytes == source.bytes:
             disk.unlink(path)
-    disk.sync_directory(place.shards)
+    if place.shards.resolve() != place.out.parent.resolve():
+        disk.sync_directory(place.shards)
     journal.remove(disk)
 
 
