@@ -1,6 +1,6 @@
 """Kills of the real `dfqs pull` process with SIGKILL, in every state that its files can be in, and what a resume does.
 
-The full run: python tests/pull_kills.py --rounds 10 (prints the table of docs/pull.md). The tests run a sample.
+The full run: scripts/kill-pulls --rounds 12 (prints the table of docs/pull.md). The tests run a sample.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""SIGKILL at a sample of states (all of them, ten times each: python tests/pull_kills.py)."""
+"""SIGKILL at a sample of states (all of them, ten times each: scripts/kill-pulls)."""
 
 import os
 import random
