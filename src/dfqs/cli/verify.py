@@ -8,9 +8,11 @@ from rich.text import Text
 
 from dfqs.cli.output import note, out, print_json, progress_bar
 from dfqs.errors import UsageError, printable
+from dfqs.gguf import read_header
 from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_model, verify_against, verify_structure
 from dfqs.integrity.manifest import manifest_findings, read_manifest, wants_experts
 from dfqs.integrity.structure import zero_findings
+from dfqs.quantize.declared import class_findings
 from dfqs.units import format_bytes
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
@@ -42,6 +44,7 @@ def command(
     findings = list(structure.findings)
     hashes, compared = None, None
     if structure.readable:
+        findings += class_findings(read_header(model))
         if against is not None:
             with progress_bar("comparing") as progress:
                 comparison = verify_against(model, against, progress=progress)

@@ -115,6 +115,31 @@ def recipe_record(class_: DeploymentClass) -> dict[str, Any]:
     }
 
 
+def class_from_record(record: object) -> DeploymentClass:
+    """The class that `recipe_record` made plain data of; from a file's metadata, so anything may stand there.
+
+    Raises:
+        UsageError: it is not such a record.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("types"), dict):
+        raise UsageError("the recipe is not a table of types")
+    entries = record.get("exceptions", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UsageError("its exceptions are not a list of tables")
+    exceptions = []
+    for entry in entries:
+        layers = entry.get("layers")
+        if layers is not None and not (isinstance(layers, list) and all(isinstance(n, int) for n in layers)):
+            raise UsageError("the layers of an exception are not a list of numbers")
+        tensors = _string(entry, "tensors", "an exception") if entry.get("tensors") is not None else None
+        role = _role(_string(entry, "role", "an exception")) if entry.get("role") is not None else None
+        exceptions.append(
+            LayerException(_type(entry.get("type")), role, tensors, None if layers is None else frozenset(layers))
+        )
+    types = {_role(str(role)): _type(type_) for role, type_ in record["types"].items()}
+    return DeploymentClass(_string(record, "name", "the recipe"), types, tuple(exceptions))
+
+
 def parse_layers(text: str) -> frozenset[int]:
     """`"0-2,42"` -> {0, 1, 2, 42}.
 
