@@ -20,6 +20,7 @@ from dfqs.quantize.perplexity import (
     plan_windows,
     summarise,
 )
+from dfqs.quantize.quantize import read_source
 from dfqs.runtime import Worker
 from dfqs.storage import check_writable_target
 
@@ -47,6 +48,7 @@ def command(
     Example: dfqs perplexity model-f16.gguf --save f16.logits.gguf, then
     dfqs perplexity model-iq1.gguf --reference f16.logits.gguf
     """
+    read_source(model)
     words = read_text(text)
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
