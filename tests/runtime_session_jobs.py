@@ -1,5 +1,6 @@
 """What the session tests do inside a worker; they return plain data, and the tests judge it."""
 
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from dfqs.runtime.worker_context import WorkerContext
 
 Array = NDArray[Any]
 REFERENCE: dict[str, Any] = {"n_ctx": 512, "flash_attention": "off", "threads": 1}
+
+
+class WatchingFailed(Exception):
+    pass
 
 
 def model_of(worker: WorkerContext, path: Path) -> Model:
@@ -69,6 +74,21 @@ def vocabulary_size(worker: WorkerContext, path: Path) -> int:
 def load(worker: WorkerContext, path: Path, options: dict[str, Any]) -> int:
     with Model(worker.library, path, **options) as model:
         return model.layers
+
+
+def load_with_failing_progress(worker: WorkerContext, path: Path) -> None:
+    def fail(done: int, total: int | None = None, note: str = "") -> None:
+        raise WatchingFailed(f"at {done} of {total}")
+
+    Model(worker.library, path, progress=fail)
+
+
+def make_context_with_little_memory(worker: WorkerContext, path: Path, n_ctx: int) -> None:
+    """With 64 MiB of address space more than the loaded model has."""
+    with Model(worker.library, path) as model:
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + (64 << 20), resource.RLIM_INFINITY))
+        Context(model, n_ctx, threads=1)
 
 
 def decode_in_three_ways(
@@ -182,10 +202,6 @@ def watch_inputs(worker: WorkerContext, path: Path, tokens: list[int]) -> list[t
     with Context(model_of(worker, path), eval_callback=callback, **REFERENCE) as context:
         context.decode(tokens)
     return seen
-
-
-class WatchingFailed(Exception):
-    pass
 
 
 def fail_while_watching(worker: WorkerContext, path: Path, tokens: list[int], where: str) -> tuple[str, Array, Array]:

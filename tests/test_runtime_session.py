@@ -192,6 +192,19 @@ class TestRefusals:
         with pytest.raises(RuntimeFailure, match=r"cannot load .*cut\.gguf: .*not within the file bounds"):
             job("load", tmp_path / "cut.gguf", {})
 
+    def test_an_exception_while_loading_comes_out_as_itself(self, job: Job, embedded_model: Path) -> None:
+        with pytest.raises(Exception, match="at 0 of 1000"):
+            job("load_with_failing_progress", embedded_model)
+
+    def test_memory_that_is_not_there_is_an_error_with_the_amount_and_no_crash(self, smollm2_gguf: Path) -> None:
+        with (
+            Worker(env=WORKER_ENV, threads=1) as worker,
+            pytest.raises(
+                RuntimeFailure, match=r"cannot make a context of 8,192 tokens: .*insufficient memory .*180\.00 MB"
+            ),
+        ):
+            worker.call("runtime_session_jobs:make_context_with_little_memory", smollm2_gguf, 8192)
+
     def test_simulated_allocation_with_a_memory_map_is_refused_because_llama_cpp_would_die(
         self, job: Job, embedded_model: Path
     ) -> None:

@@ -18,6 +18,7 @@ from dfqs.cli.generating import (
     TemperatureOption,
     ThreadsOption,
     TopPOption,
+    accept_any_bytes_on_stdin,
     describe_as_json,
     describe_rates,
     make_sampling,
@@ -55,6 +56,7 @@ def command(
     """
     # Ctrl-C means something else here, and the command line's own handler makes SIGTERM the same as Ctrl-C.
     signal.signal(signal.SIGTERM, _leave_on_signal)
+    accept_any_bytes_on_stdin()
     checked = check_model(model)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
     with open_chat(checked, ctx, threads) as session:

@@ -1,8 +1,10 @@
 """What `run` and `chat` share: their options, the notes about a model, and text as it comes."""
 
 import contextlib
+import io
 import secrets
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +36,7 @@ ContextOption = Annotated[
     int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained, at most 4096")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, show_default="one a physical core")
+    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")
 ]
 SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
 
@@ -65,9 +67,16 @@ def open_chat(model: CheckedModel, n_ctx: int | None, threads: int | None) -> It
 def write_text(text: str) -> None:
     """Generated text to stdout as it comes. On a terminal, control characters are shown and not obeyed."""
     if sys.stdout.isatty():
-        text = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
-    sys.stdout.write(text)
+        text = "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
+
+
+def accept_any_bytes_on_stdin() -> None:
+    """Bytes that are no text in this locale become U+FFFD, and do not end the program."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
 
 
 def describe_rates(answer: Answer, session: ChatSession) -> str:

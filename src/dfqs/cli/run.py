@@ -15,6 +15,7 @@ from dfqs.cli.generating import (
     TemperatureOption,
     ThreadsOption,
     TopPOption,
+    accept_any_bytes_on_stdin,
     describe_as_json,
     describe_rates,
     make_sampling,
@@ -50,6 +51,7 @@ def command(
     if raw and system is not None:
         raise UsageError("--system needs the chat template, and --raw does without it; leave one out")
     checked = check_model(model)
+    accept_any_bytes_on_stdin()
     text = sys.stdin.read() if prompt == "-" else prompt
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
     with open_chat(checked, ctx, threads) as session:

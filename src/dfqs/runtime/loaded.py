@@ -76,10 +76,23 @@ class Model:
             params.n_gpu_layers = gpu_layers
         if no_alloc and load_mode != "none":
             raise UsageError("no_alloc needs load_mode='none': llama.cpp dies on it with a memory map")
-        callback = abi.LOAD_CALLBACK(lambda fraction, _data: _report_load(library, progress, fraction))
+        failures: list[BaseException] = []
+
+        def report(fraction: float, _data: object) -> bool:
+            # Called by C: what is raised here would be lost, and loading would go on.
+            try:
+                progress(int(fraction * 1000), 1000)
+            except BaseException as error:
+                failures.append(error)
+            return not failures and not library.stop.requested
+
+        callback = abi.LOAD_CALLBACK(report)
         params.progress_callback = ctypes.cast(callback, ctypes.c_void_p)
         mark = library.log.mark()
         self.handle = library.llama_model_load_from_file(os.fsencode(self.path), params)
+        if failures:
+            self.close()
+            raise failures[0]
         if not self.handle:
             library.stop.raise_if_requested()
             raise RuntimeFailure(f"llama.cpp cannot load {self.path}: {logged_reason(library, mark)}")
@@ -214,14 +227,6 @@ def parse_buffers(lines: Sequence[str]) -> tuple[Buffer, ...]:
 
 def _bytes_of(mebibytes: str) -> int:
     return round(float(mebibytes) * (1 << 20))
-
-
-def _report_load(library: Library, progress: Progress, fraction: float) -> bool:
-    try:
-        progress(int(fraction * 1000), 1000)
-    except BaseException:
-        library.stop.request()
-    return not library.stop.requested
 
 
 def choice_of(value: str, table: Mapping[str, int], what: str) -> int:
