@@ -37,6 +37,9 @@ LIES = {
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
     "more keys than bytes": (head(keys=HUGE), "claims .* keys"),
     "more tensors than bytes": (head(tensors=HUGE), "claims .* tensors"),
+    # Bytes for them are there; in memory they would take gigabytes.
+    "a million tensors": (head(tensors=10**6) + bytes(33 * 10**6), "claims 1,000,000 tensors"),
+    "a million keys": (head(keys=10**6) + bytes(14 * 10**6), "claims 1,000,000 keys"),
     "key without name": (head(keys=1) + text(b"") + bytes(20), "a key is 0 bytes long"),
     "key name longer than the file": (head(keys=1) + struct.pack("<Q", HUGE) + bytes(20), "a key is .* bytes long"),
     "key name not text": (head(keys=1) + text(b"\xff\xfe") + bytes(20), "not UTF-8"),

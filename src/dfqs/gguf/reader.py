@@ -30,6 +30,7 @@ HEADER_LIMIT_BYTES = 256 << 20
 """No header is larger; the largest vocabularies make 20 MB. Bounds memory when a header lies about itself."""
 FIRST_READ_BYTES = 1 << 16
 MAX_KEY_BYTES = 65535
+MAX_ENTRIES = 1 << 18  # A description takes ten times its bytes in memory; the largest models have some 50,000.
 MIN_KEY_ENTRY_BYTES = 8 + 1 + 4 + 1
 MIN_TENSOR_ENTRY_BYTES = 8 + 1 + 4 + 4 + 8
 
@@ -315,8 +316,8 @@ def _take_head(cursor: _Cursor) -> tuple[int, int, int]:
 
 
 def _check_count(cursor: _Cursor, count: int, each: int, what: str, offset: int) -> None:
-    if count * each > cursor.size:
-        raise cursor.fail(f"claims {count:,} {what}, more than its {cursor.size:,} bytes can hold", offset)
+    if count * each > cursor.size or count > MAX_ENTRIES:
+        raise cursor.fail(f"claims {count:,} {what}, more than its {cursor.size:,} bytes (or any model) hold", offset)
 
 
 def _take_entries(cursor: _Cursor, count: int) -> tuple[KeyEntry, ...]:
