@@ -286,6 +286,23 @@ def test_command_line_pulls_verifies_and_records_where_from(
     assert run(["verify", str(out), "--manifest", str(tmp_path / "m.gguf.manifest.json")]) == 0
 
 
+def test_a_model_on_the_hub_is_inspected_like_its_merge_for_some_kilobytes(
+    shards_hub: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point_to(shards_hub.hub, monkeypatch)
+    local = tmp_path / "m.gguf"
+    local.write_bytes(shards_hub.merged)
+
+    assert run(["inspect", "hf:owner/model@main:model", "--json"]) == 0
+    remote = json.loads(capsys.readouterr().out)
+    assert run(["inspect", str(local), "--json"]) == 0
+    merged = json.loads(capsys.readouterr().out)
+
+    assert (remote["parameters"], remote["roles"]) == (merged["parameters"], merged["roles"])
+    assert shards_hub.hub.sent_bytes <= 3 * (64 << 10) + 72
+    assert run(["inspect", "hf:owner"]) == 2
+
+
 def test_plan_shows_and_fetches_no_data(
     shards_hub: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """`dfqs inspect`: what a model is, from its header alone."""
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,16 @@ from dfqs.units import format_bytes, format_count
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .gguf file, the first shard of a set, or hf:OWNER/NAME[@REVISION][:PATTERN].", show_default=False
+        ),
+    ],
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show what a model is: architecture, parameters in all and active, experts, bits per weight by role, deployment
-    class and tier. Reads headers only; a 62 GB file takes a fraction of a second.
+    class and tier. Reads headers only; a 62 GB file takes a fraction of a second, one on the Hub some kilobytes.
 
     Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf
     """
@@ -40,7 +46,10 @@ def command(
 
 
 def read_headers(source: Path) -> tuple[Header, ...]:
-    """The header of a file, or those of all the shards that it is the first of."""
+    """The header of a file, or those of all the shards that it is the first of; local, or on the Hub."""
+    if str(source).startswith("hf:"):
+        headers: tuple[Header, ...] = importlib.import_module("dfqs.cli.remote").read_headers(str(source))
+        return headers
     header = read_header(source)
     if header.metadata.get(SPLIT_COUNT, 0) in (0, 1):
         return (header,)
