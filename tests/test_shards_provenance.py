@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import IntegrityError
-from dfqs.shards import merge, plan_merge
+from dfqs.shards import is_unfinished, merge, merge_thrifty, plan_merge, plan_thrifty
 from dfqs.shards.provenance import HubRecord, read_hub_record
 from shard_inputs import sha256, tiny_entries, tiny_tensors, write_shards
 
@@ -78,3 +78,15 @@ def test_record_that_makes_no_sense_is_no_record(text: str, tmp_path: Path) -> N
     target.write_text(text)
 
     assert read_hub_record(path) in (None, HubRecord(None, None))
+
+
+def test_twin_shard_is_refused_before_a_merge_that_would_use_it_up(tmp_path: Path) -> None:
+    shards = twin_shards(tmp_path / "in")
+    before = [sha256(path) for path in shards]
+    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "model.gguf", "consume")
+
+    with pytest.raises(IntegrityError, match="Hub's record of it says"):
+        merge_thrifty(plan, hash_first=True)
+
+    assert [sha256(path) for path in shards] == before
+    assert not is_unfinished(tmp_path / "model.gguf")

@@ -110,7 +110,7 @@ def test_shard_that_stays_is_hashed_only_when_asked(tmp_path: Path) -> None:
             expected[1] = None  # type: ignore[call-overload]
         plan = plan_thrifty(plan_merge(shards[0]), tmp_path / f"out{hash_resident}.gguf", "in-place")
 
-        assert list(merge_thrifty(plan, hash_resident=hash_resident).shard_sha256) == expected
+        assert list(merge_thrifty(plan, hash_first=hash_resident).shard_sha256) == expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -42,7 +42,8 @@ def command(
         str, typer.Option("--window", help="Most bytes that exist twice at any time with --in-place or --consume.")
     ] = "256MiB",
     hash_sources: Annotated[
-        bool, typer.Option("--hash", help="Hash every shard, also where its bytes need not be read.")
+        bool,
+        typer.Option("--hash", help="Hash every shard, and compare with the Hub's record of it, if any."),
     ] = False,
     abort: Annotated[bool, typer.Option("--abort", help="Undo an unfinished merge where that is possible.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
@@ -75,7 +76,7 @@ def command(
         return
     with progress_bar("merging") as progress:
         if thrifty is not None:
-            result = merge_thrifty(thrifty, hash_resident=hash_sources, progress=progress)
+            result = merge_thrifty(thrifty, hash_first=hash_sources, progress=progress)
         else:
             result = merge(plan, target, hash_sources=hash_sources, progress=progress)
     if json_:

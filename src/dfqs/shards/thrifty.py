@@ -21,6 +21,7 @@ from dfqs.shards.journal import RESERVED_BYTES, Journal, journal_path, working_p
 from dfqs.shards.merge import MergeResult, hash_file, refuse_source_as_target
 from dfqs.shards.occupied import refuse_occupied
 from dfqs.shards.plan import MergePlan
+from dfqs.shards.provenance import require_expected_sha256
 from dfqs.storage import check_writable_target, storage_errors
 from dfqs.units import format_bytes
 
@@ -81,36 +82,31 @@ def plan_thrifty(
 
 
 def merge_thrifty(
-    plan: ThriftyPlan,
-    *,
-    hash_sources: bool = True,
-    hash_resident: bool = False,
-    disk: Disk | None = None,
-    progress: Progress = no_progress,
+    plan: ThriftyPlan, *, hash_first: bool = False, disk: Disk | None = None, progress: Progress = no_progress
 ) -> MergeResult:
     """Merge, and remove the shards. Cut off at any instant it can be resumed with `resume_merge`.
 
+    Shards whose bytes pass are hashed on the way; the one that stays put is not.
+
     Args:
-        hash_sources: hash the shards whose bytes pass anyway.
-        hash_resident: hash the shard that stays put too, which reads all of it first.
+        hash_first: read and hash every shard before anything is changed, and compare with what the Hub's tools wrote
+            down when they fetched it.
         progress: in bytes moved.
 
     Raises:
+        IntegrityError: a shard's hash is not the one that the Hub's tools wrote down; nothing was changed.
         SpaceError: the disk became full; nothing is lost.
         DfqsError: what stopped it.
     """
     disk = disk or LocalDisk()
     started = time.monotonic()
-    job = plan.job.job
-    resident_hash = None
-    if hash_resident and job.resident is not None:
-        resident_hash = hash_file(plan.merge.shards[job.resident.shard].path)
+    known = _hash_all(plan.merge) if hash_first else {}
     journal = begin(disk, plan.job, plan.place)
     with _closing(journal):
         carry_on(
-            disk, journal, plan.place, window_bytes=plan.window_bytes, hash_sources=hash_sources, progress=progress
+            disk, journal, plan.place, window_bytes=plan.window_bytes, hash_sources=not hash_first, progress=progress
         )
-    return _result(journal, plan.place.out, started, resident_hash)
+    return _result(journal, plan.place.out, started, known)
 
 
 def is_unfinished(out: Path) -> bool:
@@ -152,7 +148,7 @@ def resume_merge(
             return None
         window_bytes = min(window_bytes, max(disk.free_bytes(place.out.parent) // 2, MIN_WINDOW_BYTES))
         carry_on(disk, journal, place, window_bytes=window_bytes, hash_sources=hash_sources, progress=progress)
-    return _result(journal, place.out, started, None)
+    return _result(journal, place.out, started, {})
 
 
 def abort_merge(first_shard: Path, out: Path, *, disk: Disk | None = None) -> None:
@@ -232,11 +228,18 @@ def _device(disk: Disk, directory: Path) -> int | None:
     return found.device if found is not None else None
 
 
-def _result(journal: Journal, out: Path, started: float, resident_hash: str | None) -> MergeResult:
-    hashes = [journal.position.sha256.get(index) for index in range(len(journal.job.sources))]
-    if journal.job.resident is not None:
-        hashes[journal.job.resident.shard] = resident_hash
-    return MergeResult(out, journal.job.file_bytes, journal.job.moved_bytes, time.monotonic() - started, tuple(hashes))
+def _hash_all(plan: MergePlan) -> dict[int, str]:
+    hashes = {}
+    for index, shard in enumerate(plan.shards):
+        hashes[index] = hash_file(shard.path)
+        require_expected_sha256(shard, hashes[index])
+    return hashes
+
+
+def _result(journal: Journal, out: Path, started: float, known: dict[int, str]) -> MergeResult:
+    found = {**journal.position.sha256, **known}
+    hashes = tuple(found.get(index) for index in range(len(journal.job.sources)))
+    return MergeResult(out, journal.job.file_bytes, journal.job.moved_bytes, time.monotonic() - started, hashes)
 
 
 @contextmanager
