@@ -7,8 +7,10 @@ the first window scores all of its tokens. Every token is scored once. `measure_
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from dfqs.quantize.logits_file import (
     read_losses,
     require_comparable,
 )
-from dfqs.runtime.library import PINNED_VERSION
+from dfqs.runtime.library import LIBRARY_VARIABLE, PINNED_VERSION
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -117,7 +119,7 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
             vocabulary=model.vocab_size,
             window_tokens=job.window_tokens,
             stride_tokens=job.stride_tokens,
-            numerics=f"flash attention off, f16 cache, ubatch {job.window_tokens}, xllamacpp {PINNED_VERSION}",
+            numerics=f"flash attention off, f16 cache, ubatch {job.window_tokens}, {_runtime_name()}",
         )
         targets = np.array(tokens[1:], np.int32)
         if reference is not None:
@@ -136,13 +138,18 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
                 piece = list(tokens[window.start : window.end])
                 if model.adds_bos and model.bos >= 0:
                     piece[0] = model.bos
-                logits = context.decode(piece, logits="all")
-                assert logits is not None
-                # The logits at one token predict the next.
-                first = window.first_scored - 1
-                scorer.add(first, logits[first - window.start : -1])
+                context.decode(piece, logits="all", take=partial(_score_rows, scorer, window))
                 worker.emit((window.end - 1, len(tokens) - 1))
     return scorer.result(job.model.name, conditions)
+
+
+def _score_rows(scorer: "_Scorer", window: Window, start: int, rows: Float32) -> None:
+    """Score what of a batch is to be scored; its rows are those of the window's tokens from `start` on."""
+    # The logits at one token predict the next, so the last row of a window predicts nothing in it.
+    first = max(window.first_scored - 1 - window.start, start)
+    end = min(window.end - window.start - 1, start + len(rows))
+    if first < end:
+        scorer.add(window.start + first, rows[first - start : end - start])
 
 
 def summarise(measured: Measured, reference: Losses | None = None) -> Summary:
@@ -181,6 +188,11 @@ def most_probable(log_p: Float32, count: int) -> NDArray[np.int64]:
     else:
         candidates = np.arange(len(log_p))
     return candidates[np.argsort(-log_p[candidates], kind="stable")[:count]]
+
+
+def _runtime_name() -> str:
+    other = " (another build)" if os.environ.get(LIBRARY_VARIABLE) else ""
+    return f"xllamacpp {PINNED_VERSION}{other}"
 
 
 class _Scorer:
