@@ -55,8 +55,8 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.quantizing")
 
 
-def run_until_journalled(model: Path, out: Path, recipe: Path, lines: int) -> None:
-    """Start the command, and kill it without warning once so many lines stand in its journal."""
+def run_until_journalled(model: Path, out: Path, recipe: Path, lines: int, end: signal.Signals) -> tuple[int, str]:
+    """Start the command, send it a signal once so many lines stand in its journal; returns (exit code, stderr)."""
     command = [sys.executable, "-m", "dfqs.cli.main", "quantize", str(model), str(out), "--class", str(recipe)]
     process = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -64,9 +64,9 @@ def run_until_journalled(model: Path, out: Path, recipe: Path, lines: int) -> No
         if journal_of(out).exists() and journal_of(out).read_bytes().count(b"\n") >= lines:
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.send_signal(end)
+    _, said = process.communicate()
+    return process.returncode, said.decode()
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     model, recipe = slow
     out, reference = tmp_path / "out.gguf", tmp_path / "reference.gguf"
-    run_until_journalled(model, out, recipe, 3)
+    assert run_until_journalled(model, out, recipe, 3, signal.SIGKILL)[0] == -signal.SIGKILL
     assert not out.exists()
     # The worker dies with its parent, but not in the same instant.
     time.sleep(0.5)
@@ -86,6 +86,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert out.read_bytes() == reference.read_bytes()
     assert not journal_of(out).exists()
     assert not partial_of(out).exists()
+
+
+def test_ctrl_c_ends_at_once_keeps_what_is_done_and_says_how_to_go_on(
+    slow: tuple[Path, Path], worker: Worker, tmp_path: Path
+) -> None:
+    model, recipe = slow
+    out = tmp_path / "out.gguf"
+
+    code, said = run_until_journalled(model, out, recipe, 3, signal.SIGINT)
+
+    assert code == 130
+    assert "the same command goes on from there" in said
+    assert not out.exists()
+    assert quantize(model, out, find_class(str(recipe)), worker=worker).outcome.resumed >= 2
 
 
 def leave_as_interrupted(model: Path, out: Path, worker: Worker, finished: int, complete: bool = False) -> Journal:
