@@ -5,6 +5,7 @@ is the whole job; later ones say how far it is. A record counts when it is durab
 is the last and is ignored. Room for records is taken when the journal is made, so that a full disk cannot stop it.
 """
 
+import errno
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -117,9 +118,9 @@ class Journal:
             self._file.write_at(self._end, data)
             self._file.sync()
         except OSError as error:
-            raise SpaceError(
-                f"{self.path} could not be written ({error.strerror}); run the same command again"
-            ) from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SpaceError(f"no room for {self.path}; free some space and run the same command again") from error
         self._end += len(data)
         _advance(self.position, entry, self.path)
 
