@@ -147,3 +147,35 @@ def test_prompts_that_are_none_are_refused_by_name(
         assert run(arguments) in (2, 3), name
         assert "dfqs: " in capsys.readouterr().err
     assert not (tmp_path / "t").exists()
+
+
+def test_margins_name_what_was_fitted_where_and_leave_hash_routed_layers_out(
+    tiny_deepseek4: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = str(tmp_path / "pictures")
+
+    found = answer(["route", "margins", str(tiny_deepseek4), "--tokens", "24", "--plots", pictures], capsys)
+
+    assert [row["layer"] for row in found["margins"]] == [2, 3, 4, 5]
+    assert sum(found["histogram"]) == 4 * 24
+    assert {(row["fitted_on"], row["tested_on"], row["decisions"]) for row in found["forecasts"]} == {
+        ("first", "second", 4 * 24)
+    }
+    assert "K q8_0" in found["refused"], "deepseek4 wants one type for K and V; a refusal is a result"
+    assert (tmp_path / "pictures" / "margins.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pressure_moves_the_context_and_not_the_text(
+    tiny_deepseek4: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = str(tmp_path / "pictures")
+
+    found = answer(["route", "pressure", str(tiny_deepseek4), "--lengths", "8,64", "--plots", pictures], capsys)
+
+    assert [point["context_tokens"] for point in found["points"]] == [8, 64]
+    assert {point["decisions"] for point in found["points"]} == {4 * found["probe_tokens"]}
+    assert found["points"][0]["drift_same_set_share"] == 1.0
+    assert found["points"][1]["drift_same_set_share"] < 1.0, "another context routes some tokens differently"
+    assert (tmp_path / "pictures" / "pressure.png").read_bytes().startswith(b"\x89PNG")
+    for lengths in ("64,8", "a,b", "5000"):
+        assert run(["route", "pressure", str(tiny_deepseek4), "--lengths", lengths]) == 2, lengths
