@@ -12,7 +12,7 @@ from dfqs.runtime import Worker
 from dfqs.runtime.loaded import Buffer, parse_buffers
 from runtime_functions import WORKER_ENV
 
-TOKENS = [int(x) for x in np.random.default_rng(7).integers(300, 20_000, 150)]
+TOKENS = [int(x) for x in np.random.default_rng(7).integers(300, 20_000, 96)]
 Job = Callable[..., Any]
 
 
@@ -57,21 +57,21 @@ class TestTokens:
 
 class TestDecode:
     def test_logits_of_the_last_token_and_of_all_agree_and_batches_add_up(self, job: Job, model: Path) -> None:
-        settings = {"n_ctx": 512, "n_batch": 64, "n_ubatch": 64, "flash_attention": "off"}
+        settings = {"n_ctx": 512, "n_batch": 32, "n_ubatch": 32, "flash_attention": "off"}
         last, everything, batches, nothing = job("decode_in_three_ways", model, TOKENS, settings)
 
         assert everything.shape == (len(TOKENS), job("vocabulary_size", model))
         assert np.isfinite(everything).all()
         assert nothing is None
-        assert [first for first, _ in batches] == [0, 64, 128]
+        assert [first for first, _ in batches] == [0, 32, 64]
         assert np.array_equal(np.concatenate([rows for _, rows in batches]), everything)
         # The last layer computes other rows when only one is wanted: equal up to rounding.
         assert np.allclose(last, everything[-1], atol=1e-3)
 
     def test_a_chunked_prefill_gives_the_same_logits(self, job: Job, model: Path) -> None:
-        settings = {"n_ctx": 512, "n_ubatch": 64, "n_batch": 64, "flash_attention": "off"}
+        settings = {"n_ctx": 512, "n_ubatch": 32, "n_batch": 32, "flash_attention": "off"}
         whole = job("decode_parts", model, [(TOKENS, 0)], settings)
-        parts = job("decode_parts", model, [(TOKENS[:64], 0), (TOKENS[64:128], 64), (TOKENS[128:], 128)], settings)
+        parts = job("decode_parts", model, [(TOKENS[:32], 0), (TOKENS[32:64], 32), (TOKENS[64:], 64)], settings)
 
         assert np.array_equal(whole, parts)
 
@@ -79,7 +79,7 @@ class TestDecode:
         self, job: Job, model: Path
     ) -> None:
         with pytest.raises(UsageError, match="the context is full: 257 tokens wanted, 256 available"):
-            job("decode_parts", model, [(TOKENS[:100], 157)], {"n_ctx": 256})
+            job("decode_parts", model, [(TOKENS[:90], 167)], {"n_ctx": 256})
 
     def test_no_tokens_are_refused(self, job: Job, model: Path) -> None:
         with pytest.raises(UsageError, match="nothing to decode"):
@@ -91,12 +91,15 @@ class TestDecode:
 
 
 class TestSequences:
-    @pytest.mark.parametrize("swa_full", [False, True])
+    @pytest.mark.parametrize(
+        ("fixture", "swa_full"), [("embedded_model", False), ("tiny_deepseek4", False), ("tiny_deepseek4", True)]
+    )
     def test_a_question_on_a_branch_changes_neither_its_answer_nor_the_trunk(
-        self, job: Job, model: Path, swa_full: bool
+        self, job: Job, fixture: str, swa_full: bool, request: pytest.FixtureRequest
     ) -> None:
+        path: Path = request.getfixturevalue(fixture)
         branched, trunk, fresh_question, fresh_rest = job(
-            "branch", model, TOKENS[:100], TOKENS[100:120], TOKENS[120:150], swa_full
+            "branch", path, TOKENS[:64], TOKENS[64:80], TOKENS[80:], swa_full
         )
 
         assert np.array_equal(branched, fresh_question)
@@ -108,7 +111,7 @@ class TestSequences:
         assert job("roll_back", tiny_deepseek4, TOKENS, 40) == (False, len(TOKENS))
 
     def test_a_saved_sequence_goes_on_where_it_stopped(self, job: Job, embedded_model: Path) -> None:
-        straight, restored = job("save_and_load", embedded_model, TOKENS[:100], TOKENS[100:])
+        straight, restored = job("save_and_load", embedded_model, TOKENS[:64], TOKENS[64:])
 
         assert np.array_equal(straight, restored)
 
