@@ -55,6 +55,10 @@ class Geometry:
     hash_layers: int = 2
     context: int = 4096
 
+    def __post_init__(self) -> None:
+        if self.head_length == self.indexer_length:
+            raise ValueError("llama.cpp dies with SIGFPE where attention.key_length equals indexer.key_length")
+
     @property
     def mixes(self) -> int:
         return (2 + self.streams) * self.streams

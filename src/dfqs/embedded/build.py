@@ -2,11 +2,13 @@
 
 Each layer's 1,536 neurons become 6 experts of 256, of which 5 are used: rows of 256 are what 1-bit blocks need, and
 fewer than 5 of 6 make a model of this size fall apart (docs/embedded-model.md has the figures). For the same reason
-the width is padded from 576 to 768 with zeroes; an RMS norm over the padded width divides by the root of 768 where it
-should be 576, which the norms' weights make up for.
+the width is padded from 576 to 768 with zeroes. An RMS norm over the padded width takes the mean over 768 values where
+it should be 576; the norms' weights and their epsilon make up for that, exactly.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,15 +18,15 @@ from numpy.typing import NDArray
 
 from dfqs.embedded.dense import CHUNK_TOKENS, DenseModel, Float32, attention, read_dense_model, rms_norm, swiglu
 from dfqs.embedded.experts import ExpertLayer, fit_layer
-from dfqs.embedded.source import SOURCE_SHA256, cache_directory, cached_source
-from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, TensorSource, string, u32, write_gguf
+from dfqs.embedded.source import SOURCE_SHA256, cache_directory, cache_lock, cached_source
+from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, TensorSource, f32, string, u32, write_gguf
 from dfqs.gguf.quants import quantize
-from dfqs.integrity import hash_model
 from dfqs.progress import Progress, no_progress
-from dfqs.storage import write_bytes_atomic
+from dfqs.records import sha256_of
+from dfqs.storage import check_writable_target, write_bytes_atomic
 
-VERSION = 1
-"""Part of the cache's key: raised when the builder makes other bytes."""
+VERSION = 2
+"""Part of the cache's key: raised when a change of the code makes other bytes. (Settings are in the key themselves.)"""
 EXPERTS = 6
 EXPERTS_USED = 5
 PADDED_WIDTH = 768
@@ -40,9 +42,21 @@ DESCRIPTION = (
     "Made to show and test the program; its scores say nothing about any other model, least of all the reference model."
 )
 LICENSE_NOTE = "Derived from HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0); changed by dfqs."
+BASE_MODEL = "SmolLM2-135M-Instruct"
+BASE_ORGANIZATION = "HuggingFaceTB"
 
-_REPLACED = frozenset({"general.architecture", "general.name", "general.description", "general.file_type"})
+_KEPT = ("general.type", "general.languages", "general.quantization_version")
 _Q8_0_FILE_TYPE = 7
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A demonstration model that was built."""
+
+    path: Path
+    layers: tuple[ExpertLayer, ...]
+    """How each layer was split, and how well."""
 
 
 def cached_embedded_model(progress: Progress = no_progress) -> Path:
@@ -53,33 +67,67 @@ def cached_embedded_model(progress: Progress = no_progress) -> Path:
 
     Raises:
         NetworkError: its source is not in the cache and could not be fetched.
+        UsageError: the cache's directory cannot be written.
         SpaceError: no room for it.
     """
-    path = cache_directory() / f"smollm2-135m-moe-v{VERSION}-{SOURCE_SHA256[:8]}.gguf"
-    recorded = path.with_suffix(".sha256")
-    if path.is_file() and recorded.is_file() and _sha256(path, progress) == recorded.read_text().strip():
+    path = cache_directory() / f"smollm2-135m-moe-v{VERSION}-{cache_key()}.gguf"
+    if _is_as_recorded(path, progress):
         return path
-    build_embedded_model(path, cached_source(progress), overwrite=True, progress=progress)
-    write_bytes_atomic(recorded, f"{_sha256(path, progress)}\n".encode())
+    # Two processes that want it build it once; the second finds it when its turn comes.
+    with cache_lock("model"):
+        if not _is_as_recorded(path, progress):
+            build_embedded_model(path, cached_source(progress), overwrite=True, progress=progress)
+            write_bytes_atomic(_record_of(path), f"{_sha256(path, progress)}\n".encode())
     return path
 
 
-def _sha256(path: Path, progress: Progress) -> str | None:
-    return hash_model(path, progress=progress).file_sha256
+def cache_key() -> str:
+    """Hash of all that decides the model's bytes but the code (`VERSION` is for that) and the machine."""
+    settings = [VERSION, SOURCE_SHA256, EXPERTS, EXPERTS_USED, PADDED_WIDTH, WEIGHT_TYPE.name, ROUTER_SPREAD]
+    settings += [CALIBRATION_TOKENS, hashlib.sha256(read_calibration(CALIBRATION_TOKENS).tobytes()).hexdigest()]
+    settings += [NAME, DESCRIPTION, LICENSE_NOTE]
+    return sha256_of(settings)[:12]
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_as_recorded(path: Path, progress: Progress) -> bool:
+    record = _record_of(path)
+    if not (path.is_file() and record.is_file()):
+        return False
+    return record.read_bytes().strip() == _sha256(path, progress).encode()
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+            progress(file.tell(), size, "checking the cached model")
+    return digest.hexdigest()
 
 
 def build_embedded_model(
-    path: Path, source: Path, *, overwrite: bool = False, progress: Progress = no_progress
-) -> tuple[ExpertLayer, ...]:
-    """Fit every layer and write the model. The same bytes every time on one machine.
+    path: Path, source: Path | None = None, *, overwrite: bool = False, progress: Progress = no_progress
+) -> EmbeddedModel:
+    """Fit every layer and write the model. The same bytes every time on one machine with one number of BLAS threads.
 
     Args:
+        source: the dense model; the cached one by default.
         progress: in layers.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is false, or its directory cannot be written.
+        SpaceError: no room for it.
     """
-    model = read_dense_model(source)
+    check_writable_target(path, overwrite=overwrite)
+    model = read_dense_model(source if source is not None else cached_source(progress))
     layers = tuple(fit_layers(model, read_calibration(CALIBRATION_TOKENS), progress))
     write_gguf(path, list(_keys(model)), list(_tensors(model, layers)), overwrite=overwrite)
-    return layers
+    return EmbeddedModel(path, layers)
 
 
 def read_calibration(count: int) -> NDArray[np.uint16]:
@@ -111,25 +159,31 @@ def _keys(model: DenseModel) -> Iterator[KeyValue | RawKeyValue]:
     yield string("general.name", NAME)
     yield string("general.description", DESCRIPTION)
     yield string("general.license", "apache-2.0")
+    yield u32("general.base_model.count", 1)
+    yield string("general.base_model.0.name", BASE_MODEL)
+    yield string("general.base_model.0.organization", BASE_ORGANIZATION)
+    yield string("general.base_model.0.repo_url", f"https://huggingface.co/{BASE_ORGANIZATION}/{BASE_MODEL}")
     yield string("dfqs.embedded.attribution", LICENSE_NOTE)
     yield string("dfqs.embedded.source_sha256", SOURCE_SHA256)
     yield u32("dfqs.embedded.version", VERSION)
     yield u32("general.file_type", _Q8_0_FILE_TYPE)
-    changed = {
-        "llama.embedding_length": PADDED_WIDTH,
-        "llama.feed_forward_length": model.ffn_length // EXPERTS,
-        "llama.expert_count": EXPERTS,
-        "llama.expert_used_count": EXPERTS_USED,
+    changed = [
+        u32("llama.embedding_length", PADDED_WIDTH),
+        u32("llama.feed_forward_length", model.ffn_length // EXPERTS),
+        u32("llama.expert_count", EXPERTS),
+        u32("llama.expert_used_count", EXPERTS_USED),
+        f32("llama.attention.layer_norm_rms_epsilon", model.norm_epsilon * model.width / PADDED_WIDTH),
         # Stated, because llama.cpp would derive them from the padded width.
-        "llama.attention.key_length": model.head_length,
-        "llama.attention.value_length": model.head_length,
-        "llama.rope.dimension_count": model.head_length,
-    }
+        u32("llama.attention.key_length", model.head_length),
+        u32("llama.attention.value_length", model.head_length),
+        u32("llama.rope.dimension_count", model.head_length),
+    ]
+    replaced = {key.name for key in changed}
     for entry in model.header.entries:
-        if entry.name not in _REPLACED and entry.name not in changed and entry.name != "general.license":
+        of_the_source = entry.name.startswith("general.") and entry.name not in _KEPT
+        if not of_the_source and entry.name not in replaced:
             yield model.header.raw_entry(entry)
-    for key, value in changed.items():
-        yield u32(key, value)
+    yield from changed
 
 
 def _tensors(model: DenseModel, layers: Sequence[ExpertLayer]) -> Iterator[TensorSource]:
