@@ -10,7 +10,7 @@ from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfqs.errors import IntegrityError
@@ -128,6 +128,7 @@ def test_code_tests_are_python_that_only_asserts():
 VOCABULARY = prompts.read_context_set().items[0]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60_000), st.integers(1, 100))
 def test_no_two_notes_of_a_document_share_a_name(index, distance):
     assert note(VOCABULARY, index).question != note(VOCABULARY, index + distance).question
@@ -143,6 +144,7 @@ def test_a_shorter_document_is_the_beginning_of_a_longer_one():
     assert document(VOCABULARY, 200).startswith(document(VOCABULARY, 50))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000))
 def test_a_document_fits_its_budget_and_one_more_note_would_not(budget):
     notes = fitting_notes(VOCABULARY, lambda text: len(text.split()), budget)

@@ -1,7 +1,7 @@
 """Intervals and the rule of the failure boundary, against published and exact numbers."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -15,6 +15,7 @@ from dfqs.evaluate.statistics import (
 )
 
 
+@settings(deadline=None)
 @given(st.integers(2, 400), st.data())
 def test_wilson_agrees_with_scipy(total, data):
     right = data.draw(st.integers(0, total))
@@ -61,6 +62,7 @@ def test_below_half_by_hand():
     assert not below_half(Count(40, 40), Count(12, 40), corrected_confidence(10))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 30))
 def test_more_looks_never_make_a_failure_easier_to_show(first, second, looks):
     shown_after_many = below_half(Count(first, 40), Count(second, 40), corrected_confidence(looks))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfqs.errors import FormatError, UsageError
@@ -42,6 +42,7 @@ def test_what_was_stored_is_there_after_reopening_and_the_last_of_a_key_counts(t
         assert store.get("b", "1") is None
 
 
+@settings(deadline=None, max_examples=40)
 @given(cut=st.integers(1, 200))
 def test_a_file_cut_anywhere_loses_at_most_its_last_line(tmp_path_factory, cut):
     out = tmp_path_factory.mktemp("store")
