@@ -50,6 +50,7 @@ def test_the_json_document_has_the_text_and_the_conditions(embedded_model: Path)
     settings: dict[str, Any] = first["settings"]
     assert settings.pop("omp_wait_policy") in ("bounded", "passive")
     assert settings == {
+        "runtime": "xllamacpp 2026.10.11549",
         "max_tokens": 6,
         "temperature": 0.0,
         "top_k": 0,

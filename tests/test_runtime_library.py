@@ -51,6 +51,13 @@ def test_a_library_named_by_the_environment_must_exist(monkeypatch: pytest.Monke
         library.find_library()
 
 
+def test_a_record_says_when_another_build_stood_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library.runtime_name() == "xllamacpp 2026.10.11549"
+
+    monkeypatch.setenv("DFQS_LLAMA_LIBRARY", "/opt/libllama.so")
+    assert library.runtime_name() == "xllamacpp 2026.10.11549, another build (DFQS_LLAMA_LIBRARY)"
+
+
 @pytest.mark.parametrize("other", ["not a library", "libm"])
 def test_a_file_that_is_not_that_library_is_refused_and_not_called(other: str, tmp_path: Path) -> None:
     path = tmp_path / "libllama.so"

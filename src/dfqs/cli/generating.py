@@ -117,6 +117,7 @@ def describe_as_json(session: ChatSession, answer: Answer, sampling: Sampling, r
         "prompt_tokens_per_s": answer.prompt_tokens_per_s,
         "decode_tokens_per_s": answer.decode_tokens_per_s,
         "settings": {
+            "runtime": info.runtime,
             **asdict(sampling),
             "chat_template": not raw,
             "context_tokens": info.context_tokens,

@@ -9,7 +9,7 @@ from typing import Any
 
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime.generation import TextSession
-from dfqs.runtime.library import PACKAGE, find_library
+from dfqs.runtime.library import PACKAGE, find_library, runtime_name
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.server import Listening, ServerSettings, is_loopback
@@ -48,6 +48,7 @@ def open_session(worker: WorkerContext, path: Path, settings: ContextSettings) -
     context = Context(model, threads=worker.threads, **asdict(settings))
     worker.state["session"] = TextSession(model, context)
     return SessionInfo(
+        runtime=runtime_name(),
         context_tokens=context.n_ctx,
         threads=context.threads,
         omp_wait_policy=worker.library.omp_wait_policy,

@@ -143,6 +143,16 @@ def find_library() -> Path:
     raise RuntimeFailure(f"{PACKAGE} {version} has no shared library in it; reinstall it")
 
 
+def runtime_name() -> str:
+    """The runtime as a record names it: package and version, and whether another build of it stands in.
+
+    Raises:
+        RuntimeFailure: the wheel is not installed.
+    """
+    name = f"{PACKAGE} {installed_version()}"
+    return f"{name}, another build ({LIBRARY_VARIABLE})" if os.environ.get(LIBRARY_VARIABLE) else name
+
+
 def load_library(stop: StopFlag | None = None) -> Library:
     """Load, guard and initialize the library, with its log captured and `stop` at hand for its contexts.
 

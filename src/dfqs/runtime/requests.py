@@ -40,6 +40,7 @@ class Sampling:
 class SessionInfo:
     """What a session turned out to be."""
 
+    runtime: str
     context_tokens: int
     threads: int
     omp_wait_policy: str
