@@ -140,7 +140,7 @@ def pressure_table(report: PressureReport) -> Table:
             percent(point.same_set_share),
             percent(point.jaccard),
             percent(point.drift_same_set_share),
-            "-" if point.router_bits is None else f"{point.router_bits:.3f}",
+            f"{point.router_bits:.3f}",
             f"{point.load_bits:.3f}",
         )
     return table

@@ -107,9 +107,7 @@ def plot_pressure(report: "PressureReport", path: Path, *, overwrite: bool = Fal
     top.set_ylim(0, 1.03)
     top.set_ylabel("same set of experts")
     bottom.plot(lengths, [p.load_bits for p in report.points], "o-", color=_BLUE, label="load of the probe")
-    known = [p.router_bits for p in report.points]
-    if all(value is not None for value in known):
-        bottom.plot(lengths, known, "s-", color=_ORANGE, label="router, one token")
+    bottom.plot(lengths, [p.router_bits for p in report.points], "s-", color=_ORANGE, label="router, one token")
     bottom.set_ylabel("entropy, bits")
     # From nothing to a balanced load, or differences of a hundredth of a bit would look large.
     bottom.set_ylim(0, 1.05 * float(np.log2(report.model.experts)))

@@ -46,8 +46,8 @@ class PressurePoint(Record):
     jaccard: float
     drift_same_set_share: float
     """Under reference settings, against the probe behind the shortest document."""
-    router_bits: float | None
-    """Entropy of the router's distribution, mean over tokens and layers; null where it has none."""
+    router_bits: float
+    """Entropy of the scores that the choice is made by, as a distribution; mean over tokens and layers."""
     load_bits: float
     """Entropy of the probe's load, mean over layers."""
 
