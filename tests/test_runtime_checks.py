@@ -44,7 +44,7 @@ def test_a_later_shard_is_refused_and_the_first_is_named(tmp_path: Path) -> None
     write_shard(tmp_path / "m-00001-of-00002.gguf", 0, 2)
     second = write_shard(tmp_path / "m-00002-of-00002.gguf", 1, 2)
 
-    with pytest.raises(ShardError, match=r"shard 2 of 2 cannot be loaded by itself; give m-00001-of-00002\.gguf"):
+    with pytest.raises(UsageError, match=r"shard 2 of 2; give the first one, m-00001-of-00002\.gguf"):
         check_model(second)
 
 
@@ -52,12 +52,12 @@ def test_a_missing_shard_is_named_before_llama_cpp_looks_for_it(tmp_path: Path) 
     first = write_shard(tmp_path / "m-00001-of-00003.gguf", 0, 3)
     write_shard(tmp_path / "m-00003-of-00003.gguf", 2, 3)
 
-    with pytest.raises(ShardError, match=r"1 of 3 shards missing, the first is m-00002-of-00003\.gguf"):
+    with pytest.raises(ShardError, match=r"1 of 3 shards missing: m-00002-of-00003\.gguf"):
         check_model(first)
 
 
 def test_a_shard_that_was_renamed_is_refused_because_llama_cpp_goes_by_names(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="whose name does not say so"):
+    with pytest.raises(ShardError, match="a shard must be named like"):
         check_model(write_shard(tmp_path / "renamed.gguf", 0, 3))
 
 

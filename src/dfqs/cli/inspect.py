@@ -9,9 +9,9 @@ from rich.table import Table
 
 from dfqs.classes import ClassMatch, recognise_class, tier_of
 from dfqs.cli.output import key_value_table, out, print_json
-from dfqs.gguf import Header, read_header
+from dfqs.gguf import Header
 from dfqs.model import ModelSpec, RoleSize, read_model_spec
-from dfqs.shards.shard import SPLIT_COUNT, read_shards
+from dfqs.shards.shard import read_model_shards
 from dfqs.units import format_bytes, format_count
 
 
@@ -50,10 +50,7 @@ def read_headers(source: Path) -> tuple[Header, ...]:
     if str(source).startswith("hf:"):
         headers: tuple[Header, ...] = importlib.import_module("dfqs.cli.remote").read_headers(str(source))
         return headers
-    header = read_header(source)
-    if header.metadata.get(SPLIT_COUNT, 0) in (0, 1):
-        return (header,)
-    return tuple(shard.header for shard in read_shards(source))
+    return tuple(shard.header for shard in read_model_shards(source))
 
 
 def snapshot_table(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int) -> Table:

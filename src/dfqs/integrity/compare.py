@@ -17,7 +17,7 @@ from dfqs.gguf.layout import squeeze_shape
 from dfqs.integrity.findings import Finding, has_errors
 from dfqs.integrity.hashes import BUFFER_BYTES, is_expert_tensor
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.shard import SPLIT_COUNT, read_shards
+from dfqs.shards.shard import read_model_shards
 
 _MAKE_AGAIN = "Merge the shards again, or verify them against the hashes of their source; one of the two is damaged."
 _LISTED_EXPERTS = 8
@@ -67,7 +67,8 @@ def verify_against(model: Path, first_shard: Path, *, progress: Progress = no_pr
         findings: list[Finding] = []
         pairs: list[_Pair] = []
         seen: set[str] = set()
-        for path, shard_header in _other_headers(first_shard):
+        for other in read_model_shards(first_shard):
+            path, shard_header = other.path, other.header
             shard = stack.enter_context(FileSource(path))
             for tensor in shard_header.tensors:
                 seen.add(tensor.name)
@@ -82,13 +83,6 @@ def verify_against(model: Path, first_shard: Path, *, progress: Progress = no_pr
                 findings.append(Finding("extra-tensor", message, _MAKE_AGAIN, name=tensor.name))
         findings += _compare_all(ours, pairs, progress)
         return Comparison(len(seen), sum(pair.tensor.length for pair in pairs), tuple(findings))
-
-
-def _other_headers(first: Path) -> list[tuple[Path, Header]]:
-    header = read_header(first)
-    if header.metadata.get(SPLIT_COUNT, 0) in (0, 1):
-        return [(first, header)]
-    return [(shard.path, shard.header) for shard in read_shards(first)]
 
 
 def _description_finding(header: Header, tensor: TensorInfo, path: Path) -> Finding | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import ShardError, UsageError
-from dfqs.gguf import Header, TensorInfo, layout_problems, parse_header
+from dfqs.gguf import Header, TensorInfo, layout_problems, parse_header, read_header
 from dfqs.shards.names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
 
 SPLIT_NO = "split.no"
@@ -64,6 +64,18 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
         check_layout(later)
         shards.append(later)
     return tuple(shards)
+
+
+def read_model_shards(path: Path) -> tuple[Shard, ...]:
+    """The shards of the model that `path` begins; a whole file counts as a set of one.
+
+    Raises:
+        ShardError, UsageError, FormatError: as `read_shards`, and where the file's own layout is not sound.
+    """
+    header = read_header(path)
+    if header.metadata.get(SPLIT_COUNT, 0) in (0, 1):
+        return (Shard(str(path), header),)
+    return read_shards(path)
 
 
 def read_shard_count(shard: Shard) -> int:
