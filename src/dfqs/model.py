@@ -139,9 +139,7 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
     metadata = header.metadata
     architecture = _text(metadata, "general.architecture", header.source_name)
     if architecture is None:
-        raise FormatError(
-            "its architecture is not stated", path=header.source_name, name="general.architecture"
-        )
+        raise FormatError("its architecture is not stated", path=header.source_name, name="general.architecture")
 
     def number(key: str) -> int | None:
         return _number(metadata, f"{architecture}.{key}", header.source_name)
