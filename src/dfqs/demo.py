@@ -22,7 +22,7 @@ from dfqs.evaluate.local import LocalTarget
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
 from dfqs.evaluate.store import Subject
-from dfqs.evaluate.suites import find_suite
+from dfqs.evaluate.suites import Suite
 from dfqs.gguf import read_header
 from dfqs.integrity import ModelHashes, hash_model, verify_against
 from dfqs.model import ModelSpec, read_model_spec
@@ -47,8 +47,8 @@ CONTEXTS = (2048, 8192)
 """Context lengths that the memory step asks llama.cpp about; the second is all that the model was trained for."""
 WORK_NAME = ".work"
 STEPS = 8
-SAMPLE_ITEMS = 3
-"""Items of each set that the demonstration measures; enough to see how it is done, too few to say anything."""
+SAMPLE = Suite("demo", 3, 3, (512, 1024), 3, 128, 3, 256, 512)
+"""What the demonstration measures: enough to see how it is done, too little to say anything."""
 STAGES = (REASONING, CODE, CONTEXT, SPEED)
 """The failure boundary takes longer than everything else together; `dfqs eval` measures it."""
 
@@ -106,14 +106,11 @@ class DemoResult:
     report_path: Path
 
 
-def run_demo(out: Path, narrator: Narrator, *, sample_items: int = SAMPLE_ITEMS) -> DemoResult:
+def run_demo(out: Path, narrator: Narrator) -> DemoResult:
     """Build, split, merge, verify, inspect, plan, run, measure; then write down what was done.
 
     Leaves the merged model, the evaluation's report and the story in `out`; shards are removed. What an earlier run
     left there is replaced.
-
-    Args:
-        sample_items: of each prompt set, to measure.
 
     Raises:
         DfqsError: whatever stops a step.
@@ -129,7 +126,7 @@ def run_demo(out: Path, narrator: Narrator, *, sample_items: int = SAMPLE_ITEMS)
         spec = _inspect(story, target)
         _plan_memory(story, target)
         answer, session = _run(story, target)
-        report = _measure(story, target, hashes, work / "evaluation", sample_items)
+        report = _measure(story, target, hashes, work / "evaluation")
     report_paths = write_report(report, out)
     record = DemoRecord(
         dfqs_version=__version__,
@@ -267,7 +264,7 @@ def _run(story: _Story, path: Path) -> tuple[Answer, SessionInfo]:
         return answer, session.info
 
 
-def _measure(story: _Story, path: Path, hashes: ModelHashes, directory: Path, items: int) -> Report:
+def _measure(story: _Story, path: Path, hashes: ModelHashes, directory: Path) -> Report:
     with story.step("Measure it on a small sample") as step:
         subject = Subject(
             kind="file",
@@ -277,20 +274,19 @@ def _measure(story: _Story, path: Path, hashes: ModelHashes, directory: Path, it
             file_sha256=hashes.file_sha256,
             content_sha256=hashes.content_sha256,
         )
-        suite = find_suite("quick")
 
         @contextmanager
         def draw(stage: str) -> Iterator[Progress]:
             yield lambda done, total=None, note="": step.progress(done, total, stage)
 
-        with LocalTarget(path, max_context=suite.context_lengths[-1]) as target:
-            evaluate(target, subject, path, Request(suite, STAGES, items), directory, draw)
+        with LocalTarget(path, max_context=SAMPLE.context_lengths[-1]) as target:
+            evaluate(target, subject, path, Request(SAMPLE, STAGES), directory, draw)
         report = build_report(directory)
         metrics = report.metrics
         step.outcome = (
             f"reasoning {_figure(metrics.reasoning_score)}, code {_figure(metrics.code_score)}, "
-            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s; {items} items a set, so these figures show the way and "
-            "no more"
+            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s; {SAMPLE.reasoning_items} items a set, "
+            "so these figures show the way and no more"
         )
     return report
 
