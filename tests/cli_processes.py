@@ -3,10 +3,11 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,20 +47,34 @@ class RunningDfqs:
         self.process.kill()
         self.process.wait()
 
-    def read_until(self, text: str) -> str:
-        """What came on stdout (or the terminal) up to `text` and with it."""
+    def read_until(self, text: str, idle: Callable[[], None] = lambda: None) -> str:
+        """What came on stdout (or the terminal) up to `text` and with it; `idle` is called in every silent second."""
         deadline = time.monotonic() + DEADLINE_S
         while text.encode() not in self._seen:
             assert time.monotonic() < deadline, f"never said {text!r}; it said {self._seen!r}"
-            if select.select([self._reading], [], [], 1.0)[0]:
-                try:
-                    piece = os.read(self._reading, 65536)
-                except OSError:
-                    piece = b""
-                assert piece, f"ended without {text!r}; it said {self._seen!r} {self.errors()!r}"
-                self._seen += piece
+            if not select.select([self._reading], [], [], 1.0)[0]:
+                idle()
+                continue
+            try:
+                piece = os.read(self._reading, 65536)
+            except OSError:
+                piece = b""
+            assert piece, f"ended without {text!r}; it said {self._seen!r} {self.errors()!r}"
+            self._seen += piece
         found, _, self._seen = self._seen.partition(text.encode())
         return (found + text.encode()).decode()
+
+    def press_ctrl_c_until(self, text: str) -> str:
+        """Ctrl-C as a person at a prompt uses it: pressed again when a second goes by without an answer.
+
+        Once is not enough for a program to be told: CPython's readline shows the prompt first and then waits in
+        `select`, and a signal that comes in between is only seen with the next key or signal.
+        """
+        self.interrupt()
+        return self.read_until(text, idle=self.interrupt)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
 
     def write(self, text: str) -> None:
         """To its stdin (or type it on the terminal)."""

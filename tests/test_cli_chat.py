@@ -60,7 +60,7 @@ def test_ctrl_c_interrupts_the_answer_and_not_the_program(smollm2_gguf: Path) ->
         running.write("Tell me everything.\n")
         running.read_until("everything.")
         running.read_until(" ")
-        running.process.send_signal(signal.SIGINT)
+        running.interrupt()
         running.read_until("interrupted")
         running.read_until("> ")
         running.write("/reset\n")
@@ -77,8 +77,7 @@ def test_ctrl_c_interrupts_the_answer_and_not_the_program(smollm2_gguf: Path) ->
 def test_ctrl_c_at_the_prompt_shows_the_way_out_and_ctrl_d_takes_it(smollm2_gguf: Path) -> None:
     with chat_in_terminal(smollm2_gguf) as running:
         running.read_until("> ")
-        running.process.send_signal(signal.SIGINT)
-        running.read_until("Ctrl-C interrupts an answer")
+        running.press_ctrl_c_until("Ctrl-C interrupts an answer")
         running.read_until("> ")
         running.write("\x04")
         assert running.wait() == 0
