@@ -8,7 +8,8 @@ from typing import Any
 
 from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
 
-LONG = ("--temp", "2", "-n", "4000")
+LONG = ("--temp", "2", "-n", "4000", "--seed", "1")
+"""An answer that is still being written when something happens: without a seed, some end at once."""
 
 
 def chat_in_terminal(path: Path, *arguments: str) -> RunningDfqs:

@@ -12,6 +12,8 @@ from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
 from dfqs.gguf import GGMLType, TensorSource, string, write_gguf
 
 PROMPT = ("-p", "Name three colours.")
+LONG = ("-p", "Count to a thousand.", "-n", "4000", "--temp", "2", "--seed", "1")
+"""An answer that is still being written when something happens: without a seed, some end at once."""
 
 
 def write_unknown_architecture(path: Path) -> Path:
@@ -145,7 +147,7 @@ class TestInterruptions:
     def test_a_signal_in_the_middle_of_an_answer_ends_all_processes(
         self, smollm2_gguf: Path, number: signal.Signals
     ) -> None:
-        with RunningDfqs("run", smollm2_gguf, "-p", "Count to a thousand.", "-n", "4000", "--temp", "2") as running:
+        with RunningDfqs("run", smollm2_gguf, *LONG) as running:
             running.read_until(" ")
             workers = running.worker_pids()
             running.process.send_signal(number)
@@ -156,7 +158,7 @@ class TestInterruptions:
         wait_until_gone(workers)
 
     def test_a_worker_that_is_killed_is_one_sentence_and_not_a_dead_terminal(self, smollm2_gguf: Path) -> None:
-        with RunningDfqs("run", smollm2_gguf, "-p", "Count to a thousand.", "-n", "4000", "--temp", "2") as running:
+        with RunningDfqs("run", smollm2_gguf, *LONG) as running:
             running.read_until(" ")
             (worker,) = running.worker_pids()
             os.kill(worker, signal.SIGABRT)
@@ -167,7 +169,7 @@ class TestInterruptions:
         assert "Traceback" not in errors
 
     def test_a_reader_that_goes_away_ends_it_quietly(self, smollm2_gguf: Path) -> None:
-        with RunningDfqs("run", smollm2_gguf, "-p", "Count to a thousand.", "-n", "4000", "--temp", "2") as running:
+        with RunningDfqs("run", smollm2_gguf, *LONG) as running:
             running.read_until(" ")
             workers = running.worker_pids()
             assert running.process.stdout is not None
