@@ -13,7 +13,7 @@ TREE_END = "<!-- end of tree -->\n"
 ORDER = (
     *("errors", "units", "progress", "storage", "records"),
     *("gguf", "shards", "integrity", "find", "model", "classes", "hardware", "runtime", "quantize", "routing"),
-    *("planning", "evaluate", "report", "targets", "embedded", "demo", "cli"),
+    *("planning", "evaluate", "report", "targets", "embedded", "demo", "cli", "__main__"),
 )
 
 

@@ -28,6 +28,7 @@ LAYERS = (
     ("embedded",),
     ("demo",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 BASE_ORDER = LAYERS[0]

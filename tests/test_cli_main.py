@@ -101,6 +101,27 @@ def test_every_error_has_an_exit_code_of_the_convention() -> None:
     assert issubclass(IntegrityError, DfqsError)
 
 
+@pytest.mark.parametrize("loading", ["dfqs.cli.main", "typer", "dfqs.cli.inspect"])
+def test_interrupt_while_the_command_line_loads_is_no_traceback(loading: str) -> None:
+    code = f"""if True:
+        import os, signal, sys
+        from dfqs.__main__ import main
+
+        class Interrupting:
+            def find_spec(self, name, path, target=None):
+                if name == {loading!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Interrupting())
+        sys.argv[1:] = ["inspect", "nothing.gguf"]
+        main()
+    """
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (result.returncode, result.stderr) == (130, "dfqs: interrupted before anything was done\n")
+
+
 def test_reader_that_goes_away_is_not_an_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m dfqs.cli.main --help | head -c 1"
 

@@ -75,18 +75,34 @@ def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure."""
-    signal.signal(signal.SIGTERM, _raise_interrupt)
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:], _take_signals)
+    except KeyboardInterrupt:
+        # A second one, while the first was being reported.
+        code = INTERRUPTED
+    # The work is over: a signal now must not become a traceback out of the interpreter's own end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None) -> int:
     """Run the command line; the one error boundary.
+
+    Args:
+        before_the_verb: called when the verb's module is loaded and its work is about to begin.
 
     Returns:
         The exit code.
     """
     requested = next((word for word in arguments if not word.startswith("-")), None)
-    return _guarded(lambda: build_app(requested)(args=arguments, standalone_mode=True))
+
+    def call() -> None:
+        app = build_app(requested)
+        before_the_verb()
+        app(args=arguments, standalone_mode=True)
+
+    return _guarded(call)
 
 
 def _guarded(call: Callable[[], Any]) -> int:
@@ -152,9 +168,11 @@ def _options(
     """Options that stand before a verb."""
 
 
-def _raise_interrupt(signum: int, frame: object) -> None:
-    # SIGTERM takes the same way out as Ctrl-C: temporary files are removed on the way.
-    raise KeyboardInterrupt
+def _take_signals() -> None:
+    """From here on Ctrl-C is an exception, and SIGTERM takes the same way out: temporary files are removed on it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""`dfqs`, and `python -m dfqs`: an interrupt is answered in a sentence even while the command line is still loading.
+
+Loading it is a fifth of a second of imports. An interrupt in there would print a traceback from the middle of a
+library, or come out of it as another error; nothing has been begun by then, so the process just ends. (In the first
+hundredths of a second, while Python itself starts, nobody can answer.)
+"""
+
+import importlib
+import os
+import signal
+
+_MESSAGE = b"dfqs: interrupted before anything was done\n"
+
+
+def main() -> None:
+    """Load the command line and run it."""
+    # Not where the caller had it ignored, as a shell does for what a script starts in the background.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    importlib.import_module("dfqs.cli.main").main()
+
+
+def _leave(number: int, frame: object) -> None:
+    os.write(2, _MESSAGE)
+    # As shells have it.
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
