@@ -86,6 +86,10 @@ class FileSource:
             raise FormatError(f"ends {length - len(data):,} bytes too soon", path=self.path, offset=offset + len(data))
         return data
 
+    def modified_ns(self) -> int:
+        """When its bytes last changed, in nanoseconds, as its file system keeps the time."""
+        return os.fstat(self._handle).st_mtime_ns
+
     def fileno(self) -> int:
         return self._handle
 

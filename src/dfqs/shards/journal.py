@@ -55,12 +55,22 @@ class Journal:
 
     @classmethod
     def create(cls, disk: Disk, out: Path, job: Job) -> "Journal":
-        """Write the job of a merge to `out` down; from here on it can be resumed or undone."""
+        """Write the job of a merge to `out` down; from here on it can be resumed or undone.
+
+        Raises:
+            UsageError: another process is at work on a merge to `out`.
+        """
         path = journal_path(out)
         record = _encode({"format": FORMAT, **job.to_json()})
-        file = disk.create(path)
         try:
-            file.lock()
+            file = disk.create(path)
+        except FileExistsError:
+            raise UsageError(f"another merge to {out} has begun ({path} exists)") from None
+        if not file.lock() or disk.identify(path) is None:
+            # Another process came between making and locking, found it empty and removes it: it is not ours to touch.
+            file.close()
+            raise UsageError(f"another dfqs is at work on {out}; run this again when it is done")
+        try:
             file.write_at(0, record + bytes(RESERVED_BYTES))
             file.sync()
             disk.sync_directory(path.parent)

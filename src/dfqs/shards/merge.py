@@ -12,6 +12,7 @@ from dfqs.errors import ShardError, SpaceError, UsageError
 from dfqs.gguf import FileSource
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
+from dfqs.shards.held import held_for_reading, require_unchanged
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.shards.shard import Shard
@@ -62,7 +63,7 @@ def merge(
     check_writable_target(out, overwrite=overwrite)
     require_space(out.parent, plan.file_bytes, "--in-place and --consume need no second copy")
     hashes: list[str | None] = []
-    with atomic_writer(out, overwrite=overwrite) as file:
+    with held_for_reading(plan.shards[0]), atomic_writer(out, overwrite=overwrite) as file:
         target = file.fileno()
         os.ftruncate(target, plan.file_bytes)
         write_fully(target, plan.header, 0)
@@ -102,18 +103,16 @@ def require_space(directory: Path, needed: int, advice: str) -> None:
 
 @contextlib.contextmanager
 def open_unchanged(shard: Shard) -> Iterator[FileSource]:
-    """Open a shard and make sure that it is still the file whose header was read.
+    """Open a shard and make sure that it is the file whose header was read, and stays it while it is used.
 
     Raises:
-        ShardError: its size is another now, or the bytes in it were cut while it was used.
+        ShardError: it was changed since, or the bytes in it were changed or cut while it was used.
     """
     with FileSource(shard.path) as source:
-        if source.size != shard.header.file_size:
-            raise ShardError(
-                f"had {shard.header.file_size:,} bytes when it was planned, now {source.size:,}", path=shard.source
-            )
+        require_unchanged(shard, source)
         try:
             yield source
+            require_unchanged(shard, source)
         except ShardError as error:
             raise ShardError(error.detail, path=shard.source, offset=error.offset) from None
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import ShardError, UsageError
-from dfqs.gguf import Header, TensorInfo, layout_problems, parse_header, read_header
+from dfqs.gguf import FileSource, Header, TensorInfo, layout_problems, parse_header, read_header
 from dfqs.shards.names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
 
 SPLIT_NO = "split.no"
@@ -23,6 +23,8 @@ class Shard:
     source: str
     """Path or address."""
     header: Header
+    modified_ns: int | None = None
+    """When a local file's bytes had last changed when the header was read."""
 
     @property
     def path(self) -> Path:
@@ -53,17 +55,24 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
         UsageError: a later shard was given in place of the first, or a file cannot be read.
         FormatError: a header lies.
     """
-    shard = Shard(str(first), parse_header(Path(first)))
+    shard = _read_shard(Path(first))
     count = read_shard_count(shard)
     paths = shard_paths(Path(first), count)
     refuse_missing(paths)
     check_layout(shard)
     shards = [shard]
     for path in paths[1:]:
-        later = Shard(str(path), parse_header(path))
+        later = _read_shard(path)
         check_layout(later)
         shards.append(later)
     return tuple(shards)
+
+
+def _read_shard(path: Path) -> Shard:
+    with FileSource(path) as source:
+        # Before the header: what is written meanwhile shows as a change.
+        modified_ns = source.modified_ns()
+        return Shard(str(path), parse_header(source), modified_ns)
 
 
 def read_model_shards(path: Path) -> tuple[Shard, ...]:

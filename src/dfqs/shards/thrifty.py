@@ -15,6 +15,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.shards.consume import plan_consume
 from dfqs.shards.disk import Disk, LocalDisk, probe_insert_unit, probe_punch
 from dfqs.shards.execute import WINDOW_BYTES, Place, begin, carry_on, undo
+from dfqs.shards.held import held_for_use, refuse_changed
 from dfqs.shards.inplace import JobPlan, largest_shard, plan_in_place
 from dfqs.shards.job import Freeing, Mode, State
 from dfqs.shards.journal import RESERVED_BYTES, Journal, journal_path, working_path
@@ -100,12 +101,24 @@ def merge_thrifty(
     """
     disk = disk or LocalDisk()
     started = time.monotonic()
-    known = _hash_all(plan.merge) if hash_first else {}
-    journal = begin(disk, plan.job, plan.place)
-    with _closing(journal):
-        carry_on(
-            disk, journal, plan.place, window_bytes=plan.window_bytes, hash_sources=not hash_first, progress=progress
-        )
+    known: dict[int, str] = {}
+    if hash_first:
+        known = _hash_all(plan.merge)
+        # That took minutes; whoever opened a shard meanwhile still needs it.
+        refuse_occupied(disk, [shard.path for shard in plan.merge.shards])
+    with held_for_use(disk, [plan.merge.shards[0].path]):
+        refuse_changed(plan.merge.shards)
+        check_writable_target(plan.place.out)
+        journal = _begin(disk, plan)
+        with _closing(journal):
+            carry_on(
+                disk,
+                journal,
+                plan.place,
+                window_bytes=plan.window_bytes,
+                hash_sources=not hash_first,
+                progress=progress,
+            )
     return _result(journal, plan.place.out, started, known)
 
 
@@ -137,10 +150,9 @@ def resume_merge(
     disk = disk or LocalDisk()
     started = time.monotonic()
     place = Place(Path(out), Path(first_shard).parent)
-    journal = Journal.open(disk, place.out)
-    if journal is None:
-        return None
-    with _closing(journal):
+    with _opened(disk, place, first_shard) as journal:
+        if journal is None:
+            return None
         if journal.job.mode != mode:
             raise UsageError(f"the unfinished merge of {out} was begun with --{journal.job.mode}; go on with that")
         if journal.position.state < State.READY:
@@ -148,7 +160,7 @@ def resume_merge(
             return None
         window_bytes = min(window_bytes, max(disk.free_bytes(place.out.parent) // 2, MIN_WINDOW_BYTES))
         carry_on(disk, journal, place, window_bytes=window_bytes, hash_sources=hash_sources, progress=progress)
-    return _result(journal, place.out, started, {})
+        return _result(journal, place.out, started, {})
 
 
 def abort_merge(first_shard: Path, out: Path, *, disk: Disk | None = None) -> None:
@@ -160,10 +172,9 @@ def abort_merge(first_shard: Path, out: Path, *, disk: Disk | None = None) -> No
     """
     disk = disk or LocalDisk()
     place = Place(Path(out), Path(first_shard).parent)
-    journal = Journal.open(disk, place.out)
-    if journal is None:
-        raise UsageError(f"there is no unfinished merge of {out} to abort")
-    with _closing(journal):
+    with _opened(disk, place, first_shard) as journal:
+        if journal is None:
+            raise UsageError(f"there is no unfinished merge of {out} to abort")
         undo(disk, journal, place)
 
 
@@ -228,6 +239,33 @@ def _device(disk: Disk, directory: Path) -> int | None:
     return found.device if found is not None else None
 
 
+def _begin(disk: Disk, plan: ThriftyPlan) -> Journal:
+    """Begin; what goes wrong before anything is moved has been put back when this raises, or is by the same command."""
+    out = plan.place.out
+    try:
+        return begin(disk, plan.job, plan.place)
+    except OSError as error:
+        left = "the same command puts it right" if is_unfinished(out) else "the shards are as they were"
+        raise DfqsError(f"the merge to {out} could not begin ({error.strerror or error}); {left}") from error
+
+
+@contextmanager
+def _opened(disk: Disk, place: Place, first_shard: Path) -> Iterator[Journal | None]:
+    """The journal of an unfinished merge of these shards to this place, if there is one; other merges are kept away."""
+    if not journal_path(place.out).exists():
+        yield None
+        return
+    with held_for_use(disk, [Path(first_shard), place.working]):
+        journal = Journal.open(disk, place.out)
+        if journal is None:
+            yield None
+            return
+        with _closing(journal):
+            if (first := journal.job.sources[0].name) != Path(first_shard).name:
+                raise UsageError(f"the unfinished merge to {place.out} is of {first}; give that, or another output")
+            yield journal
+
+
 def _hash_all(plan: MergePlan) -> dict[int, str]:
     hashes = {}
     for index, shard in enumerate(plan.shards):
@@ -252,6 +290,11 @@ def _closing(journal: Journal) -> Iterator[None]:
             f"interrupted; nothing is lost. The same command goes on from {journal.path.name}, --abort says what can "
             "be put back"
         ) from None
+    except OSError as error:
+        raise DfqsError(
+            f"{error.strerror or error}, with a merge under way ({journal.path}). Nothing is lost: when that is seen "
+            "to, the same command goes on"
+        ) from error
     finally:
         journal.close()
 
