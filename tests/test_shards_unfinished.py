@@ -245,6 +245,25 @@ def test_command_goes_on_with_what_is_unfinished(
     assert_tensors(tmp_path / "out.gguf")
 
 
+def test_other_output_than_the_unfinished_merges_is_told_where_the_bytes_are(
+    shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shards[0].with_name("out.gguf")
+    plan = plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=1 << 16)
+
+    def interrupt(done: int, total: int | None = None, note: str = "") -> None:
+        if done > 1 << 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(DfqsError):
+        merge_thrifty(plan, progress=interrupt)
+
+    assert run(["merge", str(shards[0]), "-o", str(tmp_path / "other.gguf")]) == 2
+    assert f"A merge of these shards to {out} is unfinished" in capsys.readouterr().err
+    assert run(["merge", str(shards[0]), "-o", str(out), "--consume"]) == 0
+    assert_tensors(out)
+
+
 def test_abort_on_the_command_line_says_what_was_put_back(
     shards: list[Path], tmp_path: Path, mode: Mode, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dfqs.cli.output import key_value_table, note, out, print_json, progress_bar, warn
-from dfqs.errors import UsageError
+from dfqs.errors import DfqsError, UsageError
 from dfqs.shards import (
     MergePlan,
     MergeResult,
@@ -21,6 +21,7 @@ from dfqs.shards import (
     resume_merge,
 )
 from dfqs.shards.job import Mode
+from dfqs.shards.journal import unfinished_beside
 from dfqs.shards.merge import refuse_source_as_target, require_space
 from dfqs.storage import check_writable_target
 from dfqs.units import format_bytes, format_duration, parse_size
@@ -67,7 +68,7 @@ def command(
             raise UsageError(f"a merge to {target} is unfinished; go on with --in-place or --consume, or --abort it")
         if _resume(first_shard, target, mode, parse_size(window), json_=json_):
             return
-    plan = plan_merge(first_shard)
+    plan = _plan(first_shard)
     thrifty = plan_thrifty(plan, target, mode, window_bytes=parse_size(window)) if mode is not None else None
     for line in thrifty.notes if thrifty is not None else plan.notes:
         warn(line)
@@ -89,6 +90,20 @@ def _mode(in_place: bool, consume: bool) -> Mode | None:
     if in_place and consume:
         raise UsageError("give --in-place or --consume, not both")
     return "in-place" if in_place else "consume" if consume else None
+
+
+def _plan(first_shard: Path) -> MergePlan:
+    """The plan; where shards are missing or emptied by an unfinished merge to another output, the message says so."""
+    try:
+        return plan_merge(first_shard)
+    except DfqsError as error:
+        out = unfinished_beside(first_shard)
+        if out is None:
+            raise
+        raise UsageError(
+            f"{error}. A merge of these shards to {out} is unfinished and has what is gone from them: give -o {out} "
+            "and its mode (or --abort)"
+        ) from None
 
 
 def _resume(first_shard: Path, target: Path, mode: Mode, window_bytes: int, *, json_: bool) -> bool:

@@ -22,6 +22,7 @@ RESERVED_BYTES = 128 << 10
 LIMIT_BYTES = 64 << 20
 """A journal that is larger was not written here."""
 _DIGEST_DIGITS = 16
+_SUFFIX = ".merge-journal"
 
 
 @dataclass(slots=True)
@@ -147,9 +148,21 @@ class Journal:
         self.close()
 
 
+def unfinished_beside(first_shard: Path) -> Path | None:
+    """The output of an unfinished merge of these shards, if its journal lies in their directory."""
+    for path in sorted(first_shard.parent.glob("*" + _SUFFIX)):
+        try:
+            records, _ = _decode_all(path.read_bytes(), path) if path.stat().st_size <= LIMIT_BYTES else ([], 0)
+            if records and _decode_job(records[0], path).sources[0].name == first_shard.name:
+                return path.with_name(path.name.removesuffix(_SUFFIX))
+        except (OSError, IntegrityError, IndexError):
+            continue
+    return None
+
+
 def journal_path(out: Path) -> Path:
     """Where the journal of a merge to `out` lies."""
-    return out.with_name(f"{out.name}.merge-journal")
+    return out.with_name(out.name + _SUFFIX)
 
 
 def working_path(out: Path) -> Path:
