@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfqs.cli.main import run
-from dfqs.find import find_models, usual_directories
+from dfqs.find import find_models, taken_bytes, usual_directories
 from dfqs.gguf import string
 from dfqs.shards import merge, plan_merge
 from gguf_builder import write_small
@@ -127,10 +127,53 @@ def test_vocabularies_without_tensors_are_not_all_the_same_model(tmp_path: Path)
     assert find_models([tmp_path]).same == ()
 
 
-def test_a_name_that_claims_99999_shards_is_not_counted_to(tmp_path: Path) -> None:
-    write_tiny(tmp_path / "m-00001-of-99999.gguf")
+@pytest.mark.parametrize("claimed", [99_999, 9_999_999_999])
+def test_a_name_that_claims_many_shards_is_not_counted_to(claimed: int, tmp_path: Path) -> None:
+    write_tiny(tmp_path / f"m-00001-of-{claimed}.gguf")
 
-    assert find_models([tmp_path]).models[0].name == "m (1 of 99999 shards)"
+    assert find_models([tmp_path]).models[0].name == f"m (1 of {claimed} shards)"
+
+
+def test_two_revisions_that_share_a_blob_are_two_whole_sets_and_the_blob_counts_once(tmp_path: Path) -> None:
+    tensors = tiny_tensors()
+    shards = write_shards(tmp_path / "blobs", tiny_entries(), [tensors[:2], tensors[2:]])
+    changed = bytearray(shards[1].read_bytes())
+    changed[-1] ^= 1
+    other = tmp_path / "blobs" / "changed"
+    other.write_bytes(changed)
+    for revision, second in (("a", shards[1]), ("b", other)):
+        snapshot = tmp_path / "snapshots" / revision
+        snapshot.mkdir(parents=True)
+        (snapshot / "m-00001-of-00002.gguf").symlink_to(shards[0])
+        (snapshot / "m-00002-of-00002.gguf").symlink_to(second)
+
+    result = find_models([tmp_path / "snapshots"])
+
+    assert [(len(model.files), model.complete) for model in result.models] == [(2, True), (2, True)]
+    assert taken_bytes(result.models) == sum(path.stat().st_blocks * 512 for path in (*shards, other))
+
+
+def test_ollamas_blobs_go_by_the_names_in_its_manifests_and_broken_manifests_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    manifests = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "llama3"
+    manifests.mkdir(parents=True)
+    write_tiny(tmp_path / "blobs" / "sha256-abc")
+    (manifests / "8b").write_text('{"layers": [{"digest": "sha256:abc"}, {"digest": 7}]}')
+    (manifests / "broken").write_text('{"layers": 3}')
+    (manifests / "nested").write_text("[" * 100_000)
+
+    (model,) = find_models([tmp_path]).models
+
+    assert model.name == "llama3:8b"
+
+
+def test_a_file_that_lacks_its_end_is_called_broken(tmp_path: Path) -> None:
+    cut = write_tiny(tmp_path / "m.gguf")
+    os.truncate(cut, cut.stat().st_size - 40)
+
+    (model,) = find_models([tmp_path]).models
+
+    assert model.problem is not None and "too soon" in model.problem
 
 
 def test_usual_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

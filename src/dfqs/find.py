@@ -5,9 +5,11 @@ of that are read whole, and only the content hash says that they are the same. L
 from copies by their inodes.
 """
 
+import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +18,13 @@ from dfqs.gguf import FileSource, Header, parse_header
 from dfqs.gguf.layout import MAGIC, squeeze_shape
 from dfqs.integrity.hashes import TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.names import parse_shard_name, shard_paths
+from dfqs.shards.names import parse_shard_name
 
 SAMPLE_BYTES = 256
 SAMPLED_TENSORS = 64
 _BLOB_PREFIX = "sha256-"
 """Ollama's blobs have no suffix."""
+_OLLAMA_MANIFEST_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class FoundFile:
     """One file, however many names it has."""
 
     path: Path
-    """The first name it was found under, links resolved."""
+    """The name it was found under first, one that ends in .gguf where there is one."""
     names: tuple[Path, ...]
     """All names: hard links, and symbolic links that lead to it."""
     file_bytes: int
@@ -60,6 +63,11 @@ class FoundModel:
         return sum(file.disk_bytes for file in self.files)
 
 
+def taken_bytes(models: Iterable[FoundModel]) -> int:
+    """Disk space of some models; a file that several share counts once."""
+    return sum({file.path: file.disk_bytes for model in models for file in model.files}.values())
+
+
 @dataclass(frozen=True, slots=True)
 class SameModel:
     """One model in several places."""
@@ -71,8 +79,7 @@ class SameModel:
     @property
     def freeable_bytes(self) -> int:
         """What keeping one of the copies (the largest on disk, so as not to promise too much) would free."""
-        sizes = sorted(model.disk_bytes for model in self.models)
-        return sum(sizes[:-1])
+        return taken_bytes(self.models) - max(model.disk_bytes for model in self.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,8 @@ def find_models(
     """
     unreadable: list[Path] = []
     files = _distinct_files(_walk(directories, unreadable))
-    models = tuple(_describe(group) for group in _sets(files))
+    ollama_names = _ollama_names({file.path.parent for file in files if file.path.name.startswith(_BLOB_PREFIX)})
+    models = tuple(_describe(group, ollama_names) for group in _sets(files))
     groups: dict[str, list[FoundModel]] = {}
     for model in models:
         # Vocabulary files have no tensors, and then nothing that could tell them apart.
@@ -186,33 +194,56 @@ def _is_gguf(path: Path) -> bool:
 
 def _sets(files: Sequence[FoundFile]) -> Iterator[tuple[FoundFile, ...]]:
     """Shards of one set together, other files alone."""
-    by_path = {file.path: file for file in files}
-    taken: set[Path] = set()
+    # By the names that are there: one name may claim 9,999,999,999 shards. A shard can be in several sets: revisions in
+    # the Hub's cache share the blobs that did not change.
+    sets: dict[tuple[Path, str, int], dict[int, FoundFile]] = {}
     for file in files:
-        name = parse_shard_name(file.path.name)
-        if file.path in taken:
-            continue
-        if name is None:
+        shards = [(path.parent, name) for path in file.names if (name := parse_shard_name(path.name)) is not None]
+        if not shards:
             yield (file,)
-            continue
-        # A name may claim 99,999 shards: look for those that are there.
-        beside = {path for path in by_path if path.parent == file.path.parent}
-        members = [by_path[path] for path in shard_paths(file.path, name.count) if path in beside]
-        taken.update(member.path for member in members)
-        yield tuple(members)
+        for folder, name in shards:
+            sets.setdefault((folder, name.prefix, name.count), {})[name.number] = file
+    seen: set[tuple[Path, ...]] = set()
+    for members in sets.values():
+        found = tuple(members[number] for number in sorted(members))
+        # The same files under other names are no second set.
+        if (paths := tuple(file.path for file in found)) not in seen:
+            seen.add(paths)
+            yield found
 
 
-def _describe(files: tuple[FoundFile, ...]) -> FoundModel:
+def _describe(files: tuple[FoundFile, ...], ollama_names: Mapping[Path, str]) -> FoundModel:
     first = files[0]
     shard = parse_shard_name(first.path.name)
     complete = shard is None or len(files) == shard.count
-    name = f"{shard.prefix} ({len(files)} of {shard.count} shards)" if shard else first.path.name
+    name = f"{shard.prefix} ({len(files)} of {shard.count} shards)" if shard else ollama_names.get(first.path)
+    name = name or first.path.name
     try:
         headers = [(file, parse_header(file.path)) for file in files]
+        for file, header in headers:
+            if (missing := max((header.span(t).end for t in header.tensors), default=0) - file.file_bytes) > 0:
+                return FoundModel(name, files, complete, 0, None, f"{file.path.name} ends {missing:,} bytes too soon")
         fingerprint = _fingerprint(headers)
     except DfqsError as error:
         return FoundModel(name, files, complete, 0, None, str(error))
     return FoundModel(name, files, complete, sum(len(header.tensors) for _, header in headers), fingerprint, None)
+
+
+def _ollama_names(folders: Iterable[Path]) -> dict[Path, str]:
+    """What Ollama calls the blobs of these folders (`llama3:8b`), from the manifests beside them. Its manifests are
+    `manifests/HOST/NAMESPACE/NAME/TAG`, JSON with a digest for each layer."""
+    names: dict[Path, str] = {}
+    for folder in folders:
+        for base, _, tags in os.walk(folder.parent / "manifests"):
+            for tag in sorted(tags):
+                with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+                    path = Path(base, tag)
+                    if not path.is_file() or path.stat().st_size > _OLLAMA_MANIFEST_LIMIT_BYTES:
+                        continue
+                    for layer in json.loads(path.read_bytes()).get("layers") or ():
+                        blob = folder / layer.get("digest", "").replace(":", "-", 1)
+                        names.setdefault(blob, f"{path.parent.name}:{tag}")
+    return names
 
 
 def _fingerprint(headers: Sequence[tuple[FoundFile, Header]]) -> str:

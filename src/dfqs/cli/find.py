@@ -9,7 +9,7 @@ from rich.text import Text
 
 from dfqs.cli.output import note, out, print_json, progress_bar
 from dfqs.errors import UsageError, printable
-from dfqs.find import FindResult, FoundModel, find_models, usual_directories
+from dfqs.find import FindResult, FoundModel, find_models, taken_bytes, usual_directories
 from dfqs.units import format_bytes
 
 
@@ -47,7 +47,7 @@ def command(
             out.print(Text(f"  {printable(str(model.files[0].path), 300)}"))
     for path in result.unreadable:
         note(f"not looked into: {path}")
-    total = sum(model.disk_bytes for model in result.models)
+    total = taken_bytes(result.models)
     out.print(
         f"{len(result.models)} models, {format_bytes(total)} on disk, {format_bytes(result.freeable_bytes)} could be "
         "freed; nothing was changed",
