@@ -114,6 +114,15 @@ def test_html_in_between_counts_as_wrong_and_is_asked_again_next_time(tmp_path):
     assert (again.details.reasoning.right, len(asked)) == (8, 9)
 
 
+def test_half_a_character_in_an_answer_does_not_make_the_results_unreadable(tmp_path):
+    # JSON may say "\\ud83d", and then no file can hold the text; the same from what generated code raises.
+    code = "```python\ndef add_all(*a):\n    raise ValueError('\\ud83d')\n```\ud83d"
+
+    for _ in range(2):
+        report = run(lambda prompt: Reply(code), tmp_path, stages=(REASONING, CODE), limit=1)
+        assert (report.details.reasoning.wrong, report.details.code.wrong) == (1, 1)
+
+
 def test_an_endless_answer_is_cut_off_and_wrong(tmp_path):
     report = run(lambda prompt: Reply(endless=True), tmp_path, stages=(REASONING,), limit=2)
 

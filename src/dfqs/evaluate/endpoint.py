@@ -9,6 +9,7 @@ from dfqs.errors import NetworkError, UsageError
 from dfqs.evaluate.context import Question, document, fitting_notes, note, plan_questions
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.store import whole_text
 from dfqs.evaluate.target import LengthFailure, TargetInfo
 from dfqs.runtime.client import Client
 
@@ -45,7 +46,7 @@ class EndpointTarget:
         if names and self._model and self._model not in names:
             self._client.close()
             raise UsageError(f"{self._client.url} serves {', '.join(names[:8])}, not '{self._model}'")
-        self._name = self._model or (names[0] if names else "unnamed")
+        self._name = whole_text(self._model or (names[0] if names else "unnamed"))
         return self
 
     def __exit__(

@@ -3,7 +3,8 @@
 Two processes, so that a candidate cannot award itself a pass. This one is process 1 of its own process namespace (the
 others cannot kill or trace it) and holds the tests and the nonce. It forks the candidate *before* it reads either, so
 they are in no memory that the candidate has; the two speak over pipes in Python literals: arguments go over, results
-come back, and the comparison happens here. Standard library only; any Python from 3.9.
+come back, and the comparison happens here. It imports nothing from where the candidate can write. Standard library
+only; any Python from 3.9.
 """
 
 import ast
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 REPLY_LIMIT_BYTES = 1 << 20
 POLL_MS = 20
 MAXIMUM_DETAIL = 300
+SCRATCH = "/tmp"
 
 
 class CandidateError(Exception):
@@ -112,10 +114,11 @@ def serve_candidate(requests: int, replies: int) -> NoReturn:
 class Candidate:
     """A function that lives in the other process."""
 
-    def __init__(self, pid: int, requests: int, replies: int) -> None:
+    def __init__(self, pid: int, requests: int, replies: int, scratch_files: int) -> None:
         self.pid = pid
         self.requests = requests
         self.replies = replies
+        self.scratch_files = scratch_files
         self.entry_point = ""
         self.poll = select.poll()
         self.poll.register(replies, select.POLLIN)
@@ -149,6 +152,7 @@ class Candidate:
         """Waits for bytes or for the candidate's death: its children may hold the pipe open after it."""
         data = b""
         while len(data) < count:
+            self.look_at_scratch()
             if self.poll.poll(POLL_MS):
                 part = os.read(self.replies, count - len(data))
                 if not part:
@@ -157,6 +161,12 @@ class Candidate:
             elif self.reap():
                 raise self.death()
         return data
+
+    def look_at_scratch(self) -> None:
+        """Empty files take a kilobyte of kernel memory each, which the size limit of the file system does not count."""
+        scratch = os.statvfs(SCRATCH)
+        if scratch.f_files - scratch.f_ffree > self.scratch_files:
+            raise CandidateError("file-limit", f"more than {self.scratch_files} files")
 
     def reap(self) -> bool:
         # WNOWAIT leaves the status for death() to read.
@@ -197,9 +207,13 @@ def hide_from_siblings() -> None:
 
 
 def main() -> NoReturn:
+    # The current directory is the candidate's to write: a `random.py` there would be imported by the tests, here.
+    sys.path[:] = [entry for entry in sys.path if entry]
     limits = json.loads(sys.argv[1])
     limit_resources(limits["each"])
     hide_from_siblings()
+    # Of the signals that the candidate may send here these are the ones that Python answers; the kernel drops the rest.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     requests_out, requests_in = os.pipe()
     replies_out, replies_in = os.pipe()
@@ -219,7 +233,7 @@ def main() -> NoReturn:
     os.close(replies_in)
     os.write(1, f"started {'.'.join(map(str, sys.version_info[:3]))}\n".encode())
     job = json.load(sys.stdin)
-    outcome, detail = run_tests(job, Candidate(pid, requests_in, replies_out))
+    outcome, detail = run_tests(job, Candidate(pid, requests_in, replies_out, limits["scratch_files"]))
     verdict = json.dumps({"nonce": job["nonce"], "outcome": outcome, "detail": detail[:MAXIMUM_DETAIL]})
     os.write(1, verdict.encode() + b"\n")
     os._exit(0)

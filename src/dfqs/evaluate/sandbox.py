@@ -1,7 +1,7 @@
 """Runs generated Python where it can do no harm, and says how it ended.
 
 The walls, outermost first: an unprivileged uid (root becomes nobody), bubblewrap (own user, process, network, mount and
-IPC namespaces, a read-only system without /etc, a size-limited /tmp, an empty environment, no capabilities), a
+IPC namespaces, a read-only Python without /etc, a size-limited /tmp, an empty environment, no capabilities), a
 system-call filter, resource limits set inside, and from outside a wall clock and an output cap. Generated code never
 runs without all of them; where one is missing, `open_sandbox` says which and how to get it.
 """
@@ -22,14 +22,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from dfqs.errors import SandboxUnavailable
+from dfqs.errors import SandboxUnavailable, printable
 from dfqs.evaluate.seccomp import ARCHITECTURES, filter_program
 
 NOBODY = 65534
 TAIL_BYTES = 2000
+DETAIL_CHARACTERS = 400
 VERDICT_LIMIT_BYTES = 64 << 10
 STARTED = b"started "
-HARNESS = Path(__file__).with_name("harness.py")
+HARNESS = Path(__file__).with_name("harness.py").read_text()
+"""Read once: an evaluation can take days, and another version installed meanwhile must not judge the rest of it."""
+PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGES = ("python3*/site-packages", "python3*/dist-packages")
+"""Where packages lie below a `lib` directory."""
 
 
 class Outcome(StrEnum):
@@ -54,6 +59,8 @@ class Limits:
     """Threads count as processes; the candidate itself is one."""
     address_space_bytes: int = 256 << 20
     tmpfs_bytes: int = 16 << 20
+    tmpfs_files: int = 4096
+    """Looked at every 20 ms: the file system itself has no such limit that bubblewrap could set."""
     file_bytes: int = 8 << 20
     open_files: int = 64
     output_bytes: int = 64 << 10
@@ -119,7 +126,11 @@ class Sandbox:
             "RLIMIT_CORE": 0,
             "RLIMIT_MEMLOCK": 0,
         }
-        inside = {"each": each, "candidate": {"RLIMIT_NPROC": limits.processes}}
+        inside = {
+            "each": each,
+            "candidate": {"RLIMIT_NPROC": limits.processes},
+            "scratch_files": limits.tmpfs_files,
+        }
         return [
             str(self.bubblewrap),
             *("--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--die-with-parent"),
@@ -132,9 +143,9 @@ class Sandbox:
             *("--remount-ro", "/dev", "--remount-ro", "/"),
             *("--chdir", "/tmp", "--clearenv"),
             *("--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8"),
-            # Sets print in the same order every time.
+            # Sets have the same order every time. Not -E or -I: those ignore it.
             *("--setenv", "PYTHONHASHSEED", "0"),
-            *("--", str(self.interpreter), "-E", "-s", "-B", "-c", HARNESS.read_text(), json.dumps(inside)),
+            *("--", str(self.interpreter), "-s", "-B", "-c", HARNESS, json.dumps(inside)),
         ]
 
 
@@ -189,19 +200,38 @@ def _tried_version(sandbox: Sandbox) -> str:
 
 
 def _system_binds(interpreter: Path) -> list[str]:
-    """/usr, the links or directories beside it, the loader's cache, and the interpreter's own tree when elsewhere."""
-    arguments = ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "lib", "lib32", "lib64"):
-        path = Path("/", name)
+    """What Python needs to start, the links or directories beside it, and the loader's cache.
+
+    Nothing that was installed for it: the hidden tests lie in this package, and what happens to be there would decide
+    what passes.
+    """
+    parts = ["/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo"]
+    prefix = interpreter.parent.parent
+    if prefix != Path("/usr"):
+        parts += [str(prefix / "bin"), str(prefix / "lib"), str(prefix / "lib64")]
+    arguments: list[str] = []
+    for path in map(Path, [*parts, "/bin", "/lib", "/lib32", "/lib64"]):
         if path.is_symlink():
+            # Bound, it would show a second time what is hidden where it points.
             arguments += ["--symlink", str(path.readlink()), str(path)]
         elif path.is_dir():
             arguments += ["--ro-bind", str(path), str(path)]
     arguments += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    prefix = interpreter.parent.parent
-    if not interpreter.is_relative_to("/usr"):
-        arguments += ["--ro-bind", str(prefix), str(prefix)]
+    for hidden in _hidden_directories([Path(part) for part in parts]):
+        arguments += ["--tmpfs", str(hidden), "--remount-ro", str(hidden)]
     return arguments
+
+
+def _hidden_directories(parts: list[Path]) -> list[Path]:
+    """Directories of installed packages below `parts`, and this package wherever it lies below them."""
+    found = {path.resolve() for part in parts for pattern in PACKAGES for path in part.glob(pattern) if path.is_dir()}
+    # A shorter path first: what lies below a hidden one is not there to be hidden.
+    chosen: list[Path] = []
+    for path in sorted({*found, PACKAGE}):
+        visible = any(path.is_relative_to(part.resolve()) for part in parts if part.exists())
+        if visible and not any(path.is_relative_to(other) for other in chosen):
+            chosen.append(path)
+    return chosen
 
 
 class _Run:
@@ -313,7 +343,7 @@ def _judge(run: _Run, nonce: str) -> tuple[Outcome, str]:
         try:
             verdict = json.loads(line)
             if secrets.compare_digest(str(verdict["nonce"]), nonce):
-                return Outcome(verdict["outcome"]), str(verdict["detail"])
+                return Outcome(verdict["outcome"]), printable(str(verdict["detail"]), DETAIL_CHARACTERS)
         except (ValueError, TypeError, KeyError):
             continue
     return Outcome.KILLED, f"the tests ended without a verdict ({run.status})"

@@ -80,8 +80,8 @@ class Store:
         Raises:
             SpaceError: the disk is full; what was stored before is whole.
         """
-        line = Line(stage=stage, key=key, data=data).model_dump(mode="json")
-        encoded = json.dumps(line, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+        text = whole_text(json.dumps({"stage": stage, "key": key, "data": data}, ensure_ascii=False, allow_nan=False))
+        encoded = text.encode() + b"\n"
         with storage_errors(self.directory):
             end = os.lseek(self._handle, 0, os.SEEK_END)
             try:
@@ -92,7 +92,8 @@ class Store:
             except OSError:
                 os.ftruncate(self._handle, end)
                 raise
-        self._lines[stage, key] = line["data"]
+        # As the next call of the command will read it.
+        self._lines[stage, key] = json.loads(text)["data"]
 
 
 @contextmanager
@@ -146,6 +147,15 @@ def read_lines(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], int]:
         lines[line.stage, line.key] = line.data
         offset += len(raw)
     return lines, length
+
+
+def whole_text(text: str) -> str:
+    """`text` with the halves of UTF-16 pairs put together, and single ones replaced.
+
+    Servers send them (JSON allows `\\ud83d`, and a stream can break between two halves), files and reports cannot hold
+    them.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def latest_run(out: Path) -> Path | None:
