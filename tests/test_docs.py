@@ -56,3 +56,9 @@ def test_commands_that_the_readme_promises_exist() -> None:
 
     for target in set(re.findall(r"\bmake ([a-z-]+)\b", readme)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_benchmark_is_described() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+
+    assert not [path.name for path in (ROOT / "benchmarks").glob("*.py") if f"## {path.name}:" not in text]
