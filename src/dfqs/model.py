@@ -44,16 +44,19 @@ _ROLE_PATTERNS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"tid2eid", Role.TABLE),
         (r"(^|_|\.)hc_|hyper_connection", Role.HYPER_CONNECTION),
         (r"norm", Role.NORM),
-        (r"\.bias$|_scale\.weight$|attn_sinks|_ape\.weight$|rope_freqs", Role.BIAS),
+        (r"\.(bias|scale)$|_scale\.weight$|attn_sinks|_ape\.weight$|rope_freqs", Role.BIAS),
         (r"ffn_(gate|up|down|gate_up)_exps", Role.ROUTED_EXPERT),
         (r"ffn_(gate|up|down|gate_up)_(shexp|chexps)", Role.SHARED_EXPERT),
         (r"ffn_gate_inp", Role.ROUTER),
         (r"ffn_(gate|up|down)\.", Role.DENSE_FFN),
-        (r"attn_|indexer|ssm_|compressor", Role.ATTENTION),
+        (r"attn_|indexer|ssm_|shortconv|compressor", Role.ATTENTION),
         (r"token_embd|token_types|position_embd|per_layer_token_embd", Role.EMBEDDING),
         (r"^output\.", Role.OUTPUT),
     )
 )
+_STACKED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_(exps|chexps)\.")
+"""Tensors whose last axis counts experts; `chexps` are those that GroveMoE's groups of experts share."""
+_SHARED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_shexp\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,8 @@ class ModelSpec:
     """Width of one expert."""
     parameters: int
     parameters_active: int
-    """Parameters that one token passes through: everything but the routed experts, and of those the share that is used.
-    The embedding table counts whole, as model cards count it."""
+    """Parameters that one token passes through: of stacked experts the share that is used, and everything else but the
+    layers that predict further tokens. The embedding table counts whole, as model cards count it."""
     tensor_bytes: int
     roles: tuple[RoleSize, ...]
     """In the order of `Role`; roles without tensors are left out."""
@@ -148,29 +151,41 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
     roles = measure_roles(all_tensors)
     experts = number("expert_count") or 0
     used = number("expert_used_count") or 0
-    parameters = sum(size.parameters for size in roles)
-    routed = sum(size.parameters for size in roles if size.role is Role.ROUTED_EXPERT)
+    layers, prediction_layers = number("block_count"), number("nextn_predict_layers") or 0
     if experts and not 0 < used <= experts:
         raise FormatError(f"{used} of {experts} experts used makes no sense", path=header.source_name)
     return ModelSpec(
         name=_text(metadata, "general.name", header.source_name),
         architecture=architecture,
-        layers=number("block_count"),
+        layers=layers,
         context_tokens=number("context_length"),
         embedding_length=number("embedding_length"),
         vocabulary=metadata.entry("tokenizer.ggml.tokens").count if "tokenizer.ggml.tokens" in metadata else None,
         experts=experts,
         experts_used=used,
-        experts_shared=number("expert_shared_count") or 0,
+        # Where every layer has one and no more, architectures such as qwen2moe do not write the number down.
+        experts_shared=number("expert_shared_count") or int(any(_SHARED_EXPERTS.search(t.name) for t in all_tensors)),
         expert_length=number("expert_feed_forward_length") or (number("feed_forward_length") if experts else None),
-        parameters=parameters,
-        parameters_active=parameters - routed + (routed * used // experts if experts else routed),
+        parameters=sum(size.parameters for size in roles),
+        parameters_active=_count_active(all_tensors, used, None if layers is None else layers - prediction_layers),
         tensor_bytes=sum(size.bytes for size in roles),
         roles=roles,
         chat_template="tokenizer.chat_template" in metadata,
         description=_text(metadata, "general.description", header.source_name),
         declared_class=_text(metadata, "dfqs.class", header.source_name),
     )
+
+
+def _count_active(tensors: Iterable[TensorInfo], used: int, layers: int | None) -> int:
+    """Parameters that one token passes through, where `layers` come before those that predict further tokens."""
+    total = 0
+    for tensor in tensors:
+        layer = tensor_layer(tensor.name)
+        if tensor.type in INTEGER_TYPES or (layer is not None and layers is not None and layer >= layers):
+            continue
+        stacked = tensor.shape[-1] if used and _STACKED_EXPERTS.search(tensor.name) else 1
+        total += tensor.elements * min(used or 1, stacked) // stacked
+    return total
 
 
 def measure_roles(tensors: Iterable[TensorInfo]) -> tuple[RoleSize, ...]:

@@ -156,6 +156,9 @@ def check(
         out.print(load_table(found))
         out.print()
         out.print(verdict(found), markup=False)
+    for row in found.matrix:
+        if row.refused is not None:
+            note(f"{row.condition}: {row.refused}")
     if found.hash_layers:
         note(f"layers {', '.join(map(str, found.hash_layers))} are hash-routed: their experts cannot differ")
     if not found.holds:
@@ -182,6 +185,8 @@ def margins(
         print_json(report)
     else:
         out.print(margin_table(report))
+    for name, reason in report.refused.items():
+        note(f"{name}: {reason}")
     if targets:
         from dfqs.routing.plots import plot_margins  # noqa: PLC0415
 

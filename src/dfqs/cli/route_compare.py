@@ -145,7 +145,7 @@ def load_table(found: RouteStats) -> Table:
         "Layer",
         "entropy",
         "of max",
-        "half of load on",
+        "half on",
         "unused",
         *(f"in {window}" for window in found.windows),
     )
@@ -158,7 +158,7 @@ def load_table(found: RouteStats) -> Table:
             f"{row.unused_experts}",
             *("-" if unique is None else f"{unique:.1f}" for unique in row.unique_experts),
         )
-    table.caption = "in N: mean number of different experts in N consecutive tokens"
+    table.caption = "half on: experts that take half of the load; in N: different experts in N tokens, mean"
     return table
 
 

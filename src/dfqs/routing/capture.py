@@ -81,7 +81,9 @@ def capture_trace(
                 writer.write(event["chunk"])
                 progress(writer.tokens, event["of"])
                 return
-            layers = tuple(event.pop("layers"))
+            layers, used = tuple(event.pop("layers")), event.pop("experts_used")
+            if used != identity.experts_used:
+                raise RuntimeFailure(f"llama.cpp uses {used} experts, and the file says {identity.experts_used}")
             header = TraceHeader(
                 model=identity,
                 layers=layers,
@@ -174,6 +176,7 @@ def _facts(context: Context, routing: Routing, settings: Mapping[str, Any]) -> d
         scores = ("probabilities",) if routing.selection is None else ("probabilities", "selection")
     return {
         "layers": routing.layers,
+        "experts_used": routing.ids.shape[-1],
         "scores": scores,
         "threads": context.threads,
         # As asked for: a short context makes them smaller, which changes no result.

@@ -2,7 +2,11 @@
 
 The graph names its nodes `ffn_moe_topk-<layer>` (ids: a table's row for hash-routed layers, else a strided view of an
 argsort), `ffn_moe_probs-<layer>` and, where an architecture chooses by something else, `ffn_moe_probs_biased-<layer>`
-or `ffn_moe_probs_masked-<layer>`. Reshaped variants of the same names exist and are not wanted.
+or `ffn_moe_probs_masked-<layer>`. Reshaped variants of the same names exist and are not wanted. llama 4 chooses by its
+scores before the sigmoid, which keeps their order.
+
+The lookup of the tokens' embeddings begins every graph and tells which tokens it is about. Architectures name it as
+they like (`embd`, `model.embed_tokens`, nothing where a scale follows), so it is known by what it reads.
 """
 
 import ctypes
@@ -24,6 +28,8 @@ NOT_COMPUTED = -1
 _ROUTER_NODE = re.compile(r"ffn_moe_(topk|probs|probs_biased|probs_masked)-(\d+)")
 # When several are there, the later one decides.
 _SELECTION = ("probs_biased", "probs_masked")
+_LAYER_NODE = re.compile(r".*-\d+")
+_EMBEDDINGS, _INPUT_TOKENS = "token_embd.weight", "inp_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +66,34 @@ class RouterTap:
         self.callback = EvalCallback(self._wants, self._take)
         self._nodes: dict[tuple[str, int], list[NDArray[np.generic]]] = {}
         self._ubatches: list[list[int]] = []
+        self._seen: set[tuple[str, int]] = set()
+        """Nodes of the ubatch under way."""
 
     def _wants(self, name: str, op: str) -> bool:
         match = _ROUTER_NODE.fullmatch(name)
         if match is None:
-            return name == "embd" and op == "GET_ROWS"
+            return op == "GET_ROWS" and _LAYER_NODE.fullmatch(name) is None
         return match[1] == "topk" or self.scores
 
     def _take(self, name: str, _op: str, tensor: TensorView) -> None:
-        if name == "embd":
-            tokens = tensor.source(1)
-            if tokens is not None:
-                self._ubatches.append([int(token) for token in tokens().ravel()])
-            return
         match = _ROUTER_NODE.fullmatch(name)
-        assert match is not None
-        self._nodes.setdefault((match[1], int(match[2])), []).append(tensor())
+        if match is None:
+            table, tokens = tensor.source(0), tensor.source(1)
+            if table and tokens and (table.name, tokens.name) == (_EMBEDDINGS, _INPUT_TOKENS):
+                self._ubatches.append([int(token) for token in tokens().ravel()])
+                self._seen.clear()
+            return
+        node = (match[1], int(match[2]))
+        # GroveMoE routes twice in a layer; its second choice, of experts that groups share, follows from the first.
+        if node not in self._seen:
+            self._seen.add(node)
+            self._nodes.setdefault(node, []).append(tensor())
 
     def take_batch(self, batch: Sequence[BatchToken]) -> Routing:
         """What was collected since the last time, which must be this batch.
 
         Raises:
-            RuntimeFailure: nothing was seen, or not for these tokens.
+            RuntimeFailure: nothing was seen, or not for these tokens, or its layers cannot stand in one array.
         """
         nodes, self._nodes = self._nodes, {}
         ubatches, self._ubatches = self._ubatches, []
@@ -91,6 +103,10 @@ class RouterTap:
         order = batch_order(batch, ubatches)
         outputs = order[[batch[index].wants_logits for index in order]]
         ids = [_spread(nodes[("topk", layer)], order, outputs, NOT_COMPUTED) for layer in layers]
+        used = sorted({layer.shape[-1] for layer in ids})
+        if len(used) > 1:
+            numbers = " and ".join(map(str, used))
+            raise RuntimeFailure(f"layers of this model use different numbers of experts ({numbers}): not supported")
         if not self.scores:
             return Routing(layers, np.stack(ids), None, None)
         shape = (len(batch), nodes[("probs", layers[0])][0].shape[-1])
