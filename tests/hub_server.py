@@ -45,6 +45,8 @@ class Reply:
     """Close the connection after so many bytes of the body."""
     stall_after: int | None = None
     """Send nothing more after so many bytes, and keep the connection open."""
+    trickle: bool = False
+    """Send a byte at a time, some 40 a second: never a stall, and never done."""
 
 
 Trouble = Callable[[Request, Reply], None]
@@ -211,11 +213,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_body(self, reply: Reply) -> None:
         limit = min(len(reply.body), *(n for n in (reply.send_bytes, reply.stall_after) if n is not None), 1 << 62)
         try:
-            for offset in range(0, limit, PIECE_BYTES):
-                piece = reply.body[offset : min(offset + PIECE_BYTES, limit)]
+            piece_bytes, pause_s = (1, 0.025) if reply.trickle else (PIECE_BYTES, 0)
+            for offset in range(0, limit, piece_bytes):
+                piece = reply.body[offset : min(offset + piece_bytes, limit)]
                 # Counted first: whoever has received it all finds it counted.
                 self.hub.note_sent(len(piece))
                 self.wfile.write(piece)
+                if pause_s and self.hub.closing.wait(pause_s):
+                    return
                 if self.hub.bytes_per_s is not None:
                     time.sleep(len(piece) / self.hub.bytes_per_s)
             if reply.stall_after is not None:

@@ -133,6 +133,13 @@ def test_a_safe_name_joined_to_a_directory_stays_in_it(name: str) -> None:
         {"size": 10, "lfs": {"size": 10, "sha256": "../../x", "pointerSize": 1}},
         {"size": 10, "blobId": "zz"},
         {"size": 10},
+        {"size": "10", "blobId": "0" * 40},
+        {"size": 1e9, "blobId": "0" * 40},
+        {"size": True, "blobId": "0" * 40},
+        {"size": 1 << 70, "blobId": "0" * 40},
+        {"size": 10, "blobId": 7},
+        {"size": 10, "lfs": {"size": "10", "sha256": "0" * 64, "pointerSize": 1}},
+        {"size": 10, "lfs": {"size": 10, "sha256": 7, "pointerSize": 1}},
     ],
 )
 def test_files_without_a_size_or_hash_to_check_are_not_fetched(hub: FakeHub, entry: dict[str, object]) -> None:

@@ -116,6 +116,47 @@ def test_a_stall_is_given_up_and_the_rest_asked_for_again(repository: Repository
     assert (tmp_path / "m.gguf").read_bytes() == repository.merged
 
 
+def test_a_connection_that_trickles_is_given_up_though_it_never_stalls(repository: Repository, tmp_path: Path) -> None:
+    def trickle(request: Request, reply: Reply) -> None:
+        reply.trickle = request.number == 2
+
+    plan = repository.plan()
+    repository.hub.trouble = trickle
+    repository.pull(tmp_path / "m.gguf", plan)
+
+    assert (tmp_path / "m.gguf").read_bytes() == repository.merged
+
+
+def test_a_server_that_only_trickles_ends_the_run_and_what_came_is_kept(repository: Repository, tmp_path: Path) -> None:
+    def trickle(request: Request, reply: Reply) -> None:
+        reply.trickle = request.number > 10
+
+    plan = repository.plan()
+    repository.hub.trouble = trickle
+    with pytest.raises(NetworkError, match=r"only \d+ bytes came in \d+ s, on 5 connections"):
+        repository.pull(tmp_path / "m.gguf", plan)
+
+    repository.hub.trouble = None
+    assert repository.pull(tmp_path / "m.gguf", plan).reused_bytes > 0
+    assert (tmp_path / "m.gguf").read_bytes() == repository.merged
+
+
+@pytest.mark.parametrize("address", ["", "http://" + "a" * 20_000, "file:///etc/passwd"])
+def test_storage_that_redirects_for_ever_or_elsewhere_ends_in_a_sentence(
+    repository: Repository, tmp_path: Path, address: str
+) -> None:
+    def redirect(request: Request, reply: Reply) -> None:
+        location = address or f"/blob/{request.name}?signature=1"
+        reply.status, reply.body, reply.headers = 302, b"", {"Location": location}
+
+    plan = repository.plan()
+    repository.hub.trouble = redirect
+    with pytest.raises(NetworkError, match="no byte came in 5 attempts"):
+        repository.pull(tmp_path / "m.gguf", plan)
+
+    assert not (tmp_path / "m.gguf").exists()
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_asks_for_a_pause_gets_it_on_every_connection(
     repository: Repository, tmp_path: Path, status: int
@@ -200,6 +241,29 @@ def test_another_range_than_asked_for_is_never_written(repository: Repository, t
 
     assert (tmp_path / "m.gguf").read_bytes() == repository.merged
     assert result.refetched_chunks == ()
+
+
+@pytest.mark.parametrize("claimed", ["bytes garbage", "bytes 0-" + "9" * 5000 + "/" + "9" * 5000, "bytes ²-³/*"])
+def test_a_range_that_cannot_be_read_is_another_range(repository: Repository, tmp_path: Path, claimed: str) -> None:
+    def lie(request: Request, reply: Reply) -> None:
+        if request.number == 3:
+            reply.headers["Content-Range"] = claimed
+
+    plan = repository.plan()
+    repository.hub.trouble = lie
+    repository.pull(tmp_path / "m.gguf", plan)
+
+    assert (tmp_path / "m.gguf").read_bytes() == repository.merged
+
+
+def test_a_proxys_login_page_is_called_one(repository: Repository, tmp_path: Path) -> None:
+    def portal(request: Request, reply: Reply) -> None:
+        reply.status, reply.body, reply.headers = 200, b"<html>log in</html>", {"Content-Type": "text/html"}
+
+    plan = repository.plan()
+    repository.hub.trouble = portal
+    with pytest.raises(NetworkError, match="a web page came in its place"):
+        repository.pull(tmp_path / "m.gguf", plan)
 
 
 def test_wrong_bytes_in_one_range_are_found_named_and_fetched_again(repository: Repository, tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from dfqs.shards.pull.patience import RETRIED_STATUS, Patience, retry_after_s
 
 METADATA_TIMEOUT_S = 20.0
 METADATA_ATTEMPTS = 4
+MAX_FILE_BYTES = (1 << 63) - 1
+"""No file system takes a larger file."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 
@@ -109,12 +111,12 @@ class Hub:
             raise NetworkError(f"{self.endpoint} gave no commit for {repo}@{revision}; its files cannot be pinned")
         files, unusable = [], []
         for sibling in info.siblings or []:
-            if not sibling.rfilename.lower().endswith(".gguf"):
+            if not str(sibling.rfilename).lower().endswith(".gguf"):
                 continue
             size = sibling.lfs.size if sibling.lfs else sibling.size
             file = _checked_file(sibling.rfilename, size, sibling.lfs.sha256 if sibling.lfs else None, sibling.blob_id)
             if file is None:
-                unusable.append(sibling.rfilename)
+                unusable.append(str(sibling.rfilename))
             else:
                 files.append(file)
         return Listing(
@@ -193,7 +195,7 @@ class Hub:
                 if attempt >= min(self._patience.attempts, METADATA_ATTEMPTS):
                     raise _unreachable(self.endpoint, error) from None
                 wait_s = None
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise NetworkError(
                     f"{self.endpoint} answered {what} with something unreadable ({error!r:.80})"
                 ) from None
@@ -205,13 +207,16 @@ def _unreachable(endpoint: str, error: Exception) -> DfqsError:
     return NetworkError(f"{endpoint} cannot be reached: {printable(str(error) or type(error).__name__, 200)}")
 
 
-def _checked_file(name: str, size: int | None, sha256: str | None, git_sha1: str | None) -> RemoteFile | None:
-    """A file as the Hub describes it, or None when its name, size or hash cannot be worked with."""
-    if not is_safe_name(name) or size is None or size <= 0:
+def _checked_file(name: object, size: object, sha256: object, git_sha1: object) -> RemoteFile | None:
+    """A file as the Hub describes it (in JSON, so with whatever types), or None when its name, size or hash cannot be
+    worked with."""
+    if not isinstance(name, str) or not is_safe_name(name) or type(size) is not int or not 0 < size <= MAX_FILE_BYTES:
         return None
     if sha256 is not None:
-        return RemoteFile(name, size, sha256, None) if _SHA256.fullmatch(sha256) else None
-    return RemoteFile(name, size, None, git_sha1) if git_sha1 and _GIT_SHA1.fullmatch(git_sha1) else None
+        return RemoteFile(name, size, sha256, None) if isinstance(sha256, str) and _SHA256.fullmatch(sha256) else None
+    if not isinstance(git_sha1, str) or not _GIT_SHA1.fullmatch(git_sha1):
+        return None
+    return RemoteFile(name, size, None, git_sha1)
 
 
 def is_safe_name(name: str) -> bool:

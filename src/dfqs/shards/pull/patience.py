@@ -19,6 +19,8 @@ class Patience:
     longest_wait_s: float = 30.0
     stall_s: float = 30.0
     """So long nothing may arrive on a connection before it is given up."""
+    slowest_bytes_per_s: int = 1024
+    """A connection that is slower than this for `stall_s` is given up too: another may be faster."""
 
     def wait_s(self, attempt: int, told_s: float | None = None) -> float:
         """How long before asking again: what the server said, or twice as long each time, spread by chance so that

@@ -18,7 +18,7 @@ from dfqs.errors import IntegrityError, NetworkError, printable
 from dfqs.shards.pull.hub import Address, Hub, Listing, RemoteFile
 from dfqs.shards.pull.patience import RETRIED_STATUS, Patience, retry_after_s
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _EXPIRED_STATUS = frozenset({400, 401, 403, 404, 410})
 """What storage answers to a signed address that is too old."""
 
@@ -30,10 +30,14 @@ class RangeIgnored(Exception):
 class _Again(Exception):
     """This answer is of no use; the next may be."""
 
-    def __init__(self, reason: str, *, wait_s: float | None = None, resolve: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, wait_s: float | None = None, resolve: bool = False, trickles: bool = False
+    ) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
         self.resolve = resolve
+        self.trickles = trickles
+        """Bytes came, but so few that they are no progress."""
 
 
 @dataclass
@@ -78,7 +82,7 @@ class RangeClient:
             NetworkError: no byte came in any of the attempts.
             IntegrityError: the file on the server is not the one that was planned.
         """
-        position, failures = start, 0
+        position, failures, trickles = start, 0, 0
         while position < end:
             try:
                 for piece in self._request(file, position, end, whole):
@@ -89,13 +93,22 @@ class RangeClient:
                     raise _Again("the answer ended before its bytes did")
             except _Again as problem:
                 reason, wait_s, resolve = str(problem), problem.wait_s, problem.resolve
+                trickles += problem.trickles
             except httpx.TransportError as error:
                 reason, wait_s, resolve = str(error) or type(error).__name__, None, False
+            except (httpx.TooManyRedirects, httpx.InvalidURL, UnicodeError) as error:
+                # An address that leads nowhere, or is none: UnicodeError comes from a host name that cannot be one.
+                reason, wait_s, resolve = str(error), None, True
             else:
                 return
             if self._stopped.is_set():
                 raise NetworkError("stopped")
             failures += 1
+            if trickles > self._patience.attempts:
+                raise NetworkError(
+                    f"{printable(file.name)}: {reason}, on {trickles} connections one after the other; "
+                    "the same command goes on from here"
+                )
             if failures > self._patience.attempts:
                 raise NetworkError(
                     f"{printable(file.name)}: no byte came in {failures} attempts ({printable(reason, 200)}); "
@@ -138,7 +151,7 @@ class RangeClient:
             try:
                 skip = self._check(file, state, response, start, end, whole)
                 left = end - start
-                for piece in response.iter_raw():
+                for piece in self._at_a_fair_pace(response.iter_raw()):
                     with self._lock:
                         self.fetched_bytes += len(piece)
                     if self._stopped.is_set():
@@ -155,6 +168,23 @@ class RangeClient:
             finally:
                 with self._lock:
                     self._open.discard(response)
+
+    def _at_a_fair_pace(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces, for as long as they do not merely trickle: a byte now and then is no stall, but no progress."""
+        received, waited_s = 0, 0.0
+        while True:
+            # Only the waiting counts: what is done with a piece may take long, too.
+            asked = time.monotonic()
+            piece = next(pieces, None)
+            waited_s += time.monotonic() - asked
+            if piece is None:
+                return
+            yield piece
+            received += len(piece)
+            if waited_s >= self._patience.stall_s:
+                if received < waited_s * self._patience.slowest_bytes_per_s:
+                    raise _Again(f"only {received:,} bytes came in {waited_s:.0f} s", trickles=True)
+                received, waited_s = 0, 0.0
 
     def _check(
         self, file: RemoteFile, state: _State, response: httpx.Response, start: int, end: int, whole: bool
@@ -184,6 +214,8 @@ class RangeClient:
                 raise _changed(file, f"it has {match[3]} bytes now, {file.size:,} were promised")
             return 0
         length = headers.get("Content-Length")
+        if headers.get("Content-Type", "").startswith("text/html"):
+            raise NetworkError(f"{printable(file.name)}: a web page came in its place; does a proxy ask for a login?")
         if length is not None and length != str(file.size):
             raise _changed(file, f"it has {printable(length)} bytes now, {file.size:,} were promised")
         if start == 0 and end == file.size:
