@@ -95,6 +95,18 @@ def test_diff_shows_chance_and_says_what_differs(
     assert "differ" in capsys.readouterr().err
 
 
+def test_a_stranger_s_words_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`[/red]` is markup to the table, `$x$` mathematics to the picture: each was an internal error."""
+    header = make_header(model={"name": "[/red] $a b$", "expert_types": ("$_",)})
+    trace = write(tmp_path / "t.route", make_trace(header, 300))
+
+    assert run(["route", "diff", str(trace), str(trace), "--plots", str(tmp_path / "pictures")]) == 0
+    assert run(["route", "stats", str(trace), "--plots", str(tmp_path / "pictures")]) == 0
+
+    assert "[/red] $a b$" in capsys.readouterr().out
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
+
+
 def test_a_damaged_trace_is_an_operational_failure_with_its_place(
     traces: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dfqs.errors import UsageError
 from dfqs.routing.reuse import StackDistances
 from dfqs.routing.stats import StatsTally, aligned_blocks, entropy_bits, measure_stats
 from dfqs.routing.trace import Trace, TraceChunk, join_chunks
+from dfqs.routing.tracefile import write_trace
 from routing_traces import make_chunk, make_header, make_trace, write
 
 
@@ -122,3 +124,16 @@ def test_blocks_begin_at_multiples_of_256_of_each_prompt() -> None:
         (0, 0, 256), (0, 256, 256), (0, 512, 88), (1, 0, 256), (2, 0, 3),
     ]  # fmt: skip
     assert np.array_equal(join_chunks([b for b in blocks if b.prompt == 0]).ids, trace.chunks[0].ids)
+
+
+@pytest.mark.parametrize("layers, experts, used", [(2, 16_384, 1), (4096, 64, 32)])
+def test_a_small_file_that_claims_a_huge_model_takes_no_huge_memory(
+    layers: int, experts: int, used: int, tmp_path: Path
+) -> None:
+    header = make_header(layers, experts, used)
+    ids = np.tile(np.arange(used, dtype=header.id_dtype), (layers, 1, 1))
+    path = tmp_path / "t.route"
+    write_trace(path, header, [TraceChunk(0, 0, np.zeros(1, np.int32), ids)])
+
+    with pytest.raises(UsageError, match="more than can be counted in bounded memory"):
+        measure_stats(path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfqs.errors import FormatError, UsageError
+from dfqs.routing.identity import as_words
 from dfqs.routing.trace import TraceChunk, TraceHeader, join_chunks, pair_chunks
 from dfqs.routing.tracefile import CHUNK, FRAME, MAGIC, MAX_CHUNK_BYTES, START, TraceReader, read_trace, write_trace
 from routing_traces import make_chunk, make_header, make_trace, write
@@ -125,6 +127,9 @@ LIES: dict[str, tuple[list[Part], str]] = {
     "a hash layer that does not route": ([start_part(lying(hash_layers=[7]))], "hash-routed"),
     "more used than there are": ([start_part(lying(model={**HEADER["model"], "experts_used": 9}))], "makes no sense"),
     "a million experts": ([start_part(lying(model={**HEADER["model"], "experts": 10**6}))], "makes no sense"),
+    "a name that moves the cursor": ([start_part(lying(model={**HEADER["model"], "name": "a\x1b[2J"}))], "printable"),
+    "a name without end": ([start_part(lying(model={**HEADER["model"], "name": "a" * 201}))], "printable"),
+    "a hash that is none": ([start_part(lying(model={**HEADER["model"], "router_sha256": "c"}))], "router_sha256"),
     "a token count too large": ([start_part(HEADER), chunk_part(GOOD, 2**31)], "impossible"),
     "no tokens": ([start_part(HEADER), chunk_part(GOOD, 0)], "impossible"),
     "fewer bytes than the tokens take": ([start_part(HEADER), chunk_part(GOOD, 3)], "does not hold"),
@@ -181,6 +186,27 @@ def test_a_header_length_that_lies_is_not_allocated(tmp_path: Path) -> None:
 
     with pytest.raises(FormatError, match="impossible"):
         read_trace(path)
+
+
+def test_a_trace_is_read_from_a_pipe_where_nothing_can_be_sought(tmp_path: Path) -> None:
+    trace = make_trace(make_header(), 40, 3)
+    data = write(tmp_path / "t.route", trace).read_bytes()
+    assert len(data) < 1 << 16, "fits into the pipe, so that one thread can do both"
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+
+    found = read_trace(Path(f"/dev/fd/{reading}"))
+
+    os.close(reading)
+    assert [len(chunk) for chunk in found.chunks] == [40, 3]
+
+
+def test_a_model_s_name_that_no_trace_may_hold_is_made_printable() -> None:
+    name = as_words("bell\a " + "long" * 100)
+
+    assert name.startswith("bell\\x07 long")
+    assert make_header(model={"name": name}).model.name == name
 
 
 def test_other_files_are_no_traces(tmp_path: Path) -> None:

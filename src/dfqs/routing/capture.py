@@ -10,7 +10,7 @@ import numpy as np
 
 from dfqs.errors import RuntimeFailure
 from dfqs.progress import Progress, no_progress
-from dfqs.routing.identity import read_identity
+from dfqs.routing.identity import as_words, read_identity
 from dfqs.routing.prompts import Prompt
 from dfqs.routing.tap import BatchToken, RouterTap, Routing, decode_batch
 from dfqs.routing.trace import RouteConditions, TraceChunk, TraceHeader
@@ -89,7 +89,7 @@ def capture_trace(
                 layers=layers,
                 hash_layers=tuple(layer for layer in hash_layers if layer in layers),
                 scores=event.pop("scores"),
-                source=source,
+                source=None if source is None else as_words(source),
                 conditions=RouteConditions(runtime=RUNTIME, processor=processor_name(), **event),
             )
             writer = TraceWriter(file, header)

@@ -3,35 +3,55 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-from dfqs.errors import UsageError
+from pydantic import AfterValidator, Field
+
+from dfqs.errors import UsageError, printable
 from dfqs.gguf import FileSource, GGMLType, Header, read_header
 from dfqs.model import Role, read_model_spec, tensor_layer, tensor_role
 from dfqs.records import Record
 from dfqs.runtime.checks import shard_paths
 
 PIECE_BYTES = 1 << 20
+MAX_WORDS_CHARS = 200
 _TOKENIZER_PREFIX = "tokenizer.ggml."
+
+
+def _check_words(text: str) -> str:
+    if len(text) > MAX_WORDS_CHARS or not text.isprintable():
+        raise ValueError(f"must be printable and at most {MAX_WORDS_CHARS} characters long")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_check_words)]
+"""Text from a file that a stranger may have made: safe to print on a terminal."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def as_words(text: str) -> str:
+    """Any text as `Words`: control characters escaped, cut where it is too long."""
+    return printable(text, MAX_WORDS_CHARS - 3)
 
 
 class ModelIdentity(Record):
     """A model, and the artifact of it that was run."""
 
-    name: str | None
-    architecture: str
+    name: Words | None
+    architecture: Words
     layers: int
     """Blocks in all, routed or not."""
     experts: int
     experts_used: int
     file_bytes: int
-    header_sha256: str
+    header_sha256: Sha256
     """Of every key and every tensor's name, type and shape: tells two quantizations apart."""
-    tokenizer_sha256: str | None
+    tokenizer_sha256: Sha256 | None
     """Of the tokenizer's keys as they stand in the file. None: the model has no tokenizer."""
-    router_sha256: str | None
+    router_sha256: Sha256 | None
     """Of the router's weights, which quantizers leave as they are (F32): the same for every quantization of one model.
     None: this file's router is quantized, so it proves nothing."""
-    expert_types: tuple[str, ...]
+    expert_types: tuple[Words, ...]
     """Types of the routed experts' tensors: `IQ1_S`."""
 
 
@@ -51,8 +71,8 @@ def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
         raise UsageError(f"{path} is a dense model ({spec.architecture}): it has no experts, so there is no routing")
     experts = spec.role(Role.ROUTED_EXPERT)
     identity = ModelIdentity(
-        name=spec.name,
-        architecture=spec.architecture,
+        name=None if spec.name is None else as_words(spec.name),
+        architecture=as_words(spec.architecture),
         layers=spec.layers or 0,
         experts=spec.experts,
         experts_used=spec.experts_used,

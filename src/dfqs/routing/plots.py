@@ -149,7 +149,8 @@ def _label_rows(axes: Any, layers: Sequence[int]) -> None:
 
 
 def _title(model: ModelIdentity) -> str:
-    return f"{model.name or model.architecture} ({', '.join(model.expert_types)})"
+    # Between two dollars matplotlib would read mathematics.
+    return f"{model.name or model.architecture} ({', '.join(model.expert_types)})".replace("$", r"\$")
 
 
 def _pair_title(diff: RouteDiff, what: str) -> str:

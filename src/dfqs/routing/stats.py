@@ -19,6 +19,10 @@ BLOCK_TOKENS = 256
 WINDOWS = (1, 4, 16, 64, BLOCK_TOKENS)
 TOP_PAIRS = 20
 LEAST_LIFT = 1.1
+MAX_PAIRS = 1 << 26
+"""Layers x experts^2. DeepSeek-V3 has 4 million, 94 layers of 512 experts 25 million."""
+MAX_CHOICES = 1 << 13
+"""Experts that one token uses in all layers. DeepSeek-V3 uses 464."""
 _BINS = 26
 _HOT_SHARE = 0.5
 
@@ -84,7 +88,7 @@ def measure_stats(path: Path) -> RouteStats:
 
     Raises:
         FormatError: the file is no trace, or was changed.
-        UsageError: it holds no tokens.
+        UsageError: it holds no tokens, or counting it would need memory without end.
     """
     with TraceReader(path) as reader:
         header = reader.header
@@ -132,6 +136,11 @@ class StatsTally:
 
     def __init__(self, header: TraceHeader) -> None:
         layers, model = len(header.layers), header.model
+        if layers * model.experts**2 > MAX_PAIRS or layers * model.experts_used > MAX_CHOICES:
+            raise UsageError(
+                f"{layers:,} layers with {model.experts_used:,} of {model.experts:,} experts used are more than can be "
+                "counted in bounded memory"
+            )
         self.header = header
         self.tokens = self.prompts = 0
         self.loads = np.zeros((layers, model.experts), np.int64)
@@ -198,21 +207,21 @@ class StatsTally:
 
     def describe_pairs(self) -> tuple[ExpertPair, ...]:
         """The pairs of highest lift, among those that chance alone would bring together ten times or more."""
-        loads = self.loads.astype(np.float32)
-        expected = loads[:, :, None] * loads[:, None, :] / max(1, self.tokens)
-        upper = np.triu(np.ones(expected.shape[1:], np.bool_), 1)
-        lift = np.where(upper & (expected >= 10), self.together / np.maximum(expected, 1), np.float32(0))
-        best = np.argsort(-lift, axis=None, kind="stable")[:TOP_PAIRS]
-        places = [np.unravel_index(int(index), lift.shape) for index in best]
+        found: list[tuple[float, int, int, int]] = []
+        upper = np.triu(np.ones(self.together.shape[1:], np.bool_), 1)
+        for row, together in enumerate(self.together):
+            load = self.loads[row].astype(np.float32)
+            expected = np.outer(load, load) / max(1, self.tokens)
+            lift = np.where(upper & (expected >= 10), together / np.maximum(expected, 1), np.float32(0))
+            for index in np.argsort(-lift, axis=None, kind="stable")[:TOP_PAIRS]:
+                first, second = np.unravel_index(int(index), lift.shape)
+                found.append((float(lift[first, second]), row, int(first), int(second)))
+        # Stable: of equal lifts the lower layer first.
+        found.sort(key=lambda pair: -pair[0])
         return tuple(
-            ExpertPair(
-                layer=self.header.layers[int(row)],
-                experts=(int(a), int(b)),
-                tokens=int(self.together[row, a, b]),
-                lift=float(lift[row, a, b]),
-            )
-            for row, a, b in places
-            if lift[row, a, b] >= LEAST_LIFT
+            ExpertPair(layer=self.header.layers[row], experts=(a, b), tokens=int(self.together[row, a, b]), lift=lift)
+            for lift, row, a, b in found[:TOP_PAIRS]
+            if lift >= LEAST_LIFT
         )
 
     def describe_context(self) -> tuple[ContextEntropy, ...]:

@@ -6,11 +6,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from dfqs.errors import UsageError
 from dfqs.records import Record
-from dfqs.routing.identity import ModelIdentity
+from dfqs.routing.identity import ModelIdentity, Words
 
 Ids = NDArray[Any]
 """Expert numbers [layers, tokens, used]: uint8 or uint16 in traces; int32 with -1 = "not computed" while capturing."""
@@ -19,21 +19,20 @@ Scores = NDArray[np.float32]
 
 MAX_EXPERTS = 1 << 16
 MAX_LAYERS = 4096
-Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 
 class RouteConditions(Record):
     """What could change a trace besides model and tokens."""
 
-    runtime: str
+    runtime: Words
     """Program and build: `llama.cpp b11549 (xllamacpp 2026.10.11549)`."""
-    processor: str | None = None
+    processor: Words | None = None
     threads: int | None = None
     batch_tokens: int | None = None
     ubatch_tokens: int | None = None
-    flash_attention: str | None = None
-    type_k: str | None = None
-    type_v: str | None = None
+    flash_attention: Words | None = None
+    type_k: Words | None = None
+    type_v: Words | None = None
     swa_full: bool | None = None
     context_tokens: int | None = None
 
@@ -55,7 +54,7 @@ class TraceHeader(Record):
     scores: tuple[Literal["probabilities", "selection"], ...] = ()
     """Router outputs that are stored for every expert. `probabilities` weigh the chosen experts; `selection` are the
     numbers that the choice was made by, stored only where an architecture biases them."""
-    source: str | None = None
+    source: Words | None = None
     """Name of the prompt set."""
     conditions: RouteConditions
 

@@ -127,6 +127,8 @@ class TraceReader:
         self.sha256: str | None = None
         """Identity of the trace, known once every chunk has been read."""
         self._digest = hashlib.sha256()
+        self._offset = 0
+        """Bytes read. Not asked of the file, which may be a pipe."""
         try:
             self._file = path.open("rb")
         except FileNotFoundError:
@@ -138,20 +140,21 @@ class TraceReader:
         except BaseException:
             self._file.close()
             raise
-        self._first_chunk = self._file.tell()
+        self._first_chunk = self._offset
         self._header_digest = self._digest.copy()
 
     def chunks(self) -> Iterator[TraceChunk]:
-        """Every chunk from the start, in order; holds one at a time.
+        """Every chunk from the start, in order; holds one at a time. A second time only where the file can be sought.
 
         Raises:
             FormatError: a chunk was changed, cut short, or lies; or there is something after the end mark.
         """
-        self._file.seek(self._first_chunk)
+        if self._offset != self._first_chunk:
+            self._offset = self._file.seek(self._first_chunk)
         self._digest = self._header_digest.copy()
         prompt, position, chunks, tokens = -1, 0, 0, 0
         while True:
-            start = self._file.tell()
+            start = self._offset
             head = self._read(FRAME.size, "the trace ends without its end mark; its capture was interrupted")
             kind, length, *place, count = FRAME.unpack(head)
             if kind == END:
@@ -159,7 +162,7 @@ class TraceReader:
                     self._refuse("the end mark does not agree with the chunks before it", start)
                 self.sha256 = self._verify(head, start)
                 if self._file.read(1):
-                    self._refuse("there is something after the end mark", self._file.tell() - 1)
+                    self._refuse("there is something after the end mark", self._offset)
                 return
             if kind != CHUNK:
                 self._refuse(f"neither a chunk nor an end mark: {printable(repr(kind))}", start)
@@ -190,6 +193,7 @@ class TraceReader:
 
     def _read_header(self) -> TraceHeader:
         start = self._file.read(START.size)
+        self._offset = len(start)
         if len(start) < START.size or start[:8] != MAGIC:
             raise FormatError("not a routing trace", path=self.path)
         length = START.unpack(start)[1]
@@ -208,8 +212,9 @@ class TraceReader:
 
     def _read(self, count: int, otherwise: str) -> bytes:
         data = self._file.read(count)
+        self._offset += len(data)
         if len(data) != count:
-            self._refuse(otherwise, self._file.tell())
+            self._refuse(otherwise, self._offset)
         return data
 
     def _verify(self, part: bytes, start: int) -> str:
