@@ -100,7 +100,7 @@ def kill_round(
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
     shards = make_shards(folder, mode)
-    expected = _expected(scratch, mode)
+    expected = expected_sha256(scratch, mode)
     out = folder / "out.gguf"
     hit: list[str] = []
     kills: list[int | None] = [kill_at]
@@ -125,7 +125,7 @@ def kill_round(
 _EXPECTED: dict[str, str] = {}
 
 
-def _expected(scratch: Path, mode: str) -> str:
+def expected_sha256(scratch: Path, mode: str) -> str:
     if mode not in _EXPECTED:
         folder = Path(tempfile.mkdtemp(dir=scratch))
         shards = make_shards(folder, mode)

@@ -237,7 +237,7 @@ def test_errors_of_the_hub_are_sentences(hub: FakeHub) -> None:
     hub.files = {"m.gguf": single_model()}
     client = Repository(hub, [], b"").client()
 
-    with pytest.raises(UsageError, match=r"no repository other/thing@main, or it is private; then set HF_TOKEN"):
+    with pytest.raises(UsageError, match=r"no repository other/thing@main, or it is private; then HF_TOKEN must be"):
         plan_pull(client, "other/thing", patience=HASTY)
     with pytest.raises(UsageError, match="no revision owner/model@nope"):
         plan_of(hub, revision="nope")

@@ -1,12 +1,25 @@
 """A sample of merges killed with SIGKILL; `scripts/kill-merges` is the full run."""
 
+import errno
 import random
 from pathlib import Path
 
 import pytest
 
-from dfqs.shards.disk import probe_insert_unit
-from kill_rounds import MODES, kill_round, states_of, timed_round
+from dfqs.errors import DfqsError
+from dfqs.shards import is_unfinished, thrifty
+from dfqs.shards.disk import LocalDisk, probe_insert_unit
+from kill_rounds import (
+    MODES,
+    content_sha256,
+    expected_sha256,
+    kill_round,
+    make_shards,
+    states_of,
+    stratified_rounds,
+    timed_round,
+)
+from killed_merge import CountingDisk, run_merge
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -29,11 +42,40 @@ def test_killed_plain_merge_leaves_nothing_that_stops_the_next(tmp_path: Path) -
         timed_round(tmp_path, [], generator, 0.1)
 
 
+class FailingDisk(CountingDisk):
+    """Fails with EIO in place of operation `kill_at`."""
+
+    def count(self) -> None:
+        self.states.append(None)
+        if len(self.states) - 1 == self.kill_at:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_error_of_the_disk_at_any_operation_loses_nothing(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode.startswith("in-place") and probe_insert_unit(tmp_path) is None:
+        pytest.skip("this file system cannot insert ranges")
+    # `run_merge` sets it for the mode by deletion.
+    monkeypatch.setattr("dfqs.shards.thrifty.probe_punch", thrifty.probe_punch)
+    for operation in range(len(states_of(tmp_path, mode))):
+        folder = tmp_path / str(operation)
+        first, out = make_shards(folder, mode)[0], folder / "out.gguf"
+
+        with pytest.raises((OSError, DfqsError)):
+            run_merge(first, out, mode, FailingDisk(operation, out))
+        if is_unfinished(out) or not out.exists():
+            run_merge(first, out, mode, LocalDisk())
+
+        assert content_sha256(out) == expected_sha256(tmp_path, mode)
+        assert [path.name for path in folder.iterdir()] == ["out.gguf"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_many_killed_merges(mode: str, tmp_path: Path) -> None:
-    from kill_rounds import stratified_rounds
-
     if mode.startswith("in-place") and probe_insert_unit(tmp_path) is None:
         pytest.skip("this file system cannot insert ranges")
     counts = stratified_rounds(tmp_path, mode, 10, seed=2)

@@ -74,6 +74,29 @@ def test_name_taken_while_writing_leaves_no_part_of_a_set(model: Path, tmp_path:
     assert taken.read_bytes() == b"precious"
 
 
+def test_second_split_to_the_same_names_does_not_take_the_first_ones_files_for_abandoned(
+    model: Path, tmp_path: Path
+) -> None:
+    plan = plan_split(model, tmp_path / "p", max_tensors=10)
+    refused = []
+
+    def other(done: int, total: int | None = None, note: str = "") -> None:
+        with pytest.raises(UsageError, match="another dfqs is writing"):
+            split(plan)
+        refused.append(done)
+
+    paths = split(plan, progress=other)
+
+    assert refused
+    assert all(path.exists() for path in paths)
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_directory_is_no_prefix(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory; give a name"):
+        plan_split(model, tmp_path)
+
+
 def test_ctrl_c_leaves_no_shard(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
 

@@ -1,5 +1,6 @@
 """Writes are whole or not there, whatever happens in between."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -123,3 +124,23 @@ def test_locked_partial_of_a_living_process_is_told_from_an_abandoned_one(tmp_pa
     write_bytes_atomic(tmp_path / "f", b"x")
 
     assert not abandoned.exists()
+
+
+def test_writer_whose_partial_was_taken_for_abandoned_before_it_was_locked_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    removed: list[Path] = []
+
+    def remove_first(handle: int, operation: int) -> None:
+        if not removed and operation == fcntl.LOCK_EX:
+            removed.extend(tmp_path.glob(".*.partial"))
+            removed[0].unlink()
+        lock(handle, operation)
+
+    monkeypatch.setattr("dfqs.storage.fcntl.flock", remove_first)
+    write_bytes_atomic(tmp_path / "out", b"whole")
+
+    assert removed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_bytes() == b"whole"

@@ -33,20 +33,29 @@ def atomic_writer(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     path = Path(path)
     check_writable_target(path, overwrite=overwrite)
     remove_abandoned_partials(path)
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
     with storage_errors(path):
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        temporary, handle = _create_locked(path)
     try:
-        with storage_errors(path):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            with os.fdopen(handle, "w+b") as file:
-                yield cast(BinaryIO, file)
-                file.flush()
-                os.fsync(file.fileno())
-                publish_file(temporary, path, overwrite=overwrite)
+        with storage_errors(path), os.fdopen(handle, "w+b") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+            publish_file(temporary, path, overwrite=overwrite)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _create_locked(path: Path) -> tuple[Path, int]:
+    """A temporary file for `path` that others can tell from an abandoned one, and its handle."""
+    while True:
+        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return temporary, handle
+        # Another writer came between making and locking, took it for abandoned and removed it.
+        os.close(handle)
 
 
 def remove_abandoned_partials(path: Path) -> None:
@@ -56,6 +65,18 @@ def remove_abandoned_partials(path: Path) -> None:
         with contextlib.suppress(OSError), leftover.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds a file's lock; also when it cannot be told."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def publish_file(temporary: Path, path: Path, *, overwrite: bool = False, durable: bool = True) -> None:

@@ -58,7 +58,10 @@ def begin(disk: Disk, plan: JobPlan, place: Place) -> Journal:
                 disk.sync_directory(place.out.parent)
             journal.record(State.READY)
     except BaseException:
-        undo(disk, journal, place)
+        try:
+            undo(disk, journal, place)
+        finally:
+            journal.close()
         raise
     return journal
 
@@ -137,7 +140,7 @@ def _insert(working: DiskFile, resident: Resident, place: Place) -> None:
     try:
         working.insert_range(resident.insert_at, resident.gap)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         # The file system can, for this file it will not: inline data, old block maps, a limit of size.
         raise UsageError(

@@ -76,8 +76,10 @@ class Journal:
             file.sync()
             disk.sync_directory(path.parent)
         except BaseException:
-            disk.unlink(path)
-            file.close()
+            try:
+                disk.unlink(path)
+            finally:
+                file.close()
             raise
         return cls(path, file, job, Position(), len(record))
 

@@ -6,6 +6,8 @@ shards carry `general.alignment` too.
 """
 
 import contextlib
+import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from dfqs.shards.merge import require_space
 from dfqs.shards.names import MAX_SHARDS, ShardName
 from dfqs.shards.plan import carried_key
 from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT
-from dfqs.storage import check_writable_target, publish_file, remove_abandoned_partials, storage_errors
+from dfqs.storage import check_writable_target, is_locked, publish_file, remove_abandoned_partials, storage_errors
 from dfqs.units import format_bytes
 
 DEFAULT_MAX_TENSORS = 128
@@ -78,6 +80,8 @@ def plan_split(
     """
     if max_bytes is not None and max_tensors is not None:
         raise UsageError("give a limit in bytes or in tensors, not both")
+    if prefix.is_dir():
+        raise UsageError(f"{prefix} is a directory; give a name for the shards in it, like {prefix / Path(model).stem}")
     if max_tensors is not None and max_tensors < 1:
         raise UsageError(f"at most {max_tensors} tensors in a shard makes no sense")
     header = read_header(Path(model))
@@ -111,9 +115,8 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
     paths = [shard.path for shard in plan.shards]
     for path in paths:
         check_writable_target(path)
-        remove_abandoned_partials(path)
     require_space(paths[0].parent, plan.file_bytes, "free some space, or name a prefix on another disk")
-    with _all_or_none(paths) as temporaries, FileSource(plan.model) as source:
+    with _alone(paths), _all_or_none(paths) as temporaries, FileSource(plan.model) as source:
         done = 0
         for shard, temporary in zip(plan.shards, temporaries, strict=True):
             with storage_errors(shard.path):
@@ -180,6 +183,28 @@ def _write_shard(shard: ShardPlan, temporary: Path, source: FileSource, data_off
                     start_writeback(target, offset + start, length)
                 yield offset + start + length
         os.fsync(target)
+
+
+@contextlib.contextmanager
+def _alone(paths: Sequence[Path]) -> Iterator[None]:
+    """Hold a lock that other splits to the same names see, and remove what killed ones left.
+
+    Raises:
+        UsageError: another split is writing the same shards.
+    """
+    prefix = f".{paths[0].name[:80]}."
+    lock = paths[0].with_name(f"{prefix}{secrets.token_hex(4)}.partial")
+    with storage_errors(lock), lock.open("xb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for other in paths[0].parent.glob(f"{glob.escape(prefix)}*.partial"):
+                if other != lock and is_locked(other):
+                    raise UsageError(f"another dfqs is writing {paths[0]}; wait for it or stop it")
+            for path in paths:
+                remove_abandoned_partials(path)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -174,13 +174,14 @@ class Hub:
             except OfflineModeIsEnabled:
                 raise NetworkError("HF_HUB_OFFLINE is set; unset it to fetch from the Hub") from None
             except GatedRepoError:
-                raise UsageError(
-                    f"{what} is gated: accept its conditions at {self.endpoint}/{what.split('@')[0]} and set HF_TOKEN"
-                ) from None
+                page = f"{self.endpoint}/{'/'.join(what.split('@')[0].split('/')[:2])}"
+                raise UsageError(f"{what} is gated: accept its conditions at {page} and set HF_TOKEN") from None
             except RevisionNotFoundError:
                 raise UsageError(f"there is no revision {what}") from None
             except RepositoryNotFoundError:
-                raise UsageError(f"there is no repository {what}, or it is private; then set HF_TOKEN") from None
+                raise UsageError(
+                    f"there is no repository {what}, or it is private; then HF_TOKEN must be of somebody who may see it"
+                ) from None
             except EntryNotFoundError:
                 raise IntegrityError(f"{what} is gone from the Hub; start again") from None
             except HfHubHTTPError as error:
