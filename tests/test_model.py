@@ -29,6 +29,12 @@ from gguf_builder import SMALL_KEYS, SMALL_TENSORS, write_small
         ("token_embd.weight", Role.EMBEDDING),
         ("output.weight", Role.OUTPUT),
         ("output_norm.weight", Role.NORM),
+        ("blk.46.nextn.eh_proj.weight", Role.DENSE_FFN),
+        ("blk.46.nextn.shared_head_head.weight", Role.OUTPUT),
+        ("blk.46.nextn.embed_tokens.weight", Role.EMBEDDING),
+        ("blk.46.nextn.enorm.weight", Role.NORM),
+        ("blk.0.shortconv.in_proj.weight", Role.ATTENTION),
+        ("blk.0.ffn_down_exps.scale", Role.BIAS),
         ("something.else", Role.OTHER),
     ],
 )

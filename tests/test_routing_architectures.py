@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfqs.errors import RuntimeFailure
-from dfqs.gguf import GGMLType, read_header
+from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.gguf import GGMLType, boolean, read_header, string, u32, write_gguf
 from dfqs.gguf.file import GGUFFile
 from dfqs.model import Role, read_model_spec
 from dfqs.routing.capture import REFERENCE, capture_trace
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.determinism import Condition, check_routing, run_condition
+from dfqs.routing.identity import read_identity
 from dfqs.routing.margins import choose_experts
 from dfqs.routing.prompts import Prompt, packaged_prompt
 from dfqs.routing.runs import compare_runs
@@ -21,10 +22,12 @@ from dfqs.routing.tap import BatchToken, RouterTap
 from dfqs.routing.trace import Trace
 from dfqs.routing.tracefile import read_trace
 from dfqs.runtime import Worker
-from fixtures_moe import EXPERT_LENGTH, EXPERTS, FAMILIES, USED, WIDTH, write_tiny_moe
+from fixtures_moe import write_tiny_moe
+from moe_families import EXPERT_LENGTH, EXPERTS, FAMILIES, USED, WIDTH
 
 PROMPTS = [packaged_prompt("load-2"), Prompt("tokens", tokens=(5, 17, 900, 3_100))]
-SHARED = {"qwen2moe": 1, "granitemoe": 1, "deepseek2": 2, "llama4": 1, "qwen35moe": 1}
+SHARED = dict.fromkeys(("qwen2moe", "granitemoe", "llama4", "qwen35moe", "qwen3next"), 1)
+SHARED |= {"deepseek2": 2, "glm4moe": 1, "hunyuan-moe": 1, "nemotron_h_moe": 1}
 JOBS = "dfqs.routing.load:"
 
 
@@ -107,7 +110,7 @@ def test_choice_by_biased_scores_without_groups(models: dict[str, Path], worker:
         assert np.array_equal(chunk.selection, chunk.probabilities + bias[:, None])
 
 
-@pytest.mark.parametrize("name", ["deepseek2", "lfm2moe", "qwen35moe"])
+@pytest.mark.parametrize("name", ["deepseek2", "lfm2moe", "qwen35moe", "nemotron_h_moe"])
 def test_latent_and_recurrent_caches_do_not_mix_sequences_up(
     name: str, models: dict[str, Path], worker: Worker
 ) -> None:
@@ -132,8 +135,15 @@ def test_parameters_and_experts_counted_by_hand(name: str, models: dict[str, Pat
     header = read_header(models[name])
     spec = read_model_spec(header)
 
-    stacked = 3 * WIDTH * EXPERT_LENGTH * EXPERTS * len(FAMILIES[name].routed)
-    unused = stacked * (EXPERTS - USED) // EXPERTS
+    matrices = 2 if name == "nemotron_h_moe" else 3
+    one_layer = matrices * WIDTH * EXPERT_LENGTH * EXPERTS
+    layers = len(FAMILIES[name].routed)
+    unused = one_layer * layers * (EXPERTS - USED) // EXPERTS
+    stacked = one_layer * layers
+    if name == "glm4moe":
+        # The whole layer that predicts a further token is idle, its experts among it.
+        stacked += one_layer
+        unused += sum(tensor.elements for tensor in header.tensors if tensor.name.startswith("blk.3."))
     routed = spec.role(Role.ROUTED_EXPERT)
     assert routed is not None
     assert routed.parameters == stacked
@@ -141,14 +151,12 @@ def test_parameters_and_experts_counted_by_hand(name: str, models: dict[str, Pat
     assert spec.parameters == sum(tensor.elements for tensor in header.tensors)
     assert (spec.experts, spec.experts_used, spec.experts_shared) == (EXPERTS, USED, SHARED.get(name, 0))
     if name == "gpt-oss":
-        biases = (2 * EXPERT_LENGTH + WIDTH) * EXPERTS * len(FAMILIES[name].routed)
-        unused += biases * (EXPERTS - USED) // EXPERTS
+        unused += (2 * EXPERT_LENGTH + WIDTH) * layers * (EXPERTS - USED)
     if name == "grovemoe":
         chunked = sum(tensor.elements for tensor in header.tensors if "chexps" in tensor.name)
         unused += chunked * (EXPERTS // 2 - USED) // (EXPERTS // 2)
     if name == "gemma4":
-        scales = EXPERTS * len(FAMILIES[name].routed)
-        unused += scales * (EXPERTS - USED) // EXPERTS
+        unused += layers * (EXPERTS - USED)
     assert spec.parameters_active == spec.parameters - unused
     assert spec.role(Role.OTHER) is None
 
@@ -160,6 +168,19 @@ def test_layers_that_use_different_numbers_of_experts_are_refused_in_a_sentence(
 
     with pytest.raises(RuntimeFailure, match=r"different numbers of experts \(1 and 2\)"):
         tap.take_batch([BatchToken(7, 0), BatchToken(8, 1)])
+
+
+def test_models_that_are_not_causal_are_refused_before_llama_cpp_dies_of_them(tmp_path: Path) -> None:
+    keys = [
+        string("general.architecture", "nomic-bert-moe"),
+        u32("nomic-bert-moe.expert_count", 8),
+        u32("nomic-bert-moe.expert_used_count", 2),
+        boolean("nomic-bert-moe.attention.causal", False),
+    ]
+    write_gguf(tmp_path / "encoder.gguf", keys, [])
+
+    with pytest.raises(UsageError, match="no causal model"):
+        read_identity(tmp_path / "encoder.gguf")
 
 
 @pytest.mark.slow

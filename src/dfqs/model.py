@@ -48,10 +48,10 @@ _ROLE_PATTERNS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
         (r"ffn_(gate|up|down|gate_up)_exps", Role.ROUTED_EXPERT),
         (r"ffn_(gate|up|down|gate_up)_(shexp|chexps)", Role.SHARED_EXPERT),
         (r"ffn_gate_inp", Role.ROUTER),
-        (r"ffn_(gate|up|down)\.", Role.DENSE_FFN),
+        (r"ffn_(gate|up|down)\.|ffn_latent|nextn\.eh_proj", Role.DENSE_FFN),
         (r"attn_|indexer|ssm_|shortconv|compressor", Role.ATTENTION),
-        (r"token_embd|token_types|position_embd|per_layer_token_embd", Role.EMBEDDING),
-        (r"^output\.", Role.OUTPUT),
+        (r"token_embd|nextn\.embed_tokens|token_types|position_embd|per_layer_token_embd", Role.EMBEDDING),
+        (r"^output\.|nextn\.shared_head_head", Role.OUTPUT),
     )
 )
 _STACKED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_(exps|chexps)\.")
@@ -103,6 +103,8 @@ class ModelSpec:
     """`general.description`: what the file says of itself."""
     declared_class: str | None
     """`dfqs.class`: the class that whoever made it declared."""
+    causal: bool = True
+    """Whether a token's outcome depends on those before it alone. Not so for encoders and diffusion models."""
 
     @property
     def is_moe(self) -> bool:
@@ -171,6 +173,7 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
         tensor_bytes=sum(size.bytes for size in roles),
         roles=roles,
         chat_template="tokenizer.chat_template" in metadata,
+        causal=metadata.get(f"{architecture}.attention.causal") is not False,
         description=_text(metadata, "general.description", header.source_name),
         declared_class=_text(metadata, "dfqs.class", header.source_name),
     )

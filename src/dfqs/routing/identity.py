@@ -59,7 +59,7 @@ def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
     """Identify the model in a file, or in a set of shards given by its first; and its hash-routed layers.
 
     Raises:
-        UsageError: the model is dense: it has no routing.
+        UsageError: the model is dense, so it has no routing, or it is not causal.
         FormatError: the header lies.
         ShardError: a later shard given, or one missing.
     """
@@ -69,6 +69,11 @@ def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
     spec = read_model_spec(headers[0], tensors)
     if not spec.is_moe:
         raise UsageError(f"{path} is a dense model ({spec.architecture}): it has no experts, so there is no routing")
+    if not spec.causal:
+        raise UsageError(
+            f"{path} is no causal model ({spec.architecture}: an encoder, or made by diffusion): how it routes a token "
+            "depends on the tokens after it, so there is no prefix to compare"
+        )
     experts = spec.role(Role.ROUTED_EXPERT)
     identity = ModelIdentity(
         name=None if spec.name is None else as_words(spec.name),
