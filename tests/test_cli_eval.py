@@ -1,14 +1,17 @@
 """`dfqs eval` and `dfqs report` as a person calls them."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
 
 from dfqs.cli.main import run
+from dfqs.cli.output import _MinuteLines, err
 from dfqs.evaluate import run as run_module
 from dfqs.evaluate import sandbox
-from dfqs.evaluate.run import Request, _measure_speed
+from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.run import Request, _measure_speed, evaluate
 from dfqs.evaluate.speed import DecodeRun
 from dfqs.evaluate.store import open_store
 from dfqs.evaluate.suites import QUICK
@@ -23,6 +26,8 @@ def test_dry_run_says_what_would_be_measured_and_touches_nothing(tmp_path, capsy
     plan = json.loads(capsys.readouterr().out)
     assert (plan["reasoning_items"], plan["context_lengths"]) == (16, [1024, 1536, 2048, 3072])
     assert not (tmp_path / "out").exists()
+    # 16 x 512 and 12 x 768 for the sets, 7 lengths x 40 x 32 for the contexts, 3 x (128 + 32) for the speed.
+    assert plan["generated_tokens_at_most"] == 8192 + 9216 + 8960 + 480
 
 
 @pytest.mark.parametrize(
@@ -108,3 +113,44 @@ def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path, monkeypatch)
     assert asked == [0, 1]
     assert list(stored) == ["repeat-1", "repeat-2", "repeat-3"]
     assert stored["repeat-3"]["decode_s"] == list(asdict(one)["decode_s"])
+
+
+def test_a_log_gets_a_line_a_minute_with_a_rate_that_counts_only_what_was_measured_now(monkeypatch):
+    # A model that does half a token a second is silent for a quarter of an hour otherwise.
+    said = []
+    monkeypatch.setattr(err, "print", lambda text: said.append(str(text)))
+    clock = iter([0, 0, 30, 60, 119, 1000, 1100])
+    progress = _MinuteLines("reasoning", "items", lambda: next(clock))
+
+    progress(54, 64)
+    progress(54, 64, "arithmetic-1-1, token 20 of 512")
+    progress(54, 64, "arithmetic-1-1, token 40 of 512")
+    progress(54, 64, "arithmetic-1-1, token 80 of 512")
+    progress(56, 64, "ordering-1-1")
+    progress(64, 64, "sequence-1-1")
+
+    assert said == [
+        "reasoning: 54 of 64 items, arithmetic-1-1, token 40 of 512",
+        "reasoning: 56 of 64 items, 8 min 20 s each, 1 h 6 min left, ordering-1-1",
+        "reasoning: 64 of 64 items, 1 min 50 s each, sequence-1-1",
+    ]
+
+
+def test_progress_moves_inside_an_item_and_counts_what_was_stored_before_at_once(tmp_path):
+    seen = []
+
+    @contextmanager
+    def draw(stage):
+        yield lambda done, total=None, note="": seen.append((done, total, note))
+
+    def measure(url):
+        seen.clear()
+        with EndpointTarget(url, max_context=3072) as target:
+            subject = SUBJECT.model_copy(update={"kind": "endpoint"})
+            evaluate(target, subject, None, Request(QUICK, ("reasoning",)), tmp_path, draw)
+
+    with serve(oracle()) as endpoint:
+        measure(endpoint.url)
+        assert seen[:3] == [(0, 16, ""), (0, 16, "arithmetic-1-1, token 1 of 512"), (1, 16, "arithmetic-1-1")]
+        measure(endpoint.url)
+        assert seen == [(16, 16, "")]

@@ -1,9 +1,11 @@
 """Whole evaluations over HTTP: an oracle scores 1, guessing scores chance, no kind of broken answer counts as right."""
 
+import json
 import random
 from contextlib import nullcontext
 from statistics import mean
 
+import jsonschema
 import pytest
 
 from dfqs.errors import NetworkError, UsageError
@@ -14,17 +16,23 @@ from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, REASONING
 from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import QUICK, STANDARD
 from dfqs.progress import no_progress
+from dfqs.report.markdown import render_markdown
 from dfqs.report.record import build_report
-from dfqs.report.schema import Report
+from dfqs.report.schema import SCHEMA_FILE, Report
 from evaluate_server import Answer, Reply, oracle, serve
 
 ALL = (REASONING, CODE, CONTEXT, BOUNDARY)
+SCHEMA = json.loads(SCHEMA_FILE.read_bytes())
 
 
 def run(answer: Answer, out, stages=ALL, suite=QUICK, limit=None, max_context=None) -> Report:
     with serve(answer) as endpoint:
         run_at(endpoint.url, out, stages, suite, limit, max_context)
-    return build_report(out)
+    report = build_report(out)
+    document = report.model_dump(mode="json")
+    jsonschema.validate(document, SCHEMA)
+    assert {name for name, value in document["metrics"].items() if value is None} == set(document["reasons"])
+    return report
 
 
 def run_at(url, out, stages=ALL, suite=QUICK, limit=None, max_context=None):
@@ -53,6 +61,13 @@ def test_an_endpoint_has_no_speed_and_the_report_says_why(tmp_path):
     assert "endpoint" in report.reasons["cpu_tokens_per_sec"]
     assert report.conditions.speed is None
     assert report.reasons["code_score"] == "not measured"
+
+
+def test_a_report_of_an_endpoint_does_not_show_the_asking_machine_as_its_own(tmp_path):
+    text = render_markdown(run(oracle(), tmp_path, stages=(REASONING,), limit=2))
+
+    assert "| machine | the endpoint's own, not known |" in text
+    assert "processor" not in text
 
 
 def test_random_answers_score_chance(tmp_path):
@@ -138,6 +153,8 @@ def test_an_answer_cut_at_the_cap_is_wrong_even_when_it_is_right(tmp_path):
     assert (report.metrics.reasoning_score, report.metrics.code_score) == (0.0, 0.0)
     assert (report.details.reasoning.truncated, report.details.code.truncated) == (16, 12)
     assert report.metrics.context_stability_curve == [0.0] * 4
+    assert report.details.context.truncated == [40] * 4
+    assert "| 1,024 | 0.000 | 0.000 to 0.088 | 40 | 0 | 40 | 0 | 0 |" in render_markdown(report)
 
 
 def test_a_server_with_a_shorter_context_gives_a_runtime_boundary_and_a_shorter_curve(tmp_path):

@@ -22,6 +22,7 @@ from dfqs.progress import Progress
 from dfqs.report.markdown import render_summary
 from dfqs.report.record import build_report, write_report
 from dfqs.runtime.checks import check_model, shard_paths
+from dfqs.units import format_duration
 
 API_KEY_VARIABLE = "DFQS_API_KEY"
 UNITS = {"speed": "repeats", "context": "questions", "boundary": "questions"}
@@ -133,6 +134,7 @@ def draw_stage(stage: str) -> Iterator[Progress]:
 
 def _describe(request: Request, json_: bool) -> None:
     suite = request.sized
+    generated, read = request.most_tokens
     plan = {
         "schema": "dfqs.eval-plan/1",
         "suite": suite.name,
@@ -143,6 +145,8 @@ def _describe(request: Request, json_: bool) -> None:
         "context_questions": suite.context_questions,
         "boundary_lengths": list(request.lengths),
         "speed_repeats": suite.decode_repeats,
+        "generated_tokens_at_most": generated,
+        "read_tokens_about": read,
     }
     if json_:
         print_json(plan)
@@ -150,6 +154,10 @@ def _describe(request: Request, json_: bool) -> None:
     for name, value in plan.items():
         if name != "schema":
             out.print(f"{name}: {value}", markup=False)
+    note(
+        f"at 1 token/s, generating takes at most {format_duration(generated)}, most models end their answers sooner; "
+        f"at 10 tokens/s, reading takes about {format_duration(read / 10)}"
+    )
 
 
 def _stamp(model: Path) -> str:

@@ -11,6 +11,7 @@ from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
 from dfqs.evaluate.store import whole_text
 from dfqs.evaluate.target import LengthFailure, TargetInfo
+from dfqs.progress import Progress, no_progress
 from dfqs.runtime.client import Client
 
 CHARACTERS_PER_TOKEN = 24
@@ -29,7 +30,8 @@ class EndpointTarget:
     """
 
     def __init__(self, url: str, *, model: str = "", api_key: str | None = None, max_context: int) -> None:
-        self._client = Client(url, api_key=api_key)
+        # A server that reads thousands of tokens before it answers says nothing meanwhile.
+        self._client = Client(url, api_key=api_key, timeout_s=ANSWER_TIME_LIMIT_S)
         self._model = model
         self._max_context = max_context
         self._answered = 0
@@ -70,7 +72,7 @@ class EndpointTarget:
             notices=("an endpoint does not tell its numerics, its template or its machine",),
         )
 
-    def complete(self, prompt: str, max_tokens: int) -> Completion:
+    def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
         """Answer one user message. What is no answer becomes a completion with `finish_reason` `error`.
 
         Raises:
@@ -82,6 +84,8 @@ class EndpointTarget:
 
         def take(piece: str) -> None:
             received.append(piece)
+            # Servers stream a token a piece.
+            progress(min(len(received), max_tokens), max_tokens)
             if sum(map(len, received)) > limit or time.monotonic() - started > ANSWER_TIME_LIMIT_S:
                 raise _Endless
 
@@ -121,6 +125,7 @@ class EndpointTarget:
         questions: Sequence[Question],
         max_tokens: int,
         on_answer: Callable[[int, Completion], None],
+        progress: Progress = no_progress,
     ) -> None:
         """The whole document with every question; a server that caches prefixes computes it once.
 

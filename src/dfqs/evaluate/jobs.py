@@ -5,7 +5,7 @@ depends on the prompt alone, not on what was asked before it, so that a resumed 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,14 @@ class Generated:
     failure: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ReadSoFar:
+    """How much of a document is in the cache."""
+
+    tokens: int
+    of_tokens: int
+
+
 def open_model(worker: WorkerContext, path: Path) -> OpenedModel:
     """Load the model for the calls that follow. Emits `(done, total)` while loading."""
     # CPU only: the baseline of every metric.
@@ -55,7 +63,7 @@ def open_model(worker: WorkerContext, path: Path) -> OpenedModel:
 
 
 def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Numerics, context_tokens: int) -> Generated:
-    """Answer one user message; plain continuation where the model has no chat template."""
+    """Answer one user message; plain continuation where the model has no chat template. Emits the tokens so far."""
     model: Model = worker.state["model"]
     head, tail = _frame(model)
     tokens = model.tokenize_chat(head + prompt + tail) if tail else model.tokenize(prompt + "\n")
@@ -65,7 +73,7 @@ def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Nume
         return Generated("", "context", len(tokens), 0, f"the prompt alone has {len(tokens):,} tokens")
     logits = context.decode(tokens)
     assert logits is not None
-    return _generate(model, context, logits, len(tokens), 0, max_tokens)
+    return _generate(model, context, logits, len(tokens), 0, max_tokens, worker.emit)
 
 
 def count_tokens(worker: WorkerContext, texts: Sequence[str]) -> list[int]:
@@ -89,7 +97,7 @@ def ask_document(
     numerics: Numerics,
     context_tokens: int,
 ) -> None:
-    """Ask each question after the document of `notes`. Emits `(index, Generated)`.
+    """Ask each question after the document of `notes`. Emits `ReadSoFar`, then `(index, Generated)`.
 
     The document is computed once in whole batches and kept: a longer one later only adds to it. Its rest is computed
     once a length, each question on a branch that is then forgotten, so that batches depend on the length alone.
@@ -133,13 +141,20 @@ def _grow(worker: WorkerContext, context: Context, document: list[int]) -> None:
         done = 0
     # Should this be interrupted, the cache holds something else than what is written down here.
     worker.state["document_tokens"], worker.state["document_context"] = 0, None
-    if done < len(document):
-        context.decode(document[done:], done, _DOCUMENT, logits="none")
+    for start in range(done, len(document), context.n_batch):
+        worker.emit(ReadSoFar(start, len(document)))
+        context.decode(document[start : start + context.n_batch], start, _DOCUMENT, logits="none")
     worker.state["document_tokens"], worker.state["document_context"] = len(document), context
 
 
 def _generate(
-    model: Model, context: Context, logits: Logits, position: int, sequence: int, max_tokens: int
+    model: Model,
+    context: Context,
+    logits: Logits,
+    position: int,
+    sequence: int,
+    max_tokens: int,
+    on_token: Callable[[int], None] = lambda _tokens: None,
 ) -> Generated:
     """Greedy tokens after `logits`, to the model's end, the cap, or the context's end."""
     text = b""
@@ -149,6 +164,7 @@ def _generate(
             return Generated("", "error", prompt_tokens, generated, "logits that are not finite")
         token = int(logits.argmax())
         generated += 1
+        on_token(generated)
         if model.is_end(token):
             return Generated(text.decode("utf-8", "replace"), "stop", prompt_tokens, generated)
         text += model.piece(token, special=False)

@@ -8,7 +8,7 @@ from typing import Any, Self
 from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import Question, fitting_notes, note, plan_questions
-from dfqs.evaluate.jobs import Generated, OpenedModel
+from dfqs.evaluate.jobs import Generated, OpenedModel, ReadSoFar
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
 from dfqs.evaluate.target import LengthFailure, TargetInfo
@@ -81,9 +81,16 @@ class LocalTarget:
             notices=tuple(notices),
         )
 
-    def complete(self, prompt: str, max_tokens: int) -> Completion:
+    def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
         """Answer one user message. A crash of the runtime is raised, not scored."""
-        generated = self._call("complete", prompt, max_tokens, Numerics(), self._answer_context())
+        generated = self._call(
+            "complete",
+            prompt,
+            max_tokens,
+            Numerics(),
+            self._answer_context(),
+            on_event=lambda tokens: progress(tokens, max_tokens),
+        )
         return _completion(generated)
 
     def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
@@ -99,12 +106,16 @@ class LocalTarget:
         questions: Sequence[Question],
         max_tokens: int,
         on_answer: Callable[[int, Completion], None],
+        progress: Progress = no_progress,
     ) -> None:
         """One prefill of the document, and every question on a branch of it."""
         notes = [note(vocabulary, index).text for index in range(self._notes(vocabulary, length_tokens))]
 
-        def take(event: tuple[int, Generated]) -> None:
-            on_answer(event[0], _completion(event[1]))
+        def take(event: ReadSoFar | tuple[int, Generated]) -> None:
+            if isinstance(event, ReadSoFar):
+                progress(event.tokens, event.of_tokens)
+            else:
+                on_answer(event[0], _completion(event[1]))
 
         texts = [question.note.question for question in questions]
         try:

@@ -9,18 +9,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dfqs.errors import SandboxUnavailable, UsageError
-from dfqs.evaluate.boundary import Boundary, LengthResult, find_boundary
+from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, LengthResult, find_boundary
 from dfqs.evaluate.code import score_code
 from dfqs.evaluate.conditions import ScoreConditions
 from dfqs.evaluate.context import Question, is_right, note
-from dfqs.evaluate.prompts import read_code_set, read_context_set, read_reasoning_set
+from dfqs.evaluate.prompts import CodeItem, ReasoningItem, read_code_set, read_context_set, read_reasoning_set
 from dfqs.evaluate.reasoning import score_reasoning
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
 from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
-from dfqs.evaluate.speed import DecodeRun, measure_runs
+from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
 from dfqs.evaluate.statistics import Count
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
@@ -28,6 +28,9 @@ from dfqs.evaluate.suites import Suite
 from dfqs.evaluate.target import ChatTarget, LengthFailure
 from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
 from dfqs.progress import Progress
+
+PROMPT_TOKENS, QUESTION_TOKENS = 150, 30
+"""About, for an estimate: of a reasoning or code prompt, and of a question about a document."""
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]
 """Opens a stage by name for drawing; its progress counts items."""
@@ -56,6 +59,28 @@ class Request:
             code_items=min(self.limit, self.suite.code_items),
             context_questions=min(self.limit, self.suite.context_questions),
         )
+
+    @property
+    def most_tokens(self) -> tuple[int, int]:
+        """How many tokens are generated at most, and how many read (prompts, documents) about: what a slow model takes.
+
+        Documents dominate what is read: one pass to the longest length, and one for each bisection of the boundary.
+        """
+        suite, stages = self.sized, self.stages
+        caps = {
+            set_.name: set_.entry.max_tokens for set_ in (read_reasoning_set(), read_code_set(), read_context_set())
+        }
+        lengths = set(suite.context_lengths if CONTEXT in stages else ())
+        lengths |= set(self.lengths if BOUNDARY in stages else ())
+        bisections = REFINE_STEPS if BOUNDARY in stages else 0
+        questions = (len(lengths) + bisections) * suite.context_questions
+        repeats = suite.decode_repeats if SPEED in stages else 0
+        items = {REASONING: suite.reasoning_items, CODE: suite.code_items}
+        generated = sum(items[stage] * caps[stage] for stage in items if stage in stages)
+        generated += questions * caps[CONTEXT] + repeats * (suite.decode_tokens + DEPTH_DECODE_TOKENS)
+        read = sum(items[stage] * PROMPT_TOKENS for stage in items if stage in stages)
+        read += max(lengths, default=0) * (1 + bisections) + questions * QUESTION_TOKENS
+        return generated, read + repeats * (suite.prefill_tokens + suite.depth_tokens)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -142,20 +167,50 @@ def score_conditions(target: ChatTarget, request: Request, sandbox: Sandbox | No
 
 def _measure_reasoning(target: ChatTarget, store: Store, suite: Suite, progress: Progress) -> None:
     set_ = read_reasoning_set()
-    for number, item in enumerate(set_.items[: suite.reasoning_items], 1):
-        if _is_open(store, REASONING, item.id):
-            completion = target.complete(set_.prompt(item.question), set_.entry.max_tokens)
-            store.append(REASONING, item.id, score_reasoning(item, completion).model_dump(mode="json"))
-        progress(number, suite.reasoning_items, item.id)
+
+    def measure(item: ReasoningItem, progress: Progress) -> ScoredItem:
+        return score_reasoning(item, target.complete(set_.prompt(item.question), set_.entry.max_tokens, progress))
+
+    _measure_items(store, REASONING, set_.items[: suite.reasoning_items], measure, progress)
 
 
 def _measure_code(target: ChatTarget, store: Store, suite: Suite, sandbox: Sandbox, progress: Progress) -> None:
     set_ = read_code_set()
-    for number, item in enumerate(set_.items[: suite.code_items], 1):
-        if _is_open(store, CODE, item.id):
-            completion = target.complete(set_.prompt(item.prompt), set_.entry.max_tokens)
-            store.append(CODE, item.id, score_code(item, completion, sandbox).model_dump(mode="json"))
-        progress(number, suite.code_items, item.id)
+
+    def measure(item: CodeItem, progress: Progress) -> ScoredItem:
+        return score_code(item, target.complete(set_.prompt(item.prompt), set_.entry.max_tokens, progress), sandbox)
+
+    _measure_items(store, CODE, set_.items[: suite.code_items], measure, progress)
+
+
+Item = TypeVar("Item", ReasoningItem, CodeItem)
+
+
+def _measure_items(
+    store: Store,
+    stage: str,
+    items: Sequence[Item],
+    measure: Callable[[Item, Progress], ScoredItem],
+    progress: Progress,
+) -> None:
+    """Measure and store what is still open. What was there before is reported at once: it tells nothing of the rate."""
+    still_open = [item for item in items if _is_open(store, stage, item.id)]
+    done = len(items) - len(still_open)
+    progress(done, len(items))
+    for item in still_open:
+        scored = measure(item, _within(progress, done, len(items), item.id))
+        store.append(stage, item.id, scored.model_dump(mode="json"))
+        done += 1
+        progress(done, len(items), item.id)
+
+
+def _within(progress: Progress, measured: int, items: int, name: str) -> Progress:
+    """Progress inside one item: the count stands still, the note moves."""
+
+    def tell(done: int, total: int | None = None, note: str = "") -> None:
+        progress(measured, items, f"{name}, token {done:,} of {total:,}")
+
+    return tell
 
 
 class Asker:
@@ -207,7 +262,10 @@ class Asker:
             self._store.append(CONTEXT, scored.item, scored.model_dump(mode="json"))
             self._advance(length, 1)
 
-        self._target.ask(self._set.items[0], length, questions, self._set.entry.max_tokens, store)
+        def read(done: int, total: int | None = None, note: str = "") -> None:
+            self._progress(self._done, self._total, f"{length:,} tokens, {done:,} of them read")
+
+        self._target.ask(self._set.items[0], length, questions, self._set.entry.max_tokens, store, read)
 
     def _advance(self, length: int, items: int) -> None:
         self._done += items

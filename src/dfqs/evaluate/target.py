@@ -9,6 +9,7 @@ from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import Question
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
+from dfqs.progress import Progress, no_progress
 
 
 class LengthFailure(RuntimeFailure):
@@ -36,8 +37,12 @@ class ChatTarget(Protocol):
     @property
     def info(self) -> TargetInfo: ...
 
-    def complete(self, prompt: str, max_tokens: int) -> Completion:
-        """Answer one user message, greedily. A target that gives no usable answer says so in the completion."""
+    def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
+        """Answer one user message, greedily. A target that gives no usable answer says so in the completion.
+
+        Args:
+            progress: called with the tokens so far; on a large model one answer takes minutes.
+        """
         ...
 
     def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
@@ -55,11 +60,13 @@ class ChatTarget(Protocol):
         questions: Sequence[Question],
         max_tokens: int,
         on_answer: Callable[[int, Completion], None],
+        progress: Progress = no_progress,
     ) -> None:
         """Ask `questions` (those of `plan_length` that are still open), each on its own branch of the document.
 
         Args:
             on_answer: called with the index in `questions` and the answer, as they come.
+            progress: called with the tokens of the document that are read, where the target tells.
 
         Raises:
             LengthFailure: the runtime failed at this length.

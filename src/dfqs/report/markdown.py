@@ -93,15 +93,23 @@ def _context(context: ContextDetail | None) -> str:
     if context is None:
         return ""
     rows = [
-        (f"{length:,}", f"{right / n:.3f}", _interval(interval), str(n))
-        for length, n, right, interval in zip(
-            context.lengths_tokens, context.n, context.right, context.intervals_95, strict=True
+        (f"{length:,}", f"{right / n:.3f}", _interval(interval), *map(str, (n, right, *not_judged)))
+        for length, n, right, interval, *not_judged in zip(
+            context.lengths_tokens,
+            context.n,
+            context.right,
+            context.intervals_95,
+            context.truncated,
+            context.empty,
+            context.unusable,
+            strict=True,
         )
     ]
     rows += [
-        (f"{int(length):,}", f"not measured: {_text(why)}", "", "") for length, why in context.not_measured.items()
+        (f"{int(length):,}", f"not measured: {_text(why)}", *("",) * 6) for length, why in context.not_measured.items()
     ]
-    return "**Context.**\n\n" + _table(("tokens", "score", "95 % interval", "n"), rows)
+    header = ("tokens", "score", "95 % interval", "n", "right", "cut off", "empty", "no usable answer")
+    return "**Context.** What was cut off, empty or no usable answer counts as wrong.\n\n" + _table(header, rows)
 
 
 def _boundary(report: Report) -> str:
@@ -156,14 +164,18 @@ def _artifact(report: Report) -> str:
         ("architecture", _text(artifact.architecture) if artifact.architecture else None),
         ("parameters", _parameters(report)),
         ("bits per weight", f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else None),
-        ("class, tier", f"{artifact.deployment_class or 'no deployment class'}, {artifact.tier or 'unknown'}"),
         (
-            "processor",
-            f"{_text(machine.cpu_model or 'unknown')}, {machine.allowed_cpus} CPUs, {' '.join(machine.cpu_flags)}",
+            "class, tier",
+            f"{artifact.deployment_class or 'no deployment class'}, {artifact.tier}" if artifact.tier else None,
         ),
-        ("memory", _memory(report)),
-        ("system", f"{_text(machine.system)}, Linux {_text(machine.kernel)}"),
     ]
+    here = f"{_text(machine.cpu_model or 'unknown')}, {machine.allowed_cpus} CPUs, {' '.join(machine.cpu_flags)}"
+    if artifact.kind == "endpoint":
+        # Ours, from which it was asked; it says nothing about the answers.
+        rows.append(("machine", "the endpoint's own, not known"))
+    else:
+        system = f"{_text(machine.system)}, Linux {_text(machine.kernel)}"
+        rows += [("processor", here), ("memory", _memory(report)), ("system", system)]
     return _table(("", ""), [(name, value) for name, value in rows if value is not None])
 
 

@@ -163,7 +163,9 @@ def _score_detail(
 
 
 def _context_detail(record: RunRecord, items: Results, reasons: dict[str, str]) -> ContextDetail | None:
-    lengths, counts, missing = [], [], {}
+    lengths: list[int] = []
+    verdicts: list[Counter[Verdict]] = []
+    missing: dict[str, str] = {}
     for length in record.curve_lengths:
         failure, plan = items.get(f"{length}/failure"), items.get(f"{length}/plan")
         asked = [items.get(f"{length}/{index}") for index in plan["notes"]] if plan is not None else []
@@ -178,16 +180,19 @@ def _context_detail(record: RunRecord, items: Results, reasons: dict[str, str]) 
             missing[str(length)] = f"no usable answer; the last: {answered[-1]['completion']['text']}"
         else:
             lengths.append(length)
-            counts.append(Count(sum(item["verdict"] == Verdict.RIGHT for item in answered), len(answered)))
+            verdicts.append(Counter(Verdict(item["verdict"]) for item in answered))
     if not lengths:
         reasons["context_stability_curve"] = next(iter(missing.values()))
         if not items:
             return None
     return ContextDetail(
         lengths_tokens=lengths,
-        n=[count.total for count in counts],
-        right=[count.right for count in counts],
-        intervals_95=[wilson_interval(count) for count in counts],
+        n=[found.total() for found in verdicts],
+        right=[found[Verdict.RIGHT] for found in verdicts],
+        truncated=[found[Verdict.TRUNCATED] for found in verdicts],
+        empty=[found[Verdict.EMPTY] for found in verdicts],
+        unusable=[found[Verdict.UNUSABLE] for found in verdicts],
+        intervals_95=[wilson_interval(Count(found[Verdict.RIGHT], found.total())) for found in verdicts],
         not_measured=missing,
     )
 

@@ -72,6 +72,10 @@ class ContextDetail(Record):
     lengths_tokens: list[int]
     n: list[int]
     right: list[int]
+    truncated: list[int]
+    empty: list[int]
+    unusable: list[int]
+    """These three count as wrong; the rest of those that are not right were answers, and wrong."""
     intervals_95: list[tuple[Score, Score] | None]
     not_measured: dict[str, str]
     """Length -> why it is not in the curve."""
