@@ -130,6 +130,15 @@ def test_latent_and_recurrent_caches_do_not_mix_sequences_up(
     assert compare_runs(reference, stepped).same_set_share > 0.95
 
 
+@pytest.mark.parametrize("name, breaks", [("qwen3moe", ()), ("gpt-oss", (516, 4)), ("qwen35moe", (516, 4))])
+def test_prompts_are_broken_where_the_server_keeps_a_checkpoint(
+    name: str, breaks: tuple[int, ...], models: dict[str, Path]
+) -> None:
+    """Caches of sliding windows and of recurrent layers cannot be rolled back; the server's batches are other ones."""
+    with Worker(env={"PYTHONPATH": str(Path(__file__).parent)}) as running:
+        assert running.call("routing_jobs:prompt_breaks", str(models[name])) == breaks
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_and_experts_counted_by_hand(name: str, models: dict[str, Path]) -> None:
     header = read_header(models[name])

@@ -176,7 +176,9 @@ def next_batch(busy: Sequence[_Slot], batch_tokens: int, breaks: Sequence[int]) 
 
 
 def _prompt_breaks(model: Model, context: Context, settings: dict[str, Any]) -> tuple[int, ...]:
-    if model.library.llama_model_n_swa(model.handle) <= 0 or settings.get("swa_full"):
+    library, handle = model.library, model.handle
+    windowed = library.llama_model_n_swa(handle) > 0 and not settings.get("swa_full")
+    if not (windowed or library.llama_model_is_recurrent(handle) or library.llama_model_is_hybrid(handle)):
         return ()
     return tuple(min(context.n_batch, n) for n in (CHECKPOINT_TOKENS + settings["n_ubatch"], CHECKPOINT_TOKENS))
 

@@ -169,6 +169,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_n_embd": (c_int32, [c_void_p]),
     "llama_model_n_swa": (c_int32, [c_void_p]),
     "llama_model_has_encoder": (c_bool, [c_void_p]),
+    "llama_model_is_recurrent": (c_bool, [c_void_p]),
+    "llama_model_is_hybrid": (c_bool, [c_void_p]),
     "llama_model_chat_template": (c_char_p, [c_void_p, c_char_p]),
     # vocabulary
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
