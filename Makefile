@@ -3,15 +3,16 @@
 .PHONY: demo test test-slow check setup clean
 
 demo: setup
+	@scripts/install-bubblewrap
 	.venv/bin/dfqs demo --out dfqs-demo
 
 test: setup
-	scripts/install-bubblewrap
+	@scripts/install-bubblewrap
 	.venv/bin/python -m pytest
 
 # What takes more than a few minutes: full kill runs, large sparse files, builds repeated.
 test-slow: setup
-	scripts/install-bubblewrap
+	@scripts/install-bubblewrap
 	.venv/bin/python -m pytest -m slow --timeout 3600
 
 check: setup
