@@ -28,14 +28,14 @@ def tensor(name: bytes = b"t", shape: tuple[int, ...] = (4,), type_: int = 0, of
 HUGE = 2**64 - 1
 LIES = {
     "empty file": (b"", "the file is empty"),
-    "text file": (b"hello, this is text", "not a GGUF file"),
+    "text file": (b"hello, this is text", r"not a GGUF file \(starts with 'hell'\)"),
     "zeroed header": (bytes(64), "all zeroes: its header was never written"),
     "cut in the magic": (b"GG", "not a GGUF file"),
     "cut in the counts": (head()[:12], "needs 20 bytes"),
     "version 1": (head(version=1) + bytes(64), "GGUF version 1"),
     "version 99": (head(version=99) + bytes(64), "GGUF version 99"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
-    "more keys than bytes": (head(keys=HUGE), "claims .* keys"),
+    "more keys than bytes": (head(keys=HUGE), "24 bytes hold 1; is it cut short"),
     "more tensors than bytes": (head(tensors=HUGE), "claims .* tensors"),
     # Bytes for them are there; in memory they would take gigabytes.
     "a million tensors": (head(tensors=10**6) + bytes(33 * 10**6), "claims 1,000,000 tensors"),
@@ -43,6 +43,8 @@ LIES = {
     "key without name": (head(keys=1) + text(b"") + bytes(20), "a key is 0 bytes long"),
     "key name longer than the file": (head(keys=1) + struct.pack("<Q", HUGE) + bytes(20), "a key is .* bytes long"),
     "key name not text": (head(keys=1) + text(b"\xff\xfe") + bytes(20), "not UTF-8"),
+    "key name with an end in it": (head(keys=1) + text(b"k\0x") + bytes(20), "holds a zero byte"),
+    "tensor name with an end in it": (head(tensors=1) + text(b"t\0x") + bytes(40), "holds a zero byte"),
     "key twice": (head(keys=2) + 2 * (text(b"k") + struct.pack("<IB", 0, 1)), "'k': the key stands twice"),
     "unknown value type": (head(keys=1) + text(b"k") + struct.pack("<I", 77) + bytes(20), "value type 77"),
     "string longer than the file": (

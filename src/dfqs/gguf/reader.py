@@ -239,6 +239,8 @@ class _Cursor:
         if not 0 < length <= limit:
             raise self.fail(f"{what} is {length:,} bytes long, it must have 1 to {limit:,}", start)
         data = self.take_bytes(length, what)
+        if 0 in data:  # C, and so llama.cpp, reads a name up to its first NUL.
+            raise self.fail(f"{what} {data[:40]!r} holds a zero byte", start)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
@@ -274,6 +276,7 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _HEAD = struct.Struct("<IQQ")
 _ARRAY = struct.Struct("<IQ")
+_TYPE_AND_OFFSET = struct.Struct("<IQ")
 
 
 def _parse(source: ByteSource, base: int) -> Header:
@@ -305,7 +308,7 @@ def _take_head(cursor: _Cursor) -> tuple[int, int, int]:
         raise cursor.fail("the file is empty", 0)
     magic = cursor.take_bytes(min(4, cursor.size), "the magic")
     if magic != MAGIC:
-        hint = "all zeroes: its header was never written" if not any(magic) else f"starts with {magic!r}"
+        hint = "all zeroes: its header was never written" if not any(magic) else f"starts with {repr(magic)[1:]}"
         raise cursor.fail(f"not a GGUF file ({hint})", 0)
     version, tensor_count, key_count = cursor.take(_HEAD, "the header")
     if version & 0xFFFF == 0 and version:
@@ -316,8 +319,9 @@ def _take_head(cursor: _Cursor) -> tuple[int, int, int]:
 
 
 def _check_count(cursor: _Cursor, count: int, each: int, what: str, offset: int) -> None:
-    if count * each > cursor.size or count > MAX_ENTRIES:
-        raise cursor.fail(f"claims {count:,} {what}, more than its {cursor.size:,} bytes (or any model) hold", offset)
+    most = min(cursor.size // each, MAX_ENTRIES)
+    if count > most:
+        raise cursor.fail(f"claims {count:,} {what}, {cursor.size:,} bytes hold {most:,}; is it cut short?", offset)
 
 
 def _take_entries(cursor: _Cursor, count: int) -> tuple[KeyEntry, ...]:
@@ -394,6 +398,3 @@ def _take_tensors(cursor: _Cursor, count: int) -> tuple[TensorInfo, ...]:
             raise cursor.fail(f"offset {offset:,} does not fit in 63 bits", cursor.position - 8, name)
         tensors.append(TensorInfo(name, shape, type_, offset, length))
     return tuple(tensors)
-
-
-_TYPE_AND_OFFSET = struct.Struct("<IQ")
