@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfqs.classes import CLASSES, class_deviations, recognise_class
+from dfqs.classes import CLASSES, recognise_class
 from dfqs.gguf import GGMLType, read_header
 from dfqs.model import read_model_spec
 from dfqs.quantize.calibration import heldout_text, shipped_corpus
+from dfqs.quantize.declared import class_findings
 from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
 from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.perplexity import Measured, PerplexityJob
@@ -53,7 +54,7 @@ def test_deepseek4_at_one_bit_loads_and_decodes_finite_logits(
     header = read_header(tmp_path / "out.gguf")
     match = recognise_class(read_model_spec(header))
     assert match is not None and match.name == "IQ1_S-XL" and match.exact
-    assert class_deviations(header.tensors, CLASSES["IQ1_S-XL"]) == ()
+    assert class_findings(header) == ()
     assert header.tensor("blk.0.ffn_down_exps.weight").type is GGMLType.IQ1_S
     assert isinstance(measured, Measured)
     assert np.isfinite(measured.losses.nll).all()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfqs.classes import CLASSES, DeploymentClass, LayerException, class_deviations
+from dfqs.classes import CLASSES, DeploymentClass, LayerException
 from dfqs.errors import UsageError
 from dfqs.gguf import BLOCKS, GGMLType, TensorInfo, tensor_length
 from dfqs.model import Role
@@ -130,7 +130,11 @@ def test_the_first_exception_that_fits_decides_and_others_keep_their_role(tmp_pa
         ('name = "x"', "gives no tensor a type"),
         ('name = "Q8_0"', "built-in class"),
         ('name = "x"\ntype = 1', "'type' means nothing in the recipe"),
-        ('name = "x"\nbase = "Q9"', "'Q9' is no class"),
+        ('name = "q8_0"\nbase = "IQ1_S-XL"', "built-in class"),
+        ('name = "x"\nbase = "Q9"', "the base 'Q9' is none of the built-in classes"),
+        ('name = "x"\nbase = "../other.toml"', "the base '../other.toml' is none of"),
+        ("name = " + 6000 * "9", "is not TOML"),
+        ("name = " + 50_000 * "[", "is not TOML"),
         ('name = "x"\n[types]\nexperts = "Q8_0"', "'experts' is no role"),
         ('name = "x"\n[types]\nattention = "Q9"', "'Q9' is no tensor type"),
         ('name = "x"\n[[exception]]\ntype = "Q8_0"', "must name a role or tensors"),
@@ -145,6 +149,22 @@ def test_a_recipe_that_says_nonsense_is_refused_with_its_name(tmp_path: Path, te
 
     with pytest.raises(UsageError, match=reason):
         read_recipe(path)
+
+
+def test_a_recipe_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").symlink_to("/dev/zero")
+
+    with pytest.raises(UsageError, match="larger than any recipe"):
+        read_recipe(tmp_path / "r.toml")
+
+
+def test_an_exception_that_fits_nothing_is_named_because_it_is_a_slip_of_the_pen() -> None:
+    meant = LayerException(T.IQ1_M, Role.ROUTED_EXPERT, "blk.*.ffn_dwon_exps.weight", frozenset({2, 0}))
+    class_ = DeploymentClass("mix", {}, (LayerException(T.Q6_K, None, "output.*"), meant))
+
+    plan = plan_quantization([[tensor("output.weight", (256, 2))]], class_)
+
+    assert plan.idle_exceptions == ("routed experts, blk.*.ffn_dwon_exps.weight, layers 0, 2",)
 
 
 def test_a_list_of_layers_is_read_as_people_write_it() -> None:
@@ -167,9 +187,3 @@ def test_a_recipe_survives_being_written_into_a_file_and_names_its_exceptions() 
         {"role": "routed experts", "tensors": None, "layers": [0, 2], "type": "IQ1_M"}
     ]
     assert parse_recipe({"name": "mix", "types": recipe_record(class_)["types"]}).types == class_.types
-
-
-def test_deviations_name_the_tensor_so_that_a_wrong_label_can_be_proven() -> None:
-    tensors = [tensor("output.weight", (256, 2), T.Q6_K), tensor("blk.0.ffn_up_exps.weight", (256, 2, 2), T.IQ1_S)]
-
-    assert class_deviations(tensors, CLASSES["IQ1_S-XL"]) == ("output.weight: is Q6_K, the class has Q8_0",)

@@ -5,13 +5,12 @@ The recipe of the "-XL" classes keeps everything but the routed experts at Q8_0 
 non-expert tensors, embedding and output pinned at Q8_0). A further class is a further row.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.types import GGMLType
-from dfqs.model import INTEGER_TYPES, ModelSpec, Role, RoleSize, tensor_layer, tensor_role
+from dfqs.model import ModelSpec, Role, RoleSize, tensor_layer, tensor_role
 
 KEPT_F32 = (Role.ROUTER, Role.NORM, Role.BIAS, Role.HYPER_CONNECTION)
 """Roles that every class leaves at F32."""
@@ -28,6 +27,10 @@ class LayerException:
     tensors: str | None = None
     """A shell pattern of tensor names, like `blk.*.ffn_down_exps.weight`."""
     layers: frozenset[int] | None = None
+
+    def __str__(self) -> str:
+        layers = f"layers {', '.join(map(str, sorted(self.layers)))}" if self.layers is not None else None
+        return ", ".join(part for part in (self.role and self.role.value, self.tensors, layers) if part)
 
     def fits(self, name: str) -> bool:
         if self.role is not None and tensor_role(name) is not self.role:
@@ -142,18 +145,12 @@ def _deviations(size: RoleSize, class_: DeploymentClass) -> list[str]:
         return []
     total = sum(size.types.values())
     return [
-        f"{size.role.value}: {count / total:.1%} of the weights are {type_.name}, the class has {expected.name}"
+        f"{size.role.value}: {_share(count / total)} of the weights are {type_.name}, the class has {expected.name}"
         for type_, count in size.types.items()
         if type_ is not expected
     ]
 
 
-def class_deviations(tensors: Iterable[TensorInfo], class_: DeploymentClass) -> tuple[str, ...]:
-    """Tensors that have another type than the class gives them, one line each (integer tables aside)."""
-    lines = []
-    for tensor in tensors:
-        expected = class_.type_of(tensor.name)
-        if expected is None or tensor.type is expected or tensor.type in INTEGER_TYPES:
-            continue
-        lines.append(f"{tensor.name}: is {tensor.type.name}, the class has {expected.name}")
-    return tuple(lines)
+def _share(part: float) -> str:
+    # Some tensors of a thousand are "0.0%" to a rounding, and still a deviation.
+    return f"{part:.1%}" if part >= 0.001 else "less than 0.1%"

@@ -120,6 +120,12 @@ class QuantizationPlan:
         return tuple(f"{t.name}: {t.note}" for t in self.tensors if t.note)
 
     @property
+    def idle_exceptions(self) -> tuple[str, ...]:
+        """Exceptions of the recipe that fit no tensor, in words: a slip of the pen, most of the time."""
+        idle = (e for e in self.class_.exceptions if not any(e.fits(t.name) for t in self.tensors))
+        return tuple(str(entry) for entry in idle)
+
+    @property
     def requantized(self) -> tuple[PlannedTensor, ...]:
         """Tensors that would be made from low-bit ones."""
         return tuple(t for t in self.tensors if not t.is_copied and t.source.type not in FULL_PRECISION)

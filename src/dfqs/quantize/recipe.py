@@ -40,12 +40,17 @@ def find_class(name: str) -> DeploymentClass:
     """
     if name.endswith(".toml"):
         return read_recipe(Path(name))
-    found = next((entry for key, entry in CLASSES.items() if key.lower() == name.lower()), None)
+    found = _built_in(name)
     if found is None:
         raise UsageError(
             f"'{printable(name)}' is no class; choose from {', '.join(CLASSES)}, or name a recipe that ends in .toml"
         )
     return found
+
+
+def _built_in(name: str) -> DeploymentClass | None:
+    """The built-in class of that name, in capitals or not."""
+    return next((entry for key, entry in CLASSES.items() if key.lower() == name.lower()), None)
 
 
 def read_recipe(path: Path) -> DeploymentClass:
@@ -55,17 +60,19 @@ def read_recipe(path: Path) -> DeploymentClass:
         UsageError: the file is missing, or says something that a recipe cannot say.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"the recipe {path} cannot be read: {error.strerror}") from None
     if len(data) > MAX_RECIPE_BYTES:
-        raise UsageError(f"{path} is larger than any recipe ({len(data):,} bytes)")
+        raise UsageError(f"{path} is larger than any recipe (1 MiB)")
     try:
         return parse_recipe(tomllib.loads(data.decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        # Besides TOMLDecodeError: text that is not UTF-8, a number of thousands of digits, arrays without end.
+        raise UsageError(f"{path} is not TOML: {error}") from None
 
 
 def parse_recipe(table: dict[str, Any]) -> DeploymentClass:
@@ -78,12 +85,15 @@ def parse_recipe(table: dict[str, Any]) -> DeploymentClass:
     name = _string(table, "name", "the recipe")
     if not name or not name.isprintable() or len(name) > 64:
         raise UsageError("'name' must be 1 to 64 printable characters")
-    if name in CLASSES:
+    if _built_in(name) is not None:
         raise UsageError(f"'{name}' is a built-in class; a recipe needs a name of its own")
     types: dict[Role, GGMLType] = {}
     exceptions: tuple[LayerException, ...] = ()
     if "base" in table:
-        base = find_class(_string(table, "base", "the recipe").removesuffix(".toml"))
+        named = _string(table, "base", "the recipe")
+        base = _built_in(named)
+        if base is None:
+            raise UsageError(f"the base '{printable(named)}' is none of the built-in classes {', '.join(CLASSES)}")
         types, exceptions = dict(base.types), base.exceptions
     given = table.get("types", {})
     if not isinstance(given, dict):
