@@ -216,6 +216,17 @@ def test_an_interrupted_measurement_goes_on_and_ends_with_the_same_sums(
     assert wanted.out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
+def test_a_file_that_appeared_during_the_measurement_is_kept(model: Path, worker: Worker, tmp_path: Path) -> None:
+    wanted = job(model, tmp_path / "i.gguf")
+    wanted.out.write_bytes(b"precious")
+
+    with pytest.raises(UsageError, match="exists already"):
+        measure(worker, wanted)
+    measure(worker, replace(wanted, overwrite=True))
+
+    assert read_imatrix(wanted.out).entries
+
+
 def test_a_checkpoint_of_another_corpus_is_not_mixed_in(model: Path, worker: Worker, tmp_path: Path) -> None:
     wanted = job(model, tmp_path / "i.gguf")
     matrix = vector_imatrix()
@@ -275,11 +286,41 @@ def test_the_old_format_is_refused_with_the_way_to_convert_it(tmp_path: Path) ->
         ImatrixFile(tmp_path / "old.dat")
 
 
-def test_nan_in_an_importance_matrix_is_refused(tmp_path: Path) -> None:
-    write_imatrix(tmp_path / "i.gguf", Imatrix({"w": Accumulated(np.full((1, 32), np.nan, np.float32), np.array([1]))}))
+@pytest.mark.parametrize(
+    ("square", "count"), [(np.nan, 1), (np.inf, 1), (-1, 1), (1, -1), (1, np.nan), (1, np.inf), (1, 1e30), (np.nan, 0)]
+)
+def test_sums_that_are_none_are_refused_and_not_taken_for_weights(square: float, count: float, tmp_path: Path) -> None:
+    """llama.cpp's kernels make a file of noise with a negative weight, without a word."""
+    squares = np.ones((2, 32), np.float32)
+    squares[1, 5] = square
+    arrays = {"w.in_sum2": squares, "w.counts": np.array([[1], [count]], np.float32)}
+    tensors = [
+        TensorSource(name, values.shape[::-1], GGMLType.F32, lambda values=values: [values.tobytes()])  # type: ignore[misc]
+        for name, values in arrays.items()
+    ]
+    write_gguf(tmp_path / "i.gguf", [string("general.type", "imatrix")], tensors)
 
-    with ImatrixFile(tmp_path / "i.gguf") as file, pytest.raises(FormatError, match="no numbers"):
-        file.importance("w", (32, 8))
+    with ImatrixFile(tmp_path / "i.gguf") as file:
+        with pytest.raises(FormatError, match="'w': holds what is no sum of squares, or no count"):
+            file.importance("w", (32, 8, 2))
+        with pytest.raises(FormatError, match="'w': holds what is no sum"):
+            file.read("w")
+
+
+def test_more_tokens_than_anybody_saw_are_not_added_up(tmp_path: Path) -> None:
+    matrix = vector_imatrix()
+    matrix.chunk_tokens, matrix.tokens = 2**32 - 1, (2**32 - 1) ** 2
+    write_imatrix(tmp_path / "i.gguf", matrix)
+
+    with pytest.raises(FormatError, match="more than anybody saw"):
+        read_imatrix(tmp_path / "i.gguf")
+
+
+def test_importance_of_two_models_is_not_added_up() -> None:
+    one, two = (Imatrix({"w": Accumulated(np.ones((1, n), np.float32), np.array([1]))}) for n in (32, 64))
+
+    with pytest.raises(FormatError, match=r"1 experts by 32 columns in one file and 1 by 64.*different models"):
+        merge_imatrices([one, two])
 
 
 def test_the_shipped_mix_has_chat_code_maths_and_many_scripts_and_never_changes_between_runs() -> None:

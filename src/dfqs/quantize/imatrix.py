@@ -33,6 +33,7 @@ from dfqs.records import sha256_of
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
+from dfqs.shards.shard import read_model_shards
 
 STATE_KEY = "dfqs.imatrix.state"
 MIN_ROWS = 16
@@ -60,6 +61,8 @@ class ImatrixJob:
     """Importance matrices to start from."""
     threads: int | None
     checkpoint_s: float = 60.0
+    overwrite: bool = False
+    """Replace `out` if it exists."""
 
     @property
     def partial(self) -> Path:
@@ -68,7 +71,8 @@ class ImatrixJob:
     @property
     def fingerprint(self) -> str:
         """Hash of what decides the sums: a run goes on only from its own checkpoint."""
-        status = {str(path.absolute()): path.stat() for path in (self.model, *self.add)}
+        files = [Path(shard.source) for shard in read_model_shards(self.model)]
+        status = {str(path.absolute()): path.stat() for path in (*files, *self.add)}
         inputs = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
         return sha256_of({"inputs": inputs, "corpus": self.corpus.sha256, "chunk_tokens": self.chunk_tokens})
 
@@ -135,7 +139,7 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
     matrix.chunk_tokens = job.chunk_tokens
     total = merge_imatrices([*base, matrix])
     total.extra = {"dfqs.imatrix.corpus_sha256": job.corpus.sha256, "dfqs.version": __version__}
-    write_imatrix(job.out, total, overwrite=True)
+    write_imatrix(job.out, total, overwrite=job.overwrite)
     job.partial.unlink(missing_ok=True)
     return ImatrixOutcome(
         tokens=matrix.tokens,

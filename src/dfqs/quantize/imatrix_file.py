@@ -28,6 +28,11 @@ Counts = NDArray[np.int64]
 
 SQUARES, COUNTS, SUMS = ".in_sum2", ".counts", ".in_sum"
 
+MAX_COUNT = 1 << 53
+"""No measurement sees more inputs or tokens; a file that says so is made up."""
+
+MAX_CHUNKS = 2**32 - 1
+
 
 @dataclass(slots=True)
 class Accumulated:
@@ -47,7 +52,11 @@ class Accumulated:
             FormatError: it is of a weight of another shape.
         """
         if self.squares.shape != other.squares.shape:
-            raise FormatError(f"{list(other.squares.shape)} does not add to {list(self.squares.shape)}", name=name)
+            raise FormatError(
+                "has sums of {} experts by {} columns in one file and {} by {} in another: they are of different "
+                "models".format(*self.squares.shape, *other.squares.shape),
+                name=name,
+            )
         self.squares += other.squares
         self.counts += other.counts
         if self.sums is not None and other.sums is not None:
@@ -111,16 +120,16 @@ class ImatrixFile:
         return counts, self._file.header.tensor(name + SQUARES).elements // counts
 
     def read(self, name: str) -> Accumulated:
-        """Sums of one weight."""
-        shape = self.shape(name)
-        squares = self._array(name + SQUARES).reshape(shape)
-        counts = self._array(name + COUNTS).reshape(-1)
-        if not (np.isfinite(squares).all() and np.isfinite(counts).all() and (counts >= 0).all()):
-            raise FormatError("holds sums that are no numbers", path=self.path, name=name)
+        """Sums of one weight.
+
+        Raises:
+            FormatError: numbers that no sum of squares, or no count, can be.
+        """
+        squares, counts = self._checked(name)
         sums = None
         if self._file.header.has_tensor(name + SUMS):
-            sums = self._array(name + SUMS).reshape(shape).copy()
-        return Accumulated(squares.copy(), np.rint(counts).astype(np.int64), sums)
+            sums = self._array(name + SUMS).reshape(squares.shape).copy()
+        return Accumulated(squares.copy(), counts.astype(np.int64), sums)
 
     def importance(self, name: str, shape: Sequence[int]) -> Float32 | None:
         """Importance of a weight's columns; None for a weight it does not know.
@@ -133,18 +142,15 @@ class ImatrixFile:
             multiplied in parts (DeepSeek-V4's `attn_output_a`), or one for all rows.
 
         Raises:
-            FormatError: it is of a weight of another shape, or holds numbers that are none.
+            FormatError: it is of a weight of another shape, or holds numbers that no sum of squares can be.
         """
         if not self._file.header.has_tensor(name + SQUARES):
             return None
         groups = self.groups(name, shape)
-        squares = self._array(name + SQUARES)
-        counts = np.rint(self._array(name + COUNTS).reshape(-1, 1)).astype(np.float32)
+        squares, counts = self._checked(name)
         # float32 all the way, as llama-quantize divides: another rounding would give other bytes.
         with np.errstate(divide="ignore", invalid="ignore"):
-            mean = np.where(counts > 0, squares.reshape(len(counts), -1) / counts, np.float32(1))
-        if not np.isfinite(mean).all():
-            raise FormatError("holds sums that are no numbers", path=self.path, name=name)
+            mean = np.where(counts[:, None] > 0, squares / counts[:, None], np.float32(1))
         return np.ascontiguousarray(mean.astype(np.float32, copy=False).reshape(groups, shape[0]))
 
     def groups(self, name: str, shape: Sequence[int]) -> int:
@@ -169,6 +175,19 @@ class ImatrixFile:
     def uncovered(self, name: str) -> tuple[int, ...]:
         """Experts of a weight that no input reached."""
         return tuple(int(i) for i in np.flatnonzero(self._array(name + COUNTS).reshape(-1) <= 0))
+
+    def _checked(self, name: str) -> tuple[Float32, Float32]:
+        """(squares [experts, columns], whole counts [experts]) of a weight."""
+        squares = self._array(name + SQUARES).reshape(self.shape(name))
+        counts = np.rint(self._array(name + COUNTS).reshape(-1))
+        # Comparisons with NaN are false. llama.cpp's kernels would make noise of a negative weight without a word.
+        if not ((squares >= 0) & (squares < np.inf)).all() or not ((counts >= 0) & (counts <= MAX_COUNT)).all():
+            raise FormatError(
+                "holds what is no sum of squares, or no count (negative, NaN or infinite): the file is damaged",
+                path=self.path,
+                name=name,
+            )
+        return squares, counts
 
     def _array(self, name: str) -> Float32:
         return np.asarray(self._file.array(name), np.float32)
@@ -218,6 +237,8 @@ def read_imatrix(path: Path) -> Imatrix:
         chunks = metadata.get("imatrix.chunk_count", 0)
         if not isinstance(datasets, tuple) or not isinstance(chunk_tokens, int) or not isinstance(chunks, int):
             raise FormatError("its 'imatrix.' keys are not of the types they should be", path=path)
+        if min(chunks, chunk_tokens) < 0 or chunk_tokens > MAX_CHUNKS or chunks * chunk_tokens > MAX_COUNT:
+            raise FormatError(f"claims {chunks:,} chunks of {chunk_tokens:,} tokens, more than anybody saw", path=path)
         return Imatrix(
             entries={name: file.read(name) for name in file.names},
             datasets=tuple(str(name) for name in datasets),
@@ -236,7 +257,8 @@ def write_imatrix(path: Path, imatrix: Imatrix, *, overwrite: bool = False) -> N
     """
     if not imatrix.entries:
         raise UsageError("nothing was measured, so there is no importance matrix to write")
-    chunk = max(imatrix.chunk_tokens, 1)
+    # A chunk count of 32 bits is what the tools read; files of small chunks may add up to more.
+    chunk = max(imatrix.chunk_tokens, 1, -(-imatrix.tokens // MAX_CHUNKS))
     keys = [
         string("general.type", "imatrix"),
         array("imatrix.datasets", ValueType.STRING, list(imatrix.datasets)),
