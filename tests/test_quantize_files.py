@@ -63,6 +63,12 @@ def test_shards_in_and_out_hold_the_same_tensors_as_one_file(model: Path, worker
     assert "split.count" not in read_header(again).metadata
 
 
+def test_a_dot_in_the_name_stays_in_the_names_of_shards(model: Path, worker: Worker, tmp_path: Path) -> None:
+    parts = quantize(model, tmp_path / "model-1.5", Q4, max_shard_bytes=400_000, worker=worker).paths
+
+    assert [path.name for path in parts] == [f"model-1.5-{n:05d}-of-{len(parts):05d}.gguf" for n in (1, 2, 3)]
+
+
 def test_the_file_says_by_what_recipe_and_from_what_it_was_made(model: Path, worker: Worker, tmp_path: Path) -> None:
     imatrix, out = tmp_path / "i.gguf", tmp_path / "out.gguf"
     write_imatrix(imatrix, vector_imatrix())

@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,9 @@ from dfqs.classes import CLASSES
 from dfqs.errors import IntegrityError, UsageError
 from dfqs.gguf import GGMLType, TensorSource, write_gguf
 from dfqs.gguf.quants import quantize as encode
+from dfqs.integrity import ModelHashes, hash_model
+from dfqs.integrity.manifest import read_manifest
+from dfqs.quantize import quantize as module
 from dfqs.quantize.journal import Journal, JournalState
 from dfqs.quantize.quantize import plan_source, plan_work, quantize, read_source
 from dfqs.quantize.recipe import find_class
@@ -76,8 +81,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     out, reference = tmp_path / "out.gguf", tmp_path / "reference.gguf"
     assert run_until_journalled(model, out, recipe, 3, signal.SIGKILL)[0] == -signal.SIGKILL
     assert not out.exists()
-    # The worker dies with its parent, but not in the same instant.
-    time.sleep(0.5)
 
     resumed = quantize(model, out, find_class(str(recipe)), worker=worker)
     quantize(model, reference, find_class(str(recipe)), worker=worker)
@@ -134,6 +137,41 @@ def test_a_run_killed_before_the_rename_only_renames(model: Path, out: Path, wor
     assert out.read_bytes() == before
 
 
+def test_a_run_killed_between_its_rename_and_its_manifest_writes_the_manifest(
+    model: Path, out: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not be told that its own file exists already, nor need the room for a second one."""
+    leave_as_interrupted(model, out, worker, 13, complete=True)
+    partial_of(out).rename(out)
+    manifest = out.with_name("out.gguf.manifest.json")
+    manifest.unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+
+    quantize(model, out, Q8_0, worker=worker)
+
+    assert read_manifest(manifest).file_name == "out.gguf"
+    assert not journal_of(out).exists()
+    with pytest.raises(UsageError, match="exists already"):
+        quantize(model, out, Q8_0, worker=worker)
+
+
+def test_what_does_not_read_back_as_it_was_written_never_gets_its_name(
+    model: Path, out: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(path: Path) -> ModelHashes:
+        with path.open("r+b") as file:
+            file.seek(-100, 2)
+            file.write(b"?")
+        return hash_model(path)
+
+    monkeypatch.setattr(module, "hash_model", damaged)
+
+    with pytest.raises(IntegrityError, match="does not read back as it was written"):
+        quantize(model, out, Q8_0, worker=worker)
+
+    assert not out.exists()
+
+
 def test_a_torn_last_line_of_the_journal_is_not_believed(model: Path, out: Path, worker: Worker) -> None:
     leave_as_interrupted(model, out, worker, 5)
     expected = partial_of(out).read_bytes()
@@ -176,7 +214,7 @@ def test_a_finished_file_that_was_changed_before_its_rename_is_not_published(
 def test_an_unfinished_run_of_another_class_is_not_continued(model: Path, out: Path, worker: Worker) -> None:
     leave_as_interrupted(model, out, worker, 5)
 
-    with pytest.raises(UsageError, match="unfinished run with another input, class or importance matrix"):
+    with pytest.raises(UsageError, match="unfinished run with another input, class, importance matrix"):
         quantize(model, out, CLASSES["Q4_K-XL"], worker=worker)
 
     assert journal_of(out).exists()

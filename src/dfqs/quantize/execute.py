@@ -26,7 +26,7 @@ from dfqs.integrity.hashes import content_line
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.journal import FinishedTensor, Journal, read_journal
 from dfqs.quantize.kernels import Float32, Kernels
-from dfqs.storage import check_writable_target, fsync_directory, publish_file, storage_errors
+from dfqs.storage import check_writable_target, storage_errors
 from dfqs.units import format_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ ELEMENT_BYTES = 12
 """A value takes at most so much while it is converted: as read, as float32, as written."""
 PROGRESS_S = 0.1
 READ_BYTES = 8 << 20
+LOCK_WAIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Outcome:
 
 
 def execute(context: "WorkerContext", work: Work) -> Outcome:
-    """Write the outputs of `work`. Emits `(parameters done, tensor name)`.
+    """Write the outputs of `work` whole and synced, under their partial names. Emits `(parameters done, tensor name)`.
 
     Raises:
         FormatError: weights that are no numbers, a source that was cut short. Nothing is left of the output then.
@@ -134,7 +135,6 @@ def execute(context: "WorkerContext", work: Work) -> Outcome:
             # Another input is needed, and another input is another work: there is nothing to go on with.
             _discard(work, journal)
             raise
-        _publish(work, journal)
     return outcome
 
 
@@ -358,20 +358,16 @@ def _open_partial(file: OutputFile, complete: bool, stack: ExitStack) -> int:
     with storage_errors(file.path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     stack.callback(os.close, handle)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"another process is writing {file.path}") from None
-    return handle
-
-
-def _publish(work: Work, journal: Journal) -> None:
-    """Give the outputs their names. A run killed here finds the journal complete, and only renames what is left."""
-    for file in work.outputs:
-        if file.partial.exists():
-            publish_file(file.partial, file.path, overwrite=work.overwrite)
-    journal.remove()
-    fsync_directory(work.journal.parent)
+    # The worker of a killed run dies with its caller, but not before its last write to the disk has ended.
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UsageError(f"another process is writing {file.path}") from None
+            time.sleep(0.05)
 
 
 def _discard(work: Work, journal: Journal) -> None:

@@ -34,7 +34,7 @@ class JournalState:
 
     finished: dict[str, FinishedTensor]
     complete: bool
-    """Whether every output has been synced whole, so that only their renaming is left."""
+    """Whether every output has been synced whole, so that only reading back and renaming are left."""
 
 
 class Journal:
@@ -80,7 +80,7 @@ class Journal:
             self._handle = -1
 
     def remove(self) -> None:
-        """Forget it: the work is done."""
+        """Forget it: there is nothing to go on with."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -106,8 +106,8 @@ def read_journal(path: Path, fingerprint: str) -> JournalState:
     head = _object(lines[0])
     if head.get("format") != FORMAT or head.get("fingerprint") != fingerprint:
         raise UsageError(
-            f"{path} is of an unfinished run with another input, class or importance matrix; finish that run, or "
-            "delete the journal and the .partial file beside it to start over"
+            f"{path} is of an unfinished run with another input, class, importance matrix or version of dfqs; finish "
+            "that run, or delete the journal and the .quantizing files beside it to start over"
         )
     finished = {}
     for line in lines[1:]:

@@ -18,7 +18,8 @@ from dfqs.errors import IntegrityError, SpaceError, UsageError
 from dfqs.gguf.layout import TensorInfo, align_up, place_tensors
 from dfqs.gguf.reader import Header, parse_header, read_header
 from dfqs.gguf.writer import encode_header
-from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest
+from dfqs.integrity.hashes import hash_file, hash_model
+from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, manifest_of
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
 from dfqs.quantize.imatrix_file import ImatrixFile
@@ -30,7 +31,7 @@ from dfqs.runtime import Worker
 from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.names import ShardName
 from dfqs.shards.shard import SPLIT_COUNT, read_shards
-from dfqs.storage import check_writable_target
+from dfqs.storage import check_writable_target, fsync_directory, publish_file
 from dfqs.units import format_bytes
 
 DEFAULT_MEMORY_BYTES = 2_000_000_000
@@ -130,29 +131,44 @@ def quantize(
     with ExitStack() as stack:
         running = worker if worker is not None else stack.enter_context(Worker(threads=threads))
         outcome: Outcome = running.call("dfqs.quantize.execute:execute", work, on_event=report)
-    progress(total, total)
-    manifests = tuple(write_read_back_manifest(file.path, source, outcome) for file in work.outputs)
+    progress(total, total, "reading back")
+    manifests = publish(work, source, outcome)
     paths = tuple(file.path for file in work.outputs)
     return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), outcome)
 
 
-def write_read_back_manifest(path: Path, source: Source, outcome: Outcome) -> Path:
-    """Read what was written, compare it with what was computed, and write its manifest beside it.
+def publish(work: Work, source: Source, outcome: Outcome) -> tuple[Path, ...]:
+    """Read the outputs back, give them their names, and write a manifest beside each.
+
+    Killed in here, the same command finds the journal complete: it reads back again and names what is left.
 
     Raises:
         IntegrityError: the disk holds other bytes than were written to it.
+        UsageError: a target appeared meanwhile; it is left as it is.
     """
+    described = [(file, _read_back(file, source, outcome)) for file in work.outputs]
+    for file in work.outputs:
+        if file.partial.exists():
+            publish_file(file.partial, file.path, overwrite=work.overwrite)
+    targets = tuple(file.path.with_name(file.path.name + ".manifest.json") for file in work.outputs)
+    for target, (_, manifest) in zip(targets, described, strict=True):
+        write_json(target, manifest)
+    work.journal.unlink(missing_ok=True)
+    fsync_directory(work.journal.parent)
+    return targets
+
+
+def _read_back(file: OutputFile, source: Source, outcome: Outcome) -> Manifest:
     shards = [
         SourceFile(name=Path(header.source_name).name, bytes=header.file_size, sha256=None) for header in source.headers
     ]
-    manifest = make_manifest(path, provenance=Provenance(shards=shards))
+    path = file.partial if file.partial.exists() else file.path
+    manifest = manifest_of(file.path.name, hash_model(path), Provenance(shards=shards))
     written = {tensor.name: tensor.sha256 for tensor in outcome.tensors}
     for tensor in manifest.tensors:
         if written[tensor.name] != tensor.sha256:
             raise IntegrityError(f"{path}: tensor '{tensor.name}' does not read back as it was written; check the disk")
-    target = path.with_name(path.name + ".manifest.json")
-    write_json(target, manifest)
-    return target
+    return manifest
 
 
 def check_input_types(plan: QuantizationPlan, allow_requantize: bool) -> None:
@@ -203,7 +219,7 @@ def check_imatrix(plan: QuantizationPlan, source: Source, path: Path | None) -> 
         chunks = file.metadata.get("imatrix.chunk_count")
         return ImatrixOrigin(
             path=path,
-            sha256=_hash_file(path),
+            sha256=hash_file(path),
             dataset=str(datasets[0]) if isinstance(datasets, tuple) and datasets else None,
             entries=len(known),
             chunks=chunks if isinstance(chunks, int) else None,
@@ -218,6 +234,9 @@ def check_space(work: Work) -> None:
     """
     needed = 0
     for file in work.outputs:
+        if work.journal.exists() and file.path.exists() and not file.partial.exists():
+            # An interrupted run had it whole, and named it.
+            continue
         # What an interrupted run wrote is counted by blocks: the rest of the partial file is a hole.
         written = file.partial.stat().st_blocks * 512 if file.partial.exists() else 0
         needed += max(file.size - written, 0)
@@ -315,7 +334,8 @@ def _output_paths(out: Path, count: int, sharded: bool) -> list[Path]:
         return [out.absolute()]
     if count > 65535:
         raise UsageError(f"{count:,} shards; a set has at most 65,535: allow larger ones")
-    return [out.absolute().with_name(str(ShardName(out.stem, number, count))) for number in range(1, count + 1)]
+    prefix = out.name.removesuffix(".gguf")
+    return [out.absolute().with_name(str(ShardName(prefix, number, count))) for number in range(1, count + 1)]
 
 
 def _fingerprint(
@@ -343,8 +363,3 @@ def _fingerprint(
 
 def _types(tensors: Sequence[PlannedTensor]) -> str:
     return ", ".join(sorted({t.type.name for t in tensors}))
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
