@@ -217,6 +217,12 @@ def test_stored_logits_that_lie_are_refused(changes: dict[str, Any], reason: str
         read_losses(tmp_path / "l.gguf")
 
 
+def test_a_reference_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    write_losses(tmp_path / "l.gguf", made_up([[0.5, 0.3]], model_name="\x1b]0;gotcha\x07"))
+
+    assert read_losses(tmp_path / "l.gguf").model_name == "\\x1b]0;gotcha\\x07"
+
+
 def test_another_gguf_is_not_taken_for_stored_logits(tmp_path: Path) -> None:
     tensor = TensorSource("nll", (1,), GGMLType.F32, lambda: [bytes(4)])
     write_gguf(tmp_path / "m.gguf", [string("general.architecture", "llama"), u32("x", 1)], [tensor])

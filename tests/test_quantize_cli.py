@@ -86,6 +86,58 @@ def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "schema"),
+    [
+        (["quantize", "MODEL"], "dfqs.quantize/1"),
+        (["quantize", "MODEL", "ladder", "--ladder", "Q8_0,IQ1_S-XL"], "dfqs.ladder-plan/1"),
+        (["imatrix", "MODEL", "-o", "DIR/i.gguf"], "dfqs.imatrix/1"),
+        (["perplexity", "MODEL"], "dfqs.perplexity/1"),
+    ],
+)
+def test_a_dry_run_speaks_to_programs_too_and_writes_nothing(
+    arguments: list[str], schema: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("MODEL", str(model)).replace("DIR", str(tmp_path)) for word in arguments]
+
+    assert run([*words, "--dry-run", "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["schema"] == schema
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_verify_recognises_a_class_that_a_file_does_not_declare_and_lists_what_deviates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = [
+        ("token_embd.weight", (256, 10), T.Q6_K),
+        ("blk.0.ffn_norm.weight", (256,), T.F32),
+        ("blk.0.ffn_gate_exps.weight", (256, 8, 3), T.IQ1_S),
+    ]
+    counts = {"block_count": 1, "context_length": 8, "embedding_length": 256, "expert_count": 3, "expert_used_count": 2}
+    keys = [string("general.architecture", "llama"), *(u32(f"llama.{key}", value) for key, value in counts.items())]
+    path = write_small(tmp_path / "m.gguf", tensors, keys)
+
+    assert run(["verify", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert run(["verify", str(path), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+
+    deviation = "embeddings: 100.0% of the weights are Q6_K, the class has Q8_0"
+    assert "none (closest: IQ1_S-XL)" in text and deviation in text
+    assert (record["class"], record["closest_class"], record["class_deviations"]) == (None, "IQ1_S-XL", [deviation])
+
+
+def test_verify_of_a_file_without_a_models_keys_fails_with_findings_and_not_for_want_of_a_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_imatrix(tmp_path / "i.gguf", vector_imatrix())
+
+    assert run(["verify", str(tmp_path / "i.gguf")]) == 1
+
+    assert "the model's architecture is not stated" in capsys.readouterr().out
+
+
 def test_a_ladder_leaves_models_numbers_table_and_plot(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,3 +161,10 @@ def test_a_ladder_leaves_models_numbers_table_and_plot(
     assert read_header(target / "model-Q4_K-XL.gguf").metadata["dfqs.class"] == "Q4_K-XL"
     plot = (target / "ladder.svg").read_text()
     assert plot.startswith("<?xml") and "Q4_K-XL" in plot
+
+    # Again with other importance: what lies there is of the first, and its numbers would be given out as the second's.
+    matrix = vector_imatrix()
+    matrix.datasets = ("other.txt",)
+    write_imatrix(tmp_path / "i.gguf", matrix, overwrite=True)
+    assert run(["quantize", str(model), str(target), "--ladder", "Q8_0", *options]) == 2
+    assert "is not this rung: its 'dfqs.imatrix_sha256' is another" in capsys.readouterr().err

@@ -55,22 +55,29 @@ def command(
         _merge(added, output, min_samples, overwrite, dry_run, json_)
         return
     read_source(model)
+    if added:
+        # Before the model is loaded: a file that is no importance matrix, or two of different models.
+        merge_imatrices([read_imatrix(path) for path in added])
     text = read_corpus(corpus) if corpus else shipped_corpus()
+    job = ImatrixJob(
+        model=model.absolute(),
+        out=output.absolute(),
+        corpus=text,
+        chunk_tokens=chunk,
+        min_samples=min_samples,
+        min_tokens=tokens,
+        max_tokens=max_tokens,
+        add=tuple(path.absolute() for path in added),
+        threads=threads,
+        overwrite=overwrite,
+    )
+    if dry_run and json_:
+        print_json(_as_json(None, None, None, text.sha256))
+        return
+    if dry_run:
+        print_plain(f"would measure {model} on '{text.name}' and write {output}")
+        return
     with Worker(threads=threads) as worker:
-        job = ImatrixJob(
-            model=model.absolute(),
-            out=output.absolute(),
-            corpus=text,
-            chunk_tokens=chunk,
-            min_samples=min_samples,
-            min_tokens=tokens,
-            max_tokens=max_tokens,
-            add=tuple(path.absolute() for path in added),
-            threads=threads,
-        )
-        if dry_run:
-            print_plain(f"would measure {model} on '{text.name}' and write {output}")
-            return
         try:
             with progress_bar("measuring importance", "tokens") as progress:
                 outcome: ImatrixOutcome = worker.call(
@@ -126,8 +133,10 @@ def _report_coverage(coverage: Coverage) -> None:
 
 
 def _as_json(
-    output: Path | None, coverage: Coverage, outcome: ImatrixOutcome | None, corpus_sha256: str | None
+    output: Path | None, coverage: Coverage | None, outcome: ImatrixOutcome | None, corpus_sha256: str | None
 ) -> dict[str, Any]:
+    """The summary for programs; what was not measured is null."""
+    cold = [{"layer": c.layer, "expert": c.expert, "samples": c.samples} for c in coverage.cold] if coverage else None
     return {
         "schema": "dfqs.imatrix/1",
         "path": str(output) if output else None,
@@ -137,8 +146,8 @@ def _as_json(
         "stopped_because": outcome.stopped_because if outcome else None,
         "corpus_sha256": corpus_sha256,
         "wall_s": outcome.wall_s if outcome else None,
-        "experts": coverage.experts,
-        "min_samples": coverage.min_samples,
-        "median_samples": coverage.median_samples,
-        "cold": [{"layer": c.layer, "expert": c.expert, "samples": c.samples} for c in coverage.cold],
+        "experts": coverage.experts if coverage else None,
+        "min_samples": coverage.min_samples if coverage else None,
+        "median_samples": coverage.median_samples if coverage else None,
+        "cold": cold,
     }

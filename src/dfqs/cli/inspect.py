@@ -89,6 +89,15 @@ def class_text(match: ClassMatch | None) -> str:
     return match.name if match.exact else f"none (closest: {match.name})"
 
 
+def describe_class(match: ClassMatch | None) -> dict[str, Any]:
+    """The class for programs; null where it is none."""
+    return {
+        "class": match.name if match is not None and match.exact else None,
+        "closest_class": match.name if match is not None else None,
+        "class_deviations": list(match.deviations) if match is not None else [],
+    }
+
+
 def role_table(roles: tuple[RoleSize, ...]) -> Table:
     """Bits per weight by role."""
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -135,9 +144,7 @@ def describe_as_json(
         "embedding_length": spec.embedding_length,
         "vocabulary": spec.vocabulary,
         "chat_template": spec.chat_template,
-        "class": match.name if match is not None and match.exact else None,
-        "closest_class": match.name if match is not None else None,
-        "class_deviations": list(match.deviations) if match is not None else [],
+        **describe_class(match),
         "declared_class": spec.declared_class,
         "tier": tier_of(bits).name if bits is not None else None,
         "roles": {

@@ -54,6 +54,9 @@ def command(
     stored = read_losses(reference) if reference is not None else None
     if save is not None:
         check_writable_target(save, overwrite=overwrite)
+    if dry_run and json_:
+        print_json(_dry_run_json(model, words, window, stride))
+        return
     if dry_run:
         print_plain(f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}")
         return
@@ -112,6 +115,17 @@ def estimate_text(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.mean:.4f}"
     return f"{estimate.mean:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+
+
+def _dry_run_json(model: Path, words: str, window: int, stride: int) -> dict[str, Any]:
+    """What would be measured; what was not measured is null."""
+    return {
+        "schema": "dfqs.perplexity/1",
+        "model": str(model),
+        "characters": len(words),
+        "conditions": {"window_tokens": window, "stride_tokens": stride},
+        "nll": None,
+    }
 
 
 def _as_json(model: Path, measured: Measured, summary: Summary) -> dict[str, Any]:

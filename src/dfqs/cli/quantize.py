@@ -10,7 +10,7 @@ from dfqs.cli.inspect import role_table
 from dfqs.cli.ladder_report import report_ladder
 from dfqs.cli.output import note, out, print_json, print_plain, progress_bar, warn
 from dfqs.cli.perplexity import read_text
-from dfqs.errors import UsageError
+from dfqs.errors import UsageError, printable
 from dfqs.model import read_model_spec
 from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.plan import QuantizationPlan
@@ -41,7 +41,8 @@ def command(
     memory: Annotated[str, typer.Option(help="Peak memory, whatever the model's size.")] = "2G",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option(help="Write shards of at most this size in place of one file.", show_default=False)
+        str | None,
+        typer.Option(help="Write shards of at most this much tensor data in place of one file.", show_default=False),
     ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")
@@ -68,34 +69,44 @@ def command(
     Example: dfqs quantize model-f16.gguf model-iq1.gguf --class IQ1_S-XL --imatrix model.imatrix.gguf
     """
     read = read_source(source)
+    memory_bytes = parse_size(memory)
+    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     if ladder is not None:
         if target is None:
             raise UsageError("name the directory for the ladder's files")
+        if max_shard_bytes is not None:
+            raise UsageError("a ladder writes each class into one file; leave out --max-shard-size")
         classes = [find_class(name.strip()) for name in ladder.split(",")]
-        for entry in classes:
-            check_imatrix(plan_source(read, entry), read, imatrix)
-            check_input_types(plan_source(read, entry), allow_requantize)
+        plans = [plan_source(read, entry) for entry in classes]
         if dry_run:
-            for entry in classes:
-                print_plain(f"{entry.name}: {format_bytes(plan_source(read, entry).bytes)}")
+            _report_ladder_plan(plans, json_)
             return
-        with progress_bar("measuring the ladder", "models") as progress:
-            rungs = measure_ladder(
-                source,
-                target,
-                classes,
-                read_text(text),
-                imatrix=imatrix,
-                memory_bytes=parse_size(memory),
-                threads=threads,
-                allow_requantize=allow_requantize,
-                overwrite=overwrite,
-                progress=progress,
-            )
+        for plan in plans:
+            check_imatrix(plan, read, imatrix)
+            check_input_types(plan, allow_requantize)
+            _warn_of_idle_exceptions(plan)
+        try:
+            with progress_bar("measuring the ladder", "models") as progress:
+                rungs = measure_ladder(
+                    source,
+                    target,
+                    classes,
+                    read_text(text),
+                    imatrix=imatrix,
+                    memory_bytes=memory_bytes,
+                    threads=threads,
+                    allow_requantize=allow_requantize,
+                    overwrite=overwrite,
+                    progress=progress,
+                )
+        except KeyboardInterrupt:
+            note("finished models are kept; the same command goes on from there")
+            raise
         report_ladder(rungs, target, json_)
         return
     recipe = find_class(class_)
     plan = plan_source(read, recipe)
+    _warn_of_idle_exceptions(plan)
     if not read_model_spec(read.first, read.tensors.values()).is_moe:
         warn(f"a dense model: {recipe.name} is about routed experts, and means little without any")
     if dry_run:
@@ -112,9 +123,9 @@ def command(
                 target,
                 recipe,
                 imatrix=imatrix,
-                memory_bytes=parse_size(memory),
+                memory_bytes=memory_bytes,
                 threads=threads,
-                max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
+                max_shard_bytes=max_shard_bytes,
                 allow_requantize=allow_requantize,
                 overwrite=overwrite,
                 progress=progress,
@@ -123,6 +134,19 @@ def command(
         note("finished tensors are kept beside the target; the same command goes on from there")
         raise
     _report(plan, result, json_)
+
+
+def _report_ladder_plan(plans: list[QuantizationPlan], json_: bool) -> None:
+    if json_:
+        print_json({"schema": "dfqs.ladder-plan/1", "rungs": [_as_json(plan, None) for plan in plans]})
+        return
+    for plan in plans:
+        print_plain(f"{plan.class_.name}: {format_bytes(plan.bytes)}")
+
+
+def _warn_of_idle_exceptions(plan: QuantizationPlan) -> None:
+    for entry in plan.idle_exceptions:
+        warn(f"an exception of {plan.class_.name} fits no tensor of this model: {printable(entry)}")
 
 
 def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool) -> None:

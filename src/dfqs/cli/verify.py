@@ -1,17 +1,21 @@
 """`dfqs verify`: is this file in order, and is it what it should be?"""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from dfqs.cli.output import note, out, print_json, progress_bar
-from dfqs.errors import UsageError, printable
+from dfqs.classes import recognise_class
+from dfqs.cli.inspect import class_text, describe_class
+from dfqs.cli.output import note, out, print_json, print_plain, progress_bar
+from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
 from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_model, verify_against, verify_structure
 from dfqs.integrity.manifest import manifest_findings, read_manifest, wants_experts
 from dfqs.integrity.structure import zero_findings
+from dfqs.model import read_model_spec
 from dfqs.quantize.declared import class_findings
 from dfqs.units import format_bytes
 
@@ -42,9 +46,13 @@ def command(
     recorded = read_manifest(manifest) if manifest is not None else None
     structure = verify_structure(model)
     findings = list(structure.findings)
-    hashes, compared = None, None
+    hashes, compared, match = None, None, None
     if structure.readable:
-        findings += class_findings(read_header(model))
+        header = read_header(model)
+        findings += class_findings(header)
+        # Keys that describe no model have no class; what is wrong with them is among the findings.
+        with contextlib.suppress(FormatError):
+            match = recognise_class(read_model_spec(header))
         if against is not None:
             with progress_bar("comparing") as progress:
                 comparison = verify_against(model, against, progress=progress)
@@ -59,10 +67,15 @@ def command(
                 findings += manifest_findings(recorded, hashes, content_only=content)
     failed = has_errors(findings)
     if json_:
-        print_json(describe_verify(model, structure.file_bytes, findings, hashes, compared, manifest, against))
+        record = describe_verify(model, structure.file_bytes, findings, hashes, compared, manifest, against)
+        print_json({**record, **describe_class(match)})
     else:
         for finding in findings:
             print_finding(finding)
+        if match is not None:
+            print_plain(f"class           {class_text(match)}")
+            for deviation in match.deviations:
+                print_plain(f"  - {deviation}")
         skipped = not structure.readable and bool(against or manifest or hash_)
         _print_outcome(model, structure.file_bytes, hashes, compared, recorded is not None, failed, skipped)
     if failed:

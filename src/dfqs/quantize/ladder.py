@@ -11,12 +11,16 @@ from typing import Any
 
 from dfqs.classes import DeploymentClass
 from dfqs.errors import UsageError
+from dfqs.gguf.reader import read_header
+from dfqs.integrity.hashes import content_sha256, hash_file, hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import write_losses
+from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
 from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, summarise
-from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize, read_source
+from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, Source, quantize, read_source
 from dfqs.runtime import Worker
+from dfqs.shards.names import parse_shard_name
 
 SOURCE = "source"
 
@@ -50,15 +54,21 @@ def measure_ladder(
 ) -> tuple[Rung, ...]:
     """Quantize `source` to each of `classes` in `directory`, and measure all of them.
 
-    A rung whose file is there already is measured, not made again; `reference.logits.gguf` holds the source's logits.
+    A rung that is there already, made of this source by this recipe, is measured and not made again;
+    `reference.logits.gguf` holds the source's logits.
 
     Args:
         progress: in models.
 
     Raises:
-        UsageError: two classes of one name, or what `quantize` refuses.
+        UsageError: two classes of one name, a file of something else where a rung should be, or what `quantize`
+            refuses.
     """
-    names = [class_.name for class_ in classes]
+    model = read_source(source)
+    shard = parse_shard_name(source.name)
+    prefix = shard.prefix if shard else source.name.removesuffix(".gguf")
+    # By the names of their files: recipes "a b" and "a_b" would share one.
+    names = [f"{prefix}-{_file_name(class_.name)}.gguf" for class_ in classes]
     if len(set(names)) != len(names) or not names:
         raise UsageError("a ladder needs at least one class, and each only once")
     directory.mkdir(parents=True, exist_ok=True)
@@ -77,10 +87,12 @@ def measure_ladder(
         write_losses(reference_path, first.losses, overwrite=True)
         rungs.append(_rung(SOURCE, source, summarise(first), None))
         previous = first.losses
-        for index, class_ in enumerate(classes, start=1):
+        for index, (class_, name) in enumerate(zip(classes, names, strict=True), start=1):
             progress(index, total, class_.name)
-            out = directory / f"{source.stem}-{_file_name(class_.name)}.gguf"
-            if overwrite or not out.exists():
+            out = directory / name
+            if out.exists() and not overwrite:
+                _require_rung(out, model, class_, imatrix)
+            else:
                 quantize(
                     source,
                     out,
@@ -98,6 +110,29 @@ def measure_ladder(
             previous = measured.losses
         progress(total, total)
     return tuple(rungs)
+
+
+def _require_rung(path: Path, source: Source, class_: DeploymentClass, imatrix: Path | None) -> None:
+    """Make sure that a file that stands where a rung should is that rung: its numbers would be another model's.
+
+    Raises:
+        UsageError: it is something else; says what.
+    """
+    found = read_header(path).metadata
+    expected = {
+        CLASS_KEY: class_.name,
+        RECIPE_KEY: recipe_text(class_),
+        IMATRIX_KEY: hash_file(imatrix) if imatrix is not None else None,
+        SOURCE_KEY: content_sha256(
+            tensor for header in source.headers for tensor in hash_model(Path(header.source_name), file=False).tensors
+        ),
+    }
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise UsageError(
+                f"{path} is there already, and is not this rung: its '{key}' is another; choose another directory, "
+                "or add --overwrite"
+            )
 
 
 def ladder_record(rungs: Sequence[Rung]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqs import __version__
-from dfqs.errors import FormatError, UsageError
+from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import string, u32
@@ -46,7 +46,7 @@ class Conditions:
         for name in self.__slots__:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                return f"{name.replace('_', ' ')} is {mine} here and {theirs} there"
+                return f"{name.replace('_', ' ')} is {mine} here and {printable(str(theirs), 200)} there"
         return None
 
 
@@ -130,7 +130,7 @@ def read_losses(path: Path) -> Losses:
             return values.reshape(tokens, -1)
 
         losses = Losses(
-            model_name=text("model"),
+            model_name=printable(text("model")),
             conditions=Conditions(
                 text("text_sha256"),
                 number("vocabulary"),

@@ -95,12 +95,17 @@ def result_keys(source: Header, class_: DeploymentClass, imatrix: ImatrixOrigin 
         if imatrix.chunks is not None:
             keys.append(u32("quantize.imatrix.chunks_count", imatrix.chunks))
     keys.append(string(CLASS_KEY, class_.name))
-    keys.append(string(RECIPE_KEY, canonical_json(recipe_record(class_)).decode()))
+    keys.append(string(RECIPE_KEY, recipe_text(class_)))
     if imatrix is not None:
         keys.append(string(IMATRIX_KEY, imatrix.sha256))
     keys.append(string(SOURCE_KEY, "0" * 64))
     keys.append(string(VERSION_KEY, __version__))
     return keys
+
+
+def recipe_text(class_: DeploymentClass) -> str:
+    """The recipe as it stands in the file."""
+    return canonical_json(recipe_record(class_)).decode()
 
 
 def split_keys(index: int, count: int, tensors: int, source: Header) -> list[KeyValue | RawKeyValue]:
