@@ -1,0 +1,49 @@
+"""The shipped calibration mix: what it covers, and that it holds nothing that anything is measured on."""
+
+import re
+from pathlib import Path
+
+from dfqs.evaluate import prompts
+from dfqs.quantize.calibration import heldout_text, shipped_corpus, worked_problems
+
+
+def test_the_shipped_mix_has_chat_code_maths_and_many_scripts_and_never_changes_between_runs() -> None:
+    corpus = shipped_corpus()
+    kinds = {stream.kind: stream for stream in corpus.streams}
+    languages = "\n".join(kinds["languages"].documents)
+
+    assert set(kinds) == {"chat", "prose", "languages", "code", "maths"}
+    assert len(kinds["chat"].conversations) >= 15
+    assert all(turns[0][0] == "user" and turns[-1][0] == "assistant" for turns in kinds["chat"].conversations)
+    assert not [letter for letter in "жα清の아بאसßç" if letter not in languages]
+    assert corpus.sha256 == shipped_corpus().sha256
+
+
+def test_worked_problems_are_right_because_wrong_arithmetic_would_calibrate_nonsense() -> None:
+    for problem in worked_problems(200):
+        for left, right in _equalities(problem):
+            assert eval(left) == int(right), problem
+
+
+def _equalities(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"(?<![\w^.])(\d+(?: [*+-] \d+)+) = (\d+)(?![\d.]*[.]\d)(?! [*+-] )", text)
+
+
+def calibration_lines() -> set[str]:
+    documents = [d for stream in shipped_corpus().streams for d in stream.documents]
+    spoken = [text for s in shipped_corpus().streams for turns in s.conversations for _, text in turns]
+    return {line.strip() for text in [*documents, *spoken] for line in text.splitlines() if len(line.strip()) > 30}
+
+
+def test_no_held_out_sentence_is_in_the_calibration_mix() -> None:
+    held_out = heldout_text()
+
+    assert not [line for line in calibration_lines() if line in held_out]
+
+
+def test_no_line_of_an_evaluation_prompt_is_in_the_calibration_mix() -> None:
+    directory = Path(prompts.__file__).parent
+    questions = "\n".join(path.read_text() for path in sorted(directory.glob("*.json*")))
+
+    assert len(questions) > 10_000
+    assert not [line for line in calibration_lines() if line in questions]
