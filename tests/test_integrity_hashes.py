@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import threading
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from dfqs.integrity import ModelHashes, hash_model, hashes, verify_against
 from dfqs.integrity.hashes import content_line, hash_file
 from dfqs.integrity.manifest import Provenance, make_manifest, manifest_findings, read_manifest
 from dfqs.records import write_json
-from dfqs.shards import merge, plan_merge
+from dfqs.shards import merge, merge_thrifty, plan_merge, plan_thrifty
+from dfqs.shards.disk import probe_insert_unit
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, tensor_bytes, write_small
 from shard_inputs import EXPERTS, model_entries, model_tensors, u32_entry, write_model, write_shards, write_tiny
 
@@ -254,6 +256,29 @@ def test_one_flipped_byte_is_found_with_its_tensor_its_expert_and_its_place(tmp_
     assert "expert 5, the first at byte" in finding.message
     assert f"byte {place:,} of the tensor" in finding.message
     assert finding.offset == offset_in(out, tensor.name, place)
+
+
+def test_another_tokenizer_than_the_first_shards_is_an_error_unless_content_alone_is_asked_for(
+    tmp_path: Path, shards: list[Path]
+) -> None:
+    out = tmp_path / "out.gguf"
+    merge(plan_merge(shards[0]), out)
+    entry = next(entry for entry in read_header(out).entries if entry.name == "general.architecture")
+    flip(out, entry.end - 1)
+
+    (finding,) = verify_against(out, shards[0]).findings
+
+    assert (finding.code, finding.name) == ("key", "general.architecture")
+    assert verify_against(out, shards[0], content_only=True).equal
+
+
+def test_a_merge_in_place_is_proved_equal_although_it_has_a_key_for_padding(tmp_path: Path, shards: list[Path]) -> None:
+    copies = [Path(shutil.copy(shard, tmp_path / shard.name)) for shard in shards]
+    if probe_insert_unit(tmp_path) is None:
+        pytest.skip("this file system cannot insert ranges; ext4 and XFS can")
+    merge_thrifty(plan_thrifty(plan_merge(copies[0]), tmp_path / "out.gguf", "in-place"))
+
+    assert verify_against(tmp_path / "out.gguf", shards[0]).findings == ()
 
 
 @settings(max_examples=40, deadline=None)

@@ -96,6 +96,24 @@ def test_cat_of_shards_is_told_with_the_offsets_of_its_files(tmp_path: Path) -> 
     assert not [f for f in findings_of(joined) if f.code == "trailing"]
 
 
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [((0, 2), "number 2 is missing"), ((0, 1, 1, 2), "shard 2 of 3 stands in it more than once")],
+)
+def test_repair_is_not_named_as_the_mend_where_it_would_refuse(
+    tmp_path: Path, order: tuple[int, ...], reason: str
+) -> None:
+    tensors = tiny_tensors()
+    shards = write_shards(tmp_path / "s", tiny_entries(), [tensors[:2], tensors[2:4], tensors[4:]])
+    joined = tmp_path / "joined.gguf"
+    joined.write_bytes(b"".join(shards[index].read_bytes() for index in order))
+
+    finding = next(f for f in findings_of(joined) if f.code == "concatenated")
+
+    assert finding.mend.startswith("`dfqs repair` cannot mend it: ")
+    assert reason in finding.mend
+
+
 def test_cat_of_shards_followed_by_junk_says_both(tmp_path: Path) -> None:
     shards = write_gguf_py_shards(tmp_path / "shards")
     joined = tmp_path / "joined.gguf"
@@ -134,10 +152,11 @@ def test_raw_pieces_with_one_missing_are_not_said_to_join(model: Path) -> None:
     model.with_name("m.gguf.aa").write_bytes(data[:2000])
     model.with_name("m.gguf.ac").write_bytes(data[4000:])
 
-    finding = only(model.with_name("m.gguf.aa"))
+    finding, later = only(model.with_name("m.gguf.aa")), only(model.with_name("m.gguf.ac"))
 
-    assert finding.code == "raw-piece"
+    assert finding.code == later.code == "raw-piece"
     assert "do not add up" in finding.mend
+    assert "fetch the missing pieces" in later.mend
 
 
 def test_two_models_with_counting_names_are_not_pieces_of_each_other(model: Path) -> None:

@@ -28,11 +28,11 @@ def command(
         Path | None, typer.Option("--manifest", help="Check every tensor's hash against this manifest.")
     ] = None,
     content: Annotated[
-        bool, typer.Option("--content", help="With --manifest: tensors count alone, not the header.")
+        bool, typer.Option("--content", help="Tensors count alone; other keys in the header are a warning.")
     ] = False,
     against: Annotated[
         Path | None,
-        typer.Option("--against", help="Prove every tensor equal, byte by byte, to these shards (give the first)."),
+        typer.Option("--against", help="Prove every tensor and key equal, byte by byte, to these shards (the first)."),
     ] = None,
     hash_: Annotated[bool, typer.Option("--hash", help="Compute file_sha256 and content_sha256.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -55,7 +55,7 @@ def command(
             match = recognise_class(read_model_spec(header))
         if against is not None:
             with progress_bar("comparing") as progress:
-                comparison = verify_against(model, against, progress=progress)
+                comparison = verify_against(model, against, content_only=content, progress=progress)
             compared = {"tensors": comparison.tensors, "bytes": comparison.compared_bytes}
             findings += comparison.findings
         if recorded is not None or hash_:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from dfqs.gguf import FileSource, Header, TensorInfo, read_header
 from dfqs.gguf.layout import squeeze_shape
-from dfqs.integrity.findings import Finding, has_errors
+from dfqs.integrity.findings import Finding, Severity, has_errors
 from dfqs.integrity.hashes import BUFFER_BYTES, is_expert_tensor
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.shard import read_model_shards
+from dfqs.shards.inplace import PADDING_KEY
+from dfqs.shards.plan import carried_key
+from dfqs.shards.shard import SPLIT_KEYS, read_model_shards
 
 _MAKE_AGAIN = "Merge the shards again, or verify them against the hashes of their source; one of the two is damaged."
 _LISTED_EXPERTS = 8
@@ -50,10 +52,13 @@ class _Pair:
     shard: FileSource
 
 
-def verify_against(model: Path, first_shard: Path, *, progress: Progress = no_progress) -> Comparison:
-    """Compare a model with a set of shards (or another single file), tensor by tensor.
+def verify_against(
+    model: Path, first_shard: Path, *, content_only: bool = False, progress: Progress = no_progress
+) -> Comparison:
+    """Compare a model with a set of shards (or another single file), tensor by tensor, and its keys with the first's.
 
     Args:
+        content_only: tensors decide alone; other keys (tokenizer, chat template) are a warning.
         progress: in bytes of the tensors.
 
     Raises:
@@ -67,7 +72,8 @@ def verify_against(model: Path, first_shard: Path, *, progress: Progress = no_pr
         findings: list[Finding] = []
         pairs: list[_Pair] = []
         seen: set[str] = set()
-        for other in read_model_shards(first_shard):
+        shards = read_model_shards(first_shard)
+        for other in shards:
             path, shard_header = other.path, other.header
             shard = stack.enter_context(FileSource(path))
             for tensor in shard_header.tensors:
@@ -82,7 +88,32 @@ def verify_against(model: Path, first_shard: Path, *, progress: Progress = no_pr
                 message = "the model has it, the shards do not"
                 findings.append(Finding("extra-tensor", message, _MAKE_AGAIN, name=tensor.name))
         findings += _compare_all(ours, pairs, progress)
+        findings += _key_findings(header, shards[0].header, Severity.WARNING if content_only else Severity.ERROR)
         return Comparison(len(seen), sum(pair.tensor.length for pair in pairs), tuple(findings))
+
+
+def _key_findings(header: Header, first: Header, severity: Severity) -> Iterator[Finding]:
+    """Keys that a merge carries over from the first shard, and that are not as there."""
+    ours, theirs = _carried_keys(header), _carried_keys(first)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in ours:
+            message = "the first shard has the key, the model does not"
+        elif name not in theirs:
+            message = "the model has the key, the first shard does not"
+        elif ours[name] != theirs[name]:
+            message = "the key's value is not the first shard's"
+        else:
+            continue
+        yield Finding("key", message, _MAKE_AGAIN, severity=severity, name=name)
+
+
+def _carried_keys(header: Header) -> dict[str, bytes]:
+    """Each key's bytes as a merge writes them."""
+    return {
+        entry.name: carried_key(header, entry).encode()
+        for entry in header.entries
+        if entry.name not in (*SPLIT_KEYS, PADDING_KEY)
+    }
 
 
 def _description_finding(header: Header, tensor: TensorInfo, path: Path) -> Finding | None:

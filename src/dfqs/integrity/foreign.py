@@ -31,11 +31,11 @@ def explain_not_gguf(source: FileSource) -> Finding | None:
     if not sample:
         return Finding("empty", "the file is empty", "Its download or copy never began; fetch it again.", offset=0)
     if pieces := find_raw_pieces(source.path):
-        return Finding(
-            "raw-piece",
-            f"it is a raw piece; the first of {len(pieces.paths)} is {pieces.paths[0].name}",
-            f"`dfqs repair {pieces.paths[0].name} -o OUT` joins them.",
-        )
+        mend = f"`dfqs repair {pieces.paths[0].name} -o OUT` joins them."
+        if not pieces.complete:
+            mend = f"Here are {pieces.joined_bytes:,} of its {pieces.expected_bytes:,} bytes; fetch the missing pieces."
+        message = f"it is a raw piece; the first of {len(pieces.paths)} is {pieces.paths[0].name}"
+        return Finding("raw-piece", message, mend)
     if not any(sample[:64]):
         return _zeroes(source)
     if sample.startswith(b"version https://git-lfs"):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import DfqsError, FormatError
@@ -13,11 +13,13 @@ from dfqs.integrity.hashes import TensorHash
 from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.embedded import EmbeddedFile, read_embedded
 from dfqs.shards.pieces import find_raw_pieces
+from dfqs.shards.repair import plan_repair
 from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, read_shards
 
-FETCH_AGAIN = "Fetch the file again (`dfqs pull` fetches only what is missing); the lost bytes are nowhere in it."
+FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
 _EXPERTS = re.compile(r"(?:.*\.)?ffn_(?:gate|up|down|gate_up)_exps\.weight")
 _LAYER = re.compile(r"blk\.(\d+)\.")
+_REPAIR = "`dfqs repair MODEL -o OUT`"
 _LISTED = 3
 """So many tensors of one defect are named one by one."""
 
@@ -56,7 +58,19 @@ def verify_structure(path: Path) -> Structure:
             *_tensor_findings(header),
             *_shard_findings(Path(path), header, files),
         )
-        return Structure(Path(path), source.size, header, findings)
+        return Structure(Path(path), source.size, header, _with_possible_mends(Path(path), findings))
+
+
+def _with_possible_mends(path: Path, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """The findings; where repair is named and would refuse, its reason stands there instead."""
+    if not any(_REPAIR in finding.mend for finding in findings):
+        return findings
+    try:
+        plan_repair(path)
+    except DfqsError as error:
+        reason = f"`dfqs repair` cannot mend it: {error}."
+        return tuple(replace(f, mend=reason) if _REPAIR in f.mend else f for f in findings)
+    return findings
 
 
 def zero_findings(tensors: Iterable[TensorHash]) -> tuple[Finding, ...]:

@@ -6,6 +6,7 @@ tensors, a whole model that calls itself a shard. What cannot: bytes that are no
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -135,6 +136,14 @@ def _plan_separating(source: FileSource, files: Sequence[EmbeddedFile]) -> Repai
     if len(files) < count and missing:
         raise ShardError(
             f"holds {len(files)} of {count} shards; number {missing[0]} is missing, and its bytes are nowhere in it",
+            path=source.path,
+        )
+    repeated = [
+        n + 1 for n, times in Counter(shard.split_number(SPLIT_NO) or 0 for shard, _ in shards).items() if times > 1
+    ]
+    if repeated:
+        raise ShardError(
+            f"shard {repeated[0]} of {count} stands in it more than once; join the shards again, each once",
             path=source.path,
         )
     ordered = sorted(shards, key=lambda pair: pair[0].split_number(SPLIT_NO) or 0)
