@@ -221,17 +221,31 @@ def test_two_pulls_of_one_output_do_not_write_into_each_other(repository: Reposi
     assert out.read_bytes() == repository.merged
 
 
-def test_a_link_planted_under_the_part_file_s_name_is_not_written_through(
-    repository: Repository, tmp_path: Path
+@pytest.mark.parametrize("suffix", [".part", ".part.rest", ".part.journal"])
+def test_a_link_planted_under_a_working_file_s_name_is_not_written_through(
+    repository: Repository, tmp_path: Path, suffix: str
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    (tmp_path / "m.gguf.part").symlink_to(victim)
+    (tmp_path / f"m.gguf{suffix}").symlink_to(victim)
 
     with pytest.raises((UsageError, OSError)):
         repository.pull(tmp_path / "m.gguf")
 
     assert victim.read_bytes() == b"precious"
+
+
+def test_another_programs_part_file_is_not_written_over(repository: Repository, tmp_path: Path) -> None:
+    other = tmp_path / "m.gguf.part"
+    other.write_bytes(b"half a download by another program")
+
+    with pytest.raises(UsageError, match=r"m\.gguf\.part is in the way and belongs to no pull"):
+        repository.pull(tmp_path / "m.gguf")
+
+    assert other.read_bytes() == b"half a download by another program"
+    assert [path.name for path in tmp_path.glob("m.gguf*")] == ["m.gguf.part"]
+    repository.pull(tmp_path / "m.gguf", restart=True)
+    assert (tmp_path / "m.gguf").read_bytes() == repository.merged
 
 
 def test_an_unfinished_pull_of_other_files_is_not_mixed_with_these(repository: Repository, tmp_path: Path) -> None:

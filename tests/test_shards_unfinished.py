@@ -278,6 +278,14 @@ def test_both_modes_at_once_are_a_usage_error(shards: list[Path], capsys: pytest
     assert run(["merge", str(shards[0]), "--in-place", "--consume"]) == 2
 
 
+def test_window_so_small_that_every_byte_would_wait_for_the_disk_is_refused(
+    shards: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["merge", str(shards[0]), "--consume", "--window", "1"]) == 2
+    assert "at least 1MiB" in capsys.readouterr().err
+    assert all(path.exists() for path in shards)
+
+
 def test_ctrl_c_during_consume_says_how_to_go_on(shards: list[Path], tmp_path: Path) -> None:
     def interrupt(done: int, total: int | None = None, note: str = "") -> None:
         raise KeyboardInterrupt

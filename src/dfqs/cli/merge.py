@@ -23,6 +23,7 @@ from dfqs.shards import (
 from dfqs.shards.job import Mode
 from dfqs.shards.journal import unfinished_beside
 from dfqs.shards.merge import refuse_source_as_target, require_space
+from dfqs.shards.thrifty import MIN_WINDOW_BYTES
 from dfqs.storage import check_writable_target
 from dfqs.units import format_bytes, format_duration, parse_size
 
@@ -59,6 +60,9 @@ def command(
     """
     target = output or merged_path(first_shard)
     mode = _mode(in_place, consume)
+    window_bytes = parse_size(window)
+    if window_bytes < MIN_WINDOW_BYTES:
+        raise UsageError(f"a window of {window}: every window waits for the disk, so at least 1MiB makes sense")
     if abort:
         abort_merge(first_shard, target)
         out.print("all shards are as they were before the merge", markup=False)
@@ -66,10 +70,10 @@ def command(
     if is_unfinished(target):
         if mode is None or dry_run:
             raise UsageError(f"a merge to {target} is unfinished; go on with --in-place or --consume, or --abort it")
-        if _resume(first_shard, target, mode, parse_size(window), json_=json_):
+        if _resume(first_shard, target, mode, window_bytes, json_=json_):
             return
     plan = _plan(first_shard)
-    thrifty = plan_thrifty(plan, target, mode, window_bytes=parse_size(window)) if mode is not None else None
+    thrifty = plan_thrifty(plan, target, mode, window_bytes=window_bytes) if mode is not None else None
     for line in thrifty.notes if thrifty is not None else plan.notes:
         warn(line)
     if dry_run:

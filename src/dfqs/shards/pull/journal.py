@@ -5,6 +5,7 @@ hashed before it counts, and every whole file too. So records need not wait for 
 data but leaves its record does no harm. A torn last line ends the journal there.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -42,13 +43,7 @@ class PullJournal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with storage_errors(path):
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._handle)
-            raise UsageError(f"another dfqs pull is writing {path}; wait for it or stop it") from None
+        self._handle = _open_locked(path)
         self._closed = False
 
     def start(
@@ -124,6 +119,28 @@ class PullJournal:
                 if not isinstance(record, dict):
                     return
                 yield end, record
+
+
+def _open_locked(path: Path) -> int:
+    # O_NOFOLLOW: a journal is cut to what can be read of it, and a link planted here would have that done elsewhere.
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        with storage_errors(path):
+            try:
+                handle = os.open(path, flags, 0o666)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise UsageError(f"{path} is a symlink; it is not followed, move it away") from None
+                raise
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UsageError(f"another dfqs pull is writing {path}; wait for it or stop it") from None
+        if os.fstat(handle).st_nlink:
+            return handle
+        # A pull that ended between opening and locking took its journal away.
+        os.close(handle)
 
 
 def _apply(progressed: Progressed, record: dict[str, Any]) -> None:

@@ -113,6 +113,11 @@ def pull(
     if out.exists() and not journal_path(out).exists():
         check_writable_target(out)
     check_writable_target(part_path(out), overwrite=True)
+    if not restart and part_path(out).exists() and not journal_path(out).exists():
+        raise UsageError(
+            f"{part_path(out)} is in the way and belongs to no pull that is known here (another program's, perhaps); "
+            "move it, or give --restart to throw it away"
+        )
     journal = PullJournal(journal_path(out))
     try:
         if restart:
