@@ -13,7 +13,7 @@ from dfqs.model import Role, read_model_spec
 from dfqs.routing.capture import REFERENCE, capture_trace
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.determinism import Condition, check_routing, run_condition
-from dfqs.routing.identity import read_identity
+from dfqs.routing.identity import read_groups, read_identity
 from dfqs.routing.margins import choose_experts
 from dfqs.routing.prompts import Prompt, packaged_prompt
 from dfqs.routing.runs import compare_runs
@@ -98,6 +98,18 @@ def test_choice_in_groups_is_by_the_biased_scores_of_the_best_groups(
         assert np.array_equal(chunk.selection, np.where(best[..., None], grouped, -np.inf).reshape(biased.shape))
         by_probability = choose_experts(chunk.probabilities.astype(np.float64), USED)
         assert not np.array_equal(np.sort(chunk.ids), np.sort(by_probability)), "bias and groups decide somewhere"
+
+
+def test_groups_are_read_and_make_the_choice_that_llama_cpp_makes(models: dict[str, Path], worker: Worker) -> None:
+    assert read_groups(models["deepseek2"]) == (4, 2)
+    assert read_groups(models["lfm2moe"]) is None
+
+    tokens = worker.call(JOBS + "tokenize", str(models["deepseek2"]), [packaged_prompt("load-1")])[0]
+    run = run_condition(worker, models["deepseek2"], tokens, [], Condition("reference"), scores=True)
+
+    assert run.scores is not None
+    assert np.isfinite(run.scores).all(), "before groups are masked, so that a forecast sees them flip"
+    assert np.array_equal(run.ids, choose_experts(run.scores.astype(np.float64), USED, (4, 2)))
 
 
 def test_choice_by_biased_scores_without_groups(models: dict[str, Path], worker: Worker, tmp_path: Path) -> None:

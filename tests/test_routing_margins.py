@@ -8,6 +8,7 @@ from dfqs.routing.margins import (
     describe_margins,
     forecast_and_observe,
     forecast_flips,
+    mask_groups,
     measure_margins,
     measure_noise,
     router_logits,
@@ -59,6 +60,30 @@ def test_a_forecast_meets_what_happens_when_noise_is_independent_of_margins() ->
 
     assert found.observed_flips > 300
     assert found.ratio == pytest.approx(1, abs=0.1)
+
+
+def test_experts_outside_of_the_best_groups_cannot_be_chosen() -> None:
+    """Three groups of three: the first has the best expert, and the other two the better pairs."""
+    rows = np.array([[9.0, 0.0, 1.0, 6.0, 5.0, 0.0, 7.0, 4.0, 8.0]])
+
+    assert np.isfinite(mask_groups(rows, (3, 2))).tolist() == [[False] * 3 + [True] * 6]
+    assert choose_experts(rows, 2, (3, 2)).tolist() == [[8, 6]]
+    assert choose_experts(rows, 2).tolist() == [[0, 8]]
+
+
+def test_a_forecast_sees_flips_of_groups() -> None:
+    rng = np.random.default_rng(4)
+
+    def text() -> tuple[np.ndarray, np.ndarray]:
+        rows = rng.normal(size=(3, 3000, 8))
+        return rows, rows + rng.normal(size=rows.shape) * 0.05
+
+    fitted, tested = ("a", *text()), ("b", *text())
+    found = forecast_and_observe("noise", fitted, tested, 2, (4, 2))
+    blind = forecast_flips(mask_groups(tested[1], (4, 2)), fitted[2] - fitted[1], 2).mean()
+
+    assert found.ratio == pytest.approx(1, abs=0.1)
+    assert blind < 0.75 * found.observed, "as it was when only the experts of the best groups were looked at"
 
 
 def test_a_forecast_is_the_same_twice() -> None:

@@ -103,6 +103,9 @@ class ModelSpec:
     """`general.description`: what the file says of itself."""
     declared_class: str | None
     """`dfqs.class`: the class that whoever made it declared."""
+    expert_groups: int = 0
+    """Groups of experts, of which a token may choose from the best `expert_groups_used` only; 0: no groups."""
+    expert_groups_used: int = 0
     causal: bool = True
     """Whether a token's outcome depends on those before it alone. Not so for encoders and diffusion models."""
 
@@ -173,6 +176,8 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
         tensor_bytes=sum(size.bytes for size in roles),
         roles=roles,
         chat_template="tokenizer.chat_template" in metadata,
+        expert_groups=number("expert_group_count") or 0,
+        expert_groups_used=number("expert_group_used_count") or 0,
         causal=metadata.get(f"{architecture}.attention.causal") is not False,
         description=_text(metadata, "general.description", header.source_name),
         declared_class=_text(metadata, "dfqs.class", header.source_name),

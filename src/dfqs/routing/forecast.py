@@ -3,19 +3,23 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Record
 from dfqs.routing.capture import RUNTIME, processor_name
 from dfqs.routing.determinism import BESIDE_TOKENS, Condition, run_condition
-from dfqs.routing.identity import ModelIdentity, read_identity
+from dfqs.routing.identity import ModelIdentity, read_groups, read_identity
 from dfqs.routing.margins import (
     FlipForecast,
+    Groups,
     MarginLayer,
     Rows,
     describe_margins,
     forecast_and_observe,
     histogram_of_margins,
+    mask_groups,
     measure_margins,
     router_logits,
 )
@@ -70,6 +74,7 @@ def forecast_routing(
         RuntimeFailure: llama.cpp failed under the reference conditions.
     """
     identity, hash_layers = read_identity(path)
+    groups = read_groups(path)
     forecasts, refused = [], {}
     with Worker(threads=threads) as worker:
         count = threads or worker.call("dfqs.routing.load:default_threads")
@@ -84,7 +89,7 @@ def forecast_routing(
             for text, other in (texts, texts[::-1]):
                 result = run_condition(worker, path, text, other[:BESIDE_TOKENS], condition, threads=count, scores=True)
                 learned[:] = [row for row, layer in enumerate(result.layers) if layer not in hash_layers]
-                pair.append(_rows(result, learned))
+                pair.append(_rows(result, learned, groups))
                 layers = result.layers
                 done += 1
                 progress(done, total, condition.name)
@@ -107,9 +112,10 @@ def forecast_routing(
                     (FIT_TEXT, reference[0], perturbed[0]),
                     (TEST_TEXT, reference[1], perturbed[1]),
                     identity.experts_used,
+                    groups,
                 )
             )
-    margins = measure_margins(reference[1], identity.experts_used)
+    margins = measure_margins(mask_groups(reference[1], groups), identity.experts_used)
     counts, edges = histogram_of_margins(margins)
     return MarginReport(
         model=identity,
@@ -124,6 +130,7 @@ def forecast_routing(
     )
 
 
-def _rows(run: RoutingRun, learned: list[int]) -> Rows:
+def _rows(run: RoutingRun, learned: list[int], groups: Groups) -> Rows:
     assert run.scores is not None
-    return router_logits(run.scores[learned])
+    scores = run.scores[learned]
+    return router_logits(scores) if groups is None else scores.astype(np.float64)

@@ -91,6 +91,13 @@ def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
     return identity, tuple(sorted(layer for layer in tables if layer is not None))
 
 
+def read_groups(path: Path) -> tuple[int, int] | None:
+    """Groups of experts and how many of them a token may choose from, as llama.cpp reads them; None for no groups."""
+    spec = read_model_spec(read_header(shard_paths(path)[0]), ())
+    grouped = spec.expert_groups > 1 and spec.experts % spec.expert_groups == 0
+    return (spec.expert_groups, spec.expert_groups_used) if grouped else None
+
+
 def _hash_headers(headers: Iterable[Header]) -> str:
     digest = hashlib.sha256()
     for header in headers:

@@ -187,7 +187,8 @@ def decode_runs(context: Context, batch: Sequence[BatchToken], tap: RouterTap) -
     """Decode one batch; each sequence's part of it."""
     logits = decode_batch(context, batch, tap)
     routing = tap.take_batch(batch)
-    scores = routing.probabilities if routing.selection is None else routing.selection
+    known = (routing.unmasked, routing.selection, routing.probabilities)
+    scores = next((kind for kind in known if kind is not None), None)
     hashes = np.zeros((len(batch), LOGITS_HASH_BYTES), np.uint8)
     argmax = np.full(len(batch), -1, np.int32)
     for row, place in enumerate(place for place, entry in enumerate(batch) if entry.wants_logits):

@@ -5,7 +5,7 @@ over the edge. So the flip rate of a text can be forecast from its own scores an
 without running the text under the perturbation.
 
 Scores are compared as the router's logits, where noise adds: the logarithm for softmax routers, the scores themselves
-for others.
+for others, and wherever experts are chosen in groups, whose scores add up.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,10 @@ from dfqs.routing.runs import same_sets
 
 Rows = NDArray[np.float64]
 """[layers, tokens, experts]"""
+Groups = tuple[int, int] | None
+"""Groups of experts, and how many of them may be chosen from; None: all experts may."""
+WORTH_EXPERTS = 2
+"""A group counts by the sum of so many best experts."""
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 DRAWS = 8
@@ -59,8 +63,21 @@ def router_logits(scores: NDArray[np.floating]) -> Rows:
     return rows
 
 
-def choose_experts(rows: Rows, used: int) -> NDArray[np.int64]:
+def mask_groups(rows: Rows, groups: Groups) -> Rows:
+    """Scores with -inf for every expert that does not belong to its token's best groups."""
+    if groups is None:
+        return rows
+    grouped = rows.reshape(*rows.shape[:-1], groups[0], -1)
+    worth = np.sort(grouped, axis=-1)[..., -WORTH_EXPERTS:].sum(-1)
+    best = np.argsort(-worth, axis=-1, kind="stable")[..., : groups[1]]
+    kept = np.zeros(worth.shape, np.bool_)
+    np.put_along_axis(kept, best, True, axis=-1)
+    return np.where(kept[..., None], grouped, -np.inf).reshape(rows.shape)
+
+
+def choose_experts(rows: Rows, used: int, groups: Groups = None) -> NDArray[np.int64]:
     """The `used` experts of the highest scores, best first; of equal scores the lower number. [..., used]"""
+    rows = mask_groups(rows, groups)
     return np.argsort(-rows, axis=-1, kind="stable")[..., :used]
 
 
@@ -103,7 +120,9 @@ def measure_noise(reference: Rows, perturbed: Rows) -> Rows:
     return np.where(np.isfinite(noise), noise, 0.0)
 
 
-def forecast_flips(rows: Rows, noise: Rows, used: int, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+def forecast_flips(
+    rows: Rows, noise: Rows, used: int, *, groups: Groups = None, draws: int = DRAWS, seed: int = 0
+) -> NDArray[np.float64]:
     """Share of decisions that would fall differently, for each layer, if noise like this were added.
 
     Noise vectors (all experts of one token together) are drawn from the same layer of the text they were measured on.
@@ -111,12 +130,12 @@ def forecast_flips(rows: Rows, noise: Rows, used: int, *, draws: int = DRAWS, se
     """
     rng = np.random.default_rng(seed)
     layers, tokens = rows.shape[:2]
-    chosen = choose_experts(rows, used)
+    chosen = choose_experts(rows, used, groups)
     flips = np.zeros(layers)
     for _ in range(draws):
         picks = rng.integers(0, noise.shape[1], (layers, tokens))
         moved = rows + np.take_along_axis(noise, picks[..., None], axis=1)
-        flips += (~same_sets(chosen, choose_experts(moved, used))).mean(axis=1)
+        flips += (~same_sets(chosen, choose_experts(moved, used, groups))).mean(axis=1)
     return flips / draws
 
 
@@ -125,6 +144,7 @@ def forecast_and_observe(
     fitted_on: tuple[str, Rows, Rows],
     tested_on: tuple[str, Rows, Rows],
     used: int,
+    groups: Groups = None,
 ) -> FlipForecast:
     """Forecast flips on one text from noise on another, and count them.
 
@@ -133,13 +153,13 @@ def forecast_and_observe(
     """
     noise = measure_noise(fitted_on[1], fitted_on[2])
     _, rows, perturbed = tested_on
-    flipped = ~same_sets(choose_experts(rows, used), choose_experts(perturbed, used))
+    flipped = ~same_sets(choose_experts(rows, used, groups), choose_experts(perturbed, used, groups))
     return FlipForecast(
         perturbation=name,
         fitted_on=fitted_on[0],
         tested_on=tested_on[0],
         decisions=flipped.size,
-        predicted=float(forecast_flips(rows, noise, used).mean()),
+        predicted=float(forecast_flips(rows, noise, used, groups=groups).mean()),
         observed=float(flipped.mean()),
         observed_flips=int(flipped.sum()),
     )

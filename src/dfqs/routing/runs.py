@@ -25,7 +25,7 @@ class RoutingRun:
     argmax: NDArray[np.int32]
     """The likeliest next token; -1 where no logits were wanted."""
     scores: Scores | None = None
-    """[layers, tokens, experts]: what the choice was made by, where it was asked for."""
+    """[layers, tokens, experts]: what the choice was made by, where it was asked for; no group of experts masked."""
 
 
 @dataclass(frozen=True, slots=True)

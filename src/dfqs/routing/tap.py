@@ -13,6 +13,7 @@ import ctypes
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,6 @@ NOT_COMPUTED = -1
 """Id where a layer skipped a token: the last layer computes only tokens whose logits are wanted."""
 
 _ROUTER_NODE = re.compile(r"ffn_moe_(topk|probs|probs_biased|probs_masked)-(\d+)")
-# When several are there, the later one decides.
-_SELECTION = ("probs_biased", "probs_masked")
 _LAYER_NODE = re.compile(r".*-\d+")
 _EMBEDDINGS, _INPUT_TOKENS = "token_embd.weight", "inp_tokens"
 
@@ -52,6 +51,8 @@ class Routing:
     probabilities: Scores | None
     selection: Scores | None
     """[layers, tokens, experts]; NaN where not computed."""
+    unmasked: Scores | None = None
+    """Where experts are chosen from the best groups only: `selection` before the other groups were masked."""
 
 
 class RouterTap:
@@ -110,16 +111,24 @@ class RouterTap:
         if not self.scores:
             return Routing(layers, np.stack(ids), None, None)
         shape = (len(batch), nodes[("probs", layers[0])][0].shape[-1])
-        probabilities, selection, biased = [], [], False
+        probabilities: list[Any] = []
+        selection: list[Any] = []
+        unmasked: list[Any] = []
+        kinds = {kind for kind, _ in nodes}
         for layer in layers:
-            scores = _spread(nodes[("probs", layer)], order, outputs, np.nan)
+            scores = _spread(nodes[("probs", layer)], order, outputs, np.nan).reshape(shape)
             probabilities.append(scores)
-            for kind in _SELECTION:
+            for kind, kept in (("probs_biased", unmasked), ("probs_masked", selection)):
                 if (kind, layer) in nodes:
-                    biased = True
-                    scores = _spread(nodes[(kind, layer)], order, outputs, np.nan)
-            selection.append(scores.reshape(shape))
-        return Routing(layers, np.stack(ids), np.stack(probabilities), np.stack(selection) if biased else None)
+                    scores = _spread(nodes[(kind, layer)], order, outputs, np.nan).reshape(shape)
+                kept.append(scores)
+        return Routing(
+            layers,
+            np.stack(ids),
+            np.stack(probabilities),
+            np.stack(selection) if kinds & {"probs_biased", "probs_masked"} else None,
+            np.stack(unmasked) if "probs_masked" in kinds else None,
+        )
 
 
 def batch_order(batch: Sequence[BatchToken], ubatches: Sequence[Sequence[int]]) -> NDArray[np.int64]:
