@@ -84,7 +84,8 @@ def command(
                     "dfqs.quantize.imatrix:measure_imatrix", job, on_event=lambda event: progress(*event)
                 )
         except KeyboardInterrupt:
-            note("the last checkpoint is kept; the same command goes on from there")
+            if job.partial.exists():
+                note("the last checkpoint (one a minute) is kept; the same command goes on from there")
             raise
     if json_:
         print_json(_as_json(output, outcome.coverage, outcome, text.sha256))

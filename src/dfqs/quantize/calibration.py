@@ -1,7 +1,8 @@
 """What a model is shown while its weights' importance is measured.
 
 The mix that dfqs ships is small and its own: conversations, prose, two dozen languages, code in eight languages besides
-the package's own Python, and worked arithmetic from a seeded generator. It touches many experts with few tokens; for a
+Python (modules of this package as they once were), and worked arithmetic from a seeded generator. It is frozen: what
+was measured on it yesterday compares with what is measured tomorrow. It touches many experts with few tokens; for a
 model of hundreds of experts bring more text (`--corpus`). Nothing of it is in any prompt set of `dfqs eval`, nor in the
 held-out text that `dfqs perplexity` reads.
 """
@@ -11,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs import __version__
 from dfqs.errors import UsageError
 from dfqs.records import sha256_of
 
 DATA = Path(__file__).parent / "data"
-PACKAGE = Path(__file__).parent.parent
-OWN_SOURCES = ("gguf/reader.py", "gguf/layout.py", "gguf/values.py", "storage.py", "units.py", "quantize/plan.py")
+NAME = "dfqs-calibration-1"
+"""Another mix gets another number."""
 PROBLEMS = 120
 MAX_CORPUS_BYTES = 1 << 30
 
@@ -50,14 +50,13 @@ class Corpus:
 
 def shipped_corpus() -> Corpus:
     """The mix that comes with dfqs."""
-    own = tuple((PACKAGE / name).read_text(encoding="utf-8") for name in OWN_SOURCES)
     return Corpus(
-        f"dfqs-calibration-{__version__}",
+        NAME,
         (
-            Stream("chat", conversations=_conversations((DATA / "chat.txt").read_text(encoding="utf-8"))),
+            Stream("chat", conversations=_conversations(_read("chat.txt"))),
             Stream("prose", _paragraphs("prose.txt")),
             Stream("languages", _paragraphs("languages.txt")),
-            Stream("code", ((DATA / "code.txt").read_text(encoding="utf-8"), *own)),
+            Stream("code", (_read("code.txt"), _read("python.txt"))),
             Stream("maths", tuple(worked_problems(PROBLEMS))),
         ),
     )
@@ -65,7 +64,7 @@ def shipped_corpus() -> Corpus:
 
 def heldout_text() -> str:
     """Text for measuring perplexity; no sentence of it is in the calibration mix."""
-    return (DATA / "heldout.txt").read_text(encoding="utf-8")
+    return _read("heldout.txt")
 
 
 def read_corpus(paths: Sequence[Path]) -> Corpus:
@@ -142,8 +141,12 @@ def _area(a: int, b: int, c: int) -> str:
 _PROBLEMS = (_shopping, _equation, _train, _division, _area)
 
 
+def _read(name: str) -> str:
+    return (DATA / name).read_text(encoding="utf-8")
+
+
 def _paragraphs(name: str) -> tuple[str, ...]:
-    return tuple((DATA / name).read_text(encoding="utf-8").strip().split("\n\n"))
+    return tuple(_read(name).strip().split("\n\n"))
 
 
 def _conversations(text: str) -> tuple[tuple[Message, ...], ...]:

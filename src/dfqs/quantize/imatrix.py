@@ -126,7 +126,7 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
                 if matrix.tokens >= job.min_tokens and coverage.experts and coverage.is_complete:
                     reason = "every expert has seen enough"
                     break
-                worker.emit((matrix.tokens, available, _coverage_note(coverage)))
+                worker.emit((matrix.tokens, available, _coverage_note(coverage) if total.entries else ""))
                 context.clear()
                 collector.begin()
                 # All logits: the last layer computes only tokens whose logits are wanted.
