@@ -1,7 +1,7 @@
 """`dfqs eval` and `dfqs report` as a person calls them."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -15,7 +15,9 @@ from dfqs.evaluate.run import Request, _measure_speed, evaluate
 from dfqs.evaluate.speed import DecodeRun
 from dfqs.evaluate.store import open_store
 from dfqs.evaluate.suites import QUICK
+from dfqs.hardware import read_machine
 from dfqs.progress import no_progress
+from dfqs.report.record import build_report
 from evaluate_server import oracle, serve
 from test_evaluate_store import CONDITIONS, SUBJECT, RunRecord
 
@@ -88,7 +90,7 @@ def test_without_a_sandbox_the_code_score_is_null_with_the_remedy_and_nothing_ge
 
 
 def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path, monkeypatch):
-    one = DecodeRun(512, 1.0, (0.1,), 0, (), 1, "default")
+    one = DecodeRun(512, 1.0, (0.1,), 0, (), 1, "default", 0.0)
     asked = []
 
     def dies_after_one(path, suite, threads, have, on_run):
@@ -113,6 +115,34 @@ def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path, monkeypatch)
     assert asked == [0, 1]
     assert list(stored) == ["repeat-1", "repeat-2", "repeat-3"]
     assert stored["repeat-3"]["decode_s"] == list(asdict(one)["decode_s"])
+
+
+def test_repeats_of_another_machine_are_not_put_together_with_these(tmp_path, monkeypatch):
+    # A container that comes back with half of its CPUs: the same command, the same file, another speed.
+    machine = read_machine()
+    monkeypatch.setattr(run_module, "measure_copy_bandwidth", lambda threads: 1e9 * machines[-1].allowed_cpus)
+    machines = [machine, machine.model_copy(update={"allowed_cpus": machine.allowed_cpus + 1})]
+    monkeypatch.setattr(run_module, "read_machine", lambda: machines[-1])
+
+    def measure(path, suite, threads, have, on_run):
+        for _ in range(1 if len(machines) == 2 else suite.decode_repeats - have):
+            on_run(DecodeRun(512, 1.0, (1.0 * len(machines),), 0, (), 1, "default", 0.0))
+
+    monkeypatch.setattr(run_module, "measure_runs", measure)
+    with serve(oracle()) as endpoint, EndpointTarget(endpoint.url, max_context=3072) as target:
+
+        def measure_all():
+            request = Request(QUICK, ("speed",))
+            evaluate(target, SUBJECT, tmp_path, request, tmp_path, lambda _: nullcontext(no_progress))
+            return build_report(tmp_path)
+
+        assert "1 of 3 repeats" in measure_all().reasons["cpu_tokens_per_sec"]
+        machines.pop()
+        report = measure_all()
+
+    assert report.details.speed.decode_spread == (1.0, 1.0)
+    assert report.conditions.speed.allowed_cpus == machine.allowed_cpus
+    assert report.details.speed.copy_bandwidth_bytes_per_s == 1e9 * machine.allowed_cpus
 
 
 def test_a_log_gets_a_line_a_minute_with_a_rate_that_counts_only_what_was_measured_now(monkeypatch):

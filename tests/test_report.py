@@ -140,12 +140,12 @@ def test_a_directory_without_an_evaluation_is_refused_with_the_way_to_make_one(t
 
 def test_rates_and_latencies_by_hand():
     runs = [
-        DecodeRun(100, 2.0, (0.1, 0.1), 50, (0.5,), 2, "default"),
-        DecodeRun(100, 1.0, (0.2, 0.2), 50, (0.25,), 2, "default"),
-        DecodeRun(100, 4.0, (0.1, 0.3), 50, (0.2,), 2, "default"),
+        DecodeRun(100, 2.0, (0.1, 0.1), 50, (0.5,), 2, "default", 0.0),
+        DecodeRun(100, 1.0, (0.2, 0.2), 50, (0.25,), 2, "default", 0.0),
+        DecodeRun(100, 4.0, (0.1, 0.3), 50, (0.2,), 2, "default", 0.0),
     ]
 
-    speed = summarise(runs, 1e9, None, 0.25)
+    speed = summarise(runs, 1e9, None)
 
     assert speed.decode_tokens_per_s == pytest.approx(5.0)  # median of 10, 5, 5
     assert speed.decode_spread == pytest.approx((5.0, 10.0))
@@ -153,6 +153,19 @@ def test_rates_and_latencies_by_hand():
     assert speed.depth_tokens_per_s == pytest.approx(4.0)
     assert speed.latency_p50_s == pytest.approx(0.15)
     assert (speed.bytes_per_token, speed.bandwidth_fraction) == (None, None)
+
+
+@pytest.mark.parametrize(("others", "said"), [(0.02, False), (1.3, True)])
+def test_a_rate_that_was_measured_beside_other_work_says_so_next_to_the_number(report, others, said):
+    # The load average before would not do: an evaluation's own work of the minute before is in it.
+    runs = [DecodeRun(100, 2.0, (0.1, 0.1), 0, (), 2, "default", other_cpus) for other_cpus in (0.0, others)]
+    speed = summarise(runs, 1e9, None)
+    metrics = report.metrics.model_copy(update={"cpu_tokens_per_sec": speed.decode_tokens_per_s})
+    details = report.details.model_copy(update={"speed": speed})
+
+    summary = render_summary(report.model_copy(update={"metrics": metrics, "details": details}))
+
+    assert ("busy with something else" in summary) == said
 
 
 def test_bytes_per_token_count_the_experts_in_use_and_not_the_embedding_table():

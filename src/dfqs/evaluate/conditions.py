@@ -24,7 +24,7 @@ class ScoreConditions(Record):
     prompt_sets: dict[str, str]
     """Set name -> `set_sha256`."""
     items: dict[str, int]
-    """How many items of each set, questions at each length, and the lengths."""
+    """How many items of each set; of the context set: questions at each length."""
     context_lengths: tuple[int, ...]
     max_tokens: dict[str, int]
     sampling: str = "greedy"

@@ -4,7 +4,6 @@ The same call goes on where a killed one stopped. A stage that cannot be measure
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from dfqs.evaluate.prompts import CodeItem, ReasoningItem, read_code_set, read_c
 from dfqs.evaluate.reasoning import score_reasoning
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
 from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
-from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs
+from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs, speed_machine
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
 from dfqs.evaluate.statistics import Count
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
@@ -288,21 +287,28 @@ def score_context(length: int, question: Question, completion: Completion) -> Sc
 
 
 def _measure_speed(path: Path, store: Store, request: Request, progress: Progress) -> None:
-    have = len(store.stage(SPEED))
+    machine = read_machine()
+    here = speed_machine(machine)
+    # Repeats from before a move, or under another CPU limit, are no repeats of this.
+    have = sum(repeat["machine"] == here for repeat in store.stage(SPEED).values())
     total = request.suite.decode_repeats
     progress(have, total, "")
-    threads = request.threads or default_threads(read_machine())
-    load = os.getloadavg()[0]
+    threads = request.threads or default_threads(machine)
+    done = have
 
     def keep(run: DecodeRun) -> None:
-        number = len(store.stage(SPEED)) + 1
-        store.append(SPEED, f"repeat-{number}", {**asdict(run), "load_average_before": load})
-        progress(number, total, f"repeat {number}")
+        nonlocal done
+        done += 1
+        key = f"repeat-{len(store.stage(SPEED)) + 1}"
+        store.append(SPEED, key, {**asdict(run), "machine": here})
+        progress(done, total, f"repeat {done}")
 
     if have < total:
         measure_runs(path, request.suite, threads, have, keep)
-    if store.get(NOTES, "bandwidth") is None:
-        store.append(NOTES, "bandwidth", {"bytes_per_s": measure_copy_bandwidth(threads), "threads": threads})
+    bandwidth = store.get(NOTES, "bandwidth")
+    if bandwidth is None or bandwidth["machine"] != here:
+        measured = measure_copy_bandwidth(threads)
+        store.append(NOTES, "bandwidth", {"bytes_per_s": measured, "threads": threads, "machine": here})
 
 
 def _measure_boundary(target: ChatTarget, store: Store, request: Request, progress: Progress) -> None:

@@ -4,6 +4,7 @@
 Tokens are drawn by a fixed rule and not sampled, as llama-bench does: the rate does not depend on what is said.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from typing import Any
 
 from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
+from dfqs.hardware import Machine
 from dfqs.model import ModelSpec, Role
 from dfqs.records import Record
 from dfqs.runtime import Worker
 from dfqs.runtime.session import Context, Model
+from dfqs.runtime.waiting import LoadSample, free_cpus
 from dfqs.runtime.worker_context import WorkerContext
 
 # llama.cpp's own defaults.
@@ -42,6 +45,8 @@ class DecodeRun:
     """The same, behind `depth_tokens` of context; empty when the model's context is shorter."""
     threads: int
     omp_wait_policy: str
+    other_cpus: float
+    """CPUs that others (processes, or the host of a virtual machine) kept busy meanwhile, on average."""
 
 
 class SpeedSummary(Record):
@@ -62,14 +67,20 @@ class SpeedSummary(Record):
     latency_p99_s: float
     threads: int
     omp_wait_policy: str
-    load_average_before: float
-    """Of the machine in the minute before; near 0 on a quiet one."""
+    other_cpus: float
+    """CPUs that others kept busy meanwhile, in the worst repeat; near 0 on a quiet machine."""
     copy_bandwidth_bytes_per_s: float | None
     """Measured: read plus written, all threads."""
     bytes_per_token: int | None
     """Weights that one token reads."""
     bandwidth_fraction: float | None
     """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth. Reading is faster than copying: may be above 1."""
+
+
+def speed_machine(machine: Machine) -> dict[str, Any]:
+    """What of a machine a speed depends on: repeats are only put together where this is equal."""
+    fields = {"cpu_model", "cpu_flags", "allowed_cpus", "cpu_quota", "memory_bytes", "memory_limit_bytes"}
+    return machine.model_dump(mode="json", include=fields)
 
 
 def measure_runs(path: Path, suite: Suite, threads: int, have: int, on_run: Callable[[DecodeRun], None]) -> None:
@@ -95,6 +106,7 @@ def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeat
         ) as context:
             _decode(context, 0, WARM_UP_TOKENS)
             for _ in range(repeats):
+                began = LoadSample()
                 prefill = min(suite["prefill_tokens"], context.n_ctx_sequence)
                 prefill_s = _prefill(context, prefill)
                 decode_s = _decode(context, 0, suite["decode_tokens"])
@@ -111,11 +123,12 @@ def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeat
                         depth_s,
                         context.threads,
                         worker.library.omp_wait_policy,
+                        max(0.0, (os.cpu_count() or 1) - free_cpus(began)),
                     )
                 )
 
 
-def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | None, load: float) -> SpeedSummary:
+def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | None) -> SpeedSummary:
     """Medians over repeats; percentiles over every token of all of them."""
     rates = [len(run.decode_s) / sum(run.decode_s) for run in runs]
     depth_rates = [len(run.depth_decode_s) / sum(run.depth_decode_s) for run in runs if run.depth_decode_s]
@@ -136,7 +149,7 @@ def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | 
         latency_p99_s=percentile(latencies, 99) or 0.0,
         threads=runs[0].threads,
         omp_wait_policy=runs[0].omp_wait_policy,
-        load_average_before=load,
+        other_cpus=max(run.other_cpus for run in runs),
         copy_bandwidth_bytes_per_s=bandwidth,
         bytes_per_token=token_bytes,
         bandwidth_fraction=token_bytes * rate / bandwidth if token_bytes is not None and bandwidth else None,

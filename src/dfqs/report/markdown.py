@@ -3,9 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from dfqs.errors import printable
-from dfqs.evaluate.conditions import Numerics
+from dfqs.evaluate.conditions import Numerics, ScoreConditions
+from dfqs.evaluate.speed import SpeedSummary
 from dfqs.report.schema import ContextDetail, Report, ScoreDetail
 from dfqs.units import format_bytes, format_count
+
+QUIET_CPUS = 0.1
+"""More than this, kept busy by others, and a rate tells more about them than about the model."""
 
 SCORES = (("reasoning_score", "reasoning"), ("code_score", "code"))
 
@@ -54,13 +58,12 @@ def _metric_rows(report: Report) -> list[tuple[str, str, str]]:
     )
     at = f"at {', '.join(f'{n:,}' for n in context.lengths_tokens)} tokens" if curve is not None and context else ""
     rows.append(("context_stability_curve", shown, at))
-    speed = report.details.speed
     shown = (
         _missing(report, "cpu_tokens_per_sec")
         if metrics.cpu_tokens_per_sec is None
         else f"{metrics.cpu_tokens_per_sec:.2f}"
     )
-    rows.append(("cpu_tokens_per_sec", shown, f"median of {speed.repeats}" if speed is not None else ""))
+    rows.append(("cpu_tokens_per_sec", shown, _beside_speed(report.details.speed)))
     boundary = report.details.boundary
     tokens = metrics.failure_boundary_tokens
     shown = _missing(report, "failure_boundary_tokens") if tokens is None else f"{tokens:,}"
@@ -74,6 +77,13 @@ def _metric_rows(report: Report) -> list[tuple[str, str, str]]:
         )
     )
     return rows
+
+
+def _beside_speed(speed: SpeedSummary | None) -> str:
+    if speed is None:
+        return ""
+    busy = "; the machine was busy with something else" if speed.other_cpus > QUIET_CPUS else ""
+    return f"{_range(speed.decode_spread)}, median of {speed.repeats}{busy}"
 
 
 def _score_sections(report: Report) -> Iterable[str]:
@@ -147,10 +157,7 @@ def _speed(report: Report) -> str:
     if speed.copy_bandwidth_bytes_per_s is not None:
         share = f"{speed.bandwidth_fraction:.0%} of it used by weights" if speed.bandwidth_fraction is not None else ""
         rows.append(("memory, copying", f"{format_bytes(speed.copy_bandwidth_bytes_per_s)}/s", share))
-    load = f"Load average before: {speed.load_average_before:.2f}."
-    if speed.load_average_before > 0.5:
-        load += " The machine was not quiet; a quiet one is faster."
-    return "**Speed.**\n\n" + _table(("", "", ""), rows) + f"\n\n{load}"
+    return "**Speed.**\n\n" + _table(("", "", ""), rows) + f"\n\nOther processes kept {speed.other_cpus:.2f} CPUs busy."
 
 
 def _artifact(report: Report) -> str:
@@ -197,7 +204,7 @@ def _conditions(report: Report) -> str:
     score, speed = report.conditions.score, report.conditions.speed
     sets = ", ".join(f"{name} `{digest[:12]}`" for name, digest in score.prompt_sets.items())
     rows = [
-        ("suite", f"{score.suite}: " + ", ".join(f"{count} {name}" for name, count in score.items.items())),
+        ("suite", f"{score.suite}: {_amounts(score)}"),
         ("prompt sets", sets),
         (
             "sampling",
@@ -227,6 +234,12 @@ def _conditions(report: Report) -> str:
         _table(("", ""), rows)
         + f"\n\nScores compare when score fingerprints are equal, speeds when speed fingerprints are. {made}"
     )
+
+
+def _amounts(score: ScoreConditions) -> str:
+    """`16 reasoning, 12 code, 40 context questions at each of 1,024 2,048 tokens`."""
+    amounts = [f"{count} {name}" for name, count in score.items.items()]
+    return ", ".join(amounts) + f" questions at each of {' '.join(f'{n:,}' for n in score.context_lengths)} tokens"
 
 
 def _numerics(numerics: Numerics | None) -> str:

@@ -18,6 +18,7 @@ from dfqs.evaluate.speed import (
     UBATCH,
     DecodeRun,
     SpeedSummary,
+    speed_machine,
     summarise,
 )
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
@@ -219,16 +220,18 @@ def _speed(
     items: Results, notes: Results, spec: ModelSpec | None, record: RunRecord, reasons: dict[str, str]
 ) -> SpeedSummary | None:
     wanted = record.decode_repeats
+    here = speed_machine(Machine.model_validate(notes["machine"]))
+    repeats = [data for data in items.values() if data["machine"] == here]
     if record.subject.kind == "endpoint":
         reasons["cpu_tokens_per_sec"] = "an endpoint's machine and settings are not known; measure the file itself"
-    elif len(items) < wanted:
-        reasons["cpu_tokens_per_sec"] = f"{len(items)} of {wanted} repeats measured" if items else "not measured"
+    elif len(repeats) < wanted:
+        done = f"{len(repeats)} of {wanted} repeats measured on this machine; run the same command again"
+        reasons["cpu_tokens_per_sec"] = done if items else "not measured"
     else:
         fields = DecodeRun.__dataclass_fields__
-        runs = [DecodeRun(**{name: data[name] for name in fields}) for data in items.values()]
+        runs = [DecodeRun(**{name: data[name] for name in fields}) for data in repeats]
         bandwidth = notes.get("bandwidth", {}).get("bytes_per_s")
-        load = max(data["load_average_before"] for data in items.values())
-        return summarise(runs, bandwidth, spec, load)
+        return summarise(runs, bandwidth, spec)
     return None
 
 
