@@ -32,7 +32,7 @@ from shard_inputs import Tensor, array_entry, string_entry, text, u32_entry, wri
 
 MODES = ("in-place", "in-place, middle stays", "consume", "consume by deletion")
 CHILD = Path(__file__).with_name("killed_merge.py")
-LONGEST_S = 0.35
+LONGEST_S = 0.12
 """After its first write, a timed merge of this size is done by then, more often than not."""
 JOURNAL_STATES = ("begun", "inserted", "undoing", "ready", "moving", "sealed")
 
