@@ -47,6 +47,18 @@ def test_dry_run_for_people_names_what_the_real_run_needs(model: Path, capsys: p
     assert "2 tensors need an importance matrix: the real run needs --imatrix" in text.err
 
 
+def test_experts_that_the_importance_never_saw_are_counted_before_hours_of_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_imatrix(tmp_path / "i.gguf", vector_imatrix())
+    command = ["quantize", str(model), "--imatrix", str(tmp_path / "i.gguf"), "--dry-run"]
+
+    assert run(command) == 0
+    assert "1 (layer, expert) pairs were never reached" in capsys.readouterr().err
+    assert run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unseen_experts"] == 1
+
+
 def test_a_dense_model_is_made_and_told_that_the_class_means_little(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,18 @@ def test_a_recipe_comes_back_from_metadata_as_it_was() -> None:
     assert class_from_record(json.loads(json.dumps(recipe_record(class_)))) == class_
 
 
+def test_inspect_names_the_recipe_that_a_file_declares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class_ = DeploymentClass("of my own", {Role.ROUTED_EXPERT: T.IQ1_S})
+    path = write_small(tmp_path / "m.gguf", TENSORS, keys(class_))
+
+    assert run(["inspect", str(path)]) == 0
+    assert run(["inspect", str(path), "--json"]) == 0
+
+    table, record = capsys.readouterr().out.split("{", 1)
+    assert "Declared Class   of my own" in table
+    assert json.loads("{" + record)["declared_class"] == "of my own"
+
+
 def test_verify_fails_a_file_with_a_wrong_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_small(tmp_path / "m.gguf", TENSORS, keys(CLASSES["IQ2_XXS-XL"]))
 

@@ -77,6 +77,9 @@ def snapshot_table(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, f
         ("Vocabulary", f"{spec.vocabulary:,}" if spec.vocabulary else "-"),
         ("Chat template", "yes" if spec.chat_template else "no"),
     ]
+    if spec.declared_class is not None and (match is None or not match.exact or match.name != spec.declared_class):
+        # A recipe of its maker's, a class whose rows fell back, or a lie: `dfqs verify` tells which.
+        rows.insert(8, ("Declared Class", spec.declared_class))
     if spec.description:
         rows.append(("Description", spec.description))
     return key_value_table(rows)

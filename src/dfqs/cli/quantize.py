@@ -13,6 +13,7 @@ from dfqs.cli.perplexity import read_text
 from dfqs.errors import UsageError, printable
 from dfqs.model import read_model_spec
 from dfqs.quantize.ladder import measure_ladder
+from dfqs.quantize.metadata import ImatrixOrigin
 from dfqs.quantize.plan import QuantizationPlan
 from dfqs.quantize.quantize import (
     Quantized,
@@ -110,9 +111,7 @@ def command(
     if not read_model_spec(read.first, read.tensors.values()).is_moe:
         warn(f"a dense model: {recipe.name} is about routed experts, and means little without any")
     if dry_run:
-        if imatrix is not None:
-            check_imatrix(plan, read, imatrix)
-        _report(plan, None, json_)
+        _report(plan, None, json_, check_imatrix(plan, read, imatrix) if imatrix is not None else None)
         return
     if target is None:
         raise UsageError("name the file to write (or add --dry-run to see what it would be)")
@@ -133,12 +132,12 @@ def command(
     except KeyboardInterrupt:
         note("finished tensors are kept beside the target; the same command goes on from there")
         raise
-    _report(plan, result, json_)
+    _report(plan, result, json_, result.imatrix)
 
 
 def _report_ladder_plan(plans: list[QuantizationPlan], json_: bool) -> None:
     if json_:
-        print_json({"schema": "dfqs.ladder-plan/1", "rungs": [_as_json(plan, None) for plan in plans]})
+        print_json({"schema": "dfqs.ladder-plan/1", "rungs": [_as_json(plan, None, None) for plan in plans]})
         return
     for plan in plans:
         print_plain(f"{plan.class_.name}: {format_bytes(plan.bytes)}")
@@ -149,9 +148,14 @@ def _warn_of_idle_exceptions(plan: QuantizationPlan) -> None:
         warn(f"an exception of {plan.class_.name} fits no tensor of this model: {printable(entry)}")
 
 
-def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool) -> None:
+def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool, imatrix: ImatrixOrigin | None) -> None:
+    if imatrix is not None and imatrix.unseen_experts:
+        warn(
+            f"{imatrix.unseen_experts} (layer, expert) pairs were never reached when importance was measured: all "
+            "their columns weigh the same; more text for `dfqs imatrix` helps"
+        )
     if json_:
-        print_json(_as_json(plan, result))
+        print_json(_as_json(plan, result, imatrix))
         return
     out.print(role_table(plan.roles))
     weights = sum(size.parameters for size in plan.roles)
@@ -182,7 +186,7 @@ def _hint_at_needs(plan: QuantizationPlan) -> None:
         note(f"{len(plan.needing_importance)} tensors need an importance matrix: the real run needs --imatrix")
 
 
-def _as_json(plan: QuantizationPlan, result: Quantized | None) -> dict[str, Any]:
+def _as_json(plan: QuantizationPlan, result: Quantized | None, imatrix: ImatrixOrigin | None) -> dict[str, Any]:
     """The summary for programs. Sizes in bytes; what was not done is null."""
     return {
         "schema": "dfqs.quantize/1",
@@ -201,6 +205,7 @@ def _as_json(plan: QuantizationPlan, result: Quantized | None) -> dict[str, Any]
         },
         "notes": list(plan.notes),
         "needs_imatrix": bool(plan.needing_importance),
+        "unseen_experts": imatrix.unseen_experts if imatrix else None,
         "needs_allow_requantize": bool(plan.requantized),
         "paths": [str(path) for path in result.paths] if result else None,
         "manifests": [str(path) for path in result.manifests] if result else None,

@@ -68,6 +68,8 @@ class ImatrixOrigin:
     dataset: str | None
     entries: int
     chunks: int | None
+    unseen_experts: int
+    """(layer, expert) pairs to be quantized that no input reached: all their columns weigh the same."""
 
 
 def result_keys(source: Header, class_: DeploymentClass, imatrix: ImatrixOrigin | None) -> list[KeyValue | RawKeyValue]:

@@ -20,6 +20,7 @@ from dfqs.gguf.reader import Header, parse_header, read_header
 from dfqs.gguf.writer import encode_header
 from dfqs.integrity.hashes import hash_file, hash_model
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, manifest_of
+from dfqs.model import Role, tensor_layer
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
 from dfqs.quantize.imatrix_file import ImatrixFile
@@ -61,6 +62,7 @@ class Quantized:
     manifests: tuple[Path, ...]
     """One for each of `paths`."""
     file_bytes: int
+    imatrix: ImatrixOrigin | None
     outcome: Outcome
 
 
@@ -134,7 +136,7 @@ def quantize(
     progress(total, total, "reading back")
     manifests = publish(work, source, outcome)
     paths = tuple(file.path for file in work.outputs)
-    return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), outcome)
+    return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), origin, outcome)
 
 
 def publish(work: Work, source: Source, outcome: Outcome) -> tuple[Path, ...]:
@@ -223,7 +225,16 @@ def check_imatrix(plan: QuantizationPlan, source: Source, path: Path | None) -> 
             dataset=str(datasets[0]) if isinstance(datasets, tuple) and datasets else None,
             entries=len(known),
             chunks=chunks if isinstance(chunks, int) else None,
+            unseen_experts=_count_unseen(plan, file, known),
         )
+
+
+def _count_unseen(plan: QuantizationPlan, file: ImatrixFile, known: set[str]) -> int:
+    unseen = set()
+    for tensor in plan.tensors:
+        if tensor.role is Role.ROUTED_EXPERT and not tensor.is_copied and tensor.name in known:
+            unseen |= {(tensor_layer(tensor.name), expert) for expert in file.uncovered(tensor.name)}
+    return len(unseen)
 
 
 def check_space(work: Work) -> None:
