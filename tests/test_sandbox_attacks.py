@@ -260,14 +260,21 @@ def test_a_busy_loop_ends_at_the_processor_limit(sandbox):
 
 def test_a_daemon_does_not_outlive_its_run(sandbox):
     # It holds every pipe it was given; the run must end all the same, and the daemon with it.
-    result = sandbox.run(
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(314159)\ndef f(): return 'contained'",
-        "f",
-        REPORT.replace("candidate", "f"),
+    result = attack(
+        sandbox,
+        """
+daemon = os.fork()
+if daemon == 0:
+    os.setsid()
+    os.execv('/usr/bin/sleep', ['sleep', '314159'])
+while b'314159' not in open(f'/proc/{daemon}/cmdline', 'rb').read():
+    time.sleep(0.01)
+return 'contained'
+""",
     )
 
     assert result.passed, result
-    _until(lambda: not any(b"314159" in line for line in _command_lines()))
+    _until(lambda: not any(line == b"sleep\x00314159\x00" for line in _command_lines()))
 
 
 def test_killing_its_parent_and_everything_else_gains_nothing(sandbox):
