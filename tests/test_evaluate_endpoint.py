@@ -19,6 +19,7 @@ from dfqs.progress import no_progress
 from dfqs.report.markdown import render_markdown
 from dfqs.report.record import build_report
 from dfqs.report.schema import SCHEMA_FILE, Report
+from dfqs.runtime.client import Client
 from evaluate_server import Answer, Reply, oracle, serve
 
 ALL = (REASONING, CODE, CONTEXT, BOUNDARY)
@@ -113,6 +114,28 @@ def test_an_endpoint_that_never_answers_properly_has_null_scores_with_the_reason
 
     assert (report.metrics.reasoning_score, report.metrics.code_score) == (None, None)
     assert reason in report.reasons["reasoning_score"]
+
+
+def test_an_endpoint_that_answers_no_question_has_no_boundary_and_not_one_of_0_tokens(tmp_path):
+    refused = Reply(raw=b'{"error": {"message": "no such model"}}', status=500)
+
+    report = run(lambda prompt: refused, tmp_path, stages=(CONTEXT, BOUNDARY))
+
+    assert (report.metrics.context_stability_curve, report.metrics.failure_boundary_tokens) == (None, None)
+    assert "no such model" in report.reasons["failure_boundary_tokens"]
+
+
+def test_a_server_that_breaks_at_a_length_has_its_boundary_there_by_the_runtime(tmp_path):
+    right = oracle()
+
+    def breaks(prompt: str) -> Reply:
+        return right(prompt) if len(prompt) // 4 < 1800 else Reply(raw=b'{"error": "out of memory"}', status=500)
+
+    report = run(breaks, tmp_path, stages=(BOUNDARY,))
+
+    assert report.details.boundary.cause == "runtime"
+    assert 1536 < report.metrics.failure_boundary_tokens <= 2048
+    assert "out of memory" in report.details.boundary.reason
 
 
 def test_html_in_between_counts_as_wrong_and_is_asked_again_next_time(tmp_path):
@@ -236,6 +259,15 @@ def test_a_changed_condition_begins_a_new_run_and_says_which(tmp_path):
 def test_a_model_that_the_endpoint_does_not_serve_is_refused(tmp_path):
     with serve(oracle()) as endpoint, pytest.raises(UsageError, match="serves fake, not 'other'"):
         EndpointTarget(endpoint.url, model="other", max_context=1024).__enter__()
+
+
+def test_a_server_s_names_cannot_draw_on_the_terminal(monkeypatch):
+    monkeypatch.setattr(Client, "models", lambda self: ("evil\x1b[2J\ud800",))
+    with EndpointTarget("http://127.0.0.1:9", max_context=1024) as target:
+        assert target.info.name == "evil\\x1b[2J\\ud800"
+    with pytest.raises(UsageError) as refused:
+        EndpointTarget("http://127.0.0.1:9", model="other", max_context=1024).__enter__()
+    assert str(refused.value).isprintable()
 
 
 def test_hidden_tests_and_solutions_are_never_sent(tmp_path):

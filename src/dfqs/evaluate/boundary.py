@@ -17,6 +17,8 @@ class LengthResult:
     length_tokens: int
     count: Count
     failure: str | None = None
+    answered: bool = True
+    """False: it failed because no question got an answer at all, which at the shortest length says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,12 @@ def find_boundary(measure: Callable[[int], LengthResult], lengths: Sequence[int]
     """
     search = _Search(measure, corrected_confidence(len(lengths) - 1 + REFINE_STEPS))
     shortest = search.at(lengths[0])
+    if shortest.failure is not None and not shortest.answered:
+        return search.undecided(f"{shortest.failure} (at the shortest length)")
     if shortest.failure is not None:
         return search.found(0, "runtime", f"the runtime fails at the shortest length already: {shortest.failure}")
     if shortest.count.total < MINIMUM_QUESTIONS:
-        reason = f"{shortest.count.total} questions a length; at least {MINIMUM_QUESTIONS} are needed to decide"
+        reason = f"questions a length: {shortest.count.total}; at least {MINIMUM_QUESTIONS} are needed to decide"
         return search.undecided(reason)
     if not can_show_a_fall(shortest.count, MINIMUM_QUESTIONS, search.confidence):
         reason = (
@@ -63,13 +67,13 @@ def find_boundary(measure: Callable[[int], LengthResult], lengths: Sequence[int]
     for index, length in enumerate(lengths[1:], 1):
         result = search.at(length)
         if result.failure is not None:
-            return search.refine(low, length, "runtime")
+            return search.refine(low, length)
         if search.fails(length):
             following = lengths[index + 1] if index + 1 < len(lengths) else None
             if following is None:
                 return search.confirm_last(low, length)
             if search.fails(following):
-                return search.refine(low, length, "score")
+                return search.refine(low, length)
         else:
             low = length
     return search.censored(lengths[-1], "nothing failed up to the longest length tested")
@@ -91,7 +95,7 @@ class _Search:
         shortest = self.results[min(self.results)]
         return result.failure is not None or below_half(shortest.count, result.count, self.confidence)
 
-    def refine(self, low: int, high: int, cause: str) -> Boundary:
+    def refine(self, low: int, high: int) -> Boundary:
         """Halve the gap between a length that works and one that fails."""
         for _ in range(REFINE_STEPS):
             middle = _middle(low, high)
@@ -106,13 +110,13 @@ class _Search:
             return self.found(high, "runtime", failure)
         count, first = self.at(high).count, self.results[min(self.results)].count
         reason = f"{count.right} of {count.total} right, below half of {first.right} of {first.total}"
-        return self.found(high, cause if cause == "score" else "score", reason)
+        return self.found(high, "score", reason)
 
     def confirm_last(self, low: int, last: int) -> Boundary:
         """Only the longest length fails: a failing neighbour below it makes two adjacent ones."""
         middle = _middle(low, last)
         if middle is not None and self.fails(middle):
-            return self.refine(low, middle, "score")
+            return self.refine(low, middle)
         return self.censored(last, "only the longest length tested fails, and one length alone does not decide")
 
     def found(self, tokens: int, cause: str, reason: str) -> Boundary:

@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from dfqs.errors import NetworkError, UsageError
+from dfqs.errors import NetworkError, UsageError, printable
 from dfqs.evaluate.context import Question, document, fitting_notes, note, plan_questions
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
-from dfqs.evaluate.store import whole_text
 from dfqs.evaluate.target import LengthFailure, TargetInfo
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.client import Client
@@ -47,8 +46,8 @@ class EndpointTarget:
             names = ()
         if names and self._model and self._model not in names:
             self._client.close()
-            raise UsageError(f"{self._client.url} serves {', '.join(names[:8])}, not '{self._model}'")
-        self._name = whole_text(self._model or (names[0] if names else "unnamed"))
+            raise UsageError(f"{self._client.url} serves {printable(', '.join(names[:8]), 400)}, not '{self._model}'")
+        self._name = printable(self._model or (names[0] if names else "unnamed"), 200)
         return self
 
     def __exit__(

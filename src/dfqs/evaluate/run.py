@@ -239,8 +239,12 @@ class Asker:
         except LengthFailure as error:
             self._store.append(CONTEXT, f"{length}/failure", {"reason": str(error)})
             return LengthResult(length, Count(0, 0), str(error))
-        scored = [self._store.get(CONTEXT, _key(length, question)) for question in questions]
-        return LengthResult(length, Count(sum(item["verdict"] == "right" for item in scored if item), len(questions)))
+        scored = [self._store.get(CONTEXT, _key(length, question)) or {} for question in questions]
+        verdicts = [item.get("verdict") for item in scored]
+        if verdicts and set(verdicts) == {Verdict.UNUSABLE}:
+            why = f"no usable answer; the last: {scored[-1]['completion']['text']}"
+            return LengthResult(length, Count(0, 0), why, answered=False)
+        return LengthResult(length, Count(verdicts.count(Verdict.RIGHT), len(questions)))
 
     def _plan(self, length: int) -> Sequence[Question]:
         vocabulary = self._set.items[0]

@@ -38,7 +38,7 @@ def render_markdown(report: Report) -> str:
 def render_summary(report: Report) -> str:
     """The five metrics, a line each, for a terminal."""
     lines = [f"{name:<26}{value}" + (f"  ({beside})" if beside else "") for name, value, beside in _metric_rows(report)]
-    return "\n".join([*lines, "", report.statement])
+    return "\n".join([*lines, "", printable(report.statement, 600)])
 
 
 def _metrics(report: Report) -> str:
