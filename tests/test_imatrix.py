@@ -181,8 +181,13 @@ def test_coverage_counts_an_expert_as_cold_by_the_least_of_its_matrices(counts: 
 
 
 def test_measuring_stops_when_every_expert_has_seen_enough(model: Path, worker: Worker, tmp_path: Path) -> None:
-    outcome = measure(worker, job(model, tmp_path / "i.gguf", min_samples=20, min_tokens=128))
+    notes: list[str] = []
+    wanted = job(model, tmp_path / "i.gguf", min_samples=20, min_tokens=256)
 
+    outcome = measure(worker, wanted, lambda event: notes.append(event[2]))
+
+    # Before the first chunk nothing is known, not even that there are experts.
+    assert notes[0] == "" and f"of {EXPERTS} experts have seen enough" in notes[1]
     assert outcome.stopped_because == "every expert has seen enough"
     assert 128 <= outcome.tokens < outcome.tokens_available
 

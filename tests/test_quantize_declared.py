@@ -95,10 +95,15 @@ def test_a_recipe_comes_back_from_metadata_as_it_was() -> None:
     assert class_from_record(json.loads(json.dumps(recipe_record(class_)))) == class_
 
 
-def test_inspect_names_the_recipe_that_a_file_declares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_and_inspect_name_the_recipe_that_a_file_declares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class_ = DeploymentClass("of my own", {Role.ROUTED_EXPERT: T.IQ1_S})
     path = write_small(tmp_path / "m.gguf", TENSORS, keys(class_))
 
+    run(["verify", str(path)])
+    verified = capsys.readouterr().out
+    assert "of my own, and every tensor is as its recipe says" in verified and "closest" not in verified
     assert run(["inspect", str(path)]) == 0
     assert run(["inspect", str(path), "--json"]) == 0
 

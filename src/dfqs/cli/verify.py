@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from dfqs.classes import recognise_class
+from dfqs.classes import ClassMatch, recognise_class
 from dfqs.cli.inspect import class_text, describe_class
 from dfqs.cli.output import note, out, print_json, print_plain, progress_bar
 from dfqs.errors import FormatError, UsageError, printable
@@ -17,6 +17,7 @@ from dfqs.integrity.manifest import manifest_findings, read_manifest, wants_expe
 from dfqs.integrity.structure import zero_findings
 from dfqs.model import read_model_spec
 from dfqs.quantize.declared import class_findings
+from dfqs.quantize.metadata import CLASS_KEY
 from dfqs.units import format_bytes
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
@@ -46,10 +47,13 @@ def command(
     recorded = read_manifest(manifest) if manifest is not None else None
     structure = verify_structure(model)
     findings = list(structure.findings)
-    hashes, compared, match = None, None, None
+    hashes, compared, match, declared = None, None, None, None
     if structure.readable:
         header = read_header(model)
-        findings += class_findings(header)
+        contradictions = class_findings(header)
+        findings += contradictions
+        if not contradictions:
+            declared = header.metadata.get(CLASS_KEY)
         # Keys that describe no model have no class; what is wrong with them is among the findings.
         with contextlib.suppress(FormatError):
             match = recognise_class(read_model_spec(header))
@@ -72,14 +76,20 @@ def command(
     else:
         for finding in findings:
             print_finding(finding)
-        if match is not None:
-            print_plain(f"class           {class_text(match)}")
-            for deviation in match.deviations:
-                print_plain(f"  - {deviation}")
+        _print_class(match, declared)
         skipped = not structure.readable and bool(against or manifest or hash_)
         _print_outcome(model, structure.file_bytes, hashes, compared, recorded is not None, failed, skipped)
     if failed:
         raise typer.Exit(1)
+
+
+def _print_class(match: ClassMatch | None, declared: object) -> None:
+    if declared is not None:
+        print_plain(f"class           {printable(str(declared))}, and every tensor is as its recipe says")
+    elif match is not None:
+        print_plain(f"class           {class_text(match)}")
+        for deviation in match.deviations:
+            print_plain(f"  - {deviation}")
 
 
 def print_finding(finding: Finding) -> None:

@@ -210,9 +210,11 @@ class _Run:
             entry = self.journal.finished.get(tensor.name)
             if entry is None or self._hash_output(tensor) != entry.sha256:
                 if self.journal.complete:
+                    output = self.work.outputs[tensor.output]
+                    changed = output.partial if output.partial.exists() else output.path
                     raise IntegrityError(
-                        f"{self.work.outputs[tensor.output].partial}: tensor '{tensor.name}' changed after it was "
-                        f"written; delete that file and {self.work.journal} to start over"
+                        f"{changed}: tensor '{tensor.name}' changed after it was written; delete that file and "
+                        f"{self.work.journal} to start over"
                     )
                 continue
             finished[tensor.name] = entry

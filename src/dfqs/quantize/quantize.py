@@ -16,7 +16,7 @@ from typing import Any
 from dfqs.classes import DeploymentClass
 from dfqs.errors import IntegrityError, SpaceError, UsageError
 from dfqs.gguf.layout import TensorInfo, align_up, place_tensors
-from dfqs.gguf.reader import Header, parse_header, read_header
+from dfqs.gguf.reader import Header
 from dfqs.gguf.writer import encode_header
 from dfqs.integrity.hashes import hash_file, hash_model
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, manifest_of
@@ -31,7 +31,7 @@ from dfqs.records import sha256_of, write_json
 from dfqs.runtime import Worker
 from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.names import ShardName
-from dfqs.shards.shard import SPLIT_COUNT, read_shards
+from dfqs.shards.shard import read_model_shards
 from dfqs.storage import check_writable_target, fsync_directory, publish_file
 from dfqs.units import format_bytes
 
@@ -73,14 +73,11 @@ def read_source(path: Path) -> Source:
         FormatError: a header lies, a shard is missing or of another model.
         UsageError: the file is missing, or a later shard was given.
     """
-    header = parse_header(path)
-    count = header.metadata.get(SPLIT_COUNT)
-    if isinstance(count, int) and count > 1:
-        shards = read_shards(path)
+    shards = read_model_shards(path)
+    if len(shards) > 1:
         for problem in belonging_problems(shards):
             raise problem
-        return Source(tuple(shard.header for shard in shards))
-    return Source((read_header(path),))
+    return Source(tuple(shard.header for shard in shards))
 
 
 def plan_source(source: Source, class_: DeploymentClass) -> QuantizationPlan:
