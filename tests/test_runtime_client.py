@@ -265,3 +265,12 @@ class TestTokenize:
 def test_what_is_no_address_is_refused_before_anything_is_sent(url: str) -> None:
     with pytest.raises(UsageError, match="is no address; write it like"):
         Client(url)
+
+
+def test_a_password_in_the_address_is_used_and_neither_shown_nor_stored(server: Scripted) -> None:
+    server.say("/v1/models", {"data": []})
+    with Client(server.url.replace("://", "://me:s%40cret@")) as client:
+        client.models()
+
+        assert client.url == server.url
+    assert server.requests[0][1]["Authorization"] == "Basic bWU6c0BjcmV0"  # me:s@cret

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import httpx
 
@@ -63,8 +63,11 @@ class Client:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"'{printable(url)}' is no address; write it like http://127.0.0.1:8080")
-        self.url = url.rstrip("/").removesuffix("/v1")
+        # Without name and password: it is shown in messages, and stored in reports.
+        bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self.url = bare.rstrip("/").removesuffix("/v1")
         self._client = httpx.Client(
+            auth=(unquote(parts.username), unquote(parts.password or "")) if parts.username else None,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
             # A proxy from the environment has no business between us and this machine.
