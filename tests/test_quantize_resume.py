@@ -1,6 +1,7 @@
 """A killed run goes on where it was, and ends with the bytes that an uninterrupted one has."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -181,6 +182,32 @@ def test_a_torn_last_line_of_the_journal_is_not_believed(model: Path, out: Path,
     result = quantize(model, out, Q8_0, worker=worker)
 
     assert result.outcome.resumed == 5
+    assert out.read_bytes() == expected
+
+
+def test_a_damaged_line_of_the_journal_puts_no_wrong_hash_into_the_file(model: Path, out: Path, worker: Worker) -> None:
+    leave_as_interrupted(model, out, worker, 5)
+    expected = partial_of(out).read_bytes()
+    lines = journal_of(out).read_text().splitlines()
+    damaged = json.loads(lines[3])
+    lines[3] = json.dumps({**damaged, "source_sha256": "0" * 64})
+    journal_of(out).write_text("\n".join(lines) + "\n")
+
+    result = quantize(model, out, Q8_0, worker=worker)
+
+    assert result.outcome.resumed == 2
+    assert out.read_bytes() == expected
+
+
+def test_a_header_that_was_damaged_before_the_rename_is_written_again(model: Path, out: Path, worker: Worker) -> None:
+    leave_as_interrupted(model, out, worker, 13, complete=True)
+    expected = partial_of(out).read_bytes()
+    with partial_of(out).open("r+b") as file:
+        file.seek(expected.find(b"quantize-vector"))
+        file.write(b"Q")
+
+    quantize(model, out, Q8_0, worker=worker)
+
     assert out.read_bytes() == expected
 
 

@@ -185,19 +185,20 @@ class _Run:
         started = time.monotonic()
         finished = self._check_finished()
         resumed = len(finished)
+        # The header is written again even over a finished file: only tensors have hashes in the journal.
+        for file, handle in zip(self.work.outputs, self.handles, strict=True):
+            with storage_errors(file.path):
+                if not finished:
+                    os.ftruncate(handle, 0)
+                os.ftruncate(handle, file.size)
+                _write_all(handle, file.header, 0)
+        todo = [t for t in self.work.tensors if t.name not in finished]
+        for type_ in {t.type for t in todo if t.type is not t.source_type}:
+            self.kernels.prepare(type_)
+        finished |= {t.name: t for t in self._convert_all(todo)}
+        self._fill_hash_slots(finished)
+        self._sync()
         if not self.journal.complete:
-            for file, handle in zip(self.work.outputs, self.handles, strict=True):
-                with storage_errors(file.path):
-                    if not finished:
-                        os.ftruncate(handle, 0)
-                    os.ftruncate(handle, file.size)
-                    _write_all(handle, file.header, 0)
-            todo = [t for t in self.work.tensors if t.name not in finished]
-            for type_ in {t.type for t in todo if t.type is not t.source_type}:
-                self.kernels.prepare(type_)
-            finished |= {t.name: t for t in self._convert_all(todo)}
-            self._fill_hash_slots(finished)
-            self._sync()
             self.journal.mark_complete()
         in_order = tuple(finished[t.name] for t in self.work.tensors)
         quantized = self.done_parameters - self._resumed_parameters

@@ -129,6 +129,8 @@ class ImatrixFile:
         sums = None
         if self._file.header.has_tensor(name + SUMS):
             sums = self._array(name + SUMS).reshape(squares.shape).copy()
+            if not np.isfinite(sums).all():
+                raise FormatError("holds sums that are no numbers: the file is damaged", path=self.path, name=name)
         return Accumulated(squares.copy(), counts.astype(np.int64), sums)
 
     def importance(self, name: str, shape: Sequence[int]) -> Float32 | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import UsageError
+from dfqs.records import sha256_of
 from dfqs.storage import fsync_directory, storage_errors
 
 FORMAT = "dfqs.quantize-journal/1"
@@ -61,11 +62,11 @@ class Journal:
     def add(self, tensors: list[FinishedTensor]) -> None:
         """Note tensors whose bytes have been synced."""
         if tensors:
-            self._append([{"tensor": t.name, "source_sha256": t.source_sha256, "sha256": t.sha256} for t in tensors])
+            self._append([_line(t) for t in tensors])
 
     def mark_complete(self) -> None:
         """Note that all outputs are whole and synced."""
-        self._append([{"tensor": COMPLETE, "source_sha256": "0" * 64, "sha256": "0" * 64}])
+        self._append([_line(FinishedTensor(COMPLETE, "0" * 64, "0" * 64))])
 
     def _append(self, lines: list[dict[str, str]]) -> None:
         data = "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -115,9 +116,18 @@ def read_journal(path: Path, fingerprint: str) -> JournalState:
         name, source, out = entry.get("tensor"), entry.get("source_sha256"), entry.get("sha256")
         if not name or not source or not out or not (_HASH.fullmatch(source) and _HASH.fullmatch(out)):
             break
-        finished[name] = FinishedTensor(name, source, out)
+        tensor = FinishedTensor(name, source, out)
+        if entry != _line(tensor):
+            break
+        finished[name] = tensor
     complete = finished.pop(COMPLETE, None) is not None
     return JournalState(finished, complete)
+
+
+def _line(tensor: FinishedTensor) -> dict[str, str]:
+    line = {"tensor": tensor.name, "source_sha256": tensor.source_sha256, "sha256": tensor.sha256}
+    # The source's hash cannot be held against anything later: a damaged line would put a wrong one into the file.
+    return {**line, "check": sha256_of(line)[:16]}
 
 
 def _object(line: bytes) -> dict[str, str]:
