@@ -4,8 +4,11 @@ import hashlib
 import re
 from pathlib import Path
 
+import pytest
+
+from dfqs.errors import UsageError
 from dfqs.evaluate import prompts
-from dfqs.quantize.calibration import heldout_text, shipped_corpus, worked_problems
+from dfqs.quantize.calibration import heldout_text, read_text, shipped_corpus, worked_problems
 
 
 def test_the_shipped_mix_has_chat_code_maths_and_many_scripts() -> None:
@@ -27,6 +30,11 @@ def test_the_mix_is_frozen_because_importance_measured_on_another_does_not_compa
     assert corpus.sha256 == "a94f7869f119f89b3f9b8401d2a755baaeed4428f4f2564d25edb59b6f9b76e9"
     heldout = "a8d22ca94f0bdf326fb14d69b8f5b9482a8635a82c22401391727d4dff95d53a"
     assert hashlib.sha256(heldout_text().encode()).hexdigest() == heldout
+
+
+def test_a_text_without_end_is_refused_and_not_read_until_memory_is_full() -> None:
+    with pytest.raises(UsageError, match=r"/dev/zero is larger than 1\.0 kB"):
+        read_text(Path("/dev/zero"), 1000)
 
 
 def test_worked_problems_are_right_because_wrong_arithmetic_would_calibrate_nonsense() -> None:

@@ -8,8 +8,8 @@ import typer
 
 from dfqs.cli.output import note, print_json, print_plain, progress_bar
 from dfqs.errors import UsageError
+from dfqs.quantize import calibration
 from dfqs.quantize.bootstrap import Estimate
-from dfqs.quantize.calibration import heldout_text
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.perplexity import (
     STRIDE_TOKENS,
@@ -101,9 +101,9 @@ def read_text(path: Path | None) -> str:
         UsageError: it cannot be read.
     """
     if path is None:
-        return heldout_text()
+        return calibration.heldout_text()
     try:
-        return path.read_text(encoding="utf-8")
+        return calibration.read_text(path, calibration.MAX_HELDOUT_BYTES)
     except OSError as error:
         raise UsageError(f"the text {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from dfqs.errors import UsageError
 from dfqs.records import sha256_of
+from dfqs.units import format_bytes
 
 DATA = Path(__file__).parent / "data"
 NAME = "dfqs-calibration-1"
 """Another mix gets another number."""
 PROBLEMS = 120
 MAX_CORPUS_BYTES = 1 << 30
+MAX_HELDOUT_BYTES = 64 << 20
 
 Message = tuple[str, str]
 """(role, text)"""
@@ -71,14 +73,12 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
     """A user's own text files, one stream each.
 
     Raises:
-        UsageError: a file is missing, no UTF-8 text, empty, or larger than 1 GB.
+        UsageError: a file is missing, no UTF-8 text, empty, or larger than 1 GiB.
     """
     streams = []
     for path in paths:
         try:
-            if path.stat().st_size > MAX_CORPUS_BYTES:
-                raise UsageError(f"{path} is larger than 1 GB; a few megabytes of varied text do")
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path, MAX_CORPUS_BYTES)
         except OSError as error:
             raise UsageError(f"the corpus {path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:
@@ -87,6 +87,19 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
             raise UsageError(f"{path} has no text in it")
         streams.append(Stream(path.name, (text,)))
     return Corpus(", ".join(path.name for path in paths), tuple(streams))
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """A text file of the user's.
+
+    Raises:
+        UsageError: it is larger than anybody needs; a device has no end.
+        OSError, UnicodeDecodeError: it cannot be read, or is no UTF-8.
+    """
+    with path.open("rb") as file:
+        if path.stat().st_size <= most_bytes and len(data := file.read(most_bytes + 1)) <= most_bytes:
+            return data.decode()
+    raise UsageError(f"{path} is larger than {format_bytes(most_bytes)}; some megabytes of varied text do")
 
 
 def worked_problems(count: int) -> list[str]:
