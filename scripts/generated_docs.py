@@ -12,8 +12,9 @@ TREE_END = "<!-- end of tree -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
     *("errors", "units", "progress", "storage", "records"),
-    *("gguf", "shards", "integrity", "find", "model", "classes", "hardware", "runtime", "quantize", "routing"),
-    *("planning", "evaluate", "report", "targets", "embedded", "demo", "cli", "__main__"),
+    *("gguf", "shards", "integrity", "find", "model", "classes", "snapshot", "hardware"),
+    *("runtime", "quantize", "routing", "planning", "evaluate", "report", "targets"),
+    *("embedded", "demo", "cli", "__main__"),
 )
 
 

@@ -17,6 +17,7 @@ LAYERS = (
     ("find",),
     ("model",),
     ("classes",),
+    ("snapshot",),
     ("hardware",),
     ("runtime",),
     ("quantize",),

@@ -2,13 +2,15 @@
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
+from cli_processes import COMMAND, RunningDfqs, run_dfqs, wait_until_gone
 from dfqs.gguf import GGMLType, TensorSource, string, write_gguf
 
 PROMPT = ("-p", "Name three colours.")
@@ -178,3 +180,12 @@ class TestInterruptions:
             assert "Traceback" not in running.errors()
 
         wait_until_gone(workers)
+
+
+def test_closed_standard_streams_do_not_lend_their_numbers_to_the_worker(embedded_model: Path) -> None:
+    command = shlex.join([*COMMAND, "run", str(embedded_model), "-p", "Hello", "-n", "1", "--threads", "1"])
+
+    result = subprocess.run(["sh", "-c", f"{command} <&- 2>&-"], stdout=subprocess.PIPE, check=False, timeout=120)
+
+    assert result.returncode == 0
+    assert result.stdout.strip()

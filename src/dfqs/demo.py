@@ -6,8 +6,8 @@ Each step is a call that a user could make; this module only puts them in order 
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,9 +15,9 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from dfqs import __version__
-from dfqs.classes import recognise_class, tier_of
+from dfqs.classes import recognise_class
 from dfqs.embedded import cached_embedded_model
-from dfqs.errors import IntegrityError
+from dfqs.errors import IntegrityError, printable
 from dfqs.evaluate.local import LocalTarget
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
@@ -36,6 +36,7 @@ from dfqs.runtime.memory import measure_memory_curve
 from dfqs.runtime.requests import Answer, Sampling, SessionInfo
 from dfqs.shards import merge, plan_merge
 from dfqs.shards.split import plan_split, split
+from dfqs.snapshot import snapshot_rows
 from dfqs.storage import publish_file, storage_errors, write_bytes_atomic
 from dfqs.units import format_bytes, format_count, format_duration
 
@@ -47,7 +48,7 @@ CONTEXTS = (2048, 8192)
 """Context lengths that the memory step asks llama.cpp about; the second is all that the model was trained for."""
 WORK_NAME = ".work"
 STEPS = 8
-SAMPLE = Suite("demo", 3, 3, (512, 1024), 3, 128, 3, 256, 512)
+SAMPLE = Suite("demo", 3, 3, (512, 1024), 3, decode_tokens=128, decode_repeats=2, prefill_tokens=128, depth_tokens=0)
 """What the demonstration measures: enough to see how it is done, too little to say anything."""
 STAGES = (REASONING, CODE, CONTEXT, SPEED)
 """The failure boundary takes longer than everything else together; `dfqs eval` measures it."""
@@ -92,6 +93,8 @@ class DemoRecord(Record):
     prompt_tokens_per_s: float | None
     threads: int
     omp_wait_policy: str
+    snapshot: dict[str, str]
+    """What the model is: the specification's snapshot table."""
     steps: list[DemoStep]
 
 
@@ -123,7 +126,7 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         hashes = _verify(story, merged, first_shard)
         target = out / MODEL_NAME
         publish_file(merged, target, overwrite=True)
-        spec = _inspect(story, target)
+        spec, snapshot = _inspect(story, target)
         _plan_memory(story, target)
         answer, session = _run(story, target)
         report = _measure(story, target, hashes, work / "evaluation")
@@ -143,6 +146,7 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         prompt_tokens_per_s=answer.prompt_tokens_per_s,
         threads=session.threads,
         omp_wait_policy=session.omp_wait_policy,
+        snapshot=dict(snapshot),
         steps=story.steps,
     )
     write_json(out / "demo.json", record)
@@ -153,7 +157,11 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
 
 def render_story(record: DemoRecord) -> str:
     """The record as Markdown."""
-    rows = "\n".join(f"| {i} | {s.title} | {s.outcome} | {s.wall_s:.1f} s |" for i, s in enumerate(record.steps, 1))
+    rows = "\n".join(
+        f"| {i} | {s.title} | {_cell(s.outcome)} | {s.wall_s:.1f} s |" for i, s in enumerate(record.steps, 1)
+    )
+    snapshot = "\n".join(f"| {name} | {_cell(value)} |" for name, value in record.snapshot.items())
+    snapshot = f"| property | value |\n|---|---|\n{snapshot}"
     return f"""# What `dfqs demo` did
 
 {record.made_at}, dfqs {record.dfqs_version}, {record.threads} threads ({record.omp_wait_policy} OpenMP waiting).
@@ -162,7 +170,11 @@ def render_story(record: DemoRecord) -> str:
 |---|---|---|---|
 {rows}
 
-The file: **{record.model}**, {record.file_bytes:,} bytes.
+## The model it left
+
+{snapshot}
+
+{record.file_bytes:,} bytes.
 
 - SHA-256 of the file: `{record.file_sha256}`
 - SHA-256 of its content, whatever its layout: `{record.content_sha256}`
@@ -171,6 +183,11 @@ The file: **{record.model}**, {record.file_bytes:,} bytes.
 
 The measurement's report, with its conditions: [report.md](report.md).
 """
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return printable(text, 400).replace("|", "\\|")
 
 
 class _Story:
@@ -187,13 +204,16 @@ class _Story:
             step = _Step(progress)
             yield step
         self.steps.append(DemoStep(title=title, outcome=step.outcome, wall_s=time.monotonic() - started))
-        self.narrator.say(step.outcome)
+        for line in (step.outcome, *step.details):
+            self.narrator.say(line)
 
 
 @dataclass(slots=True)
 class _Step:
     progress: Progress
     outcome: str = ""
+    details: list[str] = field(default_factory=list)
+    """Told after the outcome, and not kept with it."""
 
 
 def _build(story: _Story) -> Path:
@@ -232,18 +252,16 @@ def _verify(story: _Story, model: Path, first_shard: Path) -> ModelHashes:
     return hashes
 
 
-def _inspect(story: _Story, path: Path) -> ModelSpec:
-    with story.step("Inspect what it is") as step:
+def _inspect(story: _Story, path: Path) -> tuple[ModelSpec, list[tuple[str, str]]]:
+    with story.step("Inspect what it is, from its header alone") as step:
         spec = read_model_spec(read_header(path))
-        match = recognise_class(spec)
-        bits = spec.bits_per_weight
-        tier = tier_of(bits).title if bits is not None else "unknown"
+        rows = snapshot_rows(spec, recognise_class(spec), path.stat().st_size, files=1)
+        step.details = [f"{name:<17}{printable(value)}" for name, value in rows]
         step.outcome = (
-            f"{spec.architecture}, {spec.layers} layers, {format_count(spec.parameters_active)} parameters active, "
-            f"{bits:.2f} bits per weight, tier {tier}, "
-            + (f"class {match.name}" if match is not None and match.exact else "of no deployment class")
+            f"{format_count(spec.parameters)} parameters, {format_count(spec.parameters_active)} of them active for a "
+            f"token, {spec.bits_per_weight or 0:.2f} bits each"
         )
-    return spec
+    return spec, rows
 
 
 def _plan_memory(story: _Story, path: Path) -> None:
@@ -286,7 +304,7 @@ def _measure(story: _Story, path: Path, hashes: ModelHashes, directory: Path) ->
         step.outcome = (
             f"reasoning {_figure(metrics.reasoning_score)}, code {_figure(metrics.code_score)}, "
             f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s; {SAMPLE.reasoning_items} items a set, "
-            "so these figures show the way and no more"
+            "far too few to say anything (`dfqs eval` measures more, and the failure boundary)"
         )
     return report
 
@@ -299,6 +317,7 @@ def _figure(value: float | None) -> str:
 def _work_directory(out: Path) -> Iterator[Path]:
     """A directory inside `out` for what is not kept; also clears what a killed run left."""
     work = out / WORK_NAME
+    made_here = not out.exists()
     with storage_errors(out):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -306,3 +325,6 @@ def _work_directory(out: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if made_here:
+            with suppress(OSError):  # It is not empty: something was made.
+                out.rmdir()

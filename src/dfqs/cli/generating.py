@@ -90,7 +90,7 @@ def describe_rates(answer: Answer, session: ChatSession) -> str:
         prompt + _rate(answer.prompt_tokens_per_s),
         f"answer {_tokens(answer.generated_tokens)}" + _rate(answer.decode_tokens_per_s),
         f"loaded in {format_duration(info.load_s)}",
-        f"{info.threads} threads{waiting}",
+        f"{info.threads} thread{'' if info.threads == 1 else 's'}{waiting}",
     ]
     if answer.finish_reason == "length":
         parts.append("cut at --max-tokens")

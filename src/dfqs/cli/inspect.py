@@ -12,6 +12,7 @@ from dfqs.cli.output import key_value_table, out, print_json
 from dfqs.gguf import Header
 from dfqs.model import ModelSpec, RoleSize, read_model_spec
 from dfqs.shards.shard import read_model_shards
+from dfqs.snapshot import snapshot_rows
 from dfqs.units import format_bytes, format_count
 
 
@@ -55,41 +56,10 @@ def read_headers(source: Path) -> tuple[Header, ...]:
 
 def snapshot_table(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int) -> Table:
     """The table of the specification's section 5, for this file."""
-    kind = "Mixture-of-Experts (MoE)" if spec.is_moe else "dense (no experts)"
-    experts = f"{spec.experts} a layer, {spec.experts_used} used"
-    if spec.experts_shared:
-        experts += f", {spec.experts_shared} shared"
-    bits = spec.bits_per_weight
-    rows = [
-        ("Model", spec.name or "(the file gives no name)"),
-        ("Architecture", f"{kind}, {spec.architecture}"),
-        ("Total Params", format_count(spec.parameters)),
-        ("Active Params", format_count(spec.parameters_active)),
-        ("Size", format_bytes(file_bytes)),
-        ("Format", "GGUF (single-file)" if files == 1 else f"GGUF ({files} shards)"),
-        ("Runtime", "llama.cpp"),
-        ("DFQS Class", class_text(match)),
-        ("Deployment Tier", f"{tier_of(bits).title} ({tier_of(bits).name})" if bits is not None else "-"),
-        ("Bits per weight", f"{bits:.2f}" if bits is not None else "-"),
-        ("Layers", str(spec.layers) if spec.layers is not None else "-"),
-        ("Experts", experts if spec.is_moe else "none"),
-        ("Context", f"{spec.context_tokens:,} tokens" if spec.context_tokens else "-"),
-        ("Vocabulary", f"{spec.vocabulary:,}" if spec.vocabulary else "-"),
-        ("Chat template", "yes" if spec.chat_template else "no"),
-    ]
-    if spec.declared_class is not None and (match is None or not match.exact or match.name != spec.declared_class):
-        # A recipe of its maker's, a class whose rows fell back, or a lie: `dfqs verify` tells which.
-        rows.insert(8, ("Declared Class", spec.declared_class))
+    rows = snapshot_rows(spec, match, file_bytes, files)
     if spec.description:
         rows.append(("Description", spec.description))
     return key_value_table(rows)
-
-
-def class_text(match: ClassMatch | None) -> str:
-    """The class in a word or two."""
-    if match is None:
-        return "none"
-    return match.name if match.exact else f"none (closest: {match.name})"
 
 
 def describe_class(match: ClassMatch | None) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure."""
+    _open_missing_streams()
     try:
         code = run(sys.argv[1:], _take_signals)
     except KeyboardInterrupt:
@@ -166,6 +167,15 @@ def _options(
     ] = False,
 ) -> None:
     """Options that stand before a verb."""
+
+
+def _open_missing_streams() -> None:
+    """Where the caller closed a standard stream (`dfqs ... <&-`) the next file or pipe would get its number, and the
+    worker would then read and write the wrong thing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest free number is taken: the missing stream's own.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _take_signals() -> None:

@@ -62,10 +62,18 @@ def command(
         if json_:
             print_json(describe_as_json(session, session.answer(request, sampling), sampling, raw))
             return
+        written = False
+
+        def write(piece: str) -> None:
+            nonlocal written
+            written = True
+            write_text(piece)
+
         try:
-            answer = session.answer(request, sampling, write_text)
+            answer = session.answer(request, sampling, write)
         finally:
-            write_text("\n")
+            if written:
+                write_text("\n")
         note(describe_rates(answer, session))
 
 

@@ -64,8 +64,8 @@ def command(
         else:
             print_plain(f"{settings.alias} is served at {listening.url} (web page), {listening.url}/v1 (OpenAI API)")
             note(
-                f"context {settings.context_tokens:,} tokens for each of {parallel} at once, "
-                f"{listening.threads} threads; Ctrl-C stops it"
+                f"context {settings.context_tokens:,} tokens, requests at once: {parallel}, "
+                f"threads: {listening.threads}; Ctrl-C stops it"
             )
 
     note(f"loading {settings.alias}")

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from dfqs.classes import ClassMatch, recognise_class
-from dfqs.cli.inspect import class_text, describe_class
+from dfqs.cli.inspect import describe_class
 from dfqs.cli.output import note, out, print_json, print_plain, progress_bar
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
@@ -18,6 +18,7 @@ from dfqs.integrity.structure import zero_findings
 from dfqs.model import read_model_spec
 from dfqs.quantize.declared import class_findings
 from dfqs.quantize.metadata import CLASS_KEY
+from dfqs.snapshot import class_text
 from dfqs.units import format_bytes
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}

@@ -1,0 +1,42 @@
+"""The snapshot of a model: what it is in fifteen rows, the first nine as the specification's section 5 has them."""
+
+from dfqs.classes import ClassMatch, tier_of
+from dfqs.model import ModelSpec
+from dfqs.units import format_bytes, format_count
+
+
+def snapshot_rows(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int) -> list[tuple[str, str]]:
+    """Property and value, in order. Values come from the file and are not escaped."""
+    kind = "Mixture-of-Experts (MoE)" if spec.is_moe else "dense (no experts)"
+    experts = f"{spec.experts} a layer, {spec.experts_used} used"
+    if spec.experts_shared:
+        experts += f", {spec.experts_shared} shared"
+    bits = spec.bits_per_weight
+    rows = [
+        ("Model", spec.name or "(the file gives no name)"),
+        ("Architecture", f"{kind}, {spec.architecture}"),
+        ("Total Params", format_count(spec.parameters)),
+        ("Active Params", format_count(spec.parameters_active)),
+        ("Size", format_bytes(file_bytes)),
+        ("Format", "GGUF (single-file)" if files == 1 else f"GGUF ({files} shards)"),
+        ("Runtime", "llama.cpp"),
+        ("DFQS Class", class_text(match)),
+        ("Deployment Tier", f"{tier_of(bits).title} ({tier_of(bits).name})" if bits is not None else "-"),
+        ("Bits per weight", f"{bits:.2f}" if bits is not None else "-"),
+        ("Layers", str(spec.layers) if spec.layers is not None else "-"),
+        ("Experts", experts if spec.is_moe else "none"),
+        ("Context", f"{spec.context_tokens:,} tokens" if spec.context_tokens else "-"),
+        ("Vocabulary", f"{spec.vocabulary:,}" if spec.vocabulary else "-"),
+        ("Chat template", "yes" if spec.chat_template else "no"),
+    ]
+    if spec.declared_class is not None and (match is None or not match.exact or match.name != spec.declared_class):
+        # A recipe of its maker's, a class whose rows fell back, or a lie: `dfqs verify` tells which.
+        rows.insert(8, ("Declared Class", spec.declared_class))
+    return rows
+
+
+def class_text(match: ClassMatch | None) -> str:
+    """The class in a word or two."""
+    if match is None:
+        return "none"
+    return match.name if match.exact else f"none (closest: {match.name})"
