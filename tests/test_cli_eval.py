@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 import pytest
 
+from dfqs.cli.drawing import SHARE, _MinuteLines
 from dfqs.cli.main import run
-from dfqs.cli.output import _MinuteLines, err
+from dfqs.cli.output import err
 from dfqs.evaluate import run as run_module
 from dfqs.evaluate import sandbox
 from dfqs.evaluate.endpoint import EndpointTarget
@@ -163,6 +164,23 @@ def test_a_log_gets_a_line_a_minute_with_a_rate_that_counts_only_what_was_measur
         "reasoning: 54 of 64 items, arithmetic-1-1, token 40 of 512",
         "reasoning: 56 of 64 items, 8 min 20 s each, 1 h 6 min left, ordering-1-1",
         "reasoning: 64 of 64 items, 1 min 50 s each, sequence-1-1",
+    ]
+
+
+def test_a_step_that_counts_bytes_and_then_layers_is_shown_as_a_share_and_not_as_bytes(monkeypatch):
+    said = []
+    monkeypatch.setattr(err, "print", lambda text: said.append(str(text)))
+    clock = iter([0, 0, 50, 100, 200])
+    progress = _MinuteLines("Build a model", SHARE, lambda: next(clock))
+
+    progress(93_000_000, 93_000_000, "unpacking the source")
+    progress(0, 30, "fitting experts")
+    progress(10, 30, "fitting experts")
+    progress(20, 30, "fitting experts")
+
+    assert said == [
+        "Build a model: 33 %, 1 min 40 s left, fitting experts",
+        "Build a model: 67 %, 1 min 15 s left, fitting experts",
     ]
 
 

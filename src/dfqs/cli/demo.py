@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dfqs.cli.output import err, out, print_json, print_plain, progress_bar
+from dfqs.cli.drawing import SHARE, progress_bar
+from dfqs.cli.output import err, out, print_json, print_plain
 from dfqs.demo import run_demo
 from dfqs.progress import Progress
 from dfqs.report.markdown import render_summary
@@ -41,7 +42,7 @@ class _Terminal:
     @contextmanager
     def step(self, number: int, total: int, title: str) -> Iterator[Progress]:
         err.print(f"[{number}/{total}] {title}", style="bold", markup=False)
-        with progress_bar("      ") as progress:
+        with progress_bar(f"      {title}", SHARE) as progress:
             yield progress
 
     def say(self, line: str) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from dfqs.cli.output import note, out, print_json, print_plain, progress_bar, warn
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, out, print_json, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.evaluate.endpoint import EndpointTarget
 from dfqs.evaluate.local import LocalTarget

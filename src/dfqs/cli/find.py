@@ -7,7 +7,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from dfqs.cli.output import note, out, print_json, progress_bar
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, out, print_json
 from dfqs.errors import UsageError, printable
 from dfqs.find import FindResult, FoundModel, find_models, taken_bytes, usual_directories
 from dfqs.units import format_bytes

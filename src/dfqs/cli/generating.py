@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import note, progress_bar, warn
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, warn
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import CheckedModel
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling

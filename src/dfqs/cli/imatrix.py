@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import note, print_json, print_plain, progress_bar, warn
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, print_json, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.quantize.calibration import read_corpus, shipped_corpus
 from dfqs.quantize.coverage import Coverage, measure_coverage

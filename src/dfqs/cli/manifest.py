@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from dfqs.cli.output import note, out, print_json, progress_bar
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, out, print_json
 from dfqs.errors import FormatError
 from dfqs.integrity import verify_structure
 from dfqs.integrity.hashes import hash_file

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import key_value_table, note, out, print_json, progress_bar, warn
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import key_value_table, note, out, print_json, warn
 from dfqs.errors import DfqsError, UsageError
 from dfqs.shards import (
     MergePlan,

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import note, print_json, print_plain, progress_bar
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, print_json, print_plain
 from dfqs.errors import UsageError
 from dfqs.quantize import calibration
 from dfqs.quantize.bootstrap import Estimate

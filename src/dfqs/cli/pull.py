@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import note, out, print_json, progress_bar, warn
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, out, print_json, warn
 from dfqs.errors import SpaceError, UsageError, printable
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, make_manifest
 from dfqs.records import write_json

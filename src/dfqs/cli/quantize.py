@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from dfqs.classes import CLASSES
+from dfqs.cli.drawing import progress_bar
 from dfqs.cli.inspect import role_table
 from dfqs.cli.ladder_report import report_ladder
-from dfqs.cli.output import note, out, print_json, print_plain, progress_bar, warn
+from dfqs.cli.output import note, out, print_json, print_plain, warn
 from dfqs.cli.perplexity import read_text
 from dfqs.errors import UsageError, printable
 from dfqs.model import read_model_spec

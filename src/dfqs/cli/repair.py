@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import out, print_json, progress_bar
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import out, print_json
 from dfqs.integrity import verify_structure
 from dfqs.shards.repair import RepairPlan, plan_repair, repair
 from dfqs.storage import check_writable_target

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dfqs.cli.output import note, out, print_json, progress_bar, warn
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import note, out, print_json, warn
 from dfqs.cli.route_compare import Plots, Svg, diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
 from dfqs.errors import UsageError

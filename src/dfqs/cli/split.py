@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.cli.output import out, print_json, progress_bar
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.output import out, print_json
 from dfqs.shards import SplitPlan, plan_split, split
 from dfqs.units import format_bytes, parse_size
 

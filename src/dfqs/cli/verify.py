@@ -8,8 +8,9 @@ import typer
 from rich.text import Text
 
 from dfqs.classes import ClassMatch, recognise_class
+from dfqs.cli.drawing import progress_bar
 from dfqs.cli.inspect import describe_class
-from dfqs.cli.output import note, out, print_json, print_plain, progress_bar
+from dfqs.cli.output import note, out, print_json, print_plain
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
 from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_model, verify_against, verify_structure
