@@ -1,9 +1,10 @@
 """Merging two shards (1.4 + 0.28 GB, 129,280 tokens): cat, cat again as a control, dfqs, and llama-gguf-split.
 
-    python benchmarks/shards.py [--rounds 7] [--peer path/to/llama-gguf-split] [--scratch DIR] [--json FILE]
+    python benchmarks/shards.py [--rounds 7] [--cold] [--peer path/to/llama-gguf-split] [--scratch DIR] [--json FILE]
 
 Rounds are interleaved and their order rotates, so that a slow minute of the machine hits all alike. Every time includes
-an fsync of the output. What does not wander is counted too: bytes that the process wrote (`/proc/PID/io`), disk space
+an fsync of the output. The shards are in the page cache, or (`--cold`) are not, as those of a model larger than memory
+cannot be. What does not wander is counted too: bytes that the process wrote (`/proc/PID/io`), disk space
 beyond what the shards took (blocks of all files, sampled), and the largest resident set (`VmHWM`, sampled).
 """
 
@@ -129,7 +130,17 @@ def written_bytes(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
 
 
-def run_rounds(shards: list[Path], rounds: int, peer: str | None, scratch: Path) -> dict[str, list[Measurement]]:
+def evict(paths: Sequence[Path]) -> None:
+    """Take durable files out of the page cache."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def run_rounds(
+    shards: list[Path], rounds: int, peer: str | None, scratch: Path, *, cold: bool
+) -> dict[str, list[Measurement]]:
     """All commands, in rotating order."""
     dfqs = [sys.executable, "-m", "dfqs.cli.main", "merge"]
     out = scratch / "out.gguf"
@@ -137,7 +148,12 @@ def run_rounds(shards: list[Path], rounds: int, peer: str | None, scratch: Path)
     cat = ["sh", "-c", 'exec cat "$1" "$2" > "$3"', "cat", *map(str, shards), str(out)]
 
     def plain(command: Sequence[str]) -> Callable[[], Measurement]:
-        return lambda: measure(command, scratch, out)
+        def run() -> Measurement:
+            if cold:
+                evict(shards)
+            return measure(command, scratch, out)
+
+        return run
 
     def in_place() -> Measurement:
         copies = scratch / "copies"
@@ -145,6 +161,8 @@ def run_rounds(shards: list[Path], rounds: int, peer: str | None, scratch: Path)
         for shard in shards:
             shutil.copyfile(shard, copies / shard.name)
         os.sync()
+        if cold:
+            evict([copies / shard.name for shard in shards])
         result = measure(
             [*dfqs, str(copies / shards[0].name), "-o", str(copies / "out.gguf"), "--in-place"],
             copies,
@@ -206,6 +224,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Merge two shards in several ways and measure it.")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cold", action="store_true", help="take the shards out of the page cache before each run")
     parser.add_argument("--peer", help="a llama-gguf-split to compare with")
     parser.add_argument("--scratch", type=Path, help="directory to work in; takes 3.5 GB there")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the model, 1 = 1.7 GB")
@@ -216,8 +235,9 @@ def main() -> None:
         shards = make_shards(scratch, options.scale)
         moved = shards[1].stat().st_size
         print(f"{machine()}\nshards: {' + '.join(format_bytes(path.stat().st_size) for path in shards)}")
-        print(f"bytes of the shard that moves in place: {moved:,}\n")
-        results = run_rounds(shards, options.rounds, options.peer, scratch)
+        print(f"bytes of the shard that moves in place: {moved:,}")
+        print(f"the shards are {'not ' if options.cold else ''}in the page cache\n")
+        results = run_rounds(shards, options.rounds, options.peer, scratch, cold=options.cold)
         print(table(results))
         print(f"\nload after: {os.getloadavg()[0]:.1f}")
         if options.json:

@@ -263,7 +263,7 @@ class MemoryFile:
     def read_at(self, offset: int, length: int) -> bytes:
         return self.inode.live.read(offset, length)
 
-    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+    def write_at(self, offset: int, data: bytes) -> None:
         data = bytes(data)
         self._change(f"write {offset}+{len(data)}", lambda content: content.write(offset, data))
 

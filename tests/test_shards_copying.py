@@ -1,4 +1,4 @@
-"""Copying with a hash on the way: what the reader that runs ahead must not get wrong."""
+"""Copying with a hash on the way: what the thread that hashes behind the caller must not get wrong."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from dfqs.errors import ShardError
-from dfqs.shards.copying import PIECE_BYTES, PIECES_AHEAD, HashingReader
+from dfqs.shards.copying import PIECE_BYTES, PIECES_BEHIND, HashingReader
 
 DATA = os.urandom(3 * PIECE_BYTES + 12345)
 
@@ -17,10 +17,10 @@ def read_data(offset: int, length: int) -> bytes:
 
 
 def test_bytes_arrive_in_order_whatever_the_stops_and_the_hash_is_of_all_of_them() -> None:
-    reader = HashingReader(read_data, len(DATA))
+    reader = HashingReader(read_data)
     got = bytearray()
 
-    def take(piece: memoryview, offset: int) -> None:
+    def take(piece: bytes, offset: int) -> None:
         assert offset == len(got)
         got.extend(piece)
 
@@ -30,51 +30,49 @@ def test_bytes_arrive_in_order_whatever_the_stops_and_the_hash_is_of_all_of_them
 
     assert got == DATA
     assert reader.hexdigest() == hashlib.sha256(DATA).hexdigest()
+
+
+def test_nothing_read_has_the_hash_of_nothing() -> None:
+    assert HashingReader(read_data).hexdigest() == hashlib.sha256(b"").hexdigest()
+
+
+def test_a_file_cut_short_while_it_is_read_is_an_error_and_no_thread_stays() -> None:
+    before = threading.active_count()
+    reader = HashingReader(read_data)
+
+    with pytest.raises(ShardError, match="cut short"):
+        reader.read_through(len(DATA) + 1, lambda piece, offset: None)
     reader.close()
 
-
-def test_an_empty_file_has_the_hash_of_nothing() -> None:
-    reader = HashingReader(read_data, 0)
-
-    assert reader.hexdigest() == hashlib.sha256(b"").hexdigest()
-    reader.close()
+    assert threading.active_count() == before
 
 
-def test_a_file_cut_short_while_it_is_read_is_an_error_each_time_it_is_asked_for() -> None:
-    reader = HashingReader(read_data, len(DATA) + 1)
+def test_memory_is_bounded_when_hashing_cannot_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = hashed = 0
+    go_on = threading.Event()
 
-    for _ in range(2):
-        with pytest.raises(ShardError, match="cut short"):
-            reader.read_through(len(DATA) + 1, lambda piece, offset: None)
-    reader.close()
+    class SlowDigest:
+        def update(self, piece: bytes) -> None:
+            nonlocal hashed
+            go_on.wait(60)
+            hashed += 1
 
+        def hexdigest(self) -> str:
+            return ""
 
-def test_a_disk_that_fails_while_read_ahead_fails_the_caller_and_not_only_a_thread() -> None:
-    def fail(offset: int, length: int) -> bytes:
-        raise OSError(5, "Input/output error")
-
-    reader = HashingReader(fail, 10)
-
-    with pytest.raises(OSError, match="Input/output error"):
-        reader.read_through(10, lambda piece, offset: None)
-    reader.close()
-
-
-def test_memory_is_bounded_and_the_thread_ends_when_the_caller_gives_up() -> None:
-    reads = 0
-    full = threading.Event()
-
-    def endless(offset: int, length: int) -> bytes:
-        nonlocal reads
-        reads += 1
-        if reads == PIECES_AHEAD:
-            full.set()
+    def read(offset: int, length: int) -> bytes:
+        nonlocal most
+        most = max(most, offset // PIECE_BYTES - hashed)
+        if offset // PIECE_BYTES == PIECES_BEHIND:
+            # As much as fits has been read; a reader without a bound would read on and on before a piece is hashed.
+            go_on.set()
         return bytes(length)
 
-    before = threading.active_count()
-    reader = HashingReader(endless, 1 << 50)
-    assert full.wait(60)
-    reader.close()
+    monkeypatch.setattr(hashlib, "sha256", SlowDigest)
+    reader = HashingReader(read)
+    reader.read_through(4 * PIECES_BEHIND * PIECE_BYTES, lambda piece, offset: None)
+    reader.hexdigest()
 
-    assert reads == PIECES_AHEAD
-    assert threading.active_count() == before
+    assert hashed == 4 * PIECES_BEHIND
+    # One more may be in the caller's hands, and one in the thread's.
+    assert most <= PIECES_BEHIND + 2

@@ -20,7 +20,7 @@ CHUNK_BYTES = 32 << 20
 BUFFER_BYTES = 4 << 20
 PIECE_BYTES = 1 << 20
 """Small enough to be in the processor's cache still when it is hashed, and written."""
-PIECES_AHEAD = 32
+PIECES_BEHIND = 48
 _CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EIO)
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -58,74 +58,49 @@ def start_writeback(target: int, offset: int, length: int) -> None:
 
 
 class HashingReader:
-    """Reads a file in order and hashes it, in a thread that runs ahead of the caller by up to 32 MiB.
+    """Reads a file in order; a second thread hashes what was read, by up to 48 MiB behind the caller.
 
     On a fast disk hashing takes longest. It goes on while the caller writes, waits for an fsync, or frees blocks.
     """
 
-    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
+    def __init__(self, read_at: Callable[[int, int], bytes]) -> None:
         self._read_at = read_at
-        self._size = size
         self._digest = hashlib.sha256()
-        self._room = threading.Semaphore(PIECES_AHEAD)
-        self._pieces: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-        self._piece = memoryview(b"")
-        """What is left of the piece that the caller is at."""
         self._position = 0
-        self._closed = False
-        self._thread = threading.Thread(target=self._read_ahead, name="sha256", daemon=True)
+        self._room = threading.Semaphore(PIECES_BEHIND)
+        self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._hash, name="sha256", daemon=True)
         self._thread.start()
 
-    def read_through(self, end: int, consume: Callable[[memoryview, int], None]) -> None:
+    def read_through(self, end: int, consume: Callable[[bytes, int], None]) -> None:
         """Go on from where the last call ended up to `end`; `consume` gets each piece and its offset.
 
         Raises:
             ShardError: the file ends before.
         """
         while self._position < end:
-            if not self._piece:
-                self._piece = memoryview(self._next_piece())
-            part = self._piece[: end - self._position]
-            consume(part, self._position)
-            self._position += len(part)
-            self._piece = self._piece[len(part) :]
-            if not self._piece:
-                self._room.release()
+            piece = self._read_at(self._position, min(PIECE_BYTES, end - self._position))
+            if not piece:
+                raise ShardError("a source was cut short while it was read", offset=self._position)
+            self._room.acquire()
+            self._pieces.put(piece)
+            consume(piece, self._position)
+            self._position += len(piece)
 
     def hexdigest(self) -> str:
-        """SHA-256 of the file, once all of it was read."""
-        assert self._position == self._size
-        self._thread.join()
+        """SHA-256 of all that was read; nothing can be read after it."""
+        self.close()
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        self._closed = True
-        self._room.release()
+        """Let the thread end, when it has hashed what it was given."""
+        self._pieces.put(None)
         self._thread.join()
 
-    def _next_piece(self) -> bytes:
-        piece = self._pieces.get()
-        if isinstance(piece, Exception):
-            self._pieces.put(piece)
-            raise piece
-        return piece
-
-    def _read_ahead(self) -> None:
-        position = 0
-        try:
-            while position < self._size:
-                self._room.acquire()
-                if self._closed:
-                    return
-                piece = self._read_at(position, min(PIECE_BYTES, self._size - position))
-                if not piece:
-                    raise ShardError("a source was cut short while it was read", offset=position)
-                self._pieces.put(piece)
-                self._digest.update(piece)
-                position += len(piece)
-        except Exception as error:
-            # Raised again where the bytes are asked for.
-            self._pieces.put(error)
+    def _hash(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            self._digest.update(piece)
+            self._room.release()
 
 
 def _copy_in_kernel(source: int, target: int, source_offset: int, target_offset: int, length: int) -> int:

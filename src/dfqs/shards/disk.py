@@ -46,7 +46,7 @@ class DiskFile(Protocol):
         """`length` bytes; fewer only where the file ends."""
         ...
 
-    def write_at(self, offset: int, data: bytes | memoryview) -> None: ...
+    def write_at(self, offset: int, data: bytes) -> None: ...
 
     def copy_from(self, source: "DiskFile", source_offset: int, offset: int, length: int) -> None:
         """Copy bytes of another open file of the same disk."""
@@ -128,7 +128,7 @@ class LocalFile:
             length -= len(part)
         return b"".join(parts)
 
-    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+    def write_at(self, offset: int, data: bytes) -> None:
         write_fully(self._handle, data, offset)
 
     def copy_from(self, source: DiskFile, source_offset: int, offset: int, length: int) -> None:

@@ -221,7 +221,7 @@ class _Mover:
         source = self.job.sources[self.job.copies[start].shard]
         file = _open_source(self.disk, self.place, source)
         whole = done == 0 and self.job.is_first_of_shard(start)
-        reader = HashingReader(file.read_at, source.bytes) if self.hash_sources and whole else None
+        reader = HashingReader(file.read_at) if self.hash_sources and whole else None
         window = 0
         freed = 0
         try:
@@ -372,5 +372,5 @@ def _failures(job: Job, journal: Journal, place: Place) -> Iterator[None]:
         ) from error
 
 
-def _ignore(piece: memoryview, offset: int) -> None:
+def _ignore(piece: bytes, offset: int) -> None:
     """Header and padding: hashed, not copied."""

@@ -156,12 +156,12 @@ def _copy(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Met
 
 
 def _copy_and_hash(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Meter) -> str:
-    reader = HashingReader(source.read_at, source.size)
+    reader = HashingReader(source.read_at)
     try:
         for copy in copies:
             shift = copy.target_offset - copy.source_offset
 
-            def write(piece: memoryview, offset: int, shift: int = shift) -> None:
+            def write(piece: bytes, offset: int, shift: int = shift) -> None:
                 write_fully(target, piece, offset + shift)
                 meter.count(offset + shift, len(piece))
 
@@ -173,5 +173,5 @@ def _copy_and_hash(source: FileSource, target: int, copies: tuple[Copy, ...], me
         reader.close()
 
 
-def _ignore(piece: memoryview, offset: int) -> None:
+def _ignore(piece: bytes, offset: int) -> None:
     """Header and padding: hashed, not copied."""
