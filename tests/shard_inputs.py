@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from dfqs.gguf import GGMLType, tensor_length
+from dfqs.gguf import GGMLType, read_header, tensor_length
 
 Shape = tuple[int, ...]
 Tensor = tuple[str, Shape, GGMLType]
@@ -196,6 +196,13 @@ def write_shards(
     return paths
 
 
+def write_three_shards(directory: Path) -> list[Path]:
+    """The model of `model_tensors` in three shards."""
+    tensors = model_tensors()
+    entries = [*model_entries(), u32_entry("llama.context_length", 128)]
+    return write_shards(directory, entries, [tensors[:7], tensors[7:31], tensors[31:]])
+
+
 def write_gguf_py_shards(directory: Path) -> list[Path]:
     """Shards as the public gguf package writes them (convert_hf_to_gguf does the same)."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -215,6 +222,19 @@ def write_gguf_py_shards(directory: Path) -> list[Path]:
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     return sorted(directory.glob("model-*.gguf"))
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x40
+    path.write_bytes(bytes(data))
+
+
+def offset_in(path: Path, name: str, place: int) -> int:
+    """Where byte `place` of a tensor stands in its file."""
+    header = read_header(path)
+    return header.span(header.tensor(name)).offset + place
 
 
 def sha256(path: Path) -> str:

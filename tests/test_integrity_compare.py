@@ -12,25 +12,19 @@ from dfqs.integrity import verify_against
 from dfqs.shards import merge, merge_thrifty, plan_merge, plan_thrifty
 from dfqs.shards.disk import probe_insert_unit
 from gguf_builder import SMALL_TENSORS, write_small
-from shard_inputs import EXPERTS, model_entries, model_tensors, u32_entry, write_shards, write_tiny
+from shard_inputs import (
+    EXPERTS,
+    flip,
+    model_tensors,
+    offset_in,
+    write_three_shards,
+    write_tiny,
+)
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    tensors = model_tensors()
-    entries = [*model_entries(), u32_entry("llama.context_length", 128)]
-    return write_shards(tmp_path / "shards", entries, [tensors[:7], tensors[7:31], tensors[31:]])
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 0x40
-    path.write_bytes(bytes(data))
-
-
-def offset_in(path: Path, name: str, place: int) -> int:
-    header = read_header(path)
-    return header.span(header.tensor(name)).offset + place
+    return write_three_shards(tmp_path / "shards")
 
 
 def test_a_merge_is_proved_equal_to_its_shards(tmp_path: Path, shards: list[Path]) -> None:

@@ -21,7 +21,17 @@ from dfqs.integrity.manifest import Provenance, make_manifest, manifest_findings
 from dfqs.records import write_json
 from dfqs.shards import merge, plan_merge
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, tensor_bytes, write_small
-from shard_inputs import EXPERTS, model_entries, model_tensors, u32_entry, write_model, write_shards, write_tiny
+from shard_inputs import (
+    EXPERTS,
+    flip,
+    model_entries,
+    model_tensors,
+    offset_in,
+    write_model,
+    write_shards,
+    write_three_shards,
+    write_tiny,
+)
 
 
 @pytest.fixture
@@ -31,20 +41,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    tensors = model_tensors()
-    entries = [*model_entries(), u32_entry("llama.context_length", 128)]
-    return write_shards(tmp_path / "shards", entries, [tensors[:7], tensors[7:31], tensors[31:]])
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 0x40
-    path.write_bytes(bytes(data))
-
-
-def offset_in(path: Path, name: str, place: int) -> int:
-    header = read_header(path)
-    return header.span(header.tensor(name)).offset + place
+    return write_three_shards(tmp_path / "shards")
 
 
 @pytest.mark.parametrize("buffer", [1 << 22, 4096, 1000])
