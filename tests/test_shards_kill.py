@@ -80,4 +80,7 @@ def test_many_killed_merges(mode: str, tmp_path: Path) -> None:
         pytest.skip("this file system cannot insert ranges")
     counts = stratified_rounds(tmp_path, mode, 10, seed=2)
 
+    # A second kill can come before the journal is made anew: that is no state of it.
+    del counts["none"]
+    assert set(counts) >= {"begun", "ready", "moving", "sealed"}
     assert all(count >= 10 for count in counts.values())
