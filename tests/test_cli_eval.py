@@ -171,7 +171,7 @@ def test_a_step_that_counts_bytes_and_then_layers_is_shown_as_a_share_and_not_as
     said = []
     monkeypatch.setattr(err, "print", lambda text: said.append(str(text)))
     clock = iter([0, 0, 50, 100, 200])
-    progress = _MinuteLines("Build a model", SHARE, lambda: next(clock))
+    progress = _MinuteLines("      ", SHARE, lambda: next(clock))
 
     progress(93_000_000, 93_000_000, "unpacking the source")
     progress(0, 30, "fitting experts")
@@ -179,8 +179,8 @@ def test_a_step_that_counts_bytes_and_then_layers_is_shown_as_a_share_and_not_as
     progress(20, 30, "fitting experts")
 
     assert said == [
-        "Build a model: 33 %, 1 min 40 s left, fitting experts",
-        "Build a model: 67 %, 1 min 15 s left, fitting experts",
+        "      33 %, 1 min 40 s left, fitting experts",
+        "      67 %, 1 min 15 s left, fitting experts",
     ]
 
 

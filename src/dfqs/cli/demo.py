@@ -42,7 +42,7 @@ class _Terminal:
     @contextmanager
     def step(self, number: int, total: int, title: str) -> Iterator[Progress]:
         err.print(f"[{number}/{total}] {title}", style="bold", markup=False)
-        with progress_bar(f"      {title}", SHARE) as progress:
+        with progress_bar("      ", SHARE) as progress:
             yield progress
 
     def say(self, line: str) -> None:

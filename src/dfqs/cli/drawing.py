@@ -74,7 +74,8 @@ class _MinuteLines:
     """Progress for a log: silence for a minute, then a line with amount, rate and time left in every one."""
 
     def __init__(self, label: str, unit: str, now: Callable[[], float] = time.monotonic) -> None:
-        self._label = label.strip()
+        # A label that only indents stands under the line that says what is done.
+        self._label = f"{label.strip()}: " if label.strip() else label
         self._unit = unit
         self._now = now
         self._said_at = now()
@@ -98,7 +99,7 @@ class _MinuteLines:
             if total is not None and done < total:
                 parts.append(f"{format_duration((total - done) * seconds / new)} left")
         parts += [printable(note, 60)] if note else []
-        err.print(Text(f"{self._label}: {', '.join(parts)}", style="dim"))
+        err.print(Text(f"{self._label}{', '.join(parts)}", style="dim"))
 
 
 def _amount(done: int, total: int | None, unit: str) -> str:
