@@ -257,9 +257,11 @@ def _inspect(story: _Story, path: Path) -> tuple[ModelSpec, list[tuple[str, str]
         spec = read_model_spec(read_header(path))
         rows = snapshot_rows(spec, recognise_class(spec), path.stat().st_size, files=1)
         step.details = [f"{name:<17}{printable(value)}" for name, value in rows]
+        # Never null: the model that was just built has weights.
+        assert spec.bits_per_weight is not None
         step.outcome = (
             f"{format_count(spec.parameters)} parameters, {format_count(spec.parameters_active)} of them active for a "
-            f"token, {spec.bits_per_weight or 0:.2f} bits each"
+            f"token, {spec.bits_per_weight:.2f} bits each"
         )
     return spec, rows
 

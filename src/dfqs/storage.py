@@ -34,7 +34,7 @@ def atomic_writer(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     check_writable_target(path, overwrite=overwrite)
     remove_abandoned_partials(path)
     with storage_errors(path):
-        temporary, handle = _create_locked(path)
+        temporary, handle = create_locked_partial(path)
     try:
         with storage_errors(path), os.fdopen(handle, "w+b") as file:
             yield cast(BinaryIO, file)
@@ -46,8 +46,8 @@ def atomic_writer(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         raise
 
 
-def _create_locked(path: Path) -> tuple[Path, int]:
-    """A temporary file for `path` that others can tell from an abandoned one, and its handle."""
+def create_locked_partial(path: Path) -> tuple[Path, int]:
+    """A temporary file for `path` that others can tell from an abandoned one, and its handle, which holds the lock."""
     while True:
         temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -60,11 +60,15 @@ def _create_locked(path: Path) -> tuple[Path, int]:
 
 def remove_abandoned_partials(path: Path) -> None:
     """Delete what a killed writer of `path` left. A writer that still lives holds a lock on its partial file."""
-    pattern = f".{glob.escape(path.name[:80])}.*.partial"
-    for leftover in path.parent.glob(pattern):
+    for leftover in partials_of(path):
         with contextlib.suppress(OSError), leftover.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
+
+
+def partials_of(path: Path) -> Iterator[Path]:
+    """Temporary files of writers of `path`, living or killed."""
+    return path.parent.glob(f".{glob.escape(path.name[:80])}.*.partial")
 
 
 def is_locked(path: Path) -> bool:

@@ -6,8 +6,6 @@ shards carry `general.alignment` too.
 """
 
 import contextlib
-import fcntl
-import glob
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -24,7 +22,15 @@ from dfqs.shards.merge import require_space
 from dfqs.shards.names import MAX_SHARDS, ShardName
 from dfqs.shards.plan import carried_key
 from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT
-from dfqs.storage import check_writable_target, is_locked, publish_file, remove_abandoned_partials, storage_errors
+from dfqs.storage import (
+    check_writable_target,
+    create_locked_partial,
+    is_locked,
+    partials_of,
+    publish_file,
+    remove_abandoned_partials,
+    storage_errors,
+)
 from dfqs.units import format_bytes
 
 DEFAULT_MAX_TENSORS = 128
@@ -192,12 +198,11 @@ def _alone(paths: Sequence[Path]) -> Iterator[None]:
     Raises:
         UsageError: another split is writing the same shards.
     """
-    prefix = f".{paths[0].name[:80]}."
-    lock = paths[0].with_name(f"{prefix}{secrets.token_hex(4)}.partial")
-    with storage_errors(lock), lock.open("xb") as file:
+    with storage_errors(paths[0]):
+        lock, handle = create_locked_partial(paths[0])
+    with storage_errors(paths[0]), os.fdopen(handle):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            for other in paths[0].parent.glob(f"{glob.escape(prefix)}*.partial"):
+            for other in partials_of(paths[0]):
                 if other != lock and is_locked(other):
                     raise UsageError(f"another dfqs is writing {paths[0]}; wait for it or stop it")
             for path in paths:
