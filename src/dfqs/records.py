@@ -2,16 +2,23 @@
 
 import hashlib
 import json
+import math
+import os
+import stat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dfqs.errors import FormatError, UsageError
+from dfqs.errors import FormatError, UsageError, printable
 from dfqs.storage import write_bytes_atomic
 
-RECORD_LIMIT_BYTES = 256 << 20
-"""A record read from outside may not be larger; a report is some kilobytes, a manifest of 1,000 tensors 200 kB."""
+RECORD_LIMIT_BYTES = 8 << 20
+"""A record read from outside may not be larger, unless its kind says so; a report is some kilobytes."""
+MAX_DEPTH = 64
+"""Objects and arrays inside each other; no document of ours comes near."""
+_INTEGER_CHARACTERS = 20
+"""Of a 64-bit integer with its sign."""
 
 
 class Record(BaseModel):
@@ -34,23 +41,112 @@ def write_json(path: Path, value: Record | dict[str, Any], *, overwrite: bool = 
     write_bytes_atomic(path, (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode(), overwrite=overwrite)
 
 
-def read_json(path: Path, model: type[RecordT]) -> RecordT:
+def read_json(path: Path, model: type[RecordT], *, limit_bytes: int = RECORD_LIMIT_BYTES) -> RecordT:
     """Read and check a stored record.
+
+    Args:
+        limit_bytes: a file of this kind may not be larger; pydantic takes some 16 times as much memory as the text.
 
     Raises:
         FormatError: too large, not JSON, or not of that record's form.
-        UsageError: there is no such file.
+        UsageError: there is no such file, or it is no regular file.
+    """
+    return parse_record(read_bounded(path, limit_bytes), model, path=path)
+
+
+def parse_record(data: bytes | str, model: type[RecordT], *, path: Path | None = None) -> RecordT:
+    """A record out of its JSON text, checked.
+
+    Raises:
+        FormatError: not JSON, or not of that record's form.
     """
     try:
-        if path.stat().st_size > RECORD_LIMIT_BYTES:
-            raise FormatError(f"larger than any {model.__name__} can be", path=path)
-        return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"no such file: {path}") from None
+        return model.model_validate(parse_json(data, path=path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise FormatError(f"not a valid {model.__name__}: {where}: {first['msg']}", path=path) from None
+        message = f"not a valid {model.__name__}: {printable(where)}: {printable(first['msg'], 200)}"
+        raise FormatError(message, path=path) from None
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """All bytes of a regular file that may have been put there by anybody.
+
+    A pipe or a device is refused without waiting for it; a file that grows while it is read is read no further than
+    the limit.
+
+    Raises:
+        FormatError: it is larger than `limit_bytes`.
+        UsageError: there is no such file, or it is no regular file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {path}") from None
+    with open(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path} is not a regular file")
+        if status.st_size <= limit_bytes:
+            data = file.read(limit_bytes + 1)
+            if len(data) <= limit_bytes:
+                return data
+    raise FormatError(f"larger than the {limit_bytes:,} bytes that a file of this kind can have", path=path)
+
+
+def parse_json(data: bytes | str, *, path: Path | None = None) -> Any:
+    """The value of a JSON text from outside: the one door for everything that is read back from a disk or a peer.
+
+    Beyond being JSON, it holds nothing that makes trouble later: no NaN or infinity, no integer above 64 bits, no
+    half of a surrogate pair (which no file can hold), no nesting deeper than `MAX_DEPTH`.
+
+    Raises:
+        FormatError: it is not that.
+    """
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant)
+        _check_values(value)
+    except RecursionError:
+        raise FormatError("nested too deeply to be a document of ours", path=path) from None
+    except UnicodeDecodeError as error:
+        raise FormatError("not UTF-8 text", path=path, offset=error.start) from None
+    except ValueError as error:
+        raise FormatError(f"not usable JSON: {printable(str(error), 200)}", path=path) from None
+    return value
+
+
+def _check_values(value: Any) -> None:
+    """Depth and text of everything inside; not recursive, so that no nesting can exhaust the stack."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            item.encode("utf-8")
+        elif isinstance(item, list | dict):
+            if depth == MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+            if isinstance(item, dict):
+                waiting.extend((key, depth + 1) for key in item)
+                item = item.values()
+            waiting.extend((inner, depth + 1) for inner in item)
+
+
+def _integer(text: str) -> int:
+    if len(text) > _INTEGER_CHARACTERS or not -(2**63) <= (value := int(text)) < 2**64:
+        raise ValueError(f"an integer of more than 64 bits: {text[:24]}")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number beyond every range: {text[:24]}")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
 
 
 def canonical_json(value: Any) -> bytes:

@@ -16,6 +16,8 @@ from dfqs.records import Record, read_json
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FETCH = "Fetch or merge the model again; `dfqs pull` and `dfqs merge` check what they write."
 _LISTED = 20
+MANIFEST_LIMIT_BYTES = 32 << 20
+"""100,000 tensors, or 1,000 with the hashes of 256 experts each."""
 
 
 class TensorRecord(Record):
@@ -120,7 +122,7 @@ def read_manifest(path: Path) -> Manifest:
         FormatError: not a manifest.
         UsageError: there is no such file.
     """
-    return read_json(path, Manifest)
+    return read_json(path, Manifest, limit_bytes=MANIFEST_LIMIT_BYTES)
 
 
 def manifest_findings(manifest: Manifest, hashes: ModelHashes, *, content_only: bool = False) -> tuple[Finding, ...]:
