@@ -11,7 +11,7 @@ TREE_START = "<!-- tree: written by scripts/write-docs -->\n"
 TREE_END = "<!-- end of tree -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
-    *("errors", "units", "progress", "storage", "records"),
+    *("errors", "units", "progress", "cache", "storage", "seal", "records"),
     *("gguf", "shards", "integrity", "find", "model", "classes", "snapshot", "hardware"),
     *("runtime", "quantize", "routing", "planning", "evaluate", "report", "targets"),
     *("embedded", "demo", "cli", "__main__"),

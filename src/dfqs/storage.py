@@ -11,11 +11,12 @@ import fcntl
 import glob
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from dfqs.errors import SpaceError, UsageError
+from dfqs.errors import IntegrityError, SpaceError, UsageError
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -40,6 +41,7 @@ def atomic_writer(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
+            _require_own(temporary, file.fileno())
             publish_file(temporary, path, overwrite=overwrite)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -59,10 +61,13 @@ def create_locked_partial(path: Path) -> tuple[Path, int]:
 
 
 def remove_abandoned_partials(path: Path) -> None:
-    """Delete what a killed writer of `path` left. A writer that still lives holds a lock on its partial file."""
+    """Delete what a killed writer of `path` left. A writer that still lives holds a lock on its partial file.
+
+    What is no regular file (a pipe, a link) was not left by a writer, and stays.
+    """
     for leftover in partials_of(path):
-        with contextlib.suppress(OSError), leftover.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), _opened_regular(leftover) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
 
 
@@ -74,13 +79,40 @@ def partials_of(path: Path) -> Iterator[Path]:
 def is_locked(path: Path) -> bool:
     """Whether a living process holds a file's lock; also when it cannot be told."""
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _opened_regular(path) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:
         return True
     return False
+
+
+@contextlib.contextmanager
+def _opened_regular(path: Path) -> Iterator[int]:
+    """A regular file, opened without waiting for anybody (a pipe has no other end yet) and without following a link.
+
+    Raises:
+        OSError: it is not there, is something else, or may not be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _require_own(temporary: Path, handle: int) -> None:
+    """Raises IntegrityError when the file that was written has lost its temporary name to another."""
+    try:
+        named = temporary.lstat()
+    except FileNotFoundError:
+        named = None
+    written = os.fstat(handle)
+    if named is None or (named.st_dev, named.st_ino) != (written.st_dev, written.st_ino):
+        raise IntegrityError(f"{temporary} was removed or replaced while it was written; run this again")
 
 
 def publish_file(temporary: Path, path: Path, *, overwrite: bool = False, durable: bool = True) -> None:
@@ -114,6 +146,8 @@ def check_writable_target(path: Path, *, overwrite: bool = False) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a directory; name the file to write")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is a pipe, a socket or a device; name a file to write")
     if not overwrite and (path.exists() or path.is_symlink()):
         raise UsageError(f"{path} exists already and is not replaced; choose another name or remove it first")
     if not path.parent.is_dir():

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dfqs.cache import cache_directory
 from dfqs.embedded.dense import CHUNK_TOKENS, DenseModel, Float32, attention, read_dense_model, rms_norm, swiglu
 from dfqs.embedded.experts import ExpertLayer, fit_layer
-from dfqs.embedded.source import SOURCE_SHA256, cache_directory, cache_lock, cached_source
+from dfqs.embedded.source import SOURCE_SHA256, cache_lock, cached_source
 from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, TensorSource, f32, string, u32, write_gguf
 from dfqs.gguf.quants import quantize
 from dfqs.progress import Progress, no_progress

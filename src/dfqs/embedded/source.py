@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from dfqs.cache import cache_directory
 from dfqs.errors import FormatError, IntegrityError, NetworkError, SpaceError, UsageError, printable
 from dfqs.progress import Progress, no_progress
 from dfqs.storage import atomic_writer, storage_errors
@@ -31,14 +32,6 @@ SOURCE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db5
 FETCH_TIMEOUT_S = 900
 _FETCH_PREFIX = "fetch-"
 _PIECE_BYTES = 1 << 20
-
-
-def cache_directory() -> Path:
-    """Where dfqs keeps what it fetched or built: `DFQS_CACHE`, else `$XDG_CACHE_HOME/dfqs`, else `~/.cache/dfqs`."""
-    if own := os.environ.get("DFQS_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dfqs"
 
 
 def cached_source(progress: Progress = no_progress) -> Path:

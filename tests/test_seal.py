@@ -1,0 +1,86 @@
+"""Records that this user's dfqs wrote are told from those of anybody else."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from dfqs.errors import UsageError
+from dfqs.seal import KEY_BYTES, is_sealed, key_path, make_seal
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DFQS_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_seal_holds_for_its_data_and_purpose_only() -> None:
+    seal = make_seal("merge", b"record")
+
+    assert is_sealed("merge", b"record", seal)
+    assert not is_sealed("merge", b"other record", seal)
+    assert not is_sealed("pull", b"record", seal)
+    assert not is_sealed("merge", b"record", "\N{SNOWMAN}")
+
+
+def test_key_is_this_users_alone() -> None:
+    make_seal("merge", b"record")
+
+    assert key_path().stat().st_mode & 0o777 == 0o600
+    assert key_path().stat().st_size == KEY_BYTES
+    assert [path.name for path in key_path().parent.iterdir()] == ["journal-key"]
+
+
+def test_without_the_key_nothing_is_sealed_and_asking_makes_none() -> None:
+    seal = make_seal("merge", b"record")
+    key_path().unlink()
+
+    assert not is_sealed("merge", b"record", seal)
+    assert not key_path().exists()
+    make_seal("merge", b"record")
+    assert not is_sealed("merge", b"record", seal)
+
+
+def test_many_that_begin_at_once_share_one_key() -> None:
+    seals: list[str] = []
+    threads = [threading.Thread(target=lambda: seals.append(make_seal("merge", b"r"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(seals) == 8 and len(set(seals)) == 1
+
+
+@pytest.mark.parametrize("damage", ["readable", "short", "long", "link", "folder"])
+def test_key_that_others_could_know_is_not_used(damage: str, tmp_path: Path) -> None:
+    make_seal("merge", b"record")
+    path = key_path()
+    if damage == "readable":
+        path.chmod(0o644)
+    elif damage in ("short", "long"):
+        path.write_bytes(bytes(KEY_BYTES + (1 if damage == "long" else -1)))
+    else:
+        path.unlink()
+        if damage == "link":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+
+    with pytest.raises(UsageError, match="journal-key"):
+        make_seal("merge", b"record")
+
+
+def test_cache_that_cannot_be_made_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("DFQS_CACHE", str(tmp_path / "file" / "cache"))
+
+    with pytest.raises(UsageError, match="set DFQS_CACHE"):
+        make_seal("merge", b"record")
+
+
+def test_relative_cache_home_is_ignored_as_its_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+
+    assert key_path() == Path.home() / ".cache/dfqs/journal-key"
