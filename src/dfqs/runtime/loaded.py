@@ -14,7 +14,7 @@ from dfqs.errors import RuntimeFailure, UsageError, printable
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import abi
 from dfqs.runtime.library import Library
-from dfqs.runtime.template import render_chat
+from dfqs.runtime.rendering import shared
 
 _BUFFER_LINE = re.compile(r":\s+(\S+)\s+(.*?)\s*buffer size =\s*([\d.]+) MiB")
 _CACHE_LINE = re.compile(r": size =\s*([\d.]+) MiB \(\s*\d+ cells")
@@ -165,19 +165,24 @@ class Model:
     ) -> str:
         """The conversation as the model was trained to see it: text to tokenize with `tokenize_chat`.
 
+        What the system and the user said is in it; see `dfqs.runtime.template.render_conversation`.
+
         Args:
             messages: `{"role": ..., "content": ...}`, oldest first.
             variables: what else the template knows (`enable_thinking=False`).
 
         Raises:
-            RuntimeFailure: there is no template, or it fails or refuses on these messages.
+            RuntimeFailure: there is no template; it fails, refuses these messages, or leaves one out; or it takes more
+                time or memory than a template needs.
+            Stopped: a stop was requested.
         """
         template = self.chat_template()
         if template is None:
             raise RuntimeFailure(f"{self.path} has no chat template; give it plain text (--raw)")
-        return render_chat(
+        return shared.render(
             template,
             messages,
+            keep_waiting=self.library.stop.raise_if_requested,
             bos_token=self._special_text(self.bos),
             eos_token=self._special_text(self.eos),
             add_generation_prompt=add_generation_prompt,
