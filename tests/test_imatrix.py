@@ -125,7 +125,7 @@ def test_a_matrix_multiplied_in_parts_has_importance_for_each_part(tmp_path: Pat
     assert importance.tolist() == squares.reshape(2, 32).tolist()
 
 
-@pytest.mark.parametrize("shape", [(32, 9), (33, 8), (32, 8, 3), (64,)])
+@pytest.mark.parametrize("shape", [(32, 9), (33, 8), (32, 8, 3), (63,), (32,)])
 def test_importance_of_another_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     squares = np.ones((1, 64), np.float32)
     write_imatrix(tmp_path / "i.gguf", Imatrix({"w": Accumulated(squares, np.array([1]))}))
@@ -281,13 +281,6 @@ def test_a_gguf_that_is_no_importance_matrix_is_refused(
 ) -> None:
     with pytest.raises(FormatError, match=reason):
         ImatrixFile(write_odd(tmp_path / "odd.gguf", name, type_, kind))
-
-
-def test_the_old_format_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
-    (tmp_path / "old.dat").write_bytes((3).to_bytes(4, "little") + b"\0" * 100)
-
-    with pytest.raises(FormatError, match=r"llama-imatrix --in-file OLD\.dat -o NEW\.gguf"):
-        ImatrixFile(tmp_path / "old.dat")
 
 
 @pytest.mark.parametrize(

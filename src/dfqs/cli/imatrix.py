@@ -113,6 +113,12 @@ def _merge(
 
 
 def _report_coverage(coverage: Coverage) -> None:
+    if coverage.uncounted:
+        warn(
+            f"{coverage.uncounted} expert matrices have one count for all experts, as older files do: what each of "
+            "them saw is not known"
+        )
+        return
     if not coverage.experts:
         print_plain("a dense model: every weight has seen every token")
         return

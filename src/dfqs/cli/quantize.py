@@ -155,6 +155,11 @@ def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool, imatr
             f"{imatrix.unseen_experts} (layer, expert) pairs were never reached when importance was measured: all "
             "their columns weigh the same; more text for `dfqs imatrix` helps"
         )
+    if imatrix is not None and imatrix.silent_weights:
+        warn(
+            f"the importance matrix has nothing but zeroes for {imatrix.silent_weights} tensors: all their columns "
+            "weigh the same"
+        )
     if json_:
         print_json(_as_json(plan, result, imatrix))
         return
@@ -163,6 +168,11 @@ def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool, imatr
     total = sum(size.bytes for size in plan.roles)
     bits = f", {total * 8 / weights:.2f} bits per weight" if weights else ""
     print_plain(f"{plan.class_.name}: {format_bytes(total)} for {format_count(weights)} parameters{bits}")
+    if plan.native_experts:
+        print_plain(
+            f"{len(plan.native_experts)} expert tensors are {plan.native_experts[0].source.type.name} in the input: "
+            "taken for the type that the model is published in, which has lost nothing yet"
+        )
     if plan.notes:
         print_plain(f"{len(plan.notes)} tensors are not what the class says:")
         for line in plan.notes[:SHOWN_NOTES]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dfqs.errors import FormatError
 from dfqs.model import Role, tensor_layer, tensor_role
 from dfqs.quantize.imatrix_file import Imatrix
 
@@ -30,6 +31,8 @@ class Coverage:
     """Those with fewer, coldest first."""
     median_samples: float | None
     """Over all pairs; None for a dense model."""
+    uncounted: int = 0
+    """Stacked matrices with one count for all their experts, as an older file has it: nothing is known of each."""
 
     @property
     def is_complete(self) -> bool:
@@ -42,16 +45,28 @@ class Coverage:
 
 
 def measure_coverage(matrix: Imatrix, min_samples: int) -> Coverage:
-    """Coverage of an importance matrix: an expert has seen as much as the least of its matrices."""
+    """Coverage of an importance matrix: an expert has seen as much as the least of its matrices.
+
+    Raises:
+        FormatError: the matrices of a layer are of different numbers of experts.
+    """
     least: dict[int, list[np.ndarray]] = defaultdict(list)
+    uncounted = 0
     for name, entry in matrix.entries.items():
         layer = tensor_layer(name)
-        if layer is not None and tensor_role(name) is Role.ROUTED_EXPERT:
-            least[layer].append(entry.counts)
+        if layer is None or tensor_role(name) is not Role.ROUTED_EXPERT:
+            continue
+        if matrix.one_count_for_all:
+            uncounted += 1
+            continue
+        if least[layer] and len(least[layer][0]) != len(entry.counts):
+            raise FormatError("is of another number of experts than the rest of its layer", name=name)
+        least[layer].append(entry.counts)
     cold, samples = [], []
     for layer, counts in sorted(least.items()):
         seen = np.min(np.stack(counts), axis=0)
         samples += seen.tolist()
         cold += [ColdExpert(layer, expert, int(n)) for expert, n in enumerate(seen) if n < min_samples]
     cold.sort(key=lambda entry: (entry.samples, entry.layer, entry.expert))
-    return Coverage(len(samples), min_samples, tuple(cold), float(np.median(samples)) if samples else None)
+    median = float(np.median(samples)) if samples else None
+    return Coverage(len(samples), min_samples, tuple(cold), median, uncounted)

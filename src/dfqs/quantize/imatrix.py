@@ -21,15 +21,16 @@ from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.quantize.calibration import Corpus, Stream
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix_file import (
+    OLDER_AND_NEWER,
     Accumulated,
     Counts,
-    Float32,
     Imatrix,
     merge_imatrices,
     read_imatrix,
     write_imatrix,
 )
-from dfqs.records import sha256_of
+from dfqs.quantize.imatrix_sums import Float32
+from dfqs.records import parse_json, sha256_of
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
@@ -100,12 +101,16 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
     """
     started = time.monotonic()
     base = [read_imatrix(path) for path in job.add]
+    if any(matrix.one_count_for_all for matrix in base):
+        raise UsageError(OLDER_AND_NEWER)
     with Model(worker.library, job.model) as model:
         chunks = list(chunk_corpus(model, job.corpus, job.chunk_tokens))
         reason = "the corpus ended"
-        if job.max_tokens is not None and len(chunks) > (most := max(1, job.max_tokens // job.chunk_tokens)):
-            chunks, reason = chunks[:most], "as many tokens as allowed were seen"
         available = sum(len(chunk) for chunk in chunks)
+        if job.max_tokens is not None and available > job.max_tokens:
+            chunks, reason = limit_chunks(chunks, job.max_tokens), "as many tokens as allowed were seen"
+            available = sum(len(chunk) for chunk in chunks)
+        longest = max(len(chunk) for chunk in chunks)
         matrix, done = _read_checkpoint(job)
         resumed = matrix.tokens
         collector = Collector(matrix)
@@ -113,9 +118,9 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
         saved = time.monotonic()
         with Context(
             model,
-            job.chunk_tokens,
-            n_batch=job.chunk_tokens,
-            n_ubatch=job.chunk_tokens,
+            longest,
+            n_batch=longest,
+            n_ubatch=longest,
             threads=job.threads,
             flash_attention="off",
             eval_callback=callback,
@@ -130,13 +135,14 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
                 context.clear()
                 collector.begin()
                 # All logits: the last layer computes only tokens whose logits are wanted.
-                context.decode(chunks[index], logits="all", take=_ignore)
+                context.decode(chunks[index], logits="all", take=_require_numbers)
                 matrix.tokens += len(chunks[index])
-                if time.monotonic() - saved >= job.checkpoint_s:
+                # A chunk that was cut short is the last one of this measurement, and none of a longer one's.
+                if time.monotonic() - saved >= job.checkpoint_s and len(chunks[index]) == longest:
                     _write_checkpoint(job, matrix, index + 1)
                     saved = time.monotonic()
     matrix.datasets = (job.corpus.name,)
-    matrix.chunk_tokens = job.chunk_tokens
+    matrix.chunk_tokens = longest
     total = merge_imatrices([*base, matrix])
     total.extra = {"dfqs.imatrix.corpus_sha256": job.corpus.sha256, "dfqs.version": __version__}
     write_imatrix(job.out, total, overwrite=job.overwrite)
@@ -279,8 +285,32 @@ def _coverage_note(coverage: Coverage) -> str:
     return f"{coverage.experts - len(coverage.cold)} of {coverage.experts} experts have seen enough"
 
 
-def _ignore(first: int, rows: object) -> None:
-    """Logits are computed for their inputs, not for themselves."""
+def _require_numbers(first: int, rows: Float32) -> None:
+    """Logits are computed for their inputs, but say whether the model computes anything.
+
+    Raises:
+        RuntimeFailure: they are no numbers.
+    """
+    if not np.isfinite(rows).all():
+        raise RuntimeFailure("the model's logits are no numbers (NaN or infinite); the model is damaged")
+
+
+def limit_chunks(chunks: list[Tokens], most: int) -> list[Tokens]:
+    """The first `most` tokens: whole chunks, and the beginning of one where that is a sample of text at all.
+
+    Raises:
+        UsageError: too few for any.
+    """
+    kept: list[Tokens] = []
+    left = most
+    for chunk in chunks:
+        if left < MIN_ROWS:
+            break
+        kept.append(chunk[:left])
+        left -= len(kept[-1])
+    if not kept:
+        raise UsageError(f"{most:,} tokens are no sample of text; measure {MIN_ROWS} or more")
+    return kept
 
 
 def _write_checkpoint(job: ImatrixJob, matrix: Imatrix, chunks_done: int) -> None:
@@ -295,11 +325,13 @@ def _read_checkpoint(job: ImatrixJob) -> tuple[Imatrix, int]:
         return Imatrix({}, chunk_tokens=job.chunk_tokens), 0
     try:
         matrix = read_imatrix(job.partial)
-        state = json.loads(matrix.extra.get(STATE_KEY, "{}"))
-        if state.get("fingerprint") == job.fingerprint:
-            matrix.tokens, matrix.extra = int(state["tokens"]), {}
-            return matrix, int(state["chunks"])
-    except (FormatError, ValueError, KeyError, TypeError):
+        state = parse_json(matrix.extra.get(STATE_KEY, "{}"))
+        if isinstance(state, dict) and state.get("fingerprint") == job.fingerprint:
+            tokens, chunks = state.get("tokens"), state.get("chunks")
+            if isinstance(tokens, int) and isinstance(chunks, int) and min(tokens, chunks) >= 0:
+                matrix.tokens, matrix.extra = tokens, {}
+                return matrix, chunks
+    except FormatError:
         pass
     raise UsageError(
         f"{job.partial} is of a measurement of another model, corpus or chunk size; finish that one, or delete it"

@@ -7,7 +7,7 @@ has count 0 and weighs every column the same (1), as llama-quantize does.
 Source: `tools/imatrix/imatrix.cpp`, `common/imatrix-loader.cpp`, `tools/quantize/quantize.cpp` (`load_imatrix`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,21 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqs.errors import FormatError, UsageError
-from dfqs.gguf.file import GGUFFile
+from dfqs.gguf.layout import checked_product
 from dfqs.gguf.types import GGMLType, ValueType
 from dfqs.gguf.values import array, string, u32
 from dfqs.gguf.writer import TensorSource, write_gguf
-
-Float32 = NDArray[np.float32]
+from dfqs.quantize.imatrix_sums import COUNTS, SQUARES, SUMS, Float32, open_sums
+from dfqs.quantize.legacy_imatrix import LegacySums
+from dfqs.quantize.stored_keys import read_names, read_number, read_text
 
 Counts = NDArray[np.int64]
-
-SQUARES, COUNTS, SUMS = ".in_sum2", ".counts", ".in_sum"
 
 MAX_COUNT = 1 << 53
 """No measurement sees more inputs or tokens; a file that says so is made up."""
 
 MAX_CHUNKS = 2**32 - 1
+ONE_COUNT_KEY = "dfqs.imatrix.one_count_for_all"
+OLDER_AND_NEWER = (
+    "an older importance matrix (.dat) does not say what each expert saw, and cannot be added to one that does"
+)
+ALL_ZERO = "holds no importance: every sum in it is zero; measure again with `dfqs imatrix`"
 
 
 @dataclass(slots=True)
@@ -77,10 +81,12 @@ class Imatrix:
     """Tokens seen in all; read back from `imatrix.chunk_count`, so rounded to whole chunks in a foreign file."""
     extra: dict[str, str] = field(default_factory=dict)
     """Further text keys, `dfqs.` ones: which model, which state of a resumable run."""
+    one_count_for_all: bool = False
+    """Whether stacked weights have one count for all their experts: it comes from an older file."""
 
 
 class ImatrixFile:
-    """An open importance-matrix file.
+    """An open importance-matrix file: a GGUF, or the older `.dat`.
 
     Raises:
         FormatError: it is no importance matrix, or its tensors contradict each other.
@@ -89,35 +95,44 @@ class ImatrixFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = GGUFFile(path)
-        except FormatError as error:
-            if error.detail.startswith("not a GGUF file"):
-                raise FormatError(
-                    "not a GGUF file; an older importance matrix (.dat) can be converted: "
-                    "llama-imatrix --in-file OLD.dat -o NEW.gguf",
-                    path=path,
-                ) from None
-            raise
-        try:
-            self._check()
-        except BaseException:
-            self.close()
-            raise
+        self._sums = open_sums(path)
+        self._names = frozenset(self._sums.names)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Weights it knows, in file order."""
-        return tuple(t.name.removesuffix(SQUARES) for t in self._file.header.tensors if t.name.endswith(SQUARES))
+        return self._sums.names
 
     @property
-    def metadata(self) -> Mapping[str, object]:
-        return self._file.header.metadata
+    def is_legacy(self) -> bool:
+        """Whether it is (made of) an older file, with one count for all experts of a weight."""
+        return isinstance(self._sums, LegacySums) or ONE_COUNT_KEY in self._sums.metadata
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the texts it was measured on."""
+        return read_names(self._sums.metadata, "imatrix.datasets", self.path)
+
+    @property
+    def chunks(self) -> int | None:
+        """Chunks of text that were read; None where it does not say."""
+        return read_number(self._sums.metadata, "imatrix.chunk_count", self.path)
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of a chunk; None where it does not say."""
+        return read_number(self._sums.metadata, "imatrix.chunk_size", self.path)
+
+    @property
+    def extra(self) -> dict[str, str]:
+        """Its `dfqs.` keys of text."""
+        names = [name for name in self._sums.metadata if name.startswith("dfqs.")]
+        return {name: value for name in names if (value := read_text(self._sums.metadata, name)) is not None}
 
     def shape(self, name: str) -> tuple[int, int]:
-        """(experts, columns) of a weight."""
-        counts = self._file.header.tensor(name + COUNTS).elements
-        return counts, self._file.header.tensor(name + SQUARES).elements // counts
+        """(counts, sums for each of them) of a weight: experts and columns."""
+        size, counts = self._sizes(name)
+        return counts, size // counts
 
     def read(self, name: str) -> Accumulated:
         """Sums of one weight.
@@ -127,14 +142,17 @@ class ImatrixFile:
         """
         squares, counts = self._checked(name)
         sums = None
-        if self._file.header.has_tensor(name + SUMS):
-            sums = self._array(name + SUMS).reshape(squares.shape).copy()
+        if self._sums.elements(name, SUMS):
+            sums = self._sums.array(name, SUMS).reshape(squares.shape).copy()
             if not np.isfinite(sums).all():
                 raise FormatError("holds sums that are no numbers: the file is damaged", path=self.path, name=name)
         return Accumulated(squares.copy(), counts.astype(np.int64), sums)
 
     def importance(self, name: str, shape: Sequence[int]) -> Float32 | None:
         """Importance of a weight's columns; None for a weight it does not know.
+
+        Groups of which it knows nothing (no input seen, or nothing but zeroes) weigh all their columns the same: with
+        weights of zero, llama.cpp's kernels make zeroes of them.
 
         Args:
             shape: the weight's, GGUF order.
@@ -146,25 +164,30 @@ class ImatrixFile:
         Raises:
             FormatError: it is of a weight of another shape, or holds numbers that no sum of squares can be.
         """
-        if not self._file.header.has_tensor(name + SQUARES):
+        if name not in self._names:
             return None
         groups = self.groups(name, shape)
         squares, counts = self._checked(name)
         # float32 all the way, as llama-quantize divides: another rounding would give other bytes.
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = np.where(counts[:, None] > 0, squares / counts[:, None], np.float32(1))
-        return np.ascontiguousarray(mean.astype(np.float32, copy=False).reshape(groups, shape[0]))
+        mean = np.ascontiguousarray(mean.astype(np.float32, copy=False).reshape(groups, shape[0]))
+        mean[~mean.any(axis=1)] = 1
+        return mean
 
     def groups(self, name: str, shape: Sequence[int]) -> int:
         """In how many equal groups of rows the weight of that name and shape has importance.
 
+        A vector that is multiplied with (the gate of Qwen's shared experts) is a matrix of one row.
+
         Raises:
             FormatError: it is of a weight of another shape.
         """
-        size = self._file.header.tensor(name + SQUARES).elements
-        counts = self._file.header.tensor(name + COUNTS).elements
+        size, counts = self._sizes(name)
+        rows = shape[1] if len(shape) > 1 else 1
+        matrices = checked_product(shape[2:])
         groups, rest = divmod(size, shape[0])
-        fits = groups == shape[2] if len(shape) > 2 else len(shape) == 2 and shape[1] % max(groups, 1) == 0
+        fits = groups == matrices if matrices > 1 else groups > 0 and rows % groups == 0
         if rest or not fits or groups % counts:
             raise FormatError(
                 f"has {size:,} columns with {counts:,} counts, which does not fit the model's {list(shape)}: it was "
@@ -174,16 +197,40 @@ class ImatrixFile:
             )
         return groups
 
+    def silent(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """Groups of a weight of which it says nothing: no input reached them, or nothing but zeroes did.
+
+        Raises:
+            FormatError: as `importance`.
+        """
+        groups = self.groups(name, shape)
+        squares, counts = self._checked(name)
+        heard = squares.reshape(groups, shape[0]).any(axis=1) & np.repeat(counts > 0, groups // len(counts))
+        return tuple(int(i) for i in np.flatnonzero(~heard))
+
+    def is_empty(self, name: str) -> bool:
+        """Whether nothing of a weight was seen: no count, no sum.
+
+        Raises:
+            FormatError: as `importance`.
+        """
+        squares, counts = self._checked(name)
+        return not counts.any() and not squares.any()
+
     def uncovered(self, name: str) -> tuple[int, ...]:
         """Experts of a weight that no input reached."""
-        return tuple(int(i) for i in np.flatnonzero(self._array(name + COUNTS).reshape(-1) <= 0))
+        return tuple(int(i) for i in np.flatnonzero(self._sums.array(name, COUNTS) <= 0))
+
+    def _sizes(self, name: str) -> tuple[int, int]:
+        """(sums, counts) of a weight."""
+        return self._sums.elements(name, SQUARES), self._sums.elements(name, COUNTS)
 
     def _checked(self, name: str) -> tuple[Float32, Float32]:
         """(squares [experts, columns], whole counts [experts]) of a weight."""
-        squares = self._array(name + SQUARES).reshape(self.shape(name))
-        counts = np.rint(self._array(name + COUNTS).reshape(-1))
+        squares = self._sums.array(name, SQUARES).reshape(self.shape(name))
+        counts = np.rint(self._sums.array(name, COUNTS))
         # Comparisons with NaN are false. llama.cpp's kernels would make noise of a negative weight without a word.
-        if not ((squares >= 0) & (squares < np.inf)).all() or not ((counts >= 0) & (counts <= MAX_COUNT)).all():
+        if not (squares.min() >= 0 and squares.max() < np.inf) or not ((counts >= 0) & (counts <= MAX_COUNT)).all():
             raise FormatError(
                 "holds what is no sum of squares, or no count (negative, NaN or infinite): the file is damaged",
                 path=self.path,
@@ -191,31 +238,8 @@ class ImatrixFile:
             )
         return squares, counts
 
-    def _array(self, name: str) -> Float32:
-        return np.asarray(self._file.array(name), np.float32)
-
-    def _check(self) -> None:
-        header = self._file.header
-        if header.metadata.get("general.type") != "imatrix" or not self.names:
-            raise FormatError("a GGUF file, but not an importance matrix", path=self.path)
-        for name in self.names:
-            squares = header.tensor(name + SQUARES)
-            if not header.has_tensor(name + COUNTS):
-                raise FormatError(f"has {SQUARES} but no {COUNTS}", path=self.path, name=name)
-            counts = header.tensor(name + COUNTS)
-            if {squares.type, counts.type} != {GGMLType.F32}:
-                raise FormatError("sums and counts must be F32", path=self.path, name=name)
-            if squares.elements % counts.elements:
-                raise FormatError(
-                    f"{squares.elements} sums are not whole rows for {counts.elements} counts",
-                    path=self.path,
-                    name=name,
-                )
-            if header.has_tensor(name + SUMS) and header.tensor(name + SUMS).elements != squares.elements:
-                raise FormatError(f"{SUMS} and {SQUARES} differ in length", path=self.path, name=name)
-
     def close(self) -> None:
-        self._file.close()
+        self._sums.close()
 
     def __enter__(self) -> "ImatrixFile":
         return self
@@ -233,40 +257,37 @@ def read_imatrix(path: Path) -> Imatrix:
         FormatError, UsageError: as `ImatrixFile`.
     """
     with ImatrixFile(path) as file:
-        metadata = file.metadata
-        datasets = metadata.get("imatrix.datasets", ())
-        chunk_tokens = metadata.get("imatrix.chunk_size", 0)
-        chunks = metadata.get("imatrix.chunk_count", 0)
-        if not isinstance(datasets, tuple) or not isinstance(chunk_tokens, int) or not isinstance(chunks, int):
-            raise FormatError("its 'imatrix.' keys are not of the types they should be", path=path)
+        chunk_tokens, chunks = file.chunk_tokens or 0, file.chunks or 0
         if min(chunks, chunk_tokens) < 0 or chunk_tokens > MAX_CHUNKS or chunks * chunk_tokens > MAX_COUNT:
             raise FormatError(f"claims {chunks:,} chunks of {chunk_tokens:,} tokens, more than anybody saw", path=path)
-        return Imatrix(
-            entries={name: file.read(name) for name in file.names},
-            datasets=tuple(str(name) for name in datasets),
-            chunk_tokens=chunk_tokens,
-            tokens=chunks * chunk_tokens,
-            extra={k: v for k, v in metadata.items() if k.startswith("dfqs.") and isinstance(v, str)},
-        )
+        entries = {name: file.read(name) for name in file.names if not file.is_empty(name)}
+        if not entries:
+            raise FormatError(ALL_ZERO, path=path)
+        return Imatrix(entries, file.datasets, chunk_tokens, chunks * chunk_tokens, file.extra, file.is_legacy)
 
 
 def write_imatrix(path: Path, imatrix: Imatrix, *, overwrite: bool = False) -> None:
     """Write a file that llama-quantize and llama-imatrix read. Names in sorted order, as llama-imatrix has them.
 
     Raises:
+        FormatError: sums that are no numbers, or too large for one.
         UsageError: nothing was accumulated, or `path` exists and `overwrite` is false.
         SpaceError: the disk is full.
     """
     if not imatrix.entries:
         raise UsageError("nothing was measured, so there is no importance matrix to write")
+    for name, entry in imatrix.entries.items():
+        if not np.isfinite(entry.squares).all():
+            raise FormatError("its sums are no numbers, or too large: no importance of it is written", name=name)
     # A chunk count of 32 bits is what the tools read; files of small chunks may add up to more.
     chunk = max(imatrix.chunk_tokens, 1, -(-imatrix.tokens // MAX_CHUNKS))
+    extra = {**imatrix.extra, **({ONE_COUNT_KEY: "true"} if imatrix.one_count_for_all else {})}
     keys = [
         string("general.type", "imatrix"),
         array("imatrix.datasets", ValueType.STRING, list(imatrix.datasets)),
         u32("imatrix.chunk_count", (imatrix.tokens + chunk // 2) // chunk),
         u32("imatrix.chunk_size", chunk),
-        *(string(name, value) for name, value in sorted(imatrix.extra.items())),
+        *(string(name, value) for name, value in sorted(extra.items())),
     ]
     tensors: list[TensorSource] = []
     for name in sorted(imatrix.entries):
@@ -292,9 +313,12 @@ def merge_imatrices(matrices: Sequence[Imatrix]) -> Imatrix:
     """Add what several runs saw: other machines, other corpora.
 
     Raises:
-        FormatError: they are of different models.
+        FormatError: they are of different models, or older files (one count for all experts) and newer ones.
     """
-    result = Imatrix({}, chunk_tokens=matrices[0].chunk_tokens)
+    older = matrices[0].one_count_for_all
+    if any(matrix.one_count_for_all is not older for matrix in matrices if matrix.entries):
+        raise FormatError(OLDER_AND_NEWER)
+    result = Imatrix({}, chunk_tokens=matrices[0].chunk_tokens, one_count_for_all=older)
     for matrix in matrices:
         for name, entry in matrix.entries.items():
             if name in result.entries:

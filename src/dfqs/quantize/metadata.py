@@ -70,6 +70,8 @@ class ImatrixOrigin:
     chunks: int | None
     unseen_experts: int
     """(layer, expert) pairs to be quantized that no input reached: all their columns weigh the same."""
+    silent_weights: int = 0
+    """Weights to be quantized for which it has nothing but zeroes: all their columns weigh the same."""
 
 
 def result_keys(source: Header, class_: DeploymentClass, imatrix: ImatrixOrigin | None) -> list[KeyValue | RawKeyValue]:

@@ -47,6 +47,8 @@ LIBRARY_NEEDS_IMPORTANCE = frozenset({T.IQ1_S, T.IQ2_XXS, T.IQ2_XS})
 
 FULL_PRECISION = frozenset({T.F32, T.F16, T.BF16, T.Q8_0})
 """Input types that may be quantized without `--allow-requantize`."""
+NATIVE_EXPERTS = frozenset({T.MXFP4})
+"""Types that routed experts are trained and published in (gpt-oss, DeepSeek-V4): they have lost nothing yet."""
 
 TARGETS = frozenset(BLOCKS) - INTEGER_TYPES - {T.F64, T.Q8_1, T.Q8_K}
 """Types that ggml can make and a model may hold."""
@@ -127,8 +129,13 @@ class QuantizationPlan:
 
     @property
     def requantized(self) -> tuple[PlannedTensor, ...]:
-        """Tensors that would be made from low-bit ones."""
-        return tuple(t for t in self.tensors if not t.is_copied and t.source.type not in FULL_PRECISION)
+        """Tensors that would be made from what has already lost its detail."""
+        return tuple(t for t in self.tensors if not t.is_copied and not has_full_precision(t.role, t.source.type))
+
+    @property
+    def native_experts(self) -> tuple[PlannedTensor, ...]:
+        """Routed experts that would be made from a low-bit type that models are published in."""
+        return tuple(t for t in self.tensors if not t.is_copied and t.source.type in NATIVE_EXPERTS)
 
     @property
     def needing_importance(self) -> tuple[PlannedTensor, ...]:
@@ -151,6 +158,11 @@ def plan_quantization(shards: Sequence[Iterable[TensorInfo]], class_: Deployment
         class_,
         tuple(_plan_tensor(tensor, index, class_) for index, tensors in enumerate(shards) for tensor in tensors),
     )
+
+
+def has_full_precision(role: Role, type_: GGMLType) -> bool:
+    """Whether tensors of that role are published in that type, or lose nothing that counts in it."""
+    return type_ in FULL_PRECISION or (role is Role.ROUTED_EXPERT and type_ in NATIVE_EXPERTS)
 
 
 def fitting_type(wanted: GGMLType, row: int) -> GGMLType:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.classes import DeploymentClass
-from dfqs.errors import IntegrityError, SpaceError, UsageError
+from dfqs.errors import FormatError, IntegrityError, SpaceError, UsageError
 from dfqs.gguf.layout import TensorInfo, align_up, place_tensors
 from dfqs.gguf.reader import Header
 from dfqs.gguf.writer import encode_header
@@ -23,7 +23,7 @@ from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, manifest_o
 from dfqs.model import Role, tensor_layer
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
-from dfqs.quantize.imatrix_file import ImatrixFile
+from dfqs.quantize.imatrix_file import ALL_ZERO, ImatrixFile
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan, plan_quantization
 from dfqs.quantize.recipe import recipe_record
@@ -214,24 +214,43 @@ def check_imatrix(plan: QuantizationPlan, source: Source, path: Path | None) -> 
                 f"{path} says nothing about {len(missing)} tensors that become {_types(missing)}, the first is "
                 f"'{missing[0].name}'; measure it on this model with `dfqs imatrix`"
             )
-        datasets = file.metadata.get("imatrix.datasets")
-        chunks = file.metadata.get("imatrix.chunk_count")
+        unseen, silent = _find_silence(plan, file, known)
+        empty = [t for t in needing if t.name in silent]
+        if empty:
+            raise UsageError(
+                f"{path} has nothing but zeroes for {len(empty)} tensors that become {_types(empty)}, the first is "
+                f"'{empty[0].name}'; measure it again with `dfqs imatrix`"
+            )
+        datasets = file.datasets
         return ImatrixOrigin(
             path=path,
             sha256=hash_file(path),
-            dataset=str(datasets[0]) if isinstance(datasets, tuple) and datasets else None,
+            dataset=datasets[0] if datasets else None,
             entries=len(known),
-            chunks=chunks if isinstance(chunks, int) else None,
-            unseen_experts=_count_unseen(plan, file, known),
+            chunks=file.chunks,
+            unseen_experts=unseen,
+            silent_weights=len(silent),
         )
 
 
-def _count_unseen(plan: QuantizationPlan, file: ImatrixFile, known: set[str]) -> int:
-    unseen = set()
-    for tensor in plan.tensors:
-        if tensor.role is Role.ROUTED_EXPERT and not tensor.is_copied and tensor.name in known:
-            unseen |= {(tensor_layer(tensor.name), expert) for expert in file.uncovered(tensor.name)}
-    return len(unseen)
+def _find_silence(plan: QuantizationPlan, file: ImatrixFile, known: set[str]) -> tuple[int, set[str]]:
+    """(layer, expert) pairs without importance, counted, and tensors of which no part has any.
+
+    Raises:
+        FormatError: no tensor has any.
+    """
+    unseen: set[tuple[int | None, int]] = set()
+    silent: set[str] = set()
+    converted = [t for t in plan.tensors if not t.is_copied and t.name in known]
+    for tensor in converted:
+        groups = file.silent(tensor.name, tensor.source.shape)
+        if len(groups) == file.groups(tensor.name, tensor.source.shape):
+            silent.add(tensor.name)
+        if tensor.role is Role.ROUTED_EXPERT:
+            unseen |= {(tensor_layer(tensor.name), expert) for expert in groups}
+    if converted and len(silent) == len(converted):
+        raise FormatError(ALL_ZERO, path=file.path)
+    return len(unseen), silent
 
 
 def check_space(work: Work) -> None:
