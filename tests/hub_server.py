@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, cast
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE_BYTES = 16384
@@ -286,7 +286,7 @@ class _HubHandler(_Handler):
             return
         hub.resolved[name] += 1
         headers = {
-            "Location": f"{hub.storage}/blob/{name}?signature={hub.resolved[name]}-{name}",
+            "Location": f"{hub.storage}/blob/{quote(name)}?signature={hub.resolved[name]}-{quote(name)}",
             "X-Repo-Commit": hub.commit,
             "X-Linked-Etag": f'"{hub.sha256(name)}"',
             "X-Linked-Size": str(len(data)),

@@ -123,6 +123,26 @@ def test_only_the_command_line_prints_or_exits() -> None:
     assert not [w for w in wrong if "/runtime/worker.py" not in w], "\n".join(wrong)
 
 
+def test_one_module_of_the_command_line_writes_so_that_no_foreign_word_finds_another_way_to_the_terminal() -> None:
+    direct = re.compile(
+        r"(print|typer\.\w*echo|click\.\w*echo|os\.write|(rich\.)?print_json|(\w+\.)*Console|(\w+\.)*from_markup"
+        r"|sys\.(stdout|stderr|__stdout__|__stderr__)\.(buffer\.)?write(lines)?|traceback\.print_\w+|sys\.excepthook)"
+    )
+    wrong = []
+    for path in sorted((SOURCE / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            own_door = called == "print_json" and path.name != "output.py"
+            if path.name != "output.py" and not own_door and direct.fullmatch(called):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} calls {called}")
+            if any(word.arg == "markup" and ast.unparse(word.value) != "False" for word in node.keywords):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} reads words as markup")
+
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_native_library_is_imported_by_workers_only() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from dfqs.cli.generating import make_sampling, write_text
+from dfqs.cli.generating import make_sampling
+from dfqs.cli.output import write_text
 
 
 class Terminal(io.TextIOWrapper):

@@ -1,7 +1,6 @@
 """`dfqs chat`: a conversation in the terminal."""
 
 import contextlib
-import json
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -23,9 +22,8 @@ from dfqs.cli.generating import (
     describe_rates,
     make_sampling,
     open_chat,
-    write_text,
 )
-from dfqs.cli.output import note
+from dfqs.cli.output import note, print_json, write_text
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import check_model
@@ -86,8 +84,7 @@ class Conversation:
             except EOFError:
                 return
             except KeyboardInterrupt:
-                sys.stderr.write("\n")
-                note(HELP)
+                note(f"\n{HELP}")
                 continue
             if line == "/exit":
                 return
@@ -111,8 +108,9 @@ class Conversation:
         try:
             answer = self._session.answer(self._messages, self._sampling, take)
             if self._as_json:
-                write_text(json.dumps(describe_as_json(self._session, answer, self._sampling, raw=False)))
-            write_text("\n")
+                print_json(describe_as_json(self._session, answer, self._sampling, raw=False), indent=None)
+            else:
+                write_text("\n")
             note(describe_rates(answer, self._session))
         except KeyboardInterrupt:
             write_text("\n")

@@ -41,11 +41,11 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
     # An item of an evaluation can take many minutes; rich forgets after half of one, and then knows no rate.
     memory_s = 30.0 if unit in ("bytes", "tokens", "parameters") else 86_400.0
     with RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *_amount_columns(unit),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
         console=err,
         transient=True,
         speed_estimate_period=memory_s,

@@ -1,10 +1,9 @@
-"""What `run` and `chat` share: their options, the notes about a model, and text as it comes."""
+"""What `run` and `chat` share: their options, and the notes about a model."""
 
 import contextlib
 import io
 import secrets
 import sys
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -63,15 +62,6 @@ def open_chat(model: CheckedModel, n_ctx: int | None, threads: int | None) -> It
         for notice in session.info.notices:
             warn(notice)
         yield session
-
-
-def write_text(text: str) -> None:
-    """Generated text to stdout as it comes. On a terminal, control characters are shown and not obeyed."""
-    if sys.stdout.isatty():
-        text = "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
 
 
 def accept_any_bytes_on_stdin() -> None:

@@ -4,7 +4,6 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from dfqs.cli.output import note, out, print_json
@@ -12,9 +11,6 @@ from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.ladder import Rung, ladder_record
 from dfqs.records import write_json
 from dfqs.units import format_bytes
-
-TABLE_WIDTH = 110
-"""A row that is cut or broken over lines says nothing; a narrow terminal wraps it."""
 
 
 def report_ladder(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
@@ -25,8 +21,7 @@ def report_ladder(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
     if json_:
         print_json(ladder_record(rungs))
         return
-    # `print(width=...)` cannot go beyond the console's own width.
-    Console(width=max(out.width, TABLE_WIDTH), highlight=False).print(ladder_table(rungs))
+    out.print_table(ladder_table(rungs))
     first = rungs[0].summary.nll
     note(
         f"{first.tokens:,} tokens; 95 % intervals from {first.blocks} blocks of tokens; bits a weight; step: loss "

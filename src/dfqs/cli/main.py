@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import ModuleType
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from dfqs import __version__
+from dfqs.cli.output import complain, note, print_plain
 from dfqs.errors import DfqsError
 
 VERBS: dict[str, str] = {
@@ -98,21 +100,20 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
     """
     requested = next((word for word in arguments if not word.startswith("-")), None)
 
-    def call() -> None:
+    def call() -> object:
         app = build_app(requested)
         before_the_verb()
-        app(args=arguments, standalone_mode=True)
+        # Not standalone: what is wrong with the words of a command is reported by the same mouth as every other error.
+        return app(args=arguments, prog_name="dfqs", standalone_mode=False)
 
     return _guarded(call)
 
 
 def _guarded(call: Callable[[], Any]) -> int:
     try:
-        call()
+        code = call()
     except SystemExit as end:
-        # typer has its own answer to Ctrl-C (exit 130, not a word) and to a broken pipe (exit 1, "a check failed").
-        if end.code == INTERRUPTED:
-            return _report(end, _INTERRUPTED_MESSAGE, INTERRUPTED)
+        # typer has its own answer to a broken pipe (exit 1, "a check failed").
         if isinstance(end.__context__, BrokenPipeError):
             return _leave_quietly()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -127,9 +128,14 @@ def _guarded(call: Callable[[], Any]) -> int:
     except OSError as error:
         return _report(error, str(error), 3)
     except Exception as error:
+        if hasattr(error, "format_message"):
+            return _report_usage(error)
         message = f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it."
         return _report(error, message, 3)
-    return 0
+    # typer has its own answer to Ctrl-C too: exit 130, not a word.
+    if code == INTERRUPTED:
+        return _report(KeyboardInterrupt(), _INTERRUPTED_MESSAGE, INTERRUPTED)
+    return code if isinstance(code, int) else 0
 
 
 def _leave_quietly() -> int:
@@ -140,9 +146,19 @@ def _leave_quietly() -> int:
 
 def _report(error: BaseException, message: str, code: int) -> int:
     if os.environ.get("DFQS_DEBUG") == "1":
-        sys.excepthook(type(error), error, error.__traceback__)
-    print(f"dfqs: {message}", file=sys.stderr)
+        note("".join(traceback.format_exception(error)).rstrip("\n"))
+    complain(message)
     return code
+
+
+def _report_usage(error: Any) -> int:
+    """What typer says of a command's words: an unknown option, a missing argument, a value that is none."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".")
+    if message and context is not None:
+        message += f"; see '{context.command_path} --help'"
+    # Without words at all the help was shown in place of a message.
+    return _report(error, message, error.exit_code) if message else error.exit_code
 
 
 def _verb_module(verb: str) -> ModuleType:
@@ -155,7 +171,7 @@ def _not_loaded() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"dfqs {__version__}")
+        print_plain(f"dfqs {__version__}")
         raise typer.Exit
 
 

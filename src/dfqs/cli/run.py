@@ -20,9 +20,8 @@ from dfqs.cli.generating import (
     describe_rates,
     make_sampling,
     open_chat,
-    write_text,
 )
-from dfqs.cli.output import note, print_json
+from dfqs.cli.output import note, print_json, write_text
 from dfqs.errors import UsageError
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.requests import Prompt
