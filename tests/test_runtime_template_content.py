@@ -43,8 +43,20 @@ def test_a_prompt_that_the_model_would_not_see_is_not_answered(template: str) ->
         render_conversation(template, USER)
 
 
-def test_a_system_message_that_the_template_ignores_is_not_dropped_in_silence() -> None:
-    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}"
+        "{% endfor %}",
+    ],
+)
+def test_a_system_message_that_the_template_does_not_know_is_said_by_the_user(template: str) -> None:
+    assert render_conversation(template, BOTH) == "Be brief.\n" + USER[0]["content"]
+
+
+def test_a_system_message_that_goes_nowhere_is_not_dropped_in_silence() -> None:
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content.split('\n')[-1] }}{% endfor %}"
 
     assert render_conversation(template, USER)
     with pytest.raises(RuntimeFailure, match="template drops the system message; say it in the prompt"):

@@ -75,6 +75,10 @@ class RuntimeFailure(DfqsError):
     """llama.cpp refused or failed, and said so."""
 
 
+class NonFiniteLogits(RuntimeFailure):
+    """The model computed NaN or infinity where a distribution over tokens should be."""
+
+
 class WorkerCrash(DfqsError):
     """The worker process died (a C assert, a signal, out of memory).
 

@@ -18,13 +18,14 @@ from dfqs.cli.generating import (
     ThreadsOption,
     TopPOption,
     accept_any_bytes_on_stdin,
+    check_template,
     describe_as_json,
     describe_rates,
     make_sampling,
     open_chat,
 )
 from dfqs.cli.output import note, print_json, write_text
-from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.errors import UsageError
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.requests import Message, Sampling
@@ -58,10 +59,7 @@ def command(
     checked = check_model(model)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
     with open_chat(checked, ctx, threads) as session:
-        if not session.info.chat_template:
-            raise RuntimeFailure(
-                f"{model} has no chat template, so it cannot converse; 'dfqs run --raw' continues a text with it"
-            )
+        check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
         Conversation(session, system, sampling, json_).talk()
 

@@ -13,6 +13,7 @@ import typer
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, warn
+from dfqs.errors import RuntimeFailure
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import CheckedModel
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
@@ -64,6 +65,20 @@ def open_chat(model: CheckedModel, n_ctx: int | None, threads: int | None) -> It
         yield session
 
 
+def check_template(session: ChatSession, system: str | None = None) -> None:
+    """No template is made up for a model that has none, in any verb: it was never trained on it.
+
+    Raises:
+        RuntimeFailure: there is no chat template, so nothing that asks for one can be done.
+    """
+    if session.info.chat_template:
+        return
+    asked = "so it cannot converse" if system is None else "so it cannot be given a system message (--system)"
+    raise RuntimeFailure(
+        f"{session.model.path} has no chat template, {asked}; 'dfqs run --raw' continues a text with it"
+    )
+
+
 def accept_any_bytes_on_stdin() -> None:
     """Bytes that are no text in this locale become U+FFFD, and do not end the program."""
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -98,7 +113,8 @@ def describe_as_json(session: ChatSession, answer: Answer, sampling: Sampling, r
         "model": session.model.name,
         "path": str(session.model.path),
         "text": answer.text,
-        "finish_reason": answer.finish_reason,
+        "finish_reason": answer.finish_word,
+        "context_full": answer.finish_reason == "context",
         "prompt_tokens": answer.prompt_tokens,
         "reused_tokens": answer.reused_tokens,
         "generated_tokens": answer.generated_tokens,

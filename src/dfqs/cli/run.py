@@ -16,6 +16,7 @@ from dfqs.cli.generating import (
     ThreadsOption,
     TopPOption,
     accept_any_bytes_on_stdin,
+    check_template,
     describe_as_json,
     describe_rates,
     make_sampling,
@@ -55,6 +56,8 @@ def command(
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
     with open_chat(checked, ctx, threads) as session:
         if not raw and not session.info.chat_template:
+            if system is not None:
+                check_template(session, system)
             note("note: this model has no chat template; the prompt is continued as plain text")
             raw = True
         request = text if raw else conversation(text, system)

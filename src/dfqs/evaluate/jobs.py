@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
 from dfqs.runtime.session import Context, Logits, Model
 from dfqs.runtime.worker_context import WorkerContext
@@ -71,9 +69,12 @@ def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Nume
     context.clear()
     if len(tokens) >= context.n_ctx_sequence:
         return Generated("", "context", len(tokens), 0, f"the prompt alone has {len(tokens):,} tokens")
-    logits = context.decode(tokens)
-    assert logits is not None
-    return _generate(model, context, logits, len(tokens), 0, max_tokens, worker.emit)
+    try:
+        logits = context.decode(tokens)
+        assert logits is not None
+        return _generate(model, context, logits, len(tokens), 0, max_tokens, worker.emit)
+    except NonFiniteLogits as error:
+        return Generated("", "error", len(tokens), 0, str(error))
 
 
 def count_tokens(worker: WorkerContext, texts: Sequence[str]) -> list[int]:
@@ -125,8 +126,6 @@ def ask_document(
         asked += model.tokenize(tail or "\n", add_special=False)
         logits = context.decode(asked, len(document), _QUESTION)
         assert logits is not None
-        if not np.isfinite(logits).all():
-            raise RuntimeFailure("logits that are not finite")
         position = len(document) + len(asked)
         worker.emit((index, _generate(model, context, logits, position, _QUESTION, max_tokens)))
         context.remove_sequence(_QUESTION)
@@ -160,8 +159,6 @@ def _generate(
     text = b""
     prompt_tokens, generated = position, 0
     while True:
-        if not np.isfinite(logits).all():
-            return Generated("", "error", prompt_tokens, generated, "logits that are not finite")
         token = int(logits.argmax())
         generated += 1
         on_token(generated)

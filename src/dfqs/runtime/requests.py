@@ -67,6 +67,11 @@ class Answer:
     """Wall time of `generated_tokens - 1` steps: the first token comes out of the prefill."""
 
     @property
+    def finish_word(self) -> str:
+        """The reason in the words of OpenAI's API: a context that is full is a limit on length too."""
+        return "length" if self.finish_reason == "context" else self.finish_reason
+
+    @property
     def prompt_tokens_per_s(self) -> float | None:
         """None when nothing was timed."""
         computed = self.prompt_tokens - self.reused_tokens

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.runtime import abi
 from dfqs.runtime.loaded import Buffer, Model, choice_of, logged_reason, parse_buffers
 from dfqs.runtime.observe import EvalCallback, TensorView, read_tensor
@@ -109,6 +109,7 @@ class Context:
 
         Raises:
             UsageError: no tokens, tokens that do not exist, or more than the context has room for.
+            NonFiniteLogits: the logits say nothing.
             RuntimeFailure: llama.cpp failed; says why.
             Stopped: a stop was requested. What was decoded so far stays in the cache (`end_position`).
         """
@@ -127,13 +128,18 @@ class Context:
             self._decode_batch(chunk, position + start, sequence, logits, is_last)
             if logits == "all":
                 batch_rows = self._logits(0, len(chunk))
+                check_logits(batch_rows, position + start)
                 if take is not None:
                     take(start, batch_rows)
                 else:
                     rows.append(batch_rows.copy())
         if logits == "all" and take is None:
             return np.concatenate(rows)
-        return self._logits(-1, 1)[0].copy() if logits == "last" else None
+        if logits == "none":
+            return None
+        row = self._logits(-1, 1)
+        check_logits(row, position + len(tokens) - 1)
+        return row[0].copy()
 
     def _decode_batch(self, tokens: Sequence[int], position: int, sequence: int, logits: str, is_last: bool) -> None:
         self.library.stop.raise_if_requested()
@@ -213,6 +219,26 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_logits(rows: Logits, position: int) -> None:
+    """Whether a token can be chosen by each row of logits (float32 [tokens, vocabulary]).
+
+    Entries of minus infinity are tokens that a model rules out; a row of nothing else, a NaN or a plus infinity is not
+    an answer, and whatever is chosen or measured by it would be an invention.
+
+    Raises:
+        NonFiniteLogits: names the first such position, counted from `position`.
+    """
+    # A NaN is the maximum wherever there is one.
+    bad = ~np.isfinite(rows.max(axis=1))
+    if bad.any():
+        first = int(bad.argmax())
+        kind = "NaN" if np.isnan(rows[first]).any() else "infinite"
+        raise NonFiniteLogits(
+            f"the model's logits at position {position + first:,} are {kind}, so its next token means nothing; its "
+            "weights are damaged, or overflow in this arithmetic ('dfqs verify' looks for the first)"
+        )
 
 
 def _int32_pointer(array: NDArray[np.int32]) -> Any:

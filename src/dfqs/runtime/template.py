@@ -91,29 +91,31 @@ def render_conversation(
     """Text of a conversation in which the model sees what it was told.
 
     Templates of models that also see pictures loop over parts of a content, and take a plain text for an empty list;
-    they get the text as one part. (llama.cpp's server decides the same way.)
+    they get the text as one part. Templates that know no system message get it at the head of the first user message.
+    (llama.cpp's server does both, so that all verbs give a model the same prompt.)
 
     Raises:
         RuntimeFailure: the template is broken, refuses these messages, or leaves out what the user or the system said.
     """
     variables["add_generation_prompt"] = add_generation_prompt
-    failure: RuntimeFailure | None = None
-    dropped = ""
-    for given in (messages, [_in_parts(message) for message in messages]):
+    failures: list[RuntimeFailure] = []
+    for form in (_as_given, _in_parts, _without_system):
+        given = form(messages)
+        if given is None:
+            continue
         try:
             text = render_chat(template, given, **variables)
         except RuntimeFailure as error:
-            failure = failure or error
+            failures.append(error)
             continue
         missing = dropped_role(text, messages)
-        if missing is None and (given is messages or not _shows_parts(text)):
+        if missing is None and (form is not _in_parts or not _shows_parts(text)):
             return text
-        dropped = dropped or missing or ""
-    if dropped:
-        way_out = "say it in the prompt, or do without it" if dropped == "system" else "--raw does without the template"
-        raise RuntimeFailure(f"the model's chat template drops the {dropped} message; {way_out}")
-    assert failure is not None
-    raise failure
+        role = missing or "user"
+        way_out = "--raw does without the template" if role == "user" else "say it in the prompt, or do without it"
+        failures.append(RuntimeFailure(f"the model's chat template drops the {role} message; {way_out}"))
+    # The first says what the template makes of the conversation as it was given.
+    raise failures[0]
 
 
 def dropped_role(rendered: str, messages: Conversation) -> str | None:
@@ -159,9 +161,28 @@ def observe_thinking(tail: str) -> Literal["open", "closed"] | None:
     return cast("Literal['open', 'closed'] | None", state)
 
 
-def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    content = message.get("content")
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+def _as_given(messages: Conversation) -> Conversation | None:
+    return messages
+
+
+def _in_parts(messages: Conversation) -> Conversation | None:
+    if not any(isinstance(message.get("content"), str) for message in messages):
+        return None
+    return [
+        {**message, "content": [{"type": "text", "text": content}]}
+        if isinstance(content := message.get("content"), str)
+        else message
+        for message in messages
+    ]
+
+
+def _without_system(messages: Conversation) -> Conversation | None:
+    if len(messages) < 2 or messages[0].get("role") != "system" or messages[1].get("role") != "user":
+        return None
+    system, user = messages[0].get("content"), messages[1].get("content")
+    if not isinstance(system, str) or not isinstance(user, str):
+        return None
+    return [{**messages[1], "content": f"{system}\n{user}"}, *messages[2:]]
 
 
 def _shows_parts(rendered: str) -> bool:
