@@ -179,6 +179,8 @@ class Model:
         template = self.chat_template()
         if template is None:
             raise RuntimeFailure(f"{self.path} has no chat template; give it plain text (--raw)")
+        # As llama.cpp's server has it: models that can think do, unless told otherwise.
+        variables.setdefault("enable_thinking", True)
         return shared.render(
             template,
             messages,

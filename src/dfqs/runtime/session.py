@@ -135,11 +135,11 @@ class Context:
                     rows.append(batch_rows.copy())
         if logits == "all" and take is None:
             return np.concatenate(rows)
-        if logits == "none":
+        if logits != "last":
             return None
-        row = self._logits(-1, 1)
-        check_logits(row, position + len(tokens) - 1)
-        return row[0].copy()
+        last: Logits = self._logits(-1, 1)[0].copy()
+        check_logits(last[None], position + len(tokens) - 1)
+        return last
 
     def _decode_batch(self, tokens: Sequence[int], position: int, sequence: int, logits: str, is_last: bool) -> None:
         self.library.stop.raise_if_requested()
