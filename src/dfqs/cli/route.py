@@ -160,6 +160,8 @@ def check(
     for row in found.matrix:
         if row.refused is not None:
             note(f"{row.condition}: {row.refused}")
+    for text in found.notices:
+        warn(text)
     if found.hash_layers:
         note(f"layers {', '.join(map(str, found.hash_layers))} are hash-routed: their experts cannot differ")
     if not found.holds:
@@ -188,6 +190,8 @@ def margins(
         out.print(margin_table(report))
     for name, reason in report.refused.items():
         note(f"{name}: {reason}")
+    for text in report.notices:
+        warn(text)
     if targets:
         from dfqs.routing.plots import plot_margins  # noqa: PLC0415
 

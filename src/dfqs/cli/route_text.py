@@ -93,11 +93,12 @@ def load_table(check: RouteCheck) -> Table:
 
 def verdict(check: RouteCheck) -> str:
     """One sentence: does the clause hold, and what to do if not."""
+    load = f"the {check.load.profile} load profile" + (" (requests shortened)" if check.load.shortened else "")
     if check.holds:
-        return f"Routing remains deterministic under the {check.load.profile} load profile, on this machine and build."
+        return f"Routing remains deterministic under {load}, on this machine and build."
     different = sum(not row.routing_identical or not row.same_answer for row in check.load.requests)
     text = (
-        f"Routing does NOT remain deterministic under the {check.load.profile} load profile: {different} of "
+        f"Routing does NOT remain deterministic under {load}: {different} of "
         f"{len(check.load.requests)} requests were routed or answered differently beside the others than alone."
     )
     if check.load.profile == "standard":

@@ -68,7 +68,7 @@ def capture_trace(
 
     Raises:
         UsageError: the model is dense, or `out` exists.
-        RuntimeFailure: llama.cpp failed, or its graph shows no routing.
+        RuntimeFailure: llama.cpp failed, computes what is no numbers, or its graph shows no routing.
     """
     identity, hash_layers = read_identity(model)
     wanted = {**REFERENCE, **(settings or {})}
@@ -119,10 +119,16 @@ def trace_prompts(
 ) -> dict[str, Any]:
     """In the worker: emits the header's facts, then `{"chunk": TraceChunk, "of": tokens in all}`."""
     model = load_model(worker, path)
-    context_tokens = min(context_tokens, model.trained_context_tokens)
+    notices = []
+    if context_tokens > model.trained_context_tokens:
+        if context_tokens != MAX_CONTEXT_TOKENS:
+            notices.append(
+                f"a context of {context_tokens:,} tokens was asked for; it is {model.trained_context_tokens:,}, as "
+                "many as this model was trained for"
+            )
+        context_tokens = model.trained_context_tokens
     whole = [prompt.tokenize(model) for prompt in prompts]
     pieces = [tokens[i : i + context_tokens] for tokens in whole for i in range(0, len(tokens), context_tokens)]
-    notices = []
     if len(pieces) != len(prompts):
         notices.append(f"prompts longer than {context_tokens:,} tokens were cut: {len(prompts)} became {len(pieces)}")
     total = sum(len(piece) for piece in pieces)
@@ -139,7 +145,7 @@ def trace_prompts(
                     BatchToken(token, start + index)
                     for index, token in enumerate(piece[start : start + context.n_batch])
                 ]
-                # Logits of every token, or the last layer would not route them. They are not looked at.
+                # Logits of every token, or the last layer would not route them.
                 decode_batch(context, batch, tap)
                 routing = tap.take_batch(batch)
                 if header is None:

@@ -155,6 +155,9 @@ def diff_traces(reference: Path, other: Path) -> RouteDiff:
         header = first.header
     model = header.model
     learned = header.learned_rows or list(range(len(header.layers)))
+    overall = Coherence(**tally.over(learned, list(range(_BINS))))
+    if not header.learned_rows or (overall.chance_jaccard is not None and overall.chance_jaccard >= 1):
+        notices += ("the experts do not depend on the token, or follow from it alone: agreement proves nothing here",)
     return RouteDiff(
         reference=sides[0],
         other=sides[1],
@@ -164,7 +167,7 @@ def diff_traces(reference: Path, other: Path) -> RouteDiff:
         hash_layers=header.hash_layers,
         uniform_chance_jaccard=uniform_chance_jaccard(model.experts, model.experts_used),
         uniform_chance_top1=1 / model.experts,
-        overall=Coherence(**tally.over(learned, list(range(_BINS)))),
+        overall=overall,
         by_layer=tuple(
             LayerCoherence(layer=layer, **tally.over([row], list(range(_BINS))))
             for row, layer in enumerate(header.layers)

@@ -12,7 +12,9 @@ from dfqs.errors import RuntimeFailure
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Record
 from dfqs.routing.capture import REFERENCE, RUNTIME, processor_name
+from dfqs.routing.fitting import fit_requests, fit_text
 from dfqs.routing.identity import ModelIdentity, read_identity
+from dfqs.routing.numbers import require_choice
 from dfqs.routing.prompts import LOAD_TEXTS, packaged_prompt
 from dfqs.routing.runs import Agreement, RoutingRun, compare_runs, lowest_share
 from dfqs.runtime import Worker
@@ -21,8 +23,6 @@ LOAD_VERSION = 1
 ANSWER_TOKENS = 32
 LOAD_CONTEXT_TOKENS = 4096
 MATRIX_TOKENS = 256
-BESIDE_TOKENS = 100
-"""Of the other sequence. No multiple of 32: one of 128 tokens was seen to change no bit, one of 100 many."""
 _SERVER = {**REFERENCE, "n_batch": 2048}
 PROFILES: dict[str, tuple[dict[str, Any], int]] = {
     "standard": ({**_SERVER, "flash_attention": "auto"}, 4),
@@ -95,7 +95,8 @@ class LoadRow(Record):
     """Tokens up to where the two answers part."""
     same_answer: bool
     logits_identical: bool
-    same_set_share: float
+    same_set_share: float | None
+    """Null: nothing was compared, and nothing compared is not identical."""
     lowest_layer_share: float | None
     first_divergence: FirstDivergence | None
     routing_identical: bool
@@ -109,6 +110,8 @@ class LoadCheck(Record):
     settings: dict[str, str | int | bool]
     slots: int
     answer_tokens: int
+    shortened: bool = False
+    """Its requests were cut, as the model's context is too short for them."""
     requests: tuple[LoadRow, ...]
     holds: bool
 
@@ -128,6 +131,8 @@ class RouteCheck(Record):
     matrix_tokens: int
     matrix: tuple[MatrixRow, ...]
     load: LoadCheck
+    notices: tuple[str, ...] = ()
+    """What was done otherwise than asked for, a sentence each."""
 
     @property
     def holds(self) -> bool:
@@ -152,22 +157,27 @@ def check_routing(
         progress: called with conditions and requests.
 
     Raises:
-        UsageError: the model is dense.
-        RuntimeFailure: llama.cpp failed under the reference conditions.
+        UsageError: the model is dense, or its router has nothing to decide.
+        RuntimeFailure: llama.cpp failed under the reference conditions, or computes what is no numbers.
         WorkerCrash: it died.
     """
     identity, hash_layers = read_identity(path)
+    require_choice(identity, hash_layers)
     with Worker(threads=threads) as worker:
         texts = [packaged_prompt(name) for name in ("first", "second", *LOAD_TEXTS)]
         tokenized: list[list[int]] = worker.call(_JOBS + "tokenize", str(path), texts)
+        trained: int = worker.call(_JOBS + "trained_context", str(path))
         threads = threads or worker.call("dfqs.routing.load:default_threads")
-        conditions = matrix_conditions(min(tokens, len(tokenized[0])), threads) if matrix else ()
+        text, other, shorter = fit_text(tokenized[0], tokenized[1], tokens, trained) if matrix else ([], [], None)
+        conditions = matrix_conditions(len(text), threads) if matrix else ()
+        room = min(LOAD_CONTEXT_TOKENS, trained)
+        requests, cut = fit_requests(tokenized[2:], ANSWER_TOKENS, room)
         steps = len(conditions) + 1 + 2 * len(LOAD_TEXTS)
-        load, layers = _check_load(worker, path, profile, tokenized[2:], progress, steps)
+        load, layers = _check_load(worker, path, profile, requests, room, progress, steps)
+        require_choice(identity, hash_layers, layers)
         done = 2 * len(LOAD_TEXTS)
         rows, reference = [], None
         if conditions:
-            text, other = tokenized[0][:tokens], tokenized[1][:BESIDE_TOKENS]
             reference = run_condition(worker, path, text, other, Condition("reference"))
             for condition in (c for c in conditions if not c.restart):
                 rows.append(_try_condition(worker, path, text, other, condition, reference))
@@ -184,7 +194,8 @@ def check_routing(
         hash_layers=tuple(layer for layer in hash_layers if layer in layers),
         matrix_tokens=len(reference.tokens) if reference is not None else 0,
         matrix=tuple(rows),
-        load=load,
+        load=load.model_copy(update={"shortened": cut is not None}),
+        notices=tuple(notice for notice in (cut, shorter) if notice is not None),
     )
 
 
@@ -237,12 +248,18 @@ def _try_condition(
 
 
 def _check_load(
-    worker: Worker, path: Path, profile: str, requests: Sequence[list[int]], progress: Progress, steps: int
+    worker: Worker,
+    path: Path,
+    profile: str,
+    requests: Sequence[list[int]],
+    context_tokens: int,
+    progress: Progress,
+    steps: int,
 ) -> tuple[LoadCheck, tuple[int, ...]]:
     settings, slots = PROFILES[profile]
 
     def run(group: Sequence[list[int]]) -> list[RoutingRun]:
-        arguments = (str(path), group, ANSWER_TOKENS, settings, LOAD_CONTEXT_TOKENS, slots)
+        arguments = (str(path), group, ANSWER_TOKENS, settings, context_tokens, slots)
         runs: list[RoutingRun] = worker.call(_JOBS + "run_load", *arguments)
         return runs
 
@@ -259,7 +276,7 @@ def _check_load(
                 compared_tokens=agreement.tokens,
                 # The last token of an answer is never decoded; the logits that it comes from are compared instead.
                 same_answer=agreement.same_tokens and alone.argmax[-1] == together[number].argmax[-1],
-                logits_identical=agreement.logits_identical and agreement.same_tokens,
+                logits_identical=bool(agreement.logits_identical) and agreement.same_tokens,
                 same_set_share=agreement.same_set_share,
                 lowest_layer_share=lowest_share(agreement.same_set_share_by_layer),
                 first_divergence=_place(agreement),
@@ -269,11 +286,11 @@ def _check_load(
         progress(len(requests) + number + 1, steps, "each alone")
     check = LoadCheck(
         profile=profile,
-        settings={**settings, "context_tokens": LOAD_CONTEXT_TOKENS, "kv_unified": True},
+        settings={**settings, "context_tokens": context_tokens, "kv_unified": True},
         slots=slots,
         answer_tokens=ANSWER_TOKENS,
         requests=tuple(rows),
-        holds=all(row.routing_identical and row.same_answer for row in rows),
+        holds=bool(rows) and all(row.routing_identical and row.same_answer for row in rows),
     )
     return check, together[0].layers
 

@@ -5,11 +5,12 @@ from typing import Literal
 
 import numpy as np
 
-from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.errors import RuntimeFailure
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Record
 from dfqs.routing.capture import RUNTIME, processor_name
-from dfqs.routing.determinism import BESIDE_TOKENS, Condition, run_condition
+from dfqs.routing.determinism import Condition, run_condition
+from dfqs.routing.fitting import fit_text
 from dfqs.routing.identity import ModelIdentity, read_groups, read_identity
 from dfqs.routing.margins import (
     FlipForecast,
@@ -23,6 +24,7 @@ from dfqs.routing.margins import (
     measure_margins,
     router_logits,
 )
+from dfqs.routing.numbers import require_choice
 from dfqs.routing.prompts import packaged_prompt
 from dfqs.routing.runs import RoutingRun
 from dfqs.runtime import Worker
@@ -58,6 +60,8 @@ class MarginReport(Record):
     forecasts: tuple[FlipForecast, ...]
     refused: dict[str, str]
     """Perturbations that the runtime refuses for this model, and what it said."""
+    notices: tuple[str, ...] = ()
+    """What was done otherwise than asked for, a sentence each."""
 
 
 def forecast_routing(
@@ -70,24 +74,27 @@ def forecast_routing(
         progress: called with runs.
 
     Raises:
-        UsageError: the model is dense, or all of its layers are hash-routed.
-        RuntimeFailure: llama.cpp failed under the reference conditions.
+        UsageError: the model is dense, or its router has nothing to decide.
+        RuntimeFailure: llama.cpp failed under the reference conditions, or computes what is no numbers.
     """
     identity, hash_layers = read_identity(path)
+    require_choice(identity, hash_layers)
     groups = read_groups(path)
     forecasts, refused = [], {}
     with Worker(threads=threads) as worker:
         count = threads or worker.call("dfqs.routing.load:default_threads")
         prompts = [packaged_prompt(FIT_TEXT), packaged_prompt(TEST_TEXT)]
-        texts = [text[:tokens] for text in worker.call("dfqs.routing.load:tokenize", str(path), prompts)]
+        first, second = worker.call("dfqs.routing.load:tokenize", str(path), prompts)
+        trained = worker.call("dfqs.routing.load:trained_context", str(path))
+        fitted = [fit_text(*pair, tokens, trained) for pair in ((first, second), (second, first))]
         learned: list[int] = []
         total, done = 2 * (len(PERTURBATIONS) + 1), 0
 
         def run(condition: Condition) -> list[Rows]:
             nonlocal done
             pair = []
-            for text, other in (texts, texts[::-1]):
-                result = run_condition(worker, path, text, other[:BESIDE_TOKENS], condition, threads=count, scores=True)
+            for text, other, _ in fitted:
+                result = run_condition(worker, path, text, other, condition, threads=count, scores=True)
                 learned[:] = [row for row, layer in enumerate(result.layers) if layer not in hash_layers]
                 pair.append(_rows(result, learned, groups))
                 layers = result.layers
@@ -98,8 +105,7 @@ def forecast_routing(
 
         routed: list[int] = []
         reference = run(Condition("reference"))
-        if not learned:
-            raise UsageError(f"every layer of {path} is hash-routed: there are no margins")
+        require_choice(identity, hash_layers, tuple(routed))
         for condition in PERTURBATIONS:
             try:
                 perturbed = run(condition)
@@ -121,12 +127,13 @@ def forecast_routing(
         model=identity,
         processor=processor_name(),
         threads=count,
-        tokens=tokens,
+        tokens=max(len(text) for text, _, _ in fitted),
         histogram_edges=tuple(float(edge) for edge in edges),
         histogram=tuple(int(count) for count in counts),
         margins=describe_margins(margins, [routed[row] for row in learned]),
         forecasts=tuple(forecasts),
         refused=refused,
+        notices=tuple(dict.fromkeys(notice for _, _, notice in fitted if notice is not None)),
     )
 
 

@@ -30,6 +30,11 @@ def tokenize(worker: WorkerContext, path: str, prompts: Sequence[Prompt]) -> lis
     return [prompt.tokenize(model) for prompt in prompts]
 
 
+def trained_context(worker: WorkerContext, path: str) -> int:
+    """Tokens of context that the model was trained for."""
+    return load_model(worker, path).trained_context_tokens
+
+
 def default_threads(worker: WorkerContext) -> int:
     """CPU threads that contexts of this worker take unless told otherwise."""
     return worker.threads

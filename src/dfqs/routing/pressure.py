@@ -21,6 +21,7 @@ from dfqs.routing.capture import REFERENCE, RUNTIME, load_model, processor_name
 from dfqs.routing.coherence import jaccard, router_distribution
 from dfqs.routing.identity import ModelIdentity, read_identity
 from dfqs.routing.load import decode_runs
+from dfqs.routing.numbers import require_choice
 from dfqs.routing.prompts import LOAD_TEXTS, Prompt, packaged_prompt
 from dfqs.routing.runs import RoutingRun, same_sets
 from dfqs.routing.stats import entropy_bits, one_hot
@@ -82,11 +83,13 @@ def measure_pressure(
         progress: called with tokens of document.
 
     Raises:
-        UsageError: the model is dense, the lengths do not ascend, or it was not trained for so long a context.
+        UsageError: the model is dense, its router has nothing to decide, the lengths do not ascend, or it was not
+            trained for so long a context.
     """
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise UsageError("lengths must ascend, and be at least 1")
     identity, hash_layers = read_identity(path)
+    require_choice(identity, hash_layers)
     change = dict(PERTURBED if perturbed is None else perturbed)
     prompts = [Prompt("document", growing_document(lengths[-1])), packaged_prompt(PROBE_TEXT)]
     runs = []
@@ -108,6 +111,7 @@ def measure_pressure(
                     on_event=on_event,
                 )
             )
+    require_choice(identity, hash_layers, runs[0][0].layers)
     points = tuple(
         _compare(length, a, b, runs[0][0], hash_layers, identity.experts)
         for length, a, b in zip(lengths, *runs, strict=True)
@@ -134,6 +138,8 @@ def run_probes(
     model, tap = load_model(worker, path), RouterTap(scores=True)
     tokens = document.tokenize(model)
     question = model.tokenize(probe.text, add_special=False)
+    if not question:
+        raise UsageError("the probe has no tokens for this model: there would be nothing to compare")
     cells = lengths[-1] + len(question)
     if cells > model.trained_context_tokens:
         raise UsageError(
@@ -176,8 +182,6 @@ def _compare(
     length: int, a: RoutingRun, b: RoutingRun, shortest: RoutingRun, hash_layers: Sequence[int], experts: int
 ) -> PressurePoint:
     learned = [row for row, layer in enumerate(a.layers) if layer not in hash_layers]
-    if not learned:
-        raise UsageError("every layer is hash-routed: routing cannot vary")
     ids, other = a.ids[learned], b.ids[learned]
     assert a.scores is not None
     p = router_distribution(a.scores[learned])

@@ -43,18 +43,21 @@ class Agreement:
     tokens: int
     """Tokens compared; fewer than a run holds when generation took another way."""
     same_tokens: bool
-    logits_identical: bool
-    """Bit for bit, wherever both have logits."""
+    decisions: int
+    """Layers x tokens that both computed."""
+    logits_identical: bool | None
+    """Bit for bit, wherever both have logits. None: nowhere."""
     argmax_share: float | None
-    same_set_share: float
-    """Of all layers and tokens that both computed."""
+    same_set_share: float | None
+    """Of the decisions. None: there are none."""
     same_set_share_by_layer: tuple[float | None, ...]
     """None: the layer computed none of them."""
     first_divergence: Divergence | None
 
     @property
     def routing_identical(self) -> bool:
-        return self.same_tokens and self.first_divergence is None
+        """Nothing compared is not identical."""
+        return self.decisions > 0 and self.same_tokens and self.first_divergence is None
 
 
 def join_runs(parts: Sequence[RoutingRun]) -> RoutingRun:
@@ -76,7 +79,13 @@ def same_sets(a: Ids, b: Ids) -> NDArray[np.bool_]:
 
 
 def compare_runs(reference: RoutingRun, other: RoutingRun) -> Agreement:
-    """Compare two runs of one sequence, as far as their tokens are the same."""
+    """Compare two runs of one sequence, as far as their tokens are the same.
+
+    Raises:
+        ValueError: the runs are of different layers.
+    """
+    if reference.layers != other.layers:
+        raise ValueError(f"runs of different layers: {reference.layers} and {other.layers}")
     common = min(len(reference.tokens), len(other.tokens))
     parting = np.flatnonzero(reference.tokens[:common] != other.tokens[:common])
     count = int(parting[0]) if parting.size else common
@@ -91,9 +100,10 @@ def compare_runs(reference: RoutingRun, other: RoutingRun) -> Agreement:
     return Agreement(
         tokens=count,
         same_tokens=count == len(reference.tokens) == len(other.tokens),
-        logits_identical=bool(hashes_agree[has_logits].all()),
+        decisions=int(computed.sum()),
+        logits_identical=bool(hashes_agree[has_logits].all()) if has_logits.any() else None,
         argmax_share=_share(argmax_agrees[has_logits]),
-        same_set_share=_share(same[computed]) or 0.0,
+        same_set_share=_share(same[computed]),
         same_set_share_by_layer=tuple(_share(row[here]) for row, here in zip(same, computed, strict=True)),
         first_divergence=first,
     )

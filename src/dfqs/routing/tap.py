@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure
+from dfqs.routing.numbers import broken_row, require_numbers
 from dfqs.routing.trace import Ids, Scores
 from dfqs.runtime import abi
 from dfqs.runtime.session import Context, EvalCallback, TensorView
@@ -58,6 +59,8 @@ class Routing:
 class RouterTap:
     """Collects routing during a context's decodes. Pass `callback` to the context, and `take_batch` after each decode.
 
+    The probabilities are looked at in any case: what was chosen by numbers that are none is no choice.
+
     Args:
         scores: collect the router's scores too.
     """
@@ -69,12 +72,14 @@ class RouterTap:
         self._ubatches: list[list[int]] = []
         self._seen: set[tuple[str, int]] = set()
         """Nodes of the ubatch under way."""
+        self.broken_layer: int | None = None
+        """The lowest layer seen whose scores tell nothing (`broken_row`)."""
 
     def _wants(self, name: str, op: str) -> bool:
         match = _ROUTER_NODE.fullmatch(name)
         if match is None:
             return op == "GET_ROWS" and _LAYER_NODE.fullmatch(name) is None
-        return match[1] == "topk" or self.scores
+        return match[1] in ("topk", "probs") or self.scores
 
     def _take(self, name: str, _op: str, tensor: TensorView) -> None:
         match = _ROUTER_NODE.fullmatch(name)
@@ -88,7 +93,11 @@ class RouterTap:
         # GroveMoE routes twice in a layer; its second choice, of experts that groups share, follows from the first.
         if node not in self._seen:
             self._seen.add(node)
-            self._nodes.setdefault(node, []).append(tensor())
+            values = tensor()
+            if match[1] == "probs" and broken_row(values.reshape(-1, values.shape[-1])) is not None:
+                self.broken_layer = min(node[1], self.broken_layer if self.broken_layer is not None else node[1])
+            if match[1] == "topk" or self.scores:
+                self._nodes.setdefault(node, []).append(values)
 
     def take_batch(self, batch: Sequence[BatchToken]) -> Routing:
         """What was collected since the last time, which must be this batch.
@@ -189,7 +198,7 @@ def decode_batch(context: Context, batch: Sequence[BatchToken], tap: RouterTap |
         Logits [wanted, vocabulary], in the order of the batch; a view that the next decode overwrites.
 
     Raises:
-        RuntimeFailure: llama.cpp failed.
+        RuntimeFailure: llama.cpp failed, or the logits or the router's scores are no numbers.
     """
     count = len(batch)
     token = np.array([entry.token for entry in batch], np.int32)
@@ -216,12 +225,19 @@ def decode_batch(context: Context, batch: Sequence[BatchToken], tap: RouterTap |
         tap.callback.raise_pending()
     if result != abi.DECODE_OK:
         library.stop.raise_if_requested()
+        if result == abi.DECODE_NO_SLOT:
+            raise RuntimeFailure(f"no room for a batch of {count} tokens in a context of {context.n_ctx:,}")
         raise RuntimeFailure(f"llama.cpp failed to decode a batch of {count} tokens (code {result})")
     rows = int(wanted.sum())
+    broken_layer = None if tap is None else tap.broken_layer
     if not rows:
-        return np.empty((0, context.model.vocab_size), np.float32)
+        empty = np.empty((0, context.model.vocab_size), np.float32)
+        require_numbers(empty, broken_layer)
+        return empty
     # Logits lie in the order of the batch, whatever order they were computed in, once one was asked for by its place.
     first = library.llama_get_logits_ith(context.handle, int(np.flatnonzero(wanted)[0]))
     if not first:
         raise RuntimeFailure("llama.cpp gave no logits")
-    return np.ctypeslib.as_array(first, (rows, context.model.vocab_size))
+    logits = np.ctypeslib.as_array(first, (rows, context.model.vocab_size))
+    require_numbers(logits, broken_layer)
+    return logits

@@ -238,9 +238,11 @@ class TraceReader:
             self._refuse("an expert is chosen twice for one token", at)
         if int(chunk.tokens.min()) < 0:
             self._refuse("a negative token", at)
-        for scores in (chunk.probabilities, chunk.selection):
-            if scores is not None and np.isnan(scores).any():
-                self._refuse("a router score is not a number", at)
+        if chunk.probabilities is not None and not np.isfinite(chunk.probabilities).all():
+            self._refuse("a router score is not a number", at)
+        # Experts of groups that are not chosen from score -inf.
+        if chunk.selection is not None and (np.isnan(chunk.selection) | np.isposinf(chunk.selection)).any():
+            self._refuse("a router score is not a number", at)
         return chunk
 
     def _refuse(self, reason: str, offset: int) -> NoReturn:
