@@ -22,6 +22,8 @@ from dfqs.routing.tracefile import TraceReader
 FIRST_BIN_TOKENS = 64
 """Context is binned by position: [0, 64), [64, 128), [128, 256), and so on, each twice as long."""
 _BINS = 26
+_PART_ENTRIES = 1 << 20
+"""Ids or scores that are compared at a time: bounds the memory of numbers made of them."""
 
 
 class Coherence(Record):
@@ -92,11 +94,11 @@ class RouteDiff(Record):
 
 def uniform_chance_jaccard(experts: int, used: int) -> float:
     """Expected Jaccard index of two independent uniform `used`-subsets of `experts` (hypergeometric)."""
-    total = math.comb(experts, used)
-    return sum(
-        math.comb(used, both) * math.comb(experts - used, used - both) / total * both / (2 * used - both)
-        for both in range(max(0, 2 * used - experts), used + 1)
-    )
+    both = range(max(0, 2 * used - experts), used + 1)
+    logs = [-sum(math.lgamma(n + 1) for n in (k, used - k, used - k, experts - 2 * used + k)) for k in both]
+    largest = max(logs)
+    weights = [math.exp(value - largest) for value in logs]
+    return math.fsum(w * k / (2 * used - k) for w, k in zip(weights, both, strict=True)) / math.fsum(weights)
 
 
 def compare_headers(reference: TraceHeader, other: TraceHeader) -> tuple[str, ...]:
@@ -210,18 +212,28 @@ class CoherenceTally:
 
     def add(self, a: TraceChunk, b: TraceChunk) -> None:
         """Count the same tokens of two traces."""
-        bins = context_bins(a.position + np.arange(len(a)))
         self.tokens += len(a)
+        moved = np.roll(b.ids, len(a) // 2, axis=1) if len(a) > 1 else None
+        widest = a.ids.shape[-1] if a.probabilities is None else a.probabilities.shape[-1]
+        step = max(1, _PART_ENTRIES // (self.layers * widest))
+        logits = (are_logits(a.probabilities), are_logits(b.probabilities))
+        for start in range(0, len(a), step):
+            part = slice(start, start + step)
+            shuffled = None if moved is None else moved[:, part]
+            self._add_part(a.part(part.start, part.stop), b.part(part.start, part.stop), shuffled, logits)
+
+    def _add_part(self, a: TraceChunk, b: TraceChunk, moved: Ids | None, logits: tuple[bool, bool]) -> None:
+        bins = context_bins(a.position + np.arange(len(a)))
         self._sum("jaccard", jaccard(a.ids, b.ids), bins)
         self._sum("same_set", same_sets(a.ids, b.ids), bins)
         self._sum("top1", a.ids[..., 0] == b.ids[..., 0], bins)
         np.add.at(self.counts.T, bins, 1)
         if a.probabilities is not None and b.probabilities is not None:
-            weights = [chosen_weights(chunk.probabilities, chunk.ids) for chunk in (a, b)]
+            sides = zip((a, b), logits, strict=True)
+            weights = [chosen_weights(chunk.probabilities, chunk.ids, known) for chunk, known in sides]
             self._sum("weight_overlap", 1 - np.abs(weights[0] - weights[1]).sum(-1) / 2, bins)
-            self._sum("kl_nats", divergence(a.probabilities, b.probabilities), bins)
-        if len(a) > 1:
-            moved = np.roll(b.ids, len(a) // 2, axis=1)
+            self._sum("kl_nats", divergence(a.probabilities, b.probabilities, logits), bins)
+        if moved is not None:
             self._sum("chance_jaccard", jaccard(a.ids, moved), bins)
             self._sum("chance_top1", a.ids[..., 0] == moved[..., 0], bins)
             np.add.at(self.shuffled.T, bins, 1)
@@ -259,24 +271,32 @@ def measure_coherence(header: TraceHeader, pairs: Iterable[tuple[TraceChunk, Tra
 def jaccard(a: Ids, b: Ids) -> NDArray[np.float64]:
     """|both| / |either| of the sets along the last axis, which names no expert twice."""
     used = a.shape[-1]
-    both = np.zeros(a.shape[:-1], np.int64)
-    for k in range(used):
-        both += (a[..., k : k + 1] == b).any(-1)
+    either = np.sort(np.concatenate([a, b], axis=-1), axis=-1)
+    both = (either[..., 1:] == either[..., :-1]).sum(-1)
     return np.asarray(both / (2 * used - both))
 
 
-def router_distribution(scores: Scores) -> NDArray[np.float64]:
-    """Router scores as a distribution over experts: a softmax of logits where there are negative ones, else a share."""
+def are_logits(scores: Scores | None) -> bool:
+    """Whether router scores are logits: some are negative. Asked of a whole chunk, as a few tokens may have none."""
+    return scores is not None and bool(scores.min(initial=0.0) < 0)
+
+
+def router_distribution(scores: Scores, logits: bool | None = None) -> NDArray[np.float64]:
+    """Router scores as a distribution over experts: a softmax of logits, else a share.
+
+    Args:
+        logits: what they are; `are_logits` of these scores where it is not said.
+    """
     rows = scores.astype(np.float64)
-    if rows.min(initial=0.0) < 0:
+    if are_logits(scores) if logits is None else logits:
         rows = np.exp(rows - rows.max(-1, keepdims=True))
     return np.asarray(rows / np.maximum(rows.sum(-1, keepdims=True), np.finfo(np.float32).tiny))
 
 
-def chosen_weights(scores: Scores | None, ids: Ids) -> NDArray[np.float64]:
+def chosen_weights(scores: Scores | None, ids: Ids, logits: bool | None = None) -> NDArray[np.float64]:
     """The share of each expert in a token's output: its weight among the chosen, 0 for the others. [..., experts]"""
     assert scores is not None
-    distribution = router_distribution(scores)
+    distribution = router_distribution(scores, logits)
     weights = np.zeros_like(distribution)
     index = ids.astype(np.int64)
     np.put_along_axis(weights, index, np.take_along_axis(distribution, index, -1), -1)
@@ -284,10 +304,10 @@ def chosen_weights(scores: Scores | None, ids: Ids) -> NDArray[np.float64]:
     return np.asarray(np.where(total > 0, weights / np.where(total > 0, total, 1), 1 / ids.shape[-1] * (weights > 0)))
 
 
-def divergence(a: Scores, b: Scores) -> NDArray[np.float64]:
+def divergence(a: Scores, b: Scores, logits: tuple[bool | None, bool | None] = (None, None)) -> NDArray[np.float64]:
     """KL(a || b) in nats along the last axis; probabilities are kept above float32's smallest."""
     tiny = float(np.finfo(np.float32).tiny)
-    p, q = router_distribution(a), router_distribution(b)
+    p, q = router_distribution(a, logits[0]), router_distribution(b, logits[1])
     return np.asarray((p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny)))).sum(-1))
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dfqs.errors import UsageError
 from dfqs.records import Record
-from dfqs.routing.coherence import bin_start, context_bins, router_distribution
+from dfqs.routing.coherence import are_logits, bin_start, context_bins, router_distribution
 from dfqs.routing.identity import ModelIdentity
 from dfqs.routing.reuse import ReuseProfile, StackDistances
 from dfqs.routing.trace import Ids, RouteConditions, TraceChunk, TraceHeader, join_chunks
@@ -19,12 +19,19 @@ BLOCK_TOKENS = 256
 WINDOWS = (1, 4, 16, 64, BLOCK_TOKENS)
 TOP_PAIRS = 20
 LEAST_LIFT = 1.1
-MAX_PAIRS = 1 << 26
+MAX_PAIRS = 1 << 25
 """Layers x experts^2. DeepSeek-V3 has 4 million, 94 layers of 512 experts 25 million."""
+MAX_EXPERTS_COUNTED = 2048
+MAX_BLOCKS = 1 << 16
+"""Layers x experts. 94 layers of 512 experts are 48 thousand."""
 MAX_CHOICES = 1 << 13
 """Experts that one token uses in all layers. DeepSeek-V3 uses 464."""
+MAX_TOGETHER = 1 << 21
+"""Layers x experts used^2. DeepSeek-V3 has 4 thousand."""
 _BINS = 26
 _HOT_SHARE = 0.5
+_PART_TOKENS = 32
+"""Whose scores are made into distributions at a time."""
 
 
 class LayerLoad(Record):
@@ -136,7 +143,13 @@ class StatsTally:
 
     def __init__(self, header: TraceHeader) -> None:
         layers, model = len(header.layers), header.model
-        if layers * model.experts**2 > MAX_PAIRS or layers * model.experts_used > MAX_CHOICES:
+        if (
+            layers * model.experts**2 > MAX_PAIRS
+            or model.experts > MAX_EXPERTS_COUNTED
+            or layers * model.experts > MAX_BLOCKS
+            or layers * model.experts_used > MAX_CHOICES
+            or layers * model.experts_used**2 > MAX_TOGETHER
+        ):
             raise UsageError(
                 f"{layers:,} layers with {model.experts_used:,} of {model.experts:,} experts used are more than can be "
                 "counted in bounded memory"
@@ -174,7 +187,10 @@ class StatsTally:
         experts, used = self.header.model.experts, ids.shape[-1]
         first, second = np.triu_indices(used, 1)
         base = (np.arange(len(ids)) * experts * experts)[:, None, None]
-        np.add.at(self.together.reshape(-1), base + ids[..., first] * experts + ids[..., second], 1)
+        step = max(1, MAX_TOGETHER // (len(ids) * used * used))
+        for start in range(0, ids.shape[1], step):
+            part = ids[:, start : start + step]
+            np.add.at(self.together.reshape(-1), base + part[..., first] * experts + part[..., second], 1)
 
     def _add_context(self, block: TraceChunk, loads: NDArray[np.int64]) -> None:
         learned = self.header.learned_rows
@@ -184,9 +200,12 @@ class StatsTally:
             self._load_bits[bins[0]] += np.mean([entropy_bits(loads[row]) for row in learned])
             self._load_windows[bins[0]] += 1
         if block.probabilities is not None and learned:
-            p = router_distribution(block.probabilities[learned])
-            bits = -(p * np.log2(np.maximum(p, np.finfo(np.float32).tiny))).sum(-1).mean(0)
-            np.add.at(self._router_bits, bins, bits)
+            logits = are_logits(block.probabilities[learned])
+            for start in range(0, len(block), _PART_TOKENS):
+                part = slice(start, start + _PART_TOKENS)
+                p = router_distribution(block.probabilities[learned, part], logits)
+                bits = -(p * np.log2(np.maximum(p, np.finfo(np.float32).tiny))).sum(-1).mean(0)
+                np.add.at(self._router_bits, bins[part], bits)
 
     def describe_layer(self, row: int) -> LayerLoad:
         """One layer's load."""

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.records import canonical_json
+from dfqs.records import canonical_json, parse_json
 from dfqs.routing.trace import Trace, TraceChunk, TraceHeader, names_twice
 from dfqs.storage import atomic_writer
 
@@ -30,6 +30,8 @@ DIGEST_BYTES = 32
 MAX_HEADER_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 32 << 20
 """Of a chunk before compression. Bounds the memory that a reader needs, whatever a file says."""
+MAX_TOKEN_BYTES = MAX_CHUNK_BYTES // 4
+"""Of one token before compression."""
 _LEVEL = 6
 
 
@@ -46,7 +48,7 @@ class TraceWriter:
         self._digest = hashlib.sha256()
         self._prompt, self._position = -1, 0
         self._chunks = self.tokens = 0
-        if header.token_bytes > MAX_CHUNK_BYTES // 4:
+        if header.token_bytes > MAX_TOKEN_BYTES:
             raise UsageError(f"one token takes {header.token_bytes:,} bytes; leave the router scores out")
         text = canonical_json(header)
         if len(text) > MAX_HEADER_BYTES:
@@ -60,7 +62,7 @@ class TraceWriter:
             ValueError: its shape, its place or its ids are not those of this trace.
         """
         self._check(chunk)
-        step = max(1, MAX_CHUNK_BYTES // 4 // self.header.token_bytes)
+        step = max(1, MAX_TOKEN_BYTES // self.header.token_bytes)
         for start in range(0, len(chunk), step):
             part = chunk.part(start, min(start + step, len(chunk)))
             payload = zlib.compress(_pack(self.header, part), _LEVEL)
@@ -99,6 +101,8 @@ class TraceWriter:
                 raise ValueError(f"{kind} must be there as the header says")
             if scores is not None and scores.shape != (*expected[:2], header.model.experts):
                 raise ValueError(f"{kind} have shape {scores.shape}")
+        if not _has_sound_scores(chunk):
+            raise ValueError("a router score is not a number")
 
 
 def write_trace(path: Path, header: TraceHeader, chunks: Iterable[TraceChunk], *, overwrite: bool = False) -> str:
@@ -202,13 +206,16 @@ class TraceReader:
         text = self._read(length, "the trace ends within its header")
         self._verify(start + text, 0)
         try:
-            return TraceHeader.model_validate_json(text)
+            header = TraceHeader.model_validate(parse_json(text, path=self.path))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "header"
             raise FormatError(
                 f"the header is no trace header: {printable(where)}: {printable(first['msg'], 200)}", path=self.path
             ) from None
+        if header.token_bytes > MAX_TOKEN_BYTES:
+            self._refuse(f"tokens of {header.token_bytes:,} bytes each are impossible", 0)
+        return header
 
     def _read(self, count: int, otherwise: str) -> bytes:
         data = self._file.read(count)
@@ -238,10 +245,7 @@ class TraceReader:
             self._refuse("an expert is chosen twice for one token", at)
         if int(chunk.tokens.min()) < 0:
             self._refuse("a negative token", at)
-        if chunk.probabilities is not None and not np.isfinite(chunk.probabilities).all():
-            self._refuse("a router score is not a number", at)
-        # Experts of groups that are not chosen from score -inf.
-        if chunk.selection is not None and (np.isnan(chunk.selection) | np.isposinf(chunk.selection)).any():
+        if not _has_sound_scores(chunk):
             self._refuse("a router score is not a number", at)
         return chunk
 
@@ -263,6 +267,13 @@ def read_trace(path: Path) -> Trace:
 def _follows(prompt: int, position: int, next_prompt: int, next_position: int) -> bool:
     goes_on = next_prompt == prompt and next_position == position
     return goes_on or (next_prompt == prompt + 1 and next_position == 0)
+
+
+def _has_sound_scores(chunk: TraceChunk) -> bool:
+    if chunk.probabilities is not None and not np.isfinite(chunk.probabilities).all():
+        return False
+    # Experts of groups that are not chosen from score -inf.
+    return chunk.selection is None or not (np.isnan(chunk.selection) | np.isposinf(chunk.selection)).any()
 
 
 def _pack(header: TraceHeader, chunk: TraceChunk) -> bytes:
