@@ -6,6 +6,7 @@ can be true of what was not synced: it is lost, it is all there (kill -9: the pa
 """
 
 import errno
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,9 +27,11 @@ class Content:
 
     size: int = 0
     blocks: dict[int, bytes] = field(default_factory=dict)
+    modified_ns: int = 0
+    changed_ns: int = 0
 
     def copy(self) -> "Content":
-        return Content(self.size, dict(self.blocks))
+        return Content(self.size, dict(self.blocks), self.modified_ns, self.changed_ns)
 
     def read(self, offset: int, length: int) -> bytes:
         length = max(min(length, self.size - offset), 0)
@@ -149,12 +152,15 @@ class MemoryDisk:
         self.half = half
         """How far a shift of extents gets when the power fails in it: 0 to 1."""
         self.dead = False
+        self.clock_ns = 1_000_000_001
         self.capacity_blocks: int | None = None
 
     def add(self, path: Path, data: bytes) -> None:
         """A durable file, before the log begins."""
         content = Content()
         content.write(0, data)
+        self.clock_ns += 1_000_000
+        content.modified_ns = content.changed_ns = self.clock_ns
         self._new_inode(path, content)
         self.durable_names = dict(self.names)
 
@@ -173,6 +179,7 @@ class MemoryDisk:
             keep_all: all did (a killed process; the page cache survives).
         """
         after = MemoryDisk()
+        after.clock_ns = self.clock_ns
         for number, inode in self.inodes.items():
             content = inode.durable.copy()
             for change in inode.pending:
@@ -190,6 +197,7 @@ class MemoryDisk:
             self.dead = True
             raise PowerLoss
         self.log.append(what)
+        self.clock_ns += 1_000_000
 
     def used_blocks(self) -> int:
         return sum(len(self.inodes[number].live.blocks) for number in set(self.names.values()))
@@ -200,7 +208,10 @@ class MemoryDisk:
         number = self.names.get(path)
         if number is None:
             return None
-        return FileIdentity(number, self.inodes[number].live.size, 1, 1, False, True)
+        return identity_of(self.inodes[number])
+
+    def now_ns(self) -> int:
+        return self.clock_ns
 
     def open(self, path: Path) -> "MemoryFile":
         return MemoryFile(self, self.inodes[self.names[path]])
@@ -233,6 +244,20 @@ class MemoryDisk:
         return self.inodes[number]
 
 
+def identity_of(inode: Inode) -> FileIdentity:
+    return FileIdentity(
+        inode=inode.number,
+        bytes=inode.live.size,
+        device=1,
+        links=1,
+        is_symlink=False,
+        is_regular=True,
+        owner=os.geteuid(),
+        modified_ns=inode.live.modified_ns,
+        changed_ns=inode.live.changed_ns,
+    )
+
+
 class MemoryFile:
     """`dfqs.shards.disk.DiskFile`, in memory."""
 
@@ -242,7 +267,13 @@ class MemoryFile:
 
     def _change(self, what: str, change: Change) -> None:
         self.disk.step(what)
-        self.inode.apply(change)
+        now = self.disk.clock_ns
+
+        def timed(content: Content) -> None:
+            content.modified_ns = content.changed_ns = now
+            change(content)
+
+        self.inode.apply(timed)
         if self.disk.capacity_blocks is not None and self.disk.used_blocks() > self.disk.capacity_blocks:
             self.inode.take_back()
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -259,6 +290,18 @@ class MemoryFile:
 
     def size(self) -> int:
         return self.inode.live.size
+
+    def identify(self) -> FileIdentity:
+        return identity_of(self.inode)
+
+    def set_modified(self, time_ns: int) -> None:
+        def change(content: Content) -> None:
+            content.modified_ns = time_ns
+
+        self._change("set time", change)
+
+    def has_other_writers(self) -> bool:
+        return False
 
     def read_at(self, offset: int, length: int) -> bytes:
         return self.inode.live.read(offset, length)

@@ -49,6 +49,14 @@ def command(
         typer.Option("--hash", help="Hash every shard, and compare with the Hub's record of it, if any."),
     ] = False,
     abort: Annotated[bool, typer.Option("--abort", help="Undo an unfinished merge where that is possible.")] = False,
+    trust_journal: Annotated[
+        bool,
+        typer.Option("--trust-journal", help="Go on with a journal of your own whose key (in the cache) is gone."),
+    ] = False,
+    trust_shards: Annotated[
+        bool,
+        typer.Option("--trust-shards", help="Go on with shards touched since the merge began; their bytes are right."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -65,13 +73,25 @@ def command(
     if window_bytes < MIN_WINDOW_BYTES:
         raise UsageError(f"a window of {window}: every window waits for the disk, so at least 1MiB makes sense")
     if abort:
-        abort_merge(first_shard, target)
+        abort_merge(first_shard, target, trust_journal=trust_journal)
         out.print("all shards are as they were before the merge", markup=False)
         return
     if is_unfinished(target):
         if mode is None or dry_run:
             raise UsageError(f"a merge to {target} is unfinished; go on with --in-place or --consume, or --abort it")
-        if _resume(first_shard, target, mode, window_bytes, json_=json_):
+        note(f"an unfinished merge to {target} was found; going on with it")
+        with progress_bar("merging") as progress:
+            resumed = resume_merge(
+                first_shard,
+                target,
+                mode,
+                window_bytes=window_bytes,
+                trust_journal=trust_journal,
+                trust_shards=trust_shards,
+                progress=progress,
+            )
+        if resumed is not None:
+            _say_resumed(resumed, json_=json_)
             return
     plan = _plan(first_shard)
     thrifty = plan_thrifty(plan, target, mode, window_bytes=window_bytes) if mode is not None else None
@@ -111,31 +131,26 @@ def _plan(first_shard: Path) -> MergePlan:
         ) from None
 
 
-def _resume(first_shard: Path, target: Path, mode: Mode, window_bytes: int, *, json_: bool) -> bool:
-    """Go on with an unfinished merge; False when it had to be put back and begins anew."""
-    note(f"an unfinished merge to {target} was found; going on with it")
-    with progress_bar("merging") as progress:
-        result = resume_merge(first_shard, target, mode, window_bytes=window_bytes, progress=progress)
-    if result is None:
-        return False
-    if json_:
-        print_json(
-            {
-                "schema": "dfqs.merge/1",
-                "output": str(target),
-                "resumed": True,
-                "file_bytes": result.file_bytes,
-                "moved_bytes": result.moved_bytes,
-                "wall_s": result.wall_s,
-                "shard_sha256": list(result.shard_sha256),
-            }
-        )
-    else:
+def _say_resumed(result: MergeResult, *, json_: bool) -> None:
+    if not json_:
         _say_result(result, len(result.shard_sha256))
-    return True
+        return
+    print_json(
+        {
+            "schema": "dfqs.merge/1",
+            "output": str(result.path),
+            "resumed": True,
+            "file_bytes": result.file_bytes,
+            "moved_bytes": result.moved_bytes,
+            "wall_s": result.wall_s,
+            "shard_sha256": list(result.shard_sha256),
+        }
+    )
 
 
 def _say_result(result: MergeResult, shards: int) -> None:
+    for path in result.left:
+        warn(f"{path} is not the shard that was merged but a file put there since; it is left")
     size, moved = format_bytes(result.file_bytes), format_bytes(result.moved_bytes)
     time = format_duration(result.wall_s)
     out.print(f"wrote {result.path}: {size} from {shards} shards, {moved} moved, in {time}", markup=False)

@@ -10,7 +10,9 @@ import errno
 import fcntl
 import os
 import secrets
+import signal
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Protocol
 
 from dfqs.errors import UsageError
 from dfqs.shards.copying import copy_range, start_writeback, write_fully
+from dfqs.shards.identity import FileStamp
 from dfqs.storage import fsync_directory, publish_file
 
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE, _INSERT_RANGE = 0x01, 0x02, 0x08, 0x20
@@ -35,12 +38,32 @@ class FileIdentity:
     links: int
     is_symlink: bool
     is_regular: bool
+    owner: int
+    """User number."""
+    modified_ns: int
+    changed_ns: int
+
+    @property
+    def stamp(self) -> FileStamp:
+        return FileStamp(self.device, self.inode, self.bytes, self.modified_ns, self.changed_ns)
 
 
 class DiskFile(Protocol):
     """An open file."""
 
     def size(self) -> int: ...
+
+    def identify(self) -> FileIdentity:
+        """Which file it is, whatever has its name by now."""
+        ...
+
+    def set_modified(self, time_ns: int) -> None:
+        """Say when its bytes last changed; no promise, as only its owner may."""
+        ...
+
+    def has_other_writers(self) -> bool:
+        """Whether anybody else has it open or mapped for writing, where the kernel can tell."""
+        ...
 
     def read_at(self, offset: int, length: int) -> bytes:
         """`length` bytes; fewer only where the file ends."""
@@ -110,6 +133,10 @@ class Disk(Protocol):
 
     def free_bytes(self, directory: Path) -> int: ...
 
+    def now_ns(self) -> int:
+        """The time that a file changed in this instant would show, to a tick of the file system's clock."""
+        ...
+
 
 class LocalFile:
     """A file on this machine."""
@@ -119,6 +146,17 @@ class LocalFile:
 
     def size(self) -> int:
         return os.fstat(self._handle).st_size
+
+    def identify(self) -> FileIdentity:
+        return _identity(os.fstat(self._handle))
+
+    def set_modified(self, time_ns: int) -> None:
+        with contextlib.suppress(PermissionError):
+            os.utime(self._handle, ns=(time_ns, time_ns))
+
+    def has_other_writers(self) -> bool:
+        # The first shard is open a second time here, for its lock; then the kernel's count says nothing.
+        return is_opened_elsewhere(self._handle) and not _is_opened_twice_here(self._handle)
 
     def read_at(self, offset: int, length: int) -> bytes:
         parts = []
@@ -188,20 +226,22 @@ class LocalDisk:
             state = path.lstat()
         except FileNotFoundError:
             return None
-        return FileIdentity(
-            state.st_ino,
-            state.st_size,
-            state.st_dev,
-            state.st_nlink,
-            stat.S_ISLNK(state.st_mode),
-            stat.S_ISREG(state.st_mode),
-        )
+        return _identity(state)
 
     def open(self, path: Path) -> LocalFile:
         try:
-            return LocalFile(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+            # O_NONBLOCK: a device that has taken the name must not be waited for.
+            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except PermissionError:
             raise UsageError(f"no permission to change {path}; its bytes could not be freed") from None
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise UsageError(f"{path} is a link, a directory or a device, not a file of its own") from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise UsageError(f"{path} is not a regular file")
+        return LocalFile(handle)
 
     def create(self, path: Path) -> LocalFile:
         return LocalFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
@@ -218,6 +258,50 @@ class LocalDisk:
     def free_bytes(self, directory: Path) -> int:
         state = os.statvfs(directory)
         return state.f_bavail * state.f_frsize
+
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+
+def is_opened_elsewhere(handle: int) -> bool:
+    """Ask the kernel, which knows of every user's processes and mappings, by taking a write lease for an instant.
+
+    It counts those who may write; with a kernel that keeps count, readers too.
+    """
+    try:
+        # Somebody who opens it in this instant breaks the lease; the signal for that ends a process by default.
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # No leases here (network file systems, another owner): what /proc shows has to do.
+        return False
+    return False
+
+
+def _is_opened_twice_here(handle: int) -> bool:
+    state, found = os.fstat(handle), 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            other = entry.stat()
+            found += (other.st_dev, other.st_ino) == (state.st_dev, state.st_ino)
+    return found > 1
+
+
+def _identity(state: os.stat_result) -> FileIdentity:
+    return FileIdentity(
+        inode=state.st_ino,
+        bytes=state.st_size,
+        device=state.st_dev,
+        links=state.st_nlink,
+        is_symlink=stat.S_ISLNK(state.st_mode),
+        is_regular=stat.S_ISREG(state.st_mode),
+        owner=state.st_uid,
+        modified_ns=state.st_mtime_ns,
+        changed_ns=state.st_ctime_ns,
+    )
 
 
 def probe_insert_unit(directory: Path) -> int | None:

@@ -8,24 +8,26 @@ be undone; from then on the merge can always be carried on.
 
 import errno
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError
+from dfqs.errors import DfqsError, IntegrityError, ShardError, SpaceError, UsageError
 from dfqs.gguf.layout import MAGIC
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.copying import CHUNK_BYTES, HashingReader
 from dfqs.shards.disk import Disk, DiskFile
 from dfqs.shards.gap import remove_gap
+from dfqs.shards.held import require_stamp
 from dfqs.shards.inplace import HEAD_BYTES, JobPlan
-from dfqs.shards.job import TAIL_BYTES, Job, Resident, Source, State
+from dfqs.shards.job import Job, Resident, State
 from dfqs.shards.journal import Journal, working_path
+from dfqs.shards.mover import Mover, refuse_other_bytes
+from dfqs.shards.shard import Shard
+from dfqs.shards.unchanged import ShardGuard
 from dfqs.units import format_bytes
 
 WINDOW_BYTES = 256 << 20
-_FREE_UNIT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,16 @@ class Place:
         return working_path(self.out)
 
 
-def begin(disk: Disk, plan: JobPlan, place: Place) -> Journal:
-    """Write the journal, make the working file, and bring it to the state READY. A failure on the way is undone."""
-    journal = Journal.create(disk, place.out, plan.job)
+def begin(disk: Disk, plan: JobPlan, place: Place, shards: Sequence[Shard] = ()) -> Journal:
+    """Write the journal, make the working file, and bring it to the state READY. A failure on the way is undone.
+
+    Args:
+        shards: as they were planned with; what changed since is refused before anything is written.
+
+    Raises:
+        ShardError: a shard was changed since its header was read.
+    """
+    journal = Journal.create(disk, place.out, _stamped(disk, plan.job, place, shards))
     try:
         with _failures(plan.job, journal, place):
             resident = plan.job.resident
@@ -52,11 +61,12 @@ def begin(disk: Disk, plan: JobPlan, place: Place) -> Journal:
                 _write_header(working, plan, resident)
                 working.truncate(plan.job.file_bytes)
                 working.sync()
+                made = working.identify().stamp
             finally:
                 working.close()
             if resident is None:
                 disk.sync_directory(place.out.parent)
-            journal.record(State.READY)
+            journal.record(State.READY, working=made)
     except BaseException:
         try:
             undo(disk, journal, place)
@@ -73,29 +83,34 @@ def carry_on(
     *,
     window_bytes: int = WINDOW_BYTES,
     hash_sources: bool = True,
+    trust_shards: bool = False,
     progress: Progress = no_progress,
-) -> None:
+) -> tuple[Path, ...]:
     """Go on from wherever the journal says the merge is, to its end. Afterwards only the output is left.
 
     Args:
         window_bytes: how much is copied before it is made durable and freed in the shard.
+        trust_shards: the user vouches for shards that were touched since the merge began.
         progress: in bytes moved.
+
+    Returns:
+        Files that have a shard's name and are not that shard; they were left.
 
     Raises:
         SpaceError: the disk is full; nothing is lost, the same call goes on later.
-        IntegrityError: a shard or the working file is not the one that the journal speaks of.
+        IntegrityError: a shard or the working file is not the one that the journal speaks of, or was changed.
     """
+    guard = ShardGuard(disk, journal, place.shards, trusted=trust_shards)
     with _failures(journal.job, journal, place):
         if journal.position.state < State.SEALED:
-            if disk.identify(place.working) is None:
-                raise IntegrityError(f"{place.working} is gone, and with it the bytes that were moved there")
-            working = disk.open(place.working)
+            working = _open_working(disk, journal, place, trusted=trust_shards)
             try:
-                _Mover(disk, journal, place, working, window_bytes, hash_sources, progress).run()
+                refuse_other_bytes(journal, place.working, trusted=trust_shards)
+                Mover(guard, journal, place.working, working, window_bytes, hash_sources, progress).run()
                 _seal(working, journal, place)
             finally:
                 working.close()
-        _publish(disk, journal, place)
+        return _publish(disk, journal, place, guard)
 
 
 def undo(disk: Disk, journal: Journal, place: Place) -> None:
@@ -110,7 +125,10 @@ def undo(disk: Disk, journal: Journal, place: Place) -> None:
     if job.resident is None:
         if disk.identify(place.working) is not None:
             disk.unlink(place.working)
-    elif disk.identify(place.working) is not None:
+    elif (found := disk.identify(place.working)) is not None:
+        ShardGuard(disk, journal, place.shards, trusted=False).require_resident(
+            job.resident, found.stamp, place.working
+        )
         _close_gap(disk, journal, place, job.resident)
         disk.rename(place.working, place.shards / job.sources[job.resident.shard].name)
         disk.sync_directory(place.shards)
@@ -118,11 +136,41 @@ def undo(disk: Disk, journal: Journal, place: Place) -> None:
     journal.remove(disk)
 
 
+def _stamped(disk: Disk, job: Job, place: Place, shards: Sequence[Shard]) -> Job:
+    """The job with the shards' stamps of this moment, which must be those of `shards` where these are given."""
+    sources = []
+    for index, source in enumerate(job.sources):
+        found = disk.identify(place.shards / source.name)
+        if found is None:
+            raise ShardError("is gone since its header was read", path=place.shards / source.name)
+        if shards:
+            require_stamp(shards[index], found.stamp)
+        sources.append(replace(source, stamp=found.stamp))
+    return replace(job, sources=tuple(sources))
+
+
+def _open_working(disk: Disk, journal: Journal, place: Place, *, trusted: bool) -> DiskFile:
+    """Raises IntegrityError when the working file is gone, or another file has its name."""
+    found, made = disk.identify(place.working), journal.position.working
+    if found is None:
+        raise IntegrityError(f"{place.working} is gone, and with it the bytes that were moved there")
+    if not found.is_regular or found.links != 1 or (made and found.inode != made.inode and not trusted):
+        raise IntegrityError(
+            f"{place.working} is not the file that this merge made; nothing was changed. Put that back, or give "
+            "--trust-shards if this one has its bytes"
+        )
+    return disk.open(place.working)
+
+
 def _open_gap(disk: Disk, journal: Journal, place: Place, resident: Resident) -> DiskFile:
-    disk.rename(place.shards / journal.job.sources[resident.shard].name, place.working)
+    source = journal.job.sources[resident.shard]
+    disk.rename(place.shards / source.name, place.working)
     disk.sync_directory(place.out.parent)
     working = disk.open(place.working)
     try:
+        found, planned = working.identify().stamp, source.stamp
+        if planned is not None and replace(found, changed_ns=planned.changed_ns) != planned:
+            raise ShardError("was changed while the merge began; all was put back", path=place.shards / source.name)
         if resident.gap:
             _insert(working, resident, place)
         working.sync()
@@ -179,169 +227,50 @@ def _write_header(working: DiskFile, plan: JobPlan, resident: Resident | None) -
         working.write_at(0, head + plan.header[HEAD_BYTES:])
 
 
-class _Mover:
-    """Copies windows: bytes, then the journal, then the freeing."""
-
-    def __init__(
-        self,
-        disk: Disk,
-        journal: Journal,
-        place: Place,
-        working: DiskFile,
-        window_bytes: int,
-        hash_sources: bool,
-        progress: Progress,
-    ) -> None:
-        self.disk = disk
-        self.journal = journal
-        self.job = journal.job
-        self.place = place
-        self.working = working
-        self.window_bytes = window_bytes
-        self.hash_sources = hash_sources
-        self.progress = progress
-        self.moved = self.job.bytes_before(journal.position.copy, journal.position.done)
-        self.copied_bytes = self.job.bytes_before(len(self.job.copies), 0)
-
-    def run(self) -> None:
-        if self.working.size() != self.job.file_bytes:
-            raise IntegrityError(f"{self.place.working} has not the size that its journal says; nothing was changed")
-        self._free_what_was_moved()
-        position = self.journal.position
-        start = position.copy
-        if start < len(self.job.copies) and position.done == self.job.copies[start].length:
-            start += 1
-        done = position.done if start == position.copy else 0
-        while start < len(self.job.copies):
-            start = self._move_shard(start, done)
-            done = 0
-
-    def _move_shard(self, start: int, done: int) -> int:
-        """Move what is left of one shard; returns the first copy of the next."""
-        source = self.job.sources[self.job.copies[start].shard]
-        file = _open_source(self.disk, self.place, source)
-        whole = done == 0 and self.job.is_first_of_shard(start)
-        reader = HashingReader(file.read_at) if self.hash_sources and whole else None
-        window = 0
-        freed = 0
-        try:
-            for index in range(start, len(self.job.copies)):
-                copy = self.job.copies[index]
-                while done < copy.length:
-                    step = min(copy.length - done, self.window_bytes - window, CHUNK_BYTES)
-                    self._transfer(file, reader, copy.source_offset + done, copy.target_offset + done, step)
-                    done += step
-                    window += step
-                    last = done == copy.length and self.job.is_last_of_shard(index)
-                    if last:
-                        self._commit(index, done, source, file, reader)
-                        self._free(file, source, freed, source.bytes)
-                        return index + 1
-                    if window == self.window_bytes:
-                        self._commit(index, done, source, file, None)
-                        end = min(copy.source_offset + done, source.bytes - TAIL_BYTES) // _FREE_UNIT * _FREE_UNIT
-                        if self.job.freeing == "punch" and end > freed:
-                            self._free(file, source, freed, end)
-                            freed = end
-                        window = 0
-                done = 0
-        finally:
-            if reader is not None:
-                reader.close()
-            file.close()
-        raise AssertionError("the last copy of a shard ends the loop")
-
-    def _transfer(
-        self, file: DiskFile, reader: HashingReader | None, source_offset: int, target_offset: int, length: int
-    ) -> None:
-        if reader is None:
-            self.working.copy_from(file, source_offset, target_offset, length)
-        else:
-            shift = target_offset - source_offset
-            reader.read_through(source_offset, _ignore)
-            reader.read_through(source_offset + length, lambda piece, at: self.working.write_at(at + shift, piece))
-        self.working.begin_sync(target_offset, length)
-        self.moved += length
-        self.progress(self.moved, self.copied_bytes)
-
-    def _commit(self, index: int, done: int, source: Source, file: DiskFile, reader: HashingReader | None) -> None:
-        self.working.sync()
-        digest = None
-        if reader is not None:
-            reader.read_through(source.bytes, _ignore)
-            digest = (self.job.copies[index].shard, reader.hexdigest())
-        self.journal.record(State.MOVING, copy=index, done=done, sha256=digest)
-
-    def _free(self, file: DiskFile, source: Source, start: int, end: int) -> None:
-        if self.job.freeing == "punch":
-            file.punch(start, end - start)
-        else:
-            self.disk.unlink(self.place.shards / source.name)
-
-    def _free_what_was_moved(self) -> None:
-        """Free again what the journal says is moved: the power may have gone between the journal and the freeing."""
-        position = self.journal.position
-        if position.state < State.MOVING:
-            return
-        for index in range(position.copy + 1):
-            if not self.job.is_last_of_shard(index):
-                continue
-            if index == position.copy and position.done < self.job.copies[index].length:
-                continue
-            source = self.job.sources[self.job.copies[index].shard]
-            path = self.place.shards / source.name
-            if self.disk.identify(path) is None:
-                continue
-            file = self.disk.open(path)
-            try:
-                self._free(file, source, 0, source.bytes)
-            finally:
-                file.close()
-
-
-def _open_source(disk: Disk, place: Place, source: Source) -> DiskFile:
-    """Open a shard whose bytes are still needed.
-
-    Raises:
-        IntegrityError: it is gone, or another file has its name.
-    """
-    path = place.shards / source.name
-    if disk.identify(path) is None:
-        raise IntegrityError(f"{path} is gone, and bytes of it were not merged yet; put it back and run this again")
-    file = disk.open(path)
-    tail = file.read_at(max(source.bytes - TAIL_BYTES, 0), TAIL_BYTES)
-    if file.size() != source.bytes or hashlib.sha256(tail).hexdigest() != source.tail_sha256:
-        file.close()
-        raise IntegrityError(f"{path} is not the file that this merge began with; nothing was changed")
-    return file
-
-
 def _seal(working: DiskFile, journal: Journal, place: Place) -> None:
     """Make sure that the header is what was planned, and write the magic: from here on it is a model."""
     header = MAGIC + working.read_at(len(MAGIC), journal.job.header_bytes - len(MAGIC))
     if hashlib.sha256(header).hexdigest() != journal.job.header_sha256:
         raise IntegrityError(f"{place.working} has a header that was not written by this merge; nothing was changed")
+    if working.has_other_writers():
+        raise IntegrityError(f"{place.working} is open for writing in another process; stop it and run this again")
     working.write_at(0, MAGIC)
     working.sync()
-    journal.record(State.SEALED, copy=journal.position.copy, done=journal.position.done)
+    position = journal.position
+    journal.record(State.SEALED, copy=position.copy, done=position.done, working=working.identify().stamp)
 
 
-def _publish(disk: Disk, journal: Journal, place: Place) -> None:
+def _publish(disk: Disk, journal: Journal, place: Place, guard: ShardGuard) -> tuple[Path, ...]:
     """Give the output its name, then remove what is left of the shards, then the journal."""
     if disk.identify(place.working) is not None:
+        _require_sealed(disk, journal, place.working)
         disk.rename(place.working, place.out)
         disk.sync_directory(place.out.parent)
-    found = disk.identify(place.out)
-    if found is None or found.bytes != journal.job.file_bytes:
-        raise IntegrityError(f"{place.out} is not the file that this merge made; its journal is left as it is")
-    for source in journal.job.sources:
-        path = place.shards / source.name
-        left = disk.identify(path)
-        if left is not None and left.bytes == source.bytes:
-            disk.unlink(path)
+    _require_sealed(disk, journal, place.out)
+    left = []
+    for index in range(len(journal.job.sources)):
+        if disk.identify(guard.path(index)) is None:
+            continue
+        if guard.may_remove(index):
+            guard.remove(index)
+        else:
+            left.append(guard.path(index))
     if place.shards.resolve() != place.out.parent.resolve():
         disk.sync_directory(place.shards)
     journal.remove(disk)
+    return tuple(left)
+
+
+def _require_sealed(disk: Disk, journal: Journal, path: Path) -> None:
+    """Raises IntegrityError when a file is not the one that this merge made whole."""
+    found, made = disk.identify(path), journal.position.working
+    if found is None or not found.is_regular or found.bytes != journal.job.file_bytes:
+        made = None
+    # Its name was changed since, and with it the time of change; not its bytes, and not its time of writing.
+    if found is None or made is None or (found.inode, found.modified_ns) != (made.inode, made.modified_ns):
+        raise IntegrityError(
+            f"{path} is not the file that this merge made; its journal and what is left of the shards are kept"
+        )
 
 
 def _why_no_undo(job: Job, journal: Journal, place: Place) -> str:
@@ -370,7 +299,3 @@ def _failures(job: Job, journal: Journal, place: Place) -> Iterator[None]:
             f"the disk of {place.out.parent} is full ({format_bytes(done)} of {format_bytes(job.moved_bytes)} moved). "
             "Nothing is lost: free some space and run the same command again"
         ) from error
-
-
-def _ignore(piece: bytes, offset: int) -> None:
-    """Header and padding: hashed, not copied."""

@@ -8,12 +8,14 @@ exclusive where shards are used up, shared where they stay. Locks go with their 
 import contextlib
 import errno
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import FileSource
 from dfqs.shards.disk import Disk
+from dfqs.shards.identity import FileStamp
 from dfqs.shards.shard import Shard
 
 
@@ -56,25 +58,26 @@ def held_for_reading(first: Shard) -> Iterator[None]:
         yield
 
 
-def refuse_changed(shards: Sequence[Shard]) -> None:
-    """Raises ShardError when a shard is not the file any more whose header was read."""
-    for shard in shards:
-        with FileSource(shard.path) as source:
-            require_unchanged(shard, source)
-
-
 def require_unchanged(shard: Shard, source: FileSource) -> None:
     """Compare an open file with what it was when its header was read.
 
     Raises:
-        ShardError: its size or its time of change is another.
+        ShardError: it is another file, or was changed.
     """
-    if source.size != shard.header.file_size:
-        raise ShardError(
-            f"had {shard.header.file_size:,} bytes when it was planned, now {source.size:,}", path=shard.source
-        )
-    if shard.modified_ns is not None and source.modified_ns() != shard.modified_ns:
-        raise ShardError(
-            "was written to since its header was read; wait until nothing changes it, and run this again",
-            path=shard.source,
-        )
+    require_stamp(shard, FileStamp.of(os.fstat(source.fileno())))
+
+
+def require_stamp(shard: Shard, found: FileStamp) -> None:
+    """Raises ShardError when `found` is not the stamp that a shard had when its header was read."""
+    stamp = shard.stamp
+    if stamp is None or found == stamp:
+        return
+    if found.bytes != stamp.bytes:
+        what = f"had {stamp.bytes:,} bytes when it was planned, now {found.bytes:,}"
+    elif (found.device, found.inode) != (stamp.device, stamp.inode):
+        what = "is another file than the one whose header was read"
+    else:
+        what = "was written to since its header was read"
+        if found.modified_ns == stamp.modified_ns:
+            what = "was changed since its header was read, though its time of writing is the same"
+    raise ShardError(f"{what}; wait until nothing changes it, and run this again", path=shard.source)

@@ -13,6 +13,7 @@ from dfqs.errors import UsageError
 from dfqs.gguf import FileSource, ValueType, align_up, array, encode_header
 from dfqs.shards.job import TAIL_BYTES, Freeing, Job, Resident, Source
 from dfqs.shards.plan import Copy, MergePlan
+from dfqs.shards.provenance import read_hub_record
 from dfqs.shards.shard import Shard
 
 PADDING_KEY = "dfqs.padding"
@@ -87,7 +88,9 @@ def describe_source(shard: Shard) -> Source:
     """What the journal keeps of a shard to know it again."""
     with FileSource(shard.path) as source:
         tail = source.read_at(max(source.size - TAIL_BYTES, 0), TAIL_BYTES)
-        return Source(shard.path.name, source.size, hashlib.sha256(tail).hexdigest())
+        record = read_hub_record(shard.path)
+        expected = record.sha256 if record is not None else None
+        return Source(shard.path.name, source.size, hashlib.sha256(tail).hexdigest(), expected)
 
 
 def _fit_header(plan: MergePlan, data_offset: int, before: int, step: int) -> tuple[bytes, int]:

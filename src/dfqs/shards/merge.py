@@ -34,6 +34,8 @@ class MergeResult:
     wall_s: float
     shard_sha256: tuple[str | None, ...]
     """One for each shard, in order; None where its bytes did not pass (or not in one run)."""
+    left: tuple[Path, ...] = ()
+    """Files with the name of a used-up shard that are not that shard: somebody put them there meanwhile."""
 
 
 def merge(

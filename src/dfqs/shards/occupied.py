@@ -1,14 +1,12 @@
 """Whether a file may be taken apart: nobody else has it open or mapped, and no other name leads to its bytes."""
 
 import contextlib
-import fcntl
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfqs.errors import UsageError
-from dfqs.shards.disk import Disk
+from dfqs.shards.disk import Disk, is_opened_elsewhere
 
 _PROC = Path("/proc")
 
@@ -70,21 +68,11 @@ def _used_by(process: Path, wanted: dict[tuple[int, int], Path], names: dict[str
 
 
 def _has_no_other_opener(path: Path) -> bool:
-    """Ask the kernel, which knows of every user's processes, by taking a write lease for an instant."""
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        # Somebody who opens it in this instant breaks the lease; the signal for that ends a process by default.
-        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # No leases here (network file systems, another owner): what /proc shows has to do.
-        return True
+        return not is_opened_elsewhere(handle)
     finally:
         os.close(handle)
-    return True
 
 
 def _name_of(process: Path) -> str:

@@ -128,6 +128,8 @@ def _copies(shards: tuple[Shard, ...], tensors: Sequence[TensorInfo], data_offse
     """
     run: Copy | None = None
     for (index, tensor), target in zip(iter_tensors(shards), tensors, strict=True):
+        if tensor.length == 0:
+            continue
         source_offset = shards[index].header.data_offset + tensor.offset
         target_offset = data_offset + target.offset
         if run and (run.shard, run.source_end, run.target_end) == (index, source_offset, target_offset):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import FileSource, Header, TensorInfo, layout_problems, parse_header, read_header
+from dfqs.shards.identity import FileStamp, settled_stamp
 from dfqs.shards.names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
 
 SPLIT_NO = "split.no"
@@ -23,8 +24,8 @@ class Shard:
     source: str
     """Path or address."""
     header: Header
-    modified_ns: int | None = None
-    """When a local file's bytes had last changed when the header was read."""
+    stamp: FileStamp | None = None
+    """Which local file it was when the header was read."""
 
     @property
     def path(self) -> Path:
@@ -71,8 +72,8 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
 def _read_shard(path: Path) -> Shard:
     with FileSource(path) as source:
         # Before the header: what is written meanwhile shows as a change.
-        modified_ns = source.modified_ns()
-        return Shard(str(path), parse_header(source), modified_ns)
+        stamp = settled_stamp(source.fileno())
+        return Shard(str(path), parse_header(source), stamp)
 
 
 def read_model_shards(path: Path) -> tuple[Shard, ...]:

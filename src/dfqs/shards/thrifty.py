@@ -4,22 +4,24 @@
 shards shrink. Both end with the output alone.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfqs.errors import DfqsError, SpaceError, UsageError
+from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError, printable
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.consume import plan_consume
 from dfqs.shards.disk import Disk, LocalDisk, probe_insert_unit, probe_punch
 from dfqs.shards.execute import WINDOW_BYTES, Place, begin, carry_on, undo
-from dfqs.shards.held import held_for_use, refuse_changed
+from dfqs.shards.held import held_for_use
 from dfqs.shards.inplace import JobPlan, largest_shard, plan_in_place
 from dfqs.shards.job import Freeing, Mode, State
 from dfqs.shards.journal import RESERVED_BYTES, Journal, journal_path, working_path
 from dfqs.shards.merge import MergeResult, hash_file, refuse_source_as_target
+from dfqs.shards.names import parse_shard_name, shard_paths
 from dfqs.shards.occupied import refuse_occupied
 from dfqs.shards.plan import MergePlan
 from dfqs.shards.provenance import require_expected_sha256
@@ -106,12 +108,12 @@ def merge_thrifty(
         known = _hash_all(plan.merge)
         # That took minutes; whoever opened a shard meanwhile still needs it.
         refuse_occupied(disk, [shard.path for shard in plan.merge.shards])
+        plan = replace(plan, job=_with_hashes(plan.job, known))
     with held_for_use(disk, [plan.merge.shards[0].path]):
-        refuse_changed(plan.merge.shards)
         check_writable_target(plan.place.out)
         journal = _begin(disk, plan)
         with _closing(journal):
-            carry_on(
+            left = carry_on(
                 disk,
                 journal,
                 plan.place,
@@ -119,12 +121,12 @@ def merge_thrifty(
                 hash_sources=not hash_first,
                 progress=progress,
             )
-    return _result(journal, plan.place.out, started, known)
+    return _result(journal, plan.place.out, started, known, left)
 
 
 def is_unfinished(out: Path) -> bool:
     """Whether a merge to `out` was begun and neither finished nor undone."""
-    return journal_path(Path(out)).exists()
+    return os.path.lexists(journal_path(Path(out)))
 
 
 def resume_merge(
@@ -134,23 +136,29 @@ def resume_merge(
     *,
     window_bytes: int = WINDOW_BYTES,
     hash_sources: bool = True,
+    trust_journal: bool = False,
+    trust_shards: bool = False,
     disk: Disk | None = None,
     progress: Progress = no_progress,
 ) -> MergeResult | None:
     """Go on with a merge to `out` that was cut off.
+
+    Args:
+        trust_journal: go on though the journal is not sealed by this user's dfqs on this machine.
+        trust_shards: go on though shards were touched since, where nothing can tell that their bytes are the same.
 
     Returns:
         What was done; None when nothing had been moved yet: then all was put back, and the merge may begin anew.
 
     Raises:
         UsageError: another process works on it, or it was begun in another mode.
-        IntegrityError: the journal is damaged, or a shard is not the one it speaks of.
+        IntegrityError: the journal is damaged or not ours, or a shard is not the one it speaks of.
         SpaceError: the disk is full.
     """
     disk = disk or LocalDisk()
     started = time.monotonic()
     place = Place(Path(out), Path(first_shard).parent)
-    with _opened(disk, place, first_shard) as journal:
+    with _opened(disk, place, first_shard, trusted=trust_journal) as journal:
         if journal is None:
             return None
         if journal.job.mode != mode:
@@ -159,20 +167,32 @@ def resume_merge(
             undo(disk, journal, place)
             return None
         window_bytes = min(window_bytes, max(disk.free_bytes(place.out.parent) // 2, MIN_WINDOW_BYTES))
-        carry_on(disk, journal, place, window_bytes=window_bytes, hash_sources=hash_sources, progress=progress)
-        return _result(journal, place.out, started, {})
+        left = carry_on(
+            disk,
+            journal,
+            place,
+            window_bytes=window_bytes,
+            hash_sources=hash_sources,
+            trust_shards=trust_shards,
+            progress=progress,
+        )
+        return _result(journal, place.out, started, {}, left)
 
 
-def abort_merge(first_shard: Path, out: Path, *, disk: Disk | None = None) -> None:
+def abort_merge(first_shard: Path, out: Path, *, trust_journal: bool = False, disk: Disk | None = None) -> None:
     """Put the shards back as they were, where that is still possible.
+
+    Args:
+        trust_journal: though the journal is not sealed by this user's dfqs on this machine.
 
     Raises:
         UsageError: there is no unfinished merge to `out`.
+        IntegrityError: the journal is damaged or not ours; says what to do with it.
         DfqsError: bytes were freed already; says what is where, and that the merge can be finished.
     """
     disk = disk or LocalDisk()
     place = Place(Path(out), Path(first_shard).parent)
-    with _opened(disk, place, first_shard) as journal:
+    with _opened(disk, place, first_shard, trusted=trust_journal) as journal:
         if journal is None:
             raise UsageError(f"there is no unfinished merge of {out} to abort")
         undo(disk, journal, place)
@@ -243,27 +263,44 @@ def _begin(disk: Disk, plan: ThriftyPlan) -> Journal:
     """Begin; what goes wrong before anything is moved has been put back when this raises, or is by the same command."""
     out = plan.place.out
     try:
-        return begin(disk, plan.job, plan.place)
+        return begin(disk, plan.job, plan.place, plan.merge.shards)
     except OSError as error:
         left = "the same command puts it right" if is_unfinished(out) else "the shards are as they were"
         raise DfqsError(f"the merge to {out} could not begin ({error.strerror or error}); {left}") from error
 
 
 @contextmanager
-def _opened(disk: Disk, place: Place, first_shard: Path) -> Iterator[Journal | None]:
+def _opened(disk: Disk, place: Place, first_shard: Path, *, trusted: bool) -> Iterator[Journal | None]:
     """The journal of an unfinished merge of these shards to this place, if there is one; other merges are kept away."""
-    if not journal_path(place.out).exists():
+    if not is_unfinished(place.out):
         yield None
         return
     with held_for_use(disk, [Path(first_shard), place.working]):
-        journal = Journal.open(disk, place.out)
+        journal = Journal.open(disk, place.out, trusted=trusted)
         if journal is None:
             yield None
             return
         with _closing(journal):
-            if (first := journal.job.sources[0].name) != Path(first_shard).name:
-                raise UsageError(f"the unfinished merge to {place.out} is of {first}; give that, or another output")
+            _require_set(journal, Path(first_shard), place.out)
             yield journal
+
+
+def _require_set(journal: Journal, first_shard: Path, out: Path) -> None:
+    """Make sure that a journal speaks of exactly the shards of the set that was named, and of no other file.
+
+    Raises:
+        UsageError: it is of another set.
+        IntegrityError: it names files that are no shards of the set.
+    """
+    names = [source.name for source in journal.job.sources]
+    if names[0] != first_shard.name:
+        first = printable(names[0])
+        raise UsageError(f"the unfinished merge to {out} is of {first}; give that, or another output")
+    if parse_shard_name(names[0]) is None or names != [path.name for path in shard_paths(first_shard, len(names))]:
+        raise IntegrityError(
+            f"{journal.path} names other files than the {len(names):,} shards of {first_shard.name}; nothing was "
+            "changed. It was not left by a merge: delete it"
+        )
 
 
 def _hash_all(plan: MergePlan) -> dict[int, str]:
@@ -274,10 +311,16 @@ def _hash_all(plan: MergePlan) -> dict[int, str]:
     return hashes
 
 
-def _result(journal: Journal, out: Path, started: float, known: dict[int, str]) -> MergeResult:
-    found = {**journal.position.sha256, **known}
-    hashes = tuple(found.get(index) for index in range(len(journal.job.sources)))
-    return MergeResult(out, journal.job.file_bytes, journal.job.moved_bytes, time.monotonic() - started, hashes)
+def _with_hashes(plan: JobPlan, known: dict[int, str]) -> JobPlan:
+    """The job with the shards' hashes, by which they are known again when somebody touched them."""
+    sources = tuple(replace(source, sha256=known[index]) for index, source in enumerate(plan.job.sources))
+    return replace(plan, job=replace(plan.job, sources=sources))
+
+
+def _result(journal: Journal, out: Path, started: float, known: dict[int, str], left: tuple[Path, ...]) -> MergeResult:
+    job, found = journal.job, {**journal.position.sha256, **known}
+    hashes = tuple(found.get(index) for index in range(len(job.sources)))
+    return MergeResult(out, job.file_bytes, job.moved_bytes, time.monotonic() - started, hashes, left)
 
 
 @contextmanager
