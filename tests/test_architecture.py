@@ -34,7 +34,16 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 BASE_ORDER = LAYERS[0]
 
-SOCKET_MODULES = {"socket", "httpx", "requests", "urllib.request", "http.client", "http.server", "huggingface_hub"}
+SOCKET_MODULES = {
+    "socket",
+    "httpx",
+    "httpcore",
+    "requests",
+    "urllib.request",
+    "http.client",
+    "http.server",
+    "huggingface_hub",
+}
 SOCKETS_ALLOWED = ("shards/pull/", "runtime/", "report/publish.py")
 SUBPROCESS_ALLOWED = ("runtime/", "evaluate/sandbox", "hardware.py", "targets/", "embedded")
 MAX_LINES = 400

@@ -4,6 +4,7 @@ A message is one or two sentences: what, where (path, offset, name), what to do.
 findings (values), not exceptions; an exception is for what stops the work.
 """
 
+from enum import StrEnum
 from pathlib import Path
 
 
@@ -69,6 +70,41 @@ class SpaceError(DfqsError):
 
 class NetworkError(DfqsError):
     """A server could not be reached, or answered with something unusable."""
+
+
+class EndpointFault(StrEnum):
+    """What went wrong with a request to a model's server; code decides by this and never by the sentence."""
+
+    UNREACHABLE = "unreachable"
+    """Nothing listens there."""
+    BROKEN = "broken"
+    """The connection ended, or the bytes were no HTTP."""
+    SILENT = "silent"
+    TOO_SLOW = "too-slow"
+    """The wall clock of the whole answer ran out."""
+    TOO_LARGE = "too-large"
+    UNUSABLE = "unusable"
+    """It answered, but not in the form that was asked for."""
+    REFUSED = "refused"
+    """A status or an error object of its own."""
+    CONTEXT_EXCEEDED = "context-exceeded"
+    """A refusal that says, in a form known to mean it, that the prompt is longer than the context."""
+
+
+class EndpointError(NetworkError):
+    """A request to a model's server failed.
+
+    Args:
+        retry_after_s: how long the server asks to be left alone.
+    """
+
+    def __init__(self, message: str, fault: EndpointFault, retry_after_s: float | None = None) -> None:
+        self.fault = fault
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.args[0], self.fault, self.retry_after_s))
 
 
 class RuntimeFailure(DfqsError):

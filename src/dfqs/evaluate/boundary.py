@@ -18,7 +18,9 @@ class LengthResult:
     count: Count
     failure: str | None = None
     answered: bool = True
-    """False: it failed because no question got an answer at all, which at the shortest length says nothing."""
+    """False: no question got an answer, and nothing shows that it is for the length: that decides nothing."""
+    unanswered: int = 0
+    """Of the count's total: got no answer, and count as wrong. An outage must not pass for a fall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,25 @@ def find_boundary(measure: Callable[[int], LengthResult], lengths: Sequence[int]
         lengths: shortest first, at least one.
     """
     search = _Search(measure, corrected_confidence(len(lengths) - 1 + REFINE_STEPS))
+    try:
+        return _find_boundary(search, lengths)
+    except _UndecidedError as error:
+        return search.undecided(str(error))
+
+
+def _find_boundary(search: "_Search", lengths: Sequence[int]) -> Boundary:
+    """
+    Raises:
+        _UndecidedError: too few answers came to tell.
+    """
     shortest = search.at(lengths[0])
-    if shortest.failure is not None and not shortest.answered:
-        return search.undecided(f"{shortest.failure} (at the shortest length)")
     if shortest.failure is not None:
         return search.found(0, "runtime", f"the runtime fails at the shortest length already: {shortest.failure}")
     if shortest.count.total < MINIMUM_QUESTIONS:
         reason = f"questions a length: {shortest.count.total}; at least {MINIMUM_QUESTIONS} are needed to decide"
         return search.undecided(reason)
+    if shortest.unanswered and not can_show_a_fall(shortest.count, MINIMUM_QUESTIONS, search.confidence):
+        raise _UndecidedError(_too_few(shortest))
     if not can_show_a_fall(shortest.count, MINIMUM_QUESTIONS, search.confidence):
         reason = (
             f"{shortest.count.right} of {shortest.count.total} right at the shortest length: the model cannot do the "
@@ -79,6 +92,10 @@ def find_boundary(measure: Callable[[int], LengthResult], lengths: Sequence[int]
     return search.censored(lengths[-1], "nothing failed up to the longest length tested")
 
 
+class _UndecidedError(Exception):
+    """Questions without an answer leave it open whether a length fails."""
+
+
 class _Search:
     def __init__(self, measure: Callable[[int], LengthResult], confidence: float) -> None:
         self._measure = measure
@@ -88,12 +105,22 @@ class _Search:
     def at(self, length: int) -> LengthResult:
         if length not in self.results:
             self.results[length] = self._measure(length)
-        return self.results[length]
+        result = self.results[length]
+        if result.failure is not None and not result.answered:
+            shortest = "the shortest length" if length == min(self.results) else f"{length:,} tokens"
+            raise _UndecidedError(f"{result.failure} (at {shortest})")
+        return result
 
     def fails(self, length: int) -> bool:
         result = self.at(length)
         shortest = self.results[min(self.results)]
-        return result.failure is not None or below_half(shortest.count, result.count, self.confidence)
+        if result.failure is not None:
+            return True
+        fails = below_half(shortest.count, result.count, self.confidence)
+        at_best = Count(result.count.right + result.unanswered, result.count.total)
+        if fails and not below_half(shortest.count, at_best, self.confidence):
+            raise _UndecidedError(_too_few(result))
+        return fails
 
     def refine(self, low: int, high: int) -> Boundary:
         """Halve the gap between a length that works and one that fails."""
@@ -130,6 +157,13 @@ class _Search:
 
     def _sorted(self) -> tuple[LengthResult, ...]:
         return tuple(self.results[length] for length in sorted(self.results))
+
+
+def _too_few(result: LengthResult) -> str:
+    return (
+        f"{result.unanswered} of {result.count.total} questions at {result.length_tokens:,} tokens got no usable "
+        "answer, too many to decide; run the same command again"
+    )
 
 
 def _middle(low: int, high: int) -> int | None:

@@ -28,8 +28,9 @@ class ScoreConditions(Record):
     context_lengths: tuple[int, ...]
     max_tokens: dict[str, int]
     sampling: str = "greedy"
-    thinking: str
-    """`off`, or `server default` behind an endpoint."""
+    thinking: str | None
+    """As the rendered prompt shows it: `off` (a thought was closed for the model) or `on` (one was opened); None: the
+    prompt shows nothing. Behind an endpoint `server default`."""
     template_sha256: str | None
     """Of the chat template; None: plain text, or an endpoint that does not tell."""
     numerics: Numerics | None

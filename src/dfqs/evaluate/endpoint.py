@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from dfqs.errors import NetworkError, UsageError, printable
+from dfqs.errors import EndpointError, EndpointFault, UsageError, printable
 from dfqs.evaluate.context import Question, document, fitting_notes, note, plan_questions
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
@@ -16,6 +16,23 @@ from dfqs.runtime.client import Client
 CHARACTERS_PER_TOKEN = 24
 """No tokenizer's average token is longer; an answer longer than the cap times this ignores the cap."""
 ANSWER_TIME_LIMIT_S = 3600.0
+"""Of one answer from the first byte sent to the last received."""
+RETRY_WAITS_S = (0.5, 1.0, 2.0)
+"""Before an answer that did not come is asked for again."""
+LONGEST_WAIT_S = 30.0
+"""Even when a server asks for more."""
+FINISH_REASONS = {
+    "stop": "stop",
+    "length": "length",
+    # Text Generation Inference's words for the same.
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+}
+"""A server's word -> the field's; any other is no complete answer."""
+ASKED_AGAIN = frozenset(
+    {EndpointFault.UNREACHABLE, EndpointFault.BROKEN, EndpointFault.UNUSABLE, EndpointFault.REFUSED}
+)
+"""What can be otherwise a second later. What took all of its time or bytes is left to the next run."""
 FRAME_TOKENS = 64
 """Assumed for a template that cannot be seen."""
 _SAMPLE_NOTES = 64
@@ -25,22 +42,23 @@ class EndpointTarget:
     """For use in a `with` block. `model` names the model where the server has several.
 
     Raises:
-        NetworkError: the server does not answer.
+        EndpointError: the server does not answer.
     """
 
     def __init__(self, url: str, *, model: str = "", api_key: str | None = None, max_context: int) -> None:
         # A server that reads thousands of tokens before it answers says nothing meanwhile.
-        self._client = Client(url, api_key=api_key, timeout_s=ANSWER_TIME_LIMIT_S)
+        self._client = Client(url, api_key=api_key, timeout_s=ANSWER_TIME_LIMIT_S, answer_s=ANSWER_TIME_LIMIT_S)
         self._model = model
         self._max_context = max_context
-        self._answered = 0
+        self._patient = True
+        """Whether waiting may help: not right after a question that was asked in vain to the last time."""
         self._tokens_per_note: float | None = None
 
     def __enter__(self) -> Self:
         try:
             names = self._client.models()
-        except NetworkError as error:
-            if "nothing answers" in str(error):
+        except EndpointError as error:
+            if error.fault is EndpointFault.UNREACHABLE:
                 self._client.close()
                 raise
             names = ()
@@ -75,17 +93,48 @@ class EndpointTarget:
         """Answer one user message. What is no answer becomes a completion with `finish_reason` `error`.
 
         Raises:
-            NetworkError: nothing answers at all, before the first answer or after several.
+            EndpointError: nothing answers at all, before the first answer or after several.
         """
+        try:
+            return self._answer(prompt, max_tokens, progress)
+        except EndpointError as error:
+            if error.fault is EndpointFault.UNREACHABLE:
+                raise
+            return Completion(text=str(error), finish_reason="error")
+
+    def _answer(self, prompt: str, max_tokens: int, progress: Progress) -> Completion:
+        """An answer, asked for again after a while where that may help.
+
+        Raises:
+            EndpointError: the last attempt's.
+        """
+        waits = RETRY_WAITS_S if self._patient else ()
+        for wait_s in waits:
+            try:
+                completion = self._attempt(prompt, max_tokens, progress)
+            except EndpointError as error:
+                if error.fault not in ASKED_AGAIN:
+                    raise
+                time.sleep(min(max(wait_s, error.retry_after_s or 0.0), LONGEST_WAIT_S))
+            else:
+                return completion
+        self._patient = False
+        completion = self._attempt(prompt, max_tokens, progress)
+        self._patient = True
+        return completion
+
+    def _attempt(self, prompt: str, max_tokens: int, progress: Progress) -> Completion:
         limit = max_tokens * CHARACTERS_PER_TOKEN
-        started = time.monotonic()
         received: list[str] = []
+        characters = 0
 
         def take(piece: str) -> None:
+            nonlocal characters
             received.append(piece)
+            characters += len(piece)
             # Servers stream a token a piece.
             progress(min(len(received), max_tokens), max_tokens)
-            if sum(map(len, received)) > limit or time.monotonic() - started > ANSWER_TIME_LIMIT_S:
+            if characters > limit:
                 raise _Endless
 
         try:
@@ -94,13 +143,13 @@ class EndpointTarget:
             )
         except _Endless:
             return Completion(text="".join(received)[:limit], finish_reason="length")
-        except NetworkError as error:
-            if "nothing answers" in str(error):
-                raise
-            return Completion(text=str(error), finish_reason="error")
-        finish = answer.finish_reason
-        if finish not in ("stop", "length"):
-            said = f"finish reason '{finish}'" if finish else "it broke off without a finish reason"
+        finish = FINISH_REASONS.get(answer.finish_reason or "")
+        if finish is None:
+            said = (
+                f"finish reason '{printable(answer.finish_reason)}'"
+                if answer.finish_reason
+                else "it broke off without a finish reason"
+            )
             return Completion(text=f"no complete answer: {said}", finish_reason="error")
         if answer.completion_tokens is not None and answer.completion_tokens > max_tokens:
             finish = "length"
@@ -134,9 +183,14 @@ class EndpointTarget:
         notes = self._notes(vocabulary, length_tokens)
         text = document(vocabulary, notes)
         for index, question in enumerate(questions):
-            answer = self.complete(f"{text}\n\n{question.note.question}", max_tokens)
-            if answer.finish_reason == "error" and "context" in answer.text.lower():
-                raise LengthFailure(answer.text)
+            try:
+                answer = self._answer(f"{text}\n\n{question.note.question}", max_tokens, no_progress)
+            except EndpointError as error:
+                if error.fault is EndpointFault.CONTEXT_EXCEEDED:
+                    raise LengthFailure(str(error)) from None
+                if error.fault is EndpointFault.UNREACHABLE:
+                    raise
+                answer = Completion(text=str(error), finish_reason="error")
             # Each note has more than five tokens in any tokenizer: fewer in all means that the prompt was cut.
             if answer.prompt_tokens is not None and answer.prompt_tokens < 5 * notes:
                 raise LengthFailure(f"the server cut the prompt to {answer.prompt_tokens:,} tokens")
@@ -159,7 +213,7 @@ class EndpointTarget:
             tokens = self._client.tokenize(text)
             if tokens:
                 return len(tokens)
-        except NetworkError:
+        except EndpointError:
             pass
         answer = self.complete(text, 1)
         # Three characters a token is more tokens than tokenizers make of these notes: the length is not overstepped.

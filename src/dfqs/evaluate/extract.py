@@ -5,20 +5,25 @@ A sentence of the question said again answers nothing, and one that names two of
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 SAID_AGAIN_WORDS = 3
 """A shorter sentence is an answer even when the question has its words: `18`, `Freya.`"""
 
+STATEMENTS, STATEMENT_CHARACTERS = 200, 4096
+"""Looked at: of the statements that call themselves the answer the last, and of each the beginning. A text that is made
+to take long has a statement in every ten characters, each of them as long as the rest of the text."""
+
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _LATEX = re.compile(r"\\[a-zA-Z]+|[{}$*`_]|\\[()\[\]]")
 _MARKER = re.compile(
-    r"(?:\banswers?\b[^.\n:]{0,40}?(?::|\b(?:is|was|would be)\b:?)|^\s*####)"
-    r"(?=[ \t]*(?P<rest>[^\n]*)(?:\n\s*(?P<next>[^\n]+))?)",
-    re.IGNORECASE | re.MULTILINE,
+    r"\banswers?\b[^.\n:]{0,40}?(?::|\b(?:is|was|would be)\b:?)|^[^\S\n]*####", re.IGNORECASE | re.MULTILINE
 )
+_SPACES = re.compile(r"[^\S\n]*")
+_NOT_SPACE = re.compile(r"\S")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+|(?<=[.!?])$")
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w])")
 _TIME = re.compile(r"(?<![\d:])([01]?\d|2[0-4]):([0-5]\d)(?![\d:])(?:\s*([ap])\.?m\b)?", re.IGNORECASE)
@@ -36,11 +41,12 @@ def extract_answer(output: str, kind: str, question: str, choices: Sequence[str]
         question: as asked; its sentences are ignored when the output repeats them.
     """
     text = clean(output)
-    for stated in reversed(list(_stated(text))):
+    statements = _stated(text)
+    for stated in reversed(statements):
         found = _values(stated, kind, choices)
         if found is not None:
             return found
-    if any(_stated(text)):
+    if any(statements):
         return None
     return _last_value(text, kind, question, choices)
 
@@ -62,15 +68,30 @@ def normalise_number(text: str) -> str | None:
         value = Decimal(text.replace(",", "").replace("−", "-"))
     except InvalidOperation:
         return None
-    return str(int(value)) if value == value.to_integral_value() else str(value.normalize())
+    if value != value.to_integral_value():
+        return str(value.normalize())
+    # Not through int, which refuses more than 4,300 digits.
+    return f"{value.to_integral_value():f}" if value else "0"
 
 
-def _stated(text: str) -> Iterable[str]:
+def _stated(text: str) -> list[str]:
     """What follows each statement that calls itself the answer, first to last."""
-    for match in _MARKER.finditer(text):
-        rest = match["rest"].strip() or (match["next"] or "").strip()
+    found = []
+    for end in deque((match.end() for match in _MARKER.finditer(text)), maxlen=STATEMENTS):
+        rest = _line(text, end)
+        if not rest and (following := _NOT_SPACE.search(text, end)) is not None:
+            rest = _line(text, following.start())
         if rest and not _MARKER.match(rest):
-            yield _SENTENCE_END.split(rest)[0]
+            found.append(_SENTENCE_END.split(rest, maxsplit=1)[0])
+    return found
+
+
+def _line(text: str, start: int) -> str:
+    """From `start` to the end of the line, without space around it."""
+    spaces = _SPACES.match(text, start)
+    start = spaces.end() if spaces is not None else start
+    end = text.find("\n", start, start + STATEMENT_CHARACTERS)
+    return text[start : end if end >= 0 else start + STATEMENT_CHARACTERS].strip()
 
 
 def _values(stated: str, kind: str, choices: Sequence[str]) -> str | None:
@@ -86,8 +107,10 @@ def _values(stated: str, kind: str, choices: Sequence[str]) -> str | None:
 
 def _last_value(text: str, kind: str, question: str, choices: Sequence[str]) -> str | None:
     asked = _plain(question)
+    said_again = max(STATEMENT_CHARACTERS, 4 * len(question))
     for sentence in reversed([part for part in _SENTENCE_END.split(text) if part.strip()]):
-        if len(_plain(sentence).split()) >= SAID_AGAIN_WORDS and _plain(sentence) in asked:
+        plain = _plain(sentence) if len(sentence) <= said_again else ""
+        if len(plain.split()) >= SAID_AGAIN_WORDS and plain in asked:
             continue
         if kind == "number":
             numbers = _NUMBER.findall(_without_dates(sentence))

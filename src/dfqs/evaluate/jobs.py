@@ -13,6 +13,7 @@ from typing import Any
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
 from dfqs.runtime.session import Context, Logits, Model
+from dfqs.runtime.template import observe_thinking
 from dfqs.runtime.worker_context import WorkerContext
 
 PLACEHOLDER = "DFQS-PLACE-OF-THE-TEXT"
@@ -26,6 +27,8 @@ class OpenedModel:
 
     trained_context_tokens: int
     template_sha256: str | None
+    thinking: str | None
+    """`off` or `on`, as the end of a rendered prompt shows it; None: it shows nothing, and the model decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,11 @@ def open_model(worker: WorkerContext, path: Path) -> OpenedModel:
     )
     worker.state["model"] = model
     template = model.chat_template()
+    _, tail = _frame(model)
     return OpenedModel(
-        model.trained_context_tokens, hashlib.sha256(template.encode()).hexdigest() if template else None
+        model.trained_context_tokens,
+        hashlib.sha256(template.encode()).hexdigest() if template else None,
+        {"open": "on", "closed": "off", None: None}[observe_thinking(tail)],
     )
 
 

@@ -74,7 +74,7 @@ class LocalTarget:
         return TargetInfo(
             name=self._model.name,
             template_sha256=self._opened.template_sha256,
-            thinking="off",
+            thinking=self._opened.thinking,
             numerics=Numerics(),
             runtime=f"llama.cpp in {PACKAGE} {installed_version()}",
             context_tokens=min(self._opened.trained_context_tokens, self._max_context),
@@ -130,7 +130,7 @@ class LocalTarget:
             )
         except (RuntimeFailure, UsageError, WorkerCrash) as error:
             self.close()
-            raise LengthFailure(str(error).partition("\n")[0]) from error
+            raise LengthFailure(str(error).partition("\n")[0], isinstance(error, WorkerCrash)) from error
 
     def _answer_context(self) -> int:
         return min(ANSWER_CONTEXT_TOKENS, self._opened.trained_context_tokens if self._opened else 0)

@@ -7,24 +7,24 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dfqs.errors import SandboxUnavailable, UsageError
-from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, LengthResult, find_boundary
+from dfqs.evaluate.asker import Asker, is_open
+from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, find_boundary
 from dfqs.evaluate.code import score_code
 from dfqs.evaluate.conditions import ScoreConditions
-from dfqs.evaluate.context import Question, is_right, note
 from dfqs.evaluate.prompts import CodeItem, ReasoningItem, read_code_set, read_context_set, read_reasoning_set
 from dfqs.evaluate.reasoning import score_reasoning
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
-from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
+from dfqs.evaluate.scores import ScoredItem, judged
 from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs, speed_machine
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
-from dfqs.evaluate.statistics import Count
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
-from dfqs.evaluate.target import ChatTarget, LengthFailure
+from dfqs.evaluate.target import ChatTarget
 from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
 from dfqs.progress import Progress
 
@@ -168,7 +168,9 @@ def _measure_reasoning(target: ChatTarget, store: Store, suite: Suite, progress:
     set_ = read_reasoning_set()
 
     def measure(item: ReasoningItem, progress: Progress) -> ScoredItem:
-        return score_reasoning(item, target.complete(set_.prompt(item.question), set_.entry.max_tokens, progress))
+        completion = target.complete(set_.prompt(item.question), set_.entry.max_tokens, progress)
+        place = {"family": item.family, "level": item.level}
+        return judged(partial(score_reasoning, item), REASONING, item.id, completion, place)
 
     _measure_items(store, REASONING, set_.items[: suite.reasoning_items], measure, progress)
 
@@ -177,7 +179,8 @@ def _measure_code(target: ChatTarget, store: Store, suite: Suite, sandbox: Sandb
     set_ = read_code_set()
 
     def measure(item: CodeItem, progress: Progress) -> ScoredItem:
-        return score_code(item, target.complete(set_.prompt(item.prompt), set_.entry.max_tokens, progress), sandbox)
+        completion = target.complete(set_.prompt(item.prompt), set_.entry.max_tokens, progress)
+        return judged(partial(score_code, item, sandbox=sandbox), CODE, item.id, completion, {"level": item.level})
 
     _measure_items(store, CODE, set_.items[: suite.code_items], measure, progress)
 
@@ -193,7 +196,7 @@ def _measure_items(
     progress: Progress,
 ) -> None:
     """Measure and store what is still open. What was there before is reported at once: it tells nothing of the rate."""
-    still_open = [item for item in items if _is_open(store, stage, item.id)]
+    still_open = [item for item in items if is_open(store, stage, item.id)]
     done = len(items) - len(still_open)
     progress(done, len(items))
     for item in still_open:
@@ -210,84 +213,6 @@ def _within(progress: Progress, measured: int, items: int, name: str) -> Progres
         progress(measured, items, f"{name}, token {done:,} of {total:,}")
 
     return tell
-
-
-class Asker:
-    """Measures one context length after the other, and remembers through the store."""
-
-    def __init__(self, target: ChatTarget, store: Store, suite: Suite, progress: Progress, lengths: int) -> None:
-        self._target = target
-        self._store = store
-        self._suite = suite
-        self._progress = progress
-        self._set = read_context_set()
-        self._done = 0
-        self._total = lengths * suite.context_questions
-
-    def measure(self, length: int) -> LengthResult:
-        """Ask what is still open at a length, and count."""
-        failure = self._store.get(CONTEXT, f"{length}/failure")
-        if failure is not None:
-            self._advance(length, self._suite.context_questions)
-            return LengthResult(length, Count(0, 0), failure["reason"])
-        try:
-            questions = self._plan(length)
-            still_open = [question for question in questions if _is_open(self._store, CONTEXT, _key(length, question))]
-            self._advance(length, len(questions) - len(still_open))
-            if still_open:
-                self._ask(length, still_open)
-        except LengthFailure as error:
-            self._store.append(CONTEXT, f"{length}/failure", {"reason": str(error)})
-            return LengthResult(length, Count(0, 0), str(error))
-        scored = [self._store.get(CONTEXT, _key(length, question)) or {} for question in questions]
-        verdicts = [item.get("verdict") for item in scored]
-        if verdicts and set(verdicts) == {Verdict.UNUSABLE}:
-            why = f"no usable answer; the last: {scored[-1]['completion']['text']}"
-            return LengthResult(length, Count(0, 0), why, answered=False)
-        return LengthResult(length, Count(verdicts.count(Verdict.RIGHT), len(questions)))
-
-    def _plan(self, length: int) -> Sequence[Question]:
-        vocabulary = self._set.items[0]
-        stored = self._store.get(CONTEXT, f"{length}/plan")
-        if stored is not None:
-            return [
-                Question(note(vocabulary, index), depth)
-                for index, depth in zip(stored["notes"], stored["depths"], strict=True)
-            ]
-        questions = self._target.plan_length(vocabulary, length, self._suite.context_questions)
-        plan = {"notes": [q.note.index for q in questions], "depths": [q.depth for q in questions]}
-        self._store.append(CONTEXT, f"{length}/plan", plan)
-        return questions
-
-    def _ask(self, length: int, questions: Sequence[Question]) -> None:
-        def store(index: int, completion: Completion) -> None:
-            scored = score_context(length, questions[index], completion)
-            self._store.append(CONTEXT, scored.item, scored.model_dump(mode="json"))
-            self._advance(length, 1)
-
-        def read(done: int, total: int | None = None, note: str = "") -> None:
-            self._progress(self._done, self._total, f"{length:,} tokens, {done:,} of them read")
-
-        self._target.ask(self._set.items[0], length, questions, self._set.entry.max_tokens, store, read)
-
-    def _advance(self, length: int, items: int) -> None:
-        self._done += items
-        self._total = max(self._total, self._done)
-        self._progress(self._done, self._total, f"{length:,} tokens")
-
-
-def score_context(length: int, question: Question, completion: Completion) -> ScoredItem:
-    """Right when the only code that the answer names is the one asked for."""
-    verdict = completion.refusal()
-    if verdict is None:
-        verdict = Verdict.RIGHT if is_right(completion.text, question.note.code) else Verdict.WRONG
-    return ScoredItem(
-        stage=CONTEXT,
-        item=_key(length, question),
-        verdict=verdict,
-        completion=completion,
-        place={"length_tokens": length, "depth": question.depth},
-    )
 
 
 def _measure_speed(path: Path, store: Store, request: Request, progress: Progress) -> None:
@@ -337,16 +262,6 @@ def _find_sandbox() -> tuple[Sandbox | None, str | None]:
         return open_sandbox(), None
     except SandboxUnavailable as error:
         return None, str(error)
-
-
-def _is_open(store: Store, stage: str, key: str) -> bool:
-    """Not asked yet, or asked in vain: an endpoint that gave no answer is asked again."""
-    stored = store.get(stage, key)
-    return stored is None or stored["verdict"] == Verdict.UNUSABLE
-
-
-def _key(length: int, question: Question) -> str:
-    return f"{length}/{question.note.index}"
 
 
 def _note(store: Store, key: str, data: dict[str, Any]) -> None:

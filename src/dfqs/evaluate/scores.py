@@ -1,11 +1,16 @@
 """One scored answer, the same for every set."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
+from dfqs.errors import SandboxUnavailable, printable
 from dfqs.records import Record
+
+ANSWER_LIMIT_CHARACTERS = 1 << 17
+"""A longer answer keeps to no token cap: it is cut, and counts as cut off."""
 
 
 class Verdict(StrEnum):
@@ -54,3 +59,26 @@ class ScoredItem(Record):
     @property
     def right(self) -> bool:
         return self.verdict is Verdict.RIGHT
+
+
+def judged(
+    score: Callable[[Completion], ScoredItem], stage: str, item: str, completion: Completion, place: dict[str, Any]
+) -> ScoredItem:
+    """What `score` makes of an answer. An answer on which it fails is wrong, with the cause, and ends nothing.
+
+    Raises:
+        SandboxUnavailable: no judge, and so no verdict.
+    """
+    if len(completion.text) > ANSWER_LIMIT_CHARACTERS:
+        finish_reason = "error" if completion.finish_reason == "error" else "length"
+        cut = {"text": completion.text[:ANSWER_LIMIT_CHARACTERS], "finish_reason": finish_reason}
+        completion = completion.model_copy(update=cut)
+    try:
+        return score(completion)
+    except SandboxUnavailable:
+        raise
+    except Exception as error:
+        detail = f"it could not be judged: {type(error).__name__}: {printable(str(error), 200)}"
+        return ScoredItem(
+            stage=stage, item=item, verdict=Verdict.WRONG, detail=detail, completion=completion, place=place
+        )

@@ -13,7 +13,15 @@ from dfqs.progress import Progress, no_progress
 
 
 class LengthFailure(RuntimeFailure):
-    """The runtime cannot work at this context length: no memory, a truncated prompt, numbers that are not finite."""
+    """The runtime cannot work at this context length: no memory, a truncated prompt, numbers that are not finite.
+
+    Args:
+        may_pass: a second attempt can end otherwise (a process that was killed); False: the runtime said so itself.
+    """
+
+    def __init__(self, message: str, may_pass: bool = False) -> None:
+        self.may_pass = may_pass
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +30,7 @@ class TargetInfo:
 
     name: str
     template_sha256: str | None
-    thinking: str
+    thinking: str | None
     numerics: Numerics | None
     runtime: str | None
     context_tokens: int | None

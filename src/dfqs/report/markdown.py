@@ -212,7 +212,7 @@ def _conditions(report: Report) -> str:
             + ", ".join(f"{cap} ({name})" for name, cap in score.max_tokens.items())
             + " tokens",
         ),
-        ("thinking", score.thinking),
+        ("thinking", _text(score.thinking or "the prompt shows nothing of it")),
         ("chat template", f"`{score.template_sha256[:12]}`" if score.template_sha256 else "none, or not known"),
         ("numerics", _numerics(score.numerics)),
         ("runtime", _text(score.runtime or "not known")),

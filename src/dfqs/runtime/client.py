@@ -1,27 +1,35 @@
 """A small client for OpenAI-compatible servers: llama-server, and the others that speak the same.
 
 Nothing that a server answers is believed: sizes are bounded, fields are checked, and everything that goes wrong is a
-`NetworkError` that names the address.
+`EndpointError` that names the address and its kind.
 """
 
-import ipaddress
 import json
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
 
-import httpx
-
-from dfqs.errors import NetworkError, UsageError, printable
+from dfqs.errors import EndpointError, EndpointFault, UsageError, printable
+from dfqs.runtime.exchange import Bounds, Exchange, Response, parse_address
+from dfqs.runtime.refusals import is_context_refusal, read_refusal
 from dfqs.runtime.requests import Message
 
 RESPONSE_LIMIT_BYTES = 64 << 20
-CONNECT_TIMEOUT_S = 10.0
+"""Of one answer with everything around it; a token of a stream takes some 200 bytes."""
+DOCUMENT_LIMIT_BYTES = 8 << 20
+"""Of one JSON text, and of one line of a stream; parsed it takes some 20 times as much memory."""
+REFUSAL_LIMIT_BYTES = 64 << 10
 DEFAULT_TIMEOUT_S = 600.0
 """Between two pieces of an answer; a long prompt on a small machine takes minutes."""
+ANSWER_TIME_LIMIT_S = 3600.0
+"""Of a whole answer, silence included."""
+PLAIN_TIME_LIMIT_S = 60.0
+"""Of a request that computes nothing."""
+_EXACT = 2**53
+_KEY = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +62,32 @@ class Client:
     Args:
         url: `http://host:port`, with or without `/v1` at its end.
         timeout_s: longest silence while an answer comes.
+        answer_s: longest that a whole answer may take.
 
     Raises:
-        UsageError: not an http(s) address.
+        UsageError: not an http(s) address, or a key that no header can carry.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"'{printable(url)}' is no address; write it like http://127.0.0.1:8080")
-        # Without name and password: it is shown in messages, and stored in reports.
-        bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        self.url = bare.rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(
-            auth=(unquote(parts.username), unquote(parts.password or "")) if parts.username else None,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            # A proxy from the environment has no business between us and this machine.
-            trust_env=not _is_local(parts.hostname),
-        )
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        answer_s: float = ANSWER_TIME_LIMIT_S,
+    ) -> None:
+        address = parse_address(url)
+        if api_key and not _KEY.fullmatch(api_key):
+            raise UsageError("the API key has a space, a line break or another character that no key has")
+        self.url = address.shown
+        self._timeout_s = timeout_s
+        self._answer_s = answer_s
+        self._exchange = Exchange(address, {"Authorization": f"Bearer {api_key}"} if api_key else {})
 
     def check_health(self) -> None:
         """
         Raises:
-            NetworkError: the server does not answer, or is not ready.
+            EndpointError: the server does not answer, or is not ready.
         """
         status, body = self._request("GET", "/health")
         if status == 404:
@@ -116,7 +126,7 @@ class Client:
             extra: further fields of the request (`chat_template_kwargs`).
 
         Raises:
-            NetworkError: no answer, or not one of this kind.
+            EndpointError: no answer, or not one of this kind.
         """
         request: dict[str, Any] = {
             "messages": [dict(message) for message in messages],
@@ -131,13 +141,13 @@ class Client:
         started = time.perf_counter()
         if on_text is not None:
             return self._stream_chat(request, on_text, started)
-        document = self._json("POST", "/v1/chat/completions", request)
+        document = self._json("POST", "/v1/chat/completions", request, self._answer_s)
         choice = self._choice(document)
         message = choice.get("message")
         if not isinstance(message, dict):
             raise self._strange("an answer without a message")
         return Completion(
-            text=str(message.get("content") or ""),
+            text=_text(message.get("content")) or "",
             finish_reason=_text(choice.get("finish_reason")),
             prompt_tokens=_usage(document, "prompt_tokens"),
             completion_tokens=_usage(document, "completion_tokens"),
@@ -148,7 +158,8 @@ class Client:
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int] | None:
         """Tokens of `text`, or None where the server does not offer that (only llama-server does)."""
-        status, body = self._request("POST", "/tokenize", {"content": text, "add_special": add_special})
+        request = {"content": text, "add_special": add_special}
+        status, body = self._request("POST", "/tokenize", request, self._answer_s)
         if status in (404, 405):
             return None
         if status >= 400:
@@ -159,7 +170,7 @@ class Client:
         return tokens
 
     def close(self) -> None:
-        self._client.close()
+        """Nothing is open between two requests."""
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +194,8 @@ class Client:
                 continue
             choice = self._choice(event)
             finish = _text(choice.get("finish_reason")) or finish
-            logprobs.extend(self._logprobs(choice.get("logprobs")) or ())
+            if "logprobs" in request:
+                logprobs.extend(self._logprobs(choice.get("logprobs")) or ())
             delta = choice.get("delta")
             piece = delta.get("content") if isinstance(delta, dict) else None
             if isinstance(piece, str) and piece:
@@ -201,48 +213,54 @@ class Client:
         )
 
     def _events(self, path: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        received = 0
-        try:
-            with self._client.stream("POST", self.url + path, json=request) as response:
-                if response.status_code >= 400:
-                    raise self._refusal(response.status_code, self._read(response))
-                for line in response.iter_lines():
-                    received += len(line)
-                    if received > RESPONSE_LIMIT_BYTES:
-                        raise self._strange("an answer without end")
-                    data = line.removeprefix("data:").strip()
-                    if line.startswith("data:") and data != "[DONE]":
-                        event = self._parse(data.encode())
-                        if "error" in event:
-                            raise self._refusal(200, data.encode())
-                        yield event
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+        with self._exchange.request("POST", path, _encoded(request), self._bounds(self._answer_s)) as response:
+            if response.status >= 400:
+                raise self._refusal(response.status, response.read(REFUSAL_LIMIT_BYTES), response)
+            for line in self._lines(response.pieces):
+                data = line.removeprefix(b"data:").strip()
+                if line.startswith(b"data:") and data != b"[DONE]":
+                    event = self._parse(data)
+                    if event.get("error") is not None:
+                        raise self._refusal(response.status, data, response)
+                    yield event
 
-    def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        status, data = self._request(method, path, body)
+    def _lines(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Lines as they come, without their ends; each byte is looked at once."""
+        waiting = bytearray()
+        for piece in pieces:
+            start = 0
+            while (end := piece.find(b"\n", start)) >= 0:
+                waiting += piece[start:end]
+                yield bytes(waiting).rstrip(b"\r")
+                waiting.clear()
+                start = end + 1
+            waiting += piece[start:]
+            if len(waiting) > DOCUMENT_LIMIT_BYTES:
+                raise self._strange("a line without end", EndpointFault.TOO_LARGE)
+        yield bytes(waiting)
+
+    def _json(self, method: str, path: str, body: Any = None, wall_s: float = PLAIN_TIME_LIMIT_S) -> dict[str, Any]:
+        status, data = self._request(method, path, body, wall_s)
         if status >= 400:
             raise self._refusal(status, data)
         return self._parse(data)
 
-    def _request(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        try:
-            with self._client.stream(method, self.url + path, json=body) as response:
-                return response.status_code, self._read(response)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+    def _request(
+        self, method: str, path: str, body: Any = None, wall_s: float = PLAIN_TIME_LIMIT_S
+    ) -> tuple[int, bytes]:
+        content = _encoded(body) if body is not None else None
+        with self._exchange.request(method, path, content, self._bounds(wall_s)) as response:
+            data = response.read(DOCUMENT_LIMIT_BYTES)
+            if len(data) > DOCUMENT_LIMIT_BYTES:
+                raise self._strange("an answer without end", EndpointFault.TOO_LARGE)
+            return response.status, data
 
-    def _read(self, response: httpx.Response) -> bytes:
-        data = bytearray()
-        for piece in response.iter_bytes():
-            data += piece
-            if len(data) > RESPONSE_LIMIT_BYTES:
-                raise self._strange("an answer without end")
-        return bytes(data)
+    def _bounds(self, wall_s: float) -> Bounds:
+        return Bounds(min(wall_s, self._answer_s), self._timeout_s, RESPONSE_LIMIT_BYTES)
 
     def _parse(self, data: bytes) -> dict[str, Any]:
         try:
-            document = json.loads(data)
+            document = json.loads(data.decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             raise self._strange("not JSON") from None
         if not isinstance(document, dict):
@@ -271,30 +289,18 @@ class Client:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self._strange("log-probabilities of an unknown form") from None
 
-    def _refusal(self, status: int, body: bytes) -> NetworkError:
-        try:
-            said = json.loads(body)["error"]
-            message = str(said["message"] if isinstance(said, dict) else said)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            message = body[:200].decode("utf-8", "replace")
-        return NetworkError(f"{self.url} refused (HTTP {status}): {printable(message.strip(), 300)}")
+    def _refusal(self, status: int, body: bytes, response: Response | None = None) -> EndpointError:
+        refusal = read_refusal(status, body)
+        fault = EndpointFault.CONTEXT_EXCEEDED if is_context_refusal(refusal) else EndpointFault.REFUSED
+        message = f"{self.url} refused (HTTP {refusal.status}): {printable(refusal.message.strip(), 300)}"
+        return EndpointError(message, fault, response.retry_after_s if response is not None else None)
 
-    def _strange(self, what: str) -> NetworkError:
-        return NetworkError(f"{self.url} does not answer like an OpenAI-compatible server: {what}")
-
-    def _unreachable(self, error: httpx.HTTPError) -> NetworkError:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return NetworkError(f"nothing answers at {self.url}; is the server running?")
-        if isinstance(error, httpx.TimeoutException):
-            return NetworkError(f"{self.url} fell silent in the middle of a request")
-        return NetworkError(f"{self.url} broke off: {printable(str(error) or type(error).__name__, 200)}")
+    def _strange(self, what: str, fault: EndpointFault = EndpointFault.UNUSABLE) -> EndpointError:
+        return EndpointError(f"{self.url} does not answer like an OpenAI-compatible server: {what}", fault)
 
 
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _encoded(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=True, allow_nan=False).encode()
 
 
 def _text(value: Any) -> str | None:
@@ -304,4 +310,4 @@ def _text(value: Any) -> str | None:
 def _usage(document: dict[str, Any], key: str) -> int | None:
     usage = document.get("usage")
     value = usage.get(key) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _EXACT else None
