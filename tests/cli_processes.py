@@ -13,6 +13,23 @@ from types import TracebackType
 from typing import Self
 
 DEADLINE_S = 120.0
+
+
+def let_signals_through() -> None:
+    """Undo what this process was started with: a shell's background job and nohup have signals ignored, which children
+    inherit, and a test that sends one to a child (or to itself) would wait for ever.
+
+    A handler is not inherited: with one here, children begin with the default.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # Still ignored here.
+            signal.signal(number, lambda *_: None)
+
+
+let_signals_through()
 COMMAND = [sys.executable, "-m", "dfqs.cli.main"]
 
 

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from cli_processes import let_signals_through
 from dfqs.embedded import cached_embedded_model, cached_source
 from fixtures_deepseek4 import write_tiny_deepseek4
+
+let_signals_through()
 
 
 @pytest.fixture(scope="session")

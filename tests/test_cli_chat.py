@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
 
 LONG = ("--temp", "2", "-n", "4000", "--seed", "1")
@@ -84,15 +86,16 @@ def test_ctrl_c_at_the_prompt_shows_the_way_out_and_ctrl_d_takes_it(smollm2_gguf
         assert running.wait() == 0
 
 
-def test_sigterm_leaves_even_in_the_middle_of_an_answer(smollm2_gguf: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_leaves_even_in_the_middle_of_an_answer(smollm2_gguf: Path, number: signal.Signals) -> None:
     with chat_in_terminal(smollm2_gguf, *LONG) as running:
         running.read_until("> ")
         running.write("Tell me everything.\n")
         running.read_until("everything.")
         running.read_until(" ")
         workers = running.worker_pids()
-        running.process.send_signal(signal.SIGTERM)
-        assert running.wait() == 128 + signal.SIGTERM
+        running.process.send_signal(number)
+        assert running.wait() == 128 + number
 
     wait_until_gone(workers)
 

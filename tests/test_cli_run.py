@@ -145,16 +145,19 @@ class TestBadInput:
 
 
 class TestInterruptions:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        ("number", "word"),
+        [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "hung up")],
+    )
     def test_a_signal_in_the_middle_of_an_answer_ends_all_processes(
-        self, smollm2_gguf: Path, number: signal.Signals
+        self, smollm2_gguf: Path, number: signal.Signals, word: str
     ) -> None:
         with RunningDfqs("run", smollm2_gguf, *LONG) as running:
             running.read_until(" ")
             workers = running.worker_pids()
             running.process.send_signal(number)
-            assert running.wait() == 130
-            assert_one_sentence(running.errors(), "interrupted")
+            assert running.wait() == 128 + number
+            assert_one_sentence(running.errors(), word)
 
         assert len(workers) == 1
         wait_until_gone(workers)

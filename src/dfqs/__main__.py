@@ -9,21 +9,22 @@ import importlib
 import os
 import signal
 
-_MESSAGE = b"dfqs: interrupted before anything was done\n"
+from dfqs.cli.signals import WORDS, exit_code
 
 
 def main() -> None:
     """Load the command line and run it."""
-    # Not where the caller had it ignored, as a shell does for what a script starts in the background.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    for number in WORDS:
+        # Not where the caller had it ignored, as a shell does for what a script starts in the background.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
     importlib.import_module("dfqs.cli.main").main()
 
 
 def _leave(number: int, frame: object) -> None:
-    os.write(2, _MESSAGE)
-    # As shells have it.
-    os._exit(128 + number)
+    found = signal.Signals(number)
+    os.write(2, f"dfqs: {WORDS[found]} before anything was done\n".encode())
+    os._exit(exit_code(found))
 
 
 if __name__ == "__main__":

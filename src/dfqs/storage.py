@@ -53,9 +53,14 @@ def create_locked_partial(path: Path) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return temporary, handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:
+                return temporary, handle
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
+            raise
         # Another writer came between making and locking, took it for abandoned and removed it.
         os.close(handle)
 

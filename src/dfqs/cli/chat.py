@@ -1,9 +1,8 @@
 """`dfqs chat`: a conversation in the terminal."""
 
 import contextlib
-import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -25,6 +24,7 @@ from dfqs.cli.generating import (
     open_chat,
 )
 from dfqs.cli.output import note, print_json, write_text
+from dfqs.cli.signals import Ended
 from dfqs.errors import UsageError
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import check_model
@@ -53,8 +53,6 @@ def command(
 
     Example: dfqs chat model.gguf --system "Answer briefly."
     """
-    # Ctrl-C means something else here, and the command line's own handler makes SIGTERM the same as Ctrl-C.
-    signal.signal(signal.SIGTERM, _leave_on_signal)
     accept_any_bytes_on_stdin()
     checked = check_model(model)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
@@ -81,6 +79,8 @@ class Conversation:
                 line = read_line()
             except EOFError:
                 return
+            except Ended:
+                raise
             except KeyboardInterrupt:
                 note(f"\n{HELP}")
                 continue
@@ -110,6 +110,8 @@ class Conversation:
             else:
                 write_text("\n")
             note(describe_rates(answer, self._session))
+        except Ended:
+            raise
         except KeyboardInterrupt:
             write_text("\n")
             note("interrupted")
@@ -128,7 +130,3 @@ def read_line() -> str:
         EOFError: there is none.
     """
     return input("> " if sys.stdin.isatty() else "").strip()
-
-
-def _leave_on_signal(number: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + number)

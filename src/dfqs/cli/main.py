@@ -3,6 +3,7 @@
 A verb's module is imported only when that verb is asked for, so that `dfqs --help` costs no more than Python and typer.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -16,6 +17,7 @@ import typer
 
 from dfqs import __version__
 from dfqs.cli.output import complain, note, print_plain
+from dfqs.cli.signals import WORDS, exit_code, let_signals_go, received, take_signals
 from dfqs.errors import DfqsError
 
 VERBS: dict[str, str] = {
@@ -43,7 +45,8 @@ with verbs of its own)."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
-_INTERRUPTED_MESSAGE = "interrupted; nothing half-written stands under its final name"
+_KEPT = "nothing half-written stands under its final name"
+_INTERRUPTED_MESSAGE = f"{WORDS[signal.SIGINT]}; {_KEPT}"
 
 
 def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer:
@@ -79,13 +82,12 @@ def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure."""
     _open_missing_streams()
     try:
-        code = run(sys.argv[1:], _take_signals)
+        code = run(sys.argv[1:], take_signals)
     except KeyboardInterrupt:
         # A second one, while the first was being reported.
         code = INTERRUPTED
-    # The work is over: a signal now must not become a traceback out of the interpreter's own end.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    let_signals_go()
+    _drop_what_nobody_reads()
     sys.exit(code)
 
 
@@ -145,9 +147,14 @@ def _leave_quietly() -> int:
 
 
 def _report(error: BaseException, message: str, code: int) -> int:
+    if (number := received()) is not None:
+        # An error after it (of a terminal that is gone, say) came of it.
+        message, code = f"{WORDS[number]}; {getattr(error, 'kept', _KEPT)}", exit_code(number)
     if os.environ.get("DFQS_DEBUG") == "1":
         note("".join(traceback.format_exception(error)).rstrip("\n"))
-    complain(message)
+    # Its terminal may be gone.
+    with contextlib.suppress(OSError):
+        complain(message)
     return code
 
 
@@ -194,11 +201,14 @@ def _open_missing_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def _take_signals() -> None:
-    """From here on Ctrl-C is an exception, and SIGTERM takes the same way out: temporary files are removed on it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _drop_what_nobody_reads() -> None:
+    """What is still to be written to a terminal that is gone would end the interpreter with another exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -330,8 +330,7 @@ def _closing(journal: Journal) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted; nothing is lost. The same command goes on from {journal.path.name}, --abort says what can "
-            "be put back"
+            f"nothing is lost. The same command goes on from {journal.path.name}, --abort says what can be put back"
         ) from None
     except OSError as error:
         raise DfqsError(
@@ -343,6 +342,10 @@ def _closing(journal: Journal) -> Iterator[None]:
 
 
 class Interrupted(DfqsError):
-    """Ctrl-C during a merge that can be resumed."""
+    """Ctrl-C during a merge that can be resumed. `kept` says what became of the work."""
 
     exit_code = 130
+
+    def __init__(self, kept: str) -> None:
+        self.kept = kept
+        super().__init__(f"interrupted; {kept}")
