@@ -63,6 +63,7 @@ class Limits:
     """Looked at every 20 ms: the file system itself has no such limit that bubblewrap could set."""
     file_bytes: int = 8 << 20
     open_files: int = 64
+    pending_signals: int = 64
     output_bytes: int = 64 << 10
 
 
@@ -125,6 +126,9 @@ class Sandbox:
             "RLIMIT_NOFILE": limits.open_files,
             "RLIMIT_CORE": 0,
             "RLIMIT_MEMLOCK": 0,
+            # A user has so many on the whole machine.
+            "RLIMIT_SIGPENDING": limits.pending_signals,
+            "RLIMIT_MSGQUEUE": 0,
         }
         inside = {
             "each": each,
