@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dfqs.classes import CLASSES, recognise_class, tier_of
+from dfqs.classes import CLASSES, model_tier, recognise_class, tier_of
 from dfqs.errors import FormatError
 from dfqs.gguf import BytesSource, GGMLType, encode_header, read_header, string, u32
+from dfqs.gguf.types import file_type_name
 from dfqs.model import Role, measure_roles, read_model_spec, tensor_layer, tensor_role
+from dfqs.snapshot import snapshot_rows
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, write_small
 
 
@@ -131,3 +133,47 @@ def test_bytes_of_roles_add_up_to_the_tensors(tmp_path: Path) -> None:
     header = read_header(write_small(tmp_path / "m.gguf"))
 
     assert sum(size.bytes for size in measure_roles(header.tensors)) == sum(t.length for t in header.tensors)
+
+
+def test_an_embedding_that_outweighs_the_blocks_does_not_decide_the_tier(tmp_path: Path) -> None:
+    """A Q4_K_M of 270 M with a large vocabulary was "Frontier Models (FP16/FP8)"."""
+    tensors = [
+        ("token_embd.weight", (256, 4096), GGMLType.F16),
+        ("blk.0.ffn_up.weight", (256, 64), GGMLType.Q4_K),
+        ("blk.0.attn_norm.weight", (256,), GGMLType.F32),
+        ("output.weight", (256, 4096), GGMLType.Q8_0),
+    ]
+    keys = [key for key in SMALL_KEYS if "expert" not in key.name]
+    spec = read_model_spec(
+        read_header(write_small(tmp_path / "m.gguf", tensors, [*keys, u32("general.file_type", 15)]))
+    )
+    without = read_model_spec(read_header(write_small(tmp_path / "n.gguf", tensors[:1], keys)))
+
+    tier = model_tier(spec)
+    assert tier is not None
+    assert (spec.main_bits_per_weight, tier.name) == (4.5, "Q4-Q6")
+    assert spec.bits_per_weight is not None and spec.bits_per_weight > 12
+    assert model_tier(without) is None
+
+
+def test_native_mxfp4_experts_are_of_the_tier_of_their_bits(tmp_path: Path) -> None:
+    tensors = [
+        ("blk.0.ffn_up_exps.weight", (64, 32, 3), GGMLType.MXFP4),
+        ("enc.blk.1.attn_norm.weight", (64, 1), GGMLType.F32),
+    ]
+    spec = read_model_spec(read_header(write_small(tmp_path / "m.gguf", tensors)))
+
+    assert spec.main_bits_per_weight == 4.25
+
+
+def test_the_file_type_is_shown_by_its_name_and_a_declared_class_is_not_none(tmp_path: Path) -> None:
+    keys = [key for key in SMALL_KEYS if "expert" not in key.name]
+    tensors = [tensor for tensor in SMALL_TENSORS if "exps" not in tensor[0]]
+    more = [u32("general.file_type", 1024 + 15), string("dfqs.class", "Q8_0")]
+    spec = read_model_spec(read_header(write_small(tmp_path / "m.gguf", tensors, [*keys, *more])))
+    rows = dict(snapshot_rows(spec, recognise_class(spec), 1, 1))
+
+    assert spec.file_type == "MOSTLY_Q4_K_M (guessed)"
+    assert rows["File type"] == "MOSTLY_Q4_K_M (guessed)"
+    assert rows["DFQS Class"] == "Q8_0 (declared)"
+    assert file_type_name(99) == "unknown (99)"

@@ -89,10 +89,11 @@ def test_a_model_is_called_by_its_name_or_else_by_its_file(tmp_path: Path) -> No
     assert (check_model(named).name, check_model(nameless).name) == ("A \\x1b[1mmodel", "b")
 
 
-def test_only_a_model_of_dfqs_carries_a_label(tmp_path: Path) -> None:
+def test_only_a_model_of_dfqs_carries_a_label_not_one_that_somebody_quantized_with_it(tmp_path: Path) -> None:
     description = string("general.description", "embedded demonstration model")
-    ours = write_model(tmp_path / "ours.gguf", description, string("dfqs.class", "IQ1_S-XL"))
-    theirs = write_model(tmp_path / "theirs.gguf", description)
+    class_ = string("dfqs.class", "IQ1_S-XL")
+    ours = write_model(tmp_path / "ours.gguf", description, class_, string("dfqs.embedded.attribution", "of another"))
+    theirs = write_model(tmp_path / "theirs.gguf", description, class_)
 
     assert check_model(ours).label == "embedded demonstration model"
     assert check_model(theirs).label is None

@@ -73,7 +73,7 @@ class Tier:
     name: str
     title: str
     below_bits: float
-    """The tier ends below this many bits per weight over the whole model."""
+    """The tier ends below this many bits per weight of the blocks' matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,13 @@ TIERS: tuple[Tier, ...] = (
 
 
 def tier_of(bits_per_weight: float) -> Tier:
-    """The tier of a model by its bits per weight over all tensors."""
+    """The tier of a model by the bits per weight of its blocks' matrices (`ModelSpec.main_bits_per_weight`)."""
     return next(tier for tier in TIERS if bits_per_weight < tier.below_bits)
+
+
+def model_tier(spec: ModelSpec) -> Tier | None:
+    """The tier of a model; None where it has no blocks to judge by."""
+    return None if spec.main_bits_per_weight is None else tier_of(spec.main_bits_per_weight)
 
 
 def recognise_class(spec: ModelSpec) -> ClassMatch | None:

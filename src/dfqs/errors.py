@@ -56,6 +56,32 @@ class FormatError(DfqsError):
         return (_rebuild_format_error, (type(self), self.detail, self.path, self.offset, self.name))
 
 
+class UnsupportedGGUF(FormatError):
+    """A file that is whole and of a kind that cannot be used here: another byte order, another version of the format.
+
+    Args:
+        code: the kind, for programs.
+        mend: what to do about it, in a sentence.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "unsupported",
+        mend: str = "",
+        path: Path | str | None = None,
+        offset: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.code = code
+        self.mend = mend
+        super().__init__(message, path=path, offset=offset, name=name)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_unsupported, (self.detail, self.code, self.mend, self.path, self.offset, self.name))
+
+
 class ShardError(FormatError):
     """Shards that do not make one model: one missing, of another model, numbered wrongly."""
 
@@ -151,3 +177,9 @@ def _rebuild_format_error(
     cls: type[FormatError], message: str, path: Path | str | None, offset: int | None, name: str | None
 ) -> FormatError:
     return cls(message, path=path, offset=offset, name=name)
+
+
+def _rebuild_unsupported(
+    message: str, code: str, mend: str, path: Path | str | None, offset: int | None, name: str | None
+) -> UnsupportedGGUF:
+    return UnsupportedGGUF(message, code=code, mend=mend, path=path, offset=offset, name=name)

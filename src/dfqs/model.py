@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dfqs.errors import FormatError
-from dfqs.gguf.layout import TensorInfo
+from dfqs.gguf.kinds import require_model
+from dfqs.gguf.layout import TensorInfo, squeeze_shape
+from dfqs.gguf.metadata import Metadata
 from dfqs.gguf.reader import Header
-from dfqs.gguf.types import GGMLType
-from dfqs.gguf.values import Value
+from dfqs.gguf.types import GGMLType, ValueType, file_type_name
 
 INTEGER_TYPES = frozenset({GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64})
 """Tables, not weights: hash-routed layers keep token-to-expert tables as I32. They are not counted as parameters."""
@@ -56,6 +57,8 @@ _ROLE_PATTERNS: tuple[tuple[re.Pattern[str], Role], ...] = tuple(
 )
 _STACKED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_(exps|chexps)\.")
 """Tensors whose last axis counts experts; `chexps` are those that GroveMoE's groups of experts share."""
+_IN_A_BLOCK = re.compile(r"(?:^|\.)blk\.\d+\.")
+"""Encoders and decoders count their blocks apart: `enc.blk.0.`."""
 _SHARED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_shexp\.")
 
 
@@ -106,6 +109,11 @@ class ModelSpec:
     expert_groups: int = 0
     """Groups of experts, of which a token may choose from the best `expert_groups_used` only; 0: no groups."""
     expert_groups_used: int = 0
+    main_bits_per_weight: float | None = None
+    """Of the matrices of the blocks. The embedding, the output and vectors are left out: in a small model they weigh
+    more than everything that was quantized. None where there are no blocks."""
+    file_type: str | None = None
+    """`general.file_type`, by llama.cpp's name: what whoever made the file says most of it is."""
     causal: bool = True
     """Whether a token's outcome depends on those before it alone. Not so for encoders and diffusion models."""
 
@@ -143,7 +151,9 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
 
     Raises:
         FormatError: a key that every model has is missing or of the wrong type.
+        UsageError: the file is a GGUF of another kind (an adapter, a projector, ...).
     """
+    require_model(header)
     metadata = header.metadata
     architecture = _text(metadata, "general.architecture", header.source_name)
     if architecture is None:
@@ -178,7 +188,9 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
         chat_template="tokenizer.chat_template" in metadata,
         expert_groups=number("expert_group_count") or 0,
         expert_groups_used=number("expert_group_used_count") or 0,
-        causal=metadata.get(f"{architecture}.attention.causal") is not False,
+        main_bits_per_weight=_main_bits(all_tensors),
+        file_type=None if (kind := metadata.integer("general.file_type")) is None else file_type_name(kind),
+        causal=metadata.boolean(f"{architecture}.attention.causal") is not False,
         description=_text(metadata, "general.description", header.source_name),
         declared_class=_text(metadata, "dfqs.class", header.source_name),
     )
@@ -214,18 +226,34 @@ def measure_roles(tensors: Iterable[TensorInfo]) -> tuple[RoleSize, ...]:
     return tuple(sizes)
 
 
-def _text(metadata: Mapping[str, Value], key: str, path: str) -> str | None:
-    value = metadata.get(key)
-    if value is not None and not isinstance(value, str):
+def _main_bits(tensors: Iterable[TensorInfo]) -> float | None:
+    """Bits per weight of the matrices of the blocks."""
+    parameters = length = 0
+    for tensor in tensors:
+        matrix = len(squeeze_shape(tensor.shape)) > 1 and tensor.type not in INTEGER_TYPES
+        if matrix and _IN_A_BLOCK.search(tensor.name):
+            parameters += tensor.elements
+            length += tensor.length
+    return length * 8 / parameters if parameters else None
+
+
+def _text(metadata: Metadata, key: str, path: str) -> str | None:
+    value = metadata.text(key)
+    if value is None and key in metadata:
         raise FormatError("must be a string", path=path, name=key)
     return value
 
 
-def _number(metadata: Mapping[str, Value], key: str, path: str) -> int | None:
+def _number(metadata: Metadata, key: str, path: str) -> int | None:
     """A count; some architectures give one per layer, then the largest."""
-    value = metadata.get(key)
-    if isinstance(value, tuple) and value and all(isinstance(v, int) for v in value):
-        value = max(value)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+    entry = metadata.find(key)
+    if entry is None:
+        return None
+    if entry.type is ValueType.ARRAY and entry.count and entry.element_type is not ValueType.BOOL:
+        values = metadata.integers(key)
+        value = max(values) if values else None
+    else:
+        value = metadata.integer(key)
+    if value is None or value < 0:
         raise FormatError("must be a whole number", path=path, name=key)
     return value

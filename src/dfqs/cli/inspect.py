@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dfqs.classes import ClassMatch, recognise_class, tier_of
+from dfqs.classes import ClassMatch, model_tier, recognise_class
 from dfqs.cli.output import key_value_table, out, print_json
 from dfqs.gguf import Header
+from dfqs.gguf.kinds import MODEL, FileKind, file_kind
 from dfqs.model import ModelSpec, RoleSize, read_model_spec
 from dfqs.shards.shard import read_model_shards
 from dfqs.snapshot import snapshot_rows
@@ -32,6 +33,9 @@ def command(
     """
     headers = read_headers(source)
     first = headers[0]
+    if (kind := file_kind(first)) is not MODEL:
+        _show_other(kind, headers, json_)
+        return
     spec = read_model_spec(first, [tensor for header in headers for tensor in header.tensors])
     match = recognise_class(spec)
     file_bytes = sum(header.file_size for header in headers)
@@ -44,6 +48,20 @@ def command(
         out.print(f"Closest class: {match.name}. Deviations:")
         for deviation in match.deviations:
             out.print(f"  - {deviation}")
+
+
+def _show_other(kind: FileKind, headers: tuple[Header, ...], json_: bool) -> None:
+    """What is a GGUF and no model: its kind, and what it is for."""
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    file_bytes = sum(header.file_size for header in headers)
+    name, architecture = (headers[0].metadata.text(f"general.{key}") for key in ("name", "architecture"))
+    if json_:
+        record = {"schema": "dfqs.inspect/1", "source": headers[0].source_name, "kind": kind.code, "name": name}
+        print_json({**record, "architecture": architecture, "file_bytes": file_bytes, "tensors": len(tensors)})
+        return
+    rows = [("Kind", kind.word), ("Name", name or "(the file gives no name)"), ("Architecture", architecture or "-")]
+    rows += [("Size", format_bytes(file_bytes)), ("Tensors", f"{len(tensors):,}"), ("Use", kind.use)]
+    out.print(key_value_table(rows))
 
 
 def read_headers(source: Path) -> tuple[Header, ...]:
@@ -94,10 +112,11 @@ def describe_as_json(
     header: Header, spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int
 ) -> dict[str, Any]:
     """The same for programs. Bytes are bytes, parameters are counts, unknown is null."""
-    bits = spec.bits_per_weight
+    tier = model_tier(spec)
     return {
         "schema": "dfqs.inspect/1",
         "source": header.source_name,
+        "kind": MODEL.code,
         "files": files,
         "file_bytes": file_bytes,
         "gguf_version": header.version,
@@ -108,7 +127,9 @@ def describe_as_json(
         "parameters": spec.parameters,
         "parameters_active": spec.parameters_active,
         "tensor_bytes": spec.tensor_bytes,
-        "bits_per_weight": bits,
+        "bits_per_weight": spec.bits_per_weight,
+        "main_bits_per_weight": spec.main_bits_per_weight,
+        "file_type": spec.file_type,
         "layers": spec.layers,
         "experts": spec.experts,
         "experts_used": spec.experts_used,
@@ -119,7 +140,7 @@ def describe_as_json(
         "chat_template": spec.chat_template,
         **describe_class(match),
         "declared_class": spec.declared_class,
-        "tier": tier_of(bits).name if bits is not None else None,
+        "tier": tier.name if tier is not None else None,
         "roles": {
             size.role.value: {
                 "tensors": size.tensors,

@@ -55,9 +55,9 @@ def command(
         contradictions = class_findings(header)
         findings += contradictions
         if not contradictions:
-            declared = header.metadata.get(CLASS_KEY)
+            declared = header.metadata.text(CLASS_KEY)
         # Keys that describe no model have no class; what is wrong with them is among the findings.
-        with contextlib.suppress(FormatError):
+        with contextlib.suppress(FormatError, UsageError):
             match = recognise_class(read_model_spec(header))
         if against is not None:
             with progress_bar("comparing") as progress:

@@ -5,7 +5,8 @@ no more than reading it.
 """
 
 from dfqs.gguf.layout import TensorInfo, TensorSpan, align_up, tensor_length
-from dfqs.gguf.reader import Header, KeyEntry, layout_problems, parse_header, read_header
+from dfqs.gguf.metadata import KeyEntry
+from dfqs.gguf.reader import Header, HeaderBudget, layout_problems, parse_header, read_header
 from dfqs.gguf.source import ByteSource, BytesSource, FileSource
 from dfqs.gguf.types import BLOCKS, Block, GGMLType, ValueType
 from dfqs.gguf.values import KeyValue, RawKeyValue, Value, array, boolean, f32, i32, string, u16, u32, u64
@@ -19,6 +20,7 @@ __all__ = [
     "FileSource",
     "GGMLType",
     "Header",
+    "HeaderBudget",
     "KeyEntry",
     "KeyValue",
     "RawKeyValue",

@@ -23,6 +23,10 @@ PLAIN_DTYPES: dict[GGMLType, np.dtype[np.generic]] = {
     GGMLType.I64: np.dtype("<i8"),
 }
 """Types that numpy knows as they are."""
+DECODABLE = frozenset(
+    {GGMLType.F32, GGMLType.F16, GGMLType.F64, GGMLType.BF16, GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0}
+)
+"""Types that `dequantize` knows."""
 
 
 def dequantize(type_: GGMLType, data: bytes | memoryview, shape: tuple[int, ...]) -> Float32:
@@ -42,6 +46,8 @@ def dequantize(type_: GGMLType, data: bytes | memoryview, shape: tuple[int, ...]
         raise FormatError(
             f"{len(data):,} bytes, shape {list(shape)} of {type_.name} needs {tensor_length(type_, shape):,}"
         )
+    if type_ not in DECODABLE:
+        raise FormatError(f"{type_.name} cannot be decoded without the native library")
     out_shape = shape[::-1]
     if type_ in (GGMLType.F32, GGMLType.F16, GGMLType.F64):
         return np.frombuffer(data, PLAIN_DTYPES[type_]).astype(np.float32).reshape(out_shape)
@@ -53,11 +59,9 @@ def dequantize(type_: GGMLType, data: bytes | memoryview, shape: tuple[int, ...]
         values = scale * blocks[:, 2:].view(np.int8)
     elif type_ is GGMLType.Q4_0:
         values = scale * (_nibbles(blocks[:, 2:]).astype(np.int8) - np.int8(8))
-    elif type_ is GGMLType.Q4_1:
+    else:
         minimum = blocks[:, 2:4].copy().view("<f2").astype(np.float32)
         values = scale * _nibbles(blocks[:, 4:]) + minimum
-    else:
-        raise FormatError(f"{type_.name} cannot be decoded without the native library")
     return values.astype(np.float32, copy=False).reshape(out_shape)
 
 

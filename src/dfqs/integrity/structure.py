@@ -1,15 +1,16 @@
 """What is wrong with a file's form, from its header and its size; tensor bytes are not read."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfqs.errors import DfqsError, FormatError
+from dfqs.errors import DfqsError, FormatError, UnsupportedGGUF
 from dfqs.gguf import FileSource, Header, align_up, layout_problems, parse_header
+from dfqs.gguf.kinds import MODEL, file_kind
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.foreign import explain_not_gguf
 from dfqs.integrity.hashes import TensorHash
+from dfqs.integrity.keys import key_findings, size_findings, tensor_findings
 from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.embedded import EmbeddedFile, read_embedded
 from dfqs.shards.pieces import find_raw_pieces
@@ -17,8 +18,6 @@ from dfqs.shards.repair import plan_repair
 from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, read_shards
 
 FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
-_EXPERTS = re.compile(r"(?:.*\.)?ffn_(?:gate|up|down|gate_up)_exps\.weight")
-_LAYER = re.compile(r"blk\.(\d+)\.")
 _REPAIR = "`dfqs repair MODEL -o OUT`"
 _LISTED = 3
 """So many tensors of one defect are named one by one."""
@@ -54,8 +53,7 @@ def verify_structure(path: Path) -> Structure:
         findings = (
             *_length_findings(source, header, files),
             *_layout_findings(header),
-            *_key_findings(header),
-            *_tensor_findings(header),
+            *_content_findings(header),
             *_shard_findings(Path(path), header, files),
         )
         return Structure(Path(path), source.size, header, _with_possible_mends(Path(path), findings))
@@ -87,9 +85,8 @@ def _header_finding(source: FileSource, error: FormatError) -> Finding:
     foreign = explain_not_gguf(source)
     if foreign is not None:
         return foreign
-    if "tensor type" in error.detail and "unknown" in error.detail:
-        mend = "It was made for a fork or another version of llama.cpp; quantize it again with a type that exists here."
-        return Finding("unknown-type", f"{error.detail}", mend, offset=error.offset, name=error.name)
+    if isinstance(error, UnsupportedGGUF):
+        return Finding(error.code, error.detail, error.mend, offset=error.offset, name=error.name)
     if pieces := find_raw_pieces(source.path):
         return _pieces_finding(source.path, pieces.paths, pieces.complete)
     ends = error.offset is not None and ("left" in error.detail or "ended" in error.detail)
@@ -173,66 +170,27 @@ def _layout_findings(header: Header) -> Iterator[Finding]:
             yield Finding(code, f"and {count - _LISTED:,} more tensors likewise", "As above.")
 
 
-def _key_findings(header: Header) -> Iterator[Finding]:
-    """Keys without which llama.cpp loads no model. A shard after the first has none of them, and needs none."""
-    number = header.metadata.get(SPLIT_NO, 0)
-    if isinstance(number, int) and number > 0:
+def _content_findings(header: Header) -> Iterator[Finding]:
+    """What its keys and tensors say: of a model, whether llama.cpp loads it; of another kind, what it is."""
+    kind = file_kind(header)
+    oversized = tuple(size_findings(header))
+    yield from oversized
+    if oversized:
         return
-    make_again = "The converter that made the file is at fault; make it again with a current one."
-    architecture = header.metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        yield Finding("missing-key", "the model's architecture is not stated", make_again, name="general.architecture")
-        return
-    for key in ("block_count", "context_length", "embedding_length"):
-        if (name := f"{architecture}.{key}") not in header.metadata:
-            yield Finding("missing-key", "the key is missing; llama.cpp needs it", make_again, name=name)
-    for name in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
-        if name not in header.metadata:
-            yield Finding(
-                "missing-key",
-                "the key is missing; text cannot be tokenized without it",
-                make_again,
-                severity=Severity.WARNING,
-                name=name,
-            )
-
-
-def _tensor_findings(header: Header) -> Iterator[Finding]:
-    """Tensors that the keys promise and that are not there, or have another shape."""
-    architecture = header.metadata.get("general.architecture")
-    experts = header.metadata.get(f"{architecture}.expert_count")
-    for tensor in header.tensors:
-        if isinstance(experts, int) and experts and _EXPERTS.fullmatch(tensor.name):
-            slices = tensor.shape[2] if len(tensor.shape) > 2 else 1
-            if slices != experts:
-                yield Finding(
-                    "shape",
-                    f"has {slices:,} experts where {architecture}.expert_count is {experts:,}",
-                    "Key and tensor contradict each other; make the file again.",
-                    name=tensor.name,
-                )
-    if header.metadata.get(SPLIT_COUNT, 0) not in (0, 1):
-        return
-    declared = header.metadata.get(SPLIT_TENSORS_COUNT)
-    mend = "Merge the shards again (`dfqs merge`), or fetch the file again."
-    if isinstance(declared, int) and declared != len(header.tensors):
-        message = f"the model has {declared:,} tensors by its own account, the file {len(header.tensors):,}"
-        yield Finding("missing-tensor", message, mend, name=SPLIT_TENSORS_COUNT)
-    layers = header.metadata.get(f"{architecture}.block_count")
-    if not isinstance(layers, int) or not header.tensors:
-        return
-    present = {int(match[1]) for t in header.tensors if (match := _LAYER.match(t.name))}
-    # A count from outside may be absurd: look for the layers that are there, not for those that are not.
-    if absent := next((i for i in range(min(layers, len(present) + 1)) if i not in present), None):
-        yield Finding("missing-tensor", f"layer {absent} of {layers:,} has no tensors", mend, name=f"blk.{absent}.")
+    if kind is MODEL:
+        yield from key_findings(header)
+        yield from tensor_findings(header)
+    else:
+        message = f"it is {kind.word}, not a model; only its form was looked at"
+        yield Finding("kind", message, kind.use, severity=Severity.WARNING)
 
 
 def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...]) -> Iterator[Finding]:
     """The file is one of several, or says so wrongly."""
-    count, number = header.metadata.get(SPLIT_COUNT, 0), header.metadata.get(SPLIT_NO, 0)
-    if not isinstance(count, int) or count <= 1 or len(files) > 1:
+    count, number = header.metadata.integer(SPLIT_COUNT) or 0, header.metadata.integer(SPLIT_NO) or 0
+    if count <= 1 or len(files) > 1:
         return
-    declared = header.metadata.get(SPLIT_TENSORS_COUNT)
+    declared = header.metadata.integer(SPLIT_TENSORS_COUNT)
     if number == 0 and declared == len(header.tensors):
         yield Finding(
             "shard-keys",
@@ -242,8 +200,7 @@ def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...])
         )
         return
     if number != 0:
-        shown = number + 1 if isinstance(number, int) else "?"
-        message = f"it is shard {shown} of {count}; only its own form was looked at"
+        message = f"it is shard {number + 1} of {count}; only its own form was looked at"
         mend = "Give the first shard to look at the whole set."
         yield Finding("shard", message, mend, severity=Severity.WARNING)
         return

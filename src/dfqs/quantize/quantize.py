@@ -15,6 +15,7 @@ from typing import Any
 
 from dfqs.classes import DeploymentClass
 from dfqs.errors import FormatError, IntegrityError, SpaceError, UsageError
+from dfqs.gguf.kinds import require_model
 from dfqs.gguf.layout import TensorInfo, align_up, place_tensors
 from dfqs.gguf.reader import Header
 from dfqs.gguf.writer import encode_header
@@ -71,9 +72,10 @@ def read_source(path: Path) -> Source:
 
     Raises:
         FormatError: a header lies, a shard is missing or of another model.
-        UsageError: the file is missing, or a later shard was given.
+        UsageError: the file is missing, a later shard was given, or it is a GGUF of another kind than a model.
     """
     shards = read_model_shards(path)
+    require_model(shards[0].header)
     if len(shards) > 1:
         for problem in belonging_problems(shards):
             raise problem

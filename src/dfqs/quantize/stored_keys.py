@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dfqs.errors import FormatError
-from dfqs.gguf.reader import KeyEntry, Metadata
+from dfqs.gguf.metadata import KeyEntry, Metadata
 from dfqs.gguf.types import ValueType
 
 MAX_TEXT_BYTES = 1 << 20

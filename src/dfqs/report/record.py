@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dfqs import __version__
-from dfqs.classes import recognise_class, tier_of
+from dfqs.classes import model_tier, recognise_class
 from dfqs.errors import FormatError, UsageError
 from dfqs.evaluate.conditions import SpeedConditions
 from dfqs.evaluate.scores import Verdict
@@ -269,6 +269,7 @@ def _artifact(record: RunRecord, spec: ModelSpec | None) -> Artifact:
     subject = record.subject
     bits = spec.bits_per_weight if spec is not None else None
     match = recognise_class(spec) if spec is not None else None
+    tier = model_tier(spec) if spec is not None else None
     return Artifact(
         kind=subject.kind,
         name=subject.name,
@@ -280,7 +281,7 @@ def _artifact(record: RunRecord, spec: ModelSpec | None) -> Artifact:
         parameters_active=spec.parameters_active if spec is not None else None,
         bits_per_weight=bits,
         deployment_class=match.name if match is not None and match.exact else None,
-        tier=tier_of(bits).name if bits is not None else None,
+        tier=tier.name if tier is not None else None,
         description=spec.description if spec is not None else None,
     )
 

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from dfqs.errors import printable
 from dfqs.gguf import Header
+from dfqs.gguf.kinds import require_model
 from dfqs.shards.shard import read_model_shards
+
+_DEMONSTRATION = "dfqs.embedded."
+"""Keys of the model that dfqs builds to show itself with, and of what is quantized from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,27 +24,31 @@ class CheckedModel:
     @property
     def name(self) -> str:
         """`general.name`, or the file's stem."""
-        name = self.header.metadata.get("general.name")
-        return printable(name) if isinstance(name, str) and name.strip() else self.path.stem
+        name = self.header.metadata.text("general.name")
+        return printable(name) if name and name.strip() else self.path.stem
 
     @property
     def label(self) -> str | None:
-        """What a model made by dfqs says of itself, so that nobody takes it for more: shown wherever it runs."""
-        if not any(key.startswith("dfqs.") for key in self.header.metadata):
+        """What a demonstration model says of itself, so that nobody takes it for more: shown wherever it runs.
+
+        A model that somebody quantized with dfqs is theirs, and so is its description.
+        """
+        if not any(key.startswith(_DEMONSTRATION) for key in self.header.metadata):
             return None
-        text = self.header.metadata.get("general.description")
-        return printable(text, 300) if isinstance(text, str) and text else "made by dfqs"
+        text = self.header.metadata.text("general.description")
+        return printable(text, 300) if text else "a demonstration model of dfqs"
 
 
 def check_model(path: Path) -> CheckedModel:
     """Read the header of a GGUF file, or of every shard of a set given by its first.
 
     Raises:
-        UsageError: no such file, not readable, or a later shard given.
+        UsageError: no such file, not readable, a later shard given, or a GGUF of another kind than a model.
         FormatError: not a GGUF file, or cut short.
         ShardError: a shard is missing or not named as llama.cpp looks for it.
     """
     shards = read_model_shards(path)
+    require_model(shards[0].header)
     return CheckedModel(path, shards[0].header, sum(shard.header.file_size for shard in shards))
 
 
@@ -50,4 +58,6 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
     Raises:
         As `check_model`.
     """
-    return tuple(shard.path for shard in read_model_shards(path))
+    shards = read_model_shards(path)
+    require_model(shards[0].header)
+    return tuple(shard.path for shard in shards)

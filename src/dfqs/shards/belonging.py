@@ -103,7 +103,8 @@ def _key_problems(shards: Sequence[Shard]) -> Iterator[ShardError]:
         for name in shard.header.metadata:
             if name in SPLIT_KEYS or name == "general.alignment" or name not in first.metadata:
                 continue
-            if shard.header.metadata[name] != first.metadata[name]:
+            # As bytes: a vocabulary need not be decoded to be compared.
+            if not shard.header.same_value(first, name):
                 yield ShardError(
                     "differs from the first shard's; the shard is of another model", path=shard.source, name=name
                 )

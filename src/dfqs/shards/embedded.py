@@ -7,7 +7,7 @@ looks at the rest. Everything needed to make one correct file is still there.
 from dataclasses import dataclass
 
 from dfqs.errors import FormatError
-from dfqs.gguf import ByteSource, Header, TensorInfo, parse_header
+from dfqs.gguf import ByteSource, Header, HeaderBudget, TensorInfo, parse_header
 from dfqs.gguf.layout import MAGIC
 from dfqs.shards.names import MAX_SHARDS
 
@@ -41,18 +41,20 @@ class EmbeddedFile:
 
 
 def read_embedded(source: ByteSource) -> tuple[EmbeddedFile, ...]:
-    """The files that stand end to end in `source`, the first one included; reading stops where none follows.
+    """The files that stand end to end in `source`, the first one included; reading stops where none follows, or where
+    the headers would be more than those of a model are together.
 
     Raises:
         FormatError: the first header is broken.
     """
-    files = [EmbeddedFile(0, parse_header(source))]
+    budget = HeaderBudget()
+    files = [EmbeddedFile(0, parse_header(source, budget=budget))]
     while len(files) < MAX_SHARDS:
         base = _next_magic(source, files[-1])
         if base is None:
             break
         try:
-            files.append(EmbeddedFile(base, parse_header(source, base=base)))
+            files.append(EmbeddedFile(base, parse_header(source, base=base, budget=budget)))
         except FormatError:
             # The magic, but no header behind it: trailing bytes of another kind.
             break

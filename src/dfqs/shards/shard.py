@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import ShardError, UsageError
-from dfqs.gguf import FileSource, Header, TensorInfo, layout_problems, parse_header, read_header
+from dfqs.gguf import FileSource, Header, HeaderBudget, TensorInfo, layout_problems, parse_header, read_header
 from dfqs.shards.identity import FileStamp, settled_stamp
 from dfqs.shards.names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
 
@@ -56,24 +56,25 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
         UsageError: a later shard was given in place of the first, or a file cannot be read.
         FormatError: a header lies.
     """
-    shard = _read_shard(Path(first))
+    budget = HeaderBudget()
+    shard = _read_shard(Path(first), budget)
     count = read_shard_count(shard)
     paths = shard_paths(Path(first), count)
     refuse_missing(paths)
     check_layout(shard)
     shards = [shard]
     for path in paths[1:]:
-        later = _read_shard(path)
+        later = _read_shard(path, budget)
         check_layout(later)
         shards.append(later)
     return tuple(shards)
 
 
-def _read_shard(path: Path) -> Shard:
+def _read_shard(path: Path, budget: HeaderBudget) -> Shard:
     with FileSource(path) as source:
         # Before the header: what is written meanwhile shows as a change.
         stamp = settled_stamp(source.fileno())
-        return Shard(str(path), parse_header(source), stamp)
+        return Shard(str(path), parse_header(source, budget=budget), stamp)
 
 
 def read_model_shards(path: Path) -> tuple[Shard, ...]:

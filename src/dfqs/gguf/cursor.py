@@ -1,0 +1,102 @@
+"""A walk through the bytes of a header: each step is checked against what is there, and against what a header may take."""
+
+import struct
+
+from dfqs.errors import FormatError
+from dfqs.gguf.source import ByteSource
+
+HEADER_LIMIT_BYTES = 64 << 20
+"""No header is larger; the largest vocabularies make 20 MB. Bounds memory when a header lies about itself."""
+FIRST_READ_BYTES = 1 << 16
+_U64 = struct.Struct("<Q")
+
+
+def bytes_word(count: int) -> str:
+    """`1 byte`, `2,000 bytes`."""
+    return f"{count:,} byte" if count == 1 else f"{count:,} bytes"
+
+
+class Cursor:
+    """A position in a source, with the bytes up to it (and somewhat beyond) in memory."""
+
+    def __init__(self, source: ByteSource, base: int, limit_bytes: int) -> None:
+        self.source = source
+        self.base = base
+        self.limit_bytes = limit_bytes
+        self.size = source.size - base
+        self.buffer = bytearray()
+        self.position = 0
+
+    def fail(self, message: str, offset: int | None = None, name: str | None = None) -> FormatError:
+        at = self.position if offset is None else offset
+        return FormatError(message, path=self.source.name, offset=self.base + at, name=name)
+
+    def require(self, length: int, what: str, name: str | None = None) -> None:
+        """Have `length` bytes from the position in memory."""
+        needed = self.position + length
+        if needed > self.size:
+            raise self.fail(
+                f"{what} needs {bytes_word(length)}, the file has {max(self.size - self.position, 0):,} left",
+                name=name,
+            )
+        if needed > self.limit_bytes:
+            raise self.fail(
+                f"{what} would make the headers of the model larger than {HEADER_LIMIT_BYTES:,} bytes", name=name
+            )
+        if needed > len(self.buffer):
+            have = len(self.buffer)
+            # Twice what was read so far: few reads for a large header, little waste for a small one.
+            want = min(max(needed, 2 * have, FIRST_READ_BYTES), self.size, self.limit_bytes)
+            self.buffer += self.source.read_at(self.base + have, want - have)
+            if needed > len(self.buffer):
+                raise self.fail(f"{what}: the file ended while it was read", offset=len(self.buffer), name=name)
+
+    def take(self, form: struct.Struct, what: str, name: str | None = None) -> tuple[int, ...]:
+        self.require(form.size, what, name)
+        values = form.unpack_from(self.buffer, self.position)
+        self.position += form.size
+        return values
+
+    def take_bytes(self, length: int, what: str, name: str | None = None) -> bytes:
+        self.require(length, what, name)
+        data = bytes(self.buffer[self.position : self.position + length])
+        self.position += length
+        return data
+
+    def take_name(self, what: str, limit: int) -> str:
+        start = self.position
+        (length,) = self.take(_U64, f"the length of {what}")
+        if not 0 < length <= limit:
+            raise self.fail(f"{what} is {length:,} bytes long, it must have 1 to {limit:,}", start)
+        data = self.take_bytes(length, what)
+        if 0 in data:  # C, and so llama.cpp, reads a name up to its first NUL.
+            raise self.fail(f"{what} {data[:40]!r} holds a zero byte", start)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.fail(f"{what} {data[:40]!r} is not UTF-8", start) from None
+
+    def skip(self, length: int, what: str, name: str) -> None:
+        self.require(length, what, name)
+        self.position += length
+
+    def skip_strings(self, count: int, name: str) -> None:
+        """Step over `count` strings by their lengths."""
+        unpack = _U64.unpack_from
+        while count:
+            self.require(8, "the length of a string", name)
+            buffer, position, last = self.buffer, self.position, len(self.buffer) - 8
+            start = position
+            for done in range(count):  # noqa: B007 - the loop is the hot path, `done` is read after it
+                if position > last:
+                    break
+                start = position
+                position += 8 + unpack(buffer, position)[0]
+            else:
+                done = count
+            if position > len(buffer):
+                # The last string reaches beyond what is in memory: let `require` decide whether it can be true.
+                self.position = start
+                self.require(position - start, "a string", name)
+            self.position = position
+            count -= done
