@@ -11,9 +11,14 @@ from pathlib import Path
 from dfqs.errors import FormatError
 from dfqs.gguf import parse_header
 from dfqs.gguf.layout import MAGIC
+from dfqs.shards.names import parse_shard_name
 
-# The part of a name that counts: `x.gguf.aa`, `x.gguf.part1of3`, `x.gguf-split-b`, `x.gguf.001`.
-_COUNTER = re.compile(r"(?P<before>.*?)(?P<count>\d+|(?<![a-zA-Z])[a-z]{1,3})(?P<after>of\d+)?(?P<end>(?:\.gguf)?)")
+# The part of a name that counts: `x.gguf.aa`, `x.gguf.PART1OF3`, `x.gguf-split-b`, `x.gguf.001`, and
+# `x-00001-of-00003.gguf`, the form of shards' names, which people give to pieces too.
+_COUNTER = re.compile(
+    r"(?P<before>.*?)(?P<count>\d+|(?<![a-zA-Z])[a-z]{1,3})(?P<after>([-_. ]?of[-_. ]?\d+)?)(?P<end>(\.gguf)?)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,10 @@ def find_raw_pieces(path: Path) -> RawPieces | None:
     try:
         header = parse_header(first)
     except FormatError:
+        return None
+    name = parse_shard_name(first.name)
+    if name is not None and header.metadata.get("split.count") == name.count:
+        # A shard cut short, and beside it other shards that are no GGUF (pointers, say).
         return None
     expected = max(header.end_of_data, header.data_offset)
     if first.stat().st_size >= expected:

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import ShardError, UsageError
+from dfqs.errors import FormatError, ShardError, UsageError
 from dfqs.gguf import FileSource, Header, HeaderBudget, TensorInfo, layout_problems, parse_header, read_header
+from dfqs.shards.foreign import explained
 from dfqs.shards.identity import FileStamp, settled_stamp
 from dfqs.shards.names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
+from dfqs.shards.pieces import find_raw_pieces
 
 SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"
@@ -58,7 +60,16 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
     """
     budget = HeaderBudget()
     shard = _read_shard(Path(first), budget)
-    count = read_shard_count(shard)
+    try:
+        count = read_shard_count(shard)
+    except ShardError:
+        if pieces := find_raw_pieces(Path(first)):
+            raise ShardError(
+                f"is the first of {len(pieces.paths)} raw pieces of one file, not a shard; "
+                f"`dfqs repair {Path(first).name} -o OUT` joins them",
+                path=first,
+            ) from None
+        raise
     paths = shard_paths(Path(first), count)
     refuse_missing(paths)
     check_layout(shard)
@@ -74,7 +85,10 @@ def _read_shard(path: Path, budget: HeaderBudget) -> Shard:
     with FileSource(path) as source:
         # Before the header: what is written meanwhile shows as a change.
         stamp = settled_stamp(source.fileno())
-        return Shard(str(path), parse_header(source, budget=budget), stamp)
+        try:
+            return Shard(str(path), parse_header(source, budget=budget), stamp)
+        except FormatError as error:
+            raise explained(source, error) from None
 
 
 def read_model_shards(path: Path) -> tuple[Shard, ...]:
@@ -100,7 +114,7 @@ def read_shard_count(shard: Shard) -> int:
     name = parse_shard_name(Path(shard.source).name)
     if count is None or count == 0:
         kind = "a whole model, not a shard" if count == 0 or name is None else "named as a shard but is none"
-        hint = "" if count == 0 or name is None else "; raw pieces made by `split -b` are joined with cat"
+        hint = "" if count == 0 or name is None else "; `dfqs repair` joins raw pieces made by `split -b`"
         raise ShardError(f"{kind} (split.count is {'missing' if count is None else 0}){hint}", path=shard.source)
     if not 1 <= count <= MAX_SHARDS:
         raise ShardError(f"{count} shards; a set has 1 to {MAX_SHARDS:,}", path=shard.source, name=SPLIT_COUNT)
