@@ -143,7 +143,10 @@ def test_a_signal_stops_it_cleanly_even_while_it_answers(smollm2_gguf: Path, num
         workers = running.worker_pids()
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as client:
             body = b'{"messages":[{"role":"user","content":"Count."}],"max_tokens":400,"stream":true}'
-            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+            client.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+            )
             client.sendall(body)
             assert client.recv(1000).startswith(b"HTTP/1.1 200")
             running.process.send_signal(number)

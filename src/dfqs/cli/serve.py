@@ -9,6 +9,7 @@ from dfqs.cli.output import note, print_json, print_plain, warn
 from dfqs.model import read_model_spec
 from dfqs.runtime.checks import CheckedModel, check_model
 from dfqs.runtime.client import Client
+from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.server import DEFAULT_HOST, DEFAULT_PORT, Listening, ServerSettings, is_loopback, serve
 from dfqs.runtime.worker import Worker
 
@@ -28,6 +29,14 @@ def command(
     api_key: Annotated[
         str | None,
         typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A name that clients call this server by; * for any.", show_default=False),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", help="A page that may use the model; * for any.", show_default=False),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document when ready.")] = False,
 ) -> None:
@@ -50,6 +59,9 @@ def command(
         context_tokens=choose_context(checked, ctx),
         parallel=parallel,
         api_key=api_key,
+        templates=templates_of(checked.header.metadata),
+        allow_hosts=tuple(allow_host or ()),
+        allow_origins=tuple(allow_origin or ()),
     )
 
     ready = False
@@ -59,10 +71,14 @@ def command(
         with Client(listening.url, api_key=api_key) as client:
             client.check_health()
         ready = True
+        if listening.chat_refusal is not None:
+            warn(listening.chat_refusal)
         if json_:
             print_json(describe_as_json(listening, settings))
         else:
             print_plain(f"{settings.alias} is served at {listening.url} (web page), {listening.url}/v1 (OpenAI API)")
+            if listening.other_urls:
+                note(f"from other machines: {', '.join(listening.other_urls)}")
             note(
                 f"context {settings.context_tokens:,} tokens, requests at once: {parallel}, "
                 f"threads: {listening.threads}; Ctrl-C stops it"
@@ -94,6 +110,8 @@ def describe_as_json(listening: Listening, settings: ServerSettings) -> dict[str
         "schema": "dfqs.serve/1",
         "url": listening.url,
         "api": f"{listening.url}/v1",
+        "other_urls": list(listening.other_urls),
+        "chat": listening.chat_refusal is None,
         "model": settings.alias,
         "path": str(settings.path),
         "context_tokens": settings.context_tokens,

@@ -12,9 +12,11 @@ from dfqs.runtime.generation import TextSession
 from dfqs.runtime.library import PACKAGE, find_library, runtime_name
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
-from dfqs.runtime.server import Listening, ServerSettings, is_loopback
+from dfqs.runtime.server import EngineListening, ServerSettings, is_loopback
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
+
+PAGE_SETTINGS = "{}"
 
 
 def measure_stub(
@@ -64,8 +66,8 @@ def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling) -> Answer:
     return session.answer(prompt, sampling, worker.emit)
 
 
-def run_server(worker: WorkerContext, settings: ServerSettings) -> None:
-    """Serve until a stop is requested. Emits one `Listening` when requests are answered.
+def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) -> None:
+    """Serve on the socket `engine` until a stop is requested. Emits one `EngineListening` when requests are answered.
 
     Goes through the wheel's own Python module, so `worker.library` must not be loaded beside it: the module holds the
     interpreter's lock while it loads a model, and a log callback from another thread would wait for it forever.
@@ -77,15 +79,17 @@ def run_server(worker: WorkerContext, settings: ServerSettings) -> None:
     parameters = native.CommonParams()
     parameters.model.path = str(settings.path)
     parameters.model_alias = {settings.alias}
-    parameters.hostnames, parameters.port = [settings.host], settings.port
+    # Only the front gets to it: a socket in a directory of this user's, whatever page or user asks.
+    parameters.hostnames, parameters.port = [str(engine)], 0
     parameters.n_ctx = settings.context_tokens * settings.parallel
     parameters.n_parallel = settings.parallel
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = worker.threads
     # What is asked for is taken or refused, not quietly made smaller; and memory stays what `plan` says.
     parameters.fit_params = False
     parameters.cache_ram_mib = 0
-    # Pages of other sites must not talk to a model on this machine through the user's browser.
+    # Which pages may ask is settled in the front.
     parameters.cors_origins = "localhost"
+    parameters.ui_config_json = PAGE_SETTINGS
     parameters.endpoint_metrics = True
     # The slots show what others are asking.
     parameters.endpoint_slots = is_loopback(settings.host)
@@ -95,6 +99,6 @@ def run_server(worker: WorkerContext, settings: ServerSettings) -> None:
         server = native.Server(parameters)
     except RuntimeError as error:
         raise RuntimeFailure(f"llama-server could not start: {error}") from None
-    worker.emit(Listening(server.listening_address, policy, worker.threads))
+    worker.emit(EngineListening(policy, worker.threads))
     worker.stop.wait()
     del server

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfqs.errors import RuntimeFailure, printable
-from dfqs.runtime.template import Conversation
+from dfqs.runtime.template import Conversation, TemplateDropsMessage
 
 _PIECE = 1 << 16
 _ESCAPED_BYTES = 12
@@ -41,6 +41,10 @@ class RenderLimits:
 
 
 LIMITS = RenderLimits()
+
+
+class TemplateExcess(RuntimeFailure):
+    """A rendering took more than it may."""
 
 
 class Renderer:
@@ -71,7 +75,9 @@ class Renderer:
             variables: what else the template knows, as JSON can say it.
 
         Raises:
-            RuntimeFailure: the template is broken, refuses these messages, drops a message, or exceeds the limits.
+            TemplateExcess: the template takes more than the limits allow.
+            TemplateDropsMessage: what the user or the system said is not in the text.
+            RuntimeFailure: the template is broken, or refuses these messages.
         """
         asked = {"template": template, "messages": list(messages), "variables": variables, "check": check}
         request = json.dumps(asked).encode() + b"\n"
@@ -93,7 +99,7 @@ class Renderer:
             raise _exceeded(f"more than {self.limits.text_characters:,} characters of text")
         if "excess" in answer:
             raise _exceeded(f"more than {self.limits.memory_bytes >> 20} MiB of memory")
-        raise RuntimeFailure(str(answer["failure"]))
+        raise (TemplateDropsMessage if answer.get("drops") else RuntimeFailure)(str(answer["failure"]))
 
     def close(self) -> None:
         """End the process. Safe to call twice."""
@@ -144,7 +150,7 @@ class Renderer:
             os.set_blocking(self._process.stdin.fileno(), False)
         return self._process
 
-    def _died(self, process: subprocess.Popen[bytes]) -> RuntimeFailure:
+    def _died(self, process: subprocess.Popen[bytes]) -> TemplateExcess:
         """Of time, or of something that Python does not survive (a nesting too deep for the C stack, say)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_GRACE_S)
@@ -171,7 +177,7 @@ shared = Renderer()
 """The rendering process of this process."""
 
 
-def _exceeded(what: str) -> RuntimeFailure:
-    return RuntimeFailure(
+def _exceeded(what: str) -> TemplateExcess:
+    return TemplateExcess(
         f"the model's chat template takes {printable(what)}; no honest one does. --raw does without it"
     )

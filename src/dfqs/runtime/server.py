@@ -1,23 +1,32 @@
-"""llama-server, as the wheel carries it, in a worker process: OpenAI-compatible endpoints and a web page.
+"""llama-server, as the wheel carries it, in a worker process behind a front of ours: OpenAI-compatible endpoints and a
+web page.
 
 with Worker() as worker:
     serve(worker, ServerSettings(path, alias="my-model"), on_listening=print)   # until Ctrl-C
 """
 
+import contextlib
 import errno
 import ipaddress
 import re
 import socket
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dfqs.errors import NetworkError, RuntimeFailure, UsageError
+from dfqs.errors import NetworkError, RuntimeFailure, UsageError, printable
+from dfqs.runtime.admission import make_admission
+from dfqs.runtime.front import Front
+from dfqs.runtime.inspection import ChatInspection
 from dfqs.runtime.worker import Worker
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 _ERROR_LINE = re.compile(r"[\d.]+ E (?P<text>.+)")
-_BIND_FAILURE = "couldn't bind"
+_BACKLOG = 1024
+_SOCKET_PATH_ROOM = 60
+"""Of 108 bytes, what is left for the directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,19 @@ class ServerSettings:
     """For each request; memory is taken for `parallel` of them."""
     parallel: int = 1
     api_key: str | None = None
+    templates: tuple[str, ...] = ()
+    """The model's chat templates; see `dfqs.runtime.inspection.templates_of`."""
+    allow_hosts: tuple[str, ...] = ()
+    """Further names that clients may call the server by; see `dfqs.runtime.admission`."""
+    allow_origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineListening:
+    """llama-server is ready on its private socket."""
+
+    omp_wait_policy: str
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +63,13 @@ class Listening:
     """A server that is ready."""
 
     url: str
+    """That this machine's programs can open."""
+    other_urls: tuple[str, ...]
+    """That other machines may, where it listens beyond this one."""
     omp_wait_policy: str
     threads: int
+    chat_refusal: str | None
+    """Why conversations are not answered, if they are not."""
 
 
 def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[Listening], None]) -> None:
@@ -53,21 +80,36 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
 
     Raises:
         NetworkError: the port is taken, or the host is not ours.
+        TemplateExcess: the model's chat template takes more than a template needs.
         RuntimeFailure: llama.cpp refused the model or the settings.
         WorkerCrash: it died.
     """
-    check_address(settings.host, settings.port)
-    try:
-        worker.call("dfqs.runtime.jobs:run_server", settings, on_event=on_listening, doing=f"serving {settings.path}")
-    except RuntimeFailure as error:
-        # Its log is whole only then.
-        worker.close()
-        reasons = [match["text"] for line in worker.log_lines if (match := _ERROR_LINE.match(line))]
-        if not reasons:
-            raise
-        if any(_BIND_FAILURE in reason for reason in reasons):
-            raise NetworkError(f"cannot listen on {settings.host} port {settings.port}: {reasons[0]}") from error
-        raise RuntimeFailure(f"llama-server could not start: {reasons[0]}") from error
+    inspection = ChatInspection(settings.templates)
+    admission = make_admission(not is_loopback(settings.host), settings.allow_hosts, settings.allow_origins)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        stack.callback(inspection.close)
+        inspection.probe()
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dfqs-serve-", dir=_short_directory())))
+        engine = directory / "engine.sock"
+        front = Front(listener, engine, admission, inspection)
+        stack.callback(front.stop)
+
+        def begin(event: EngineListening) -> None:
+            front.start()
+            url, others = _urls(settings.host, listener.getsockname()[1])
+            on_listening(Listening(url, others, event.omp_wait_policy, event.threads, inspection.refusal))
+
+        doing = f"serving {settings.path}"
+        try:
+            worker.call("dfqs.runtime.jobs:run_server", settings, engine, on_event=begin, doing=doing)
+        except RuntimeFailure as error:
+            # Its log is whole only then.
+            worker.close()
+            reasons = [match["text"] for line in worker.log_lines if (match := _ERROR_LINE.match(line))]
+            if not reasons:
+                raise
+            raise RuntimeFailure(f"llama-server could not start: {reasons[0]}") from error
 
 
 def is_loopback(host: str) -> bool:
@@ -78,8 +120,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_address(host: str, port: int) -> None:
-    """Find out before a model is loaded whether its address can be had.
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address, before a model is loaded for it; connections wait until somebody answers them.
 
     Raises:
         NetworkError: taken, not permitted, or not an address of this machine.
@@ -88,17 +130,61 @@ def check_address(host: str, port: int) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, OverflowError, UnicodeError):
-        raise UsageError(f"'{host}' port {port} is no address to listen on") from None
+        raise UsageError(f"'{printable(host)}' port {port} is no address to listen on") from None
     family, kind, protocol, _, address = found[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-            # Binding alone succeeds beside a listener that set SO_REUSEADDR too.
-            probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise NetworkError(
-                    f"port {port} on {host} is taken; choose another with --port, or 0 for any"
-                ) from None
-            raise NetworkError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Binding alone succeeds beside a listener that set SO_REUSEADDR too.
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise NetworkError(f"port {port} on {host} is taken; choose another with --port, or 0 for any") from None
+        raise NetworkError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def check_address(host: str, port: int) -> None:
+    """Find out whether an address can be had.
+
+    Raises:
+        As `listen`.
+    """
+    listen(host, port).close()
+
+
+def _urls(host: str, port: int) -> tuple[str, tuple[str, ...]]:
+    """An address that can be opened here, and those that can be opened from elsewhere: 0.0.0.0 is neither."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"http://{host}:{port}", ()
+    if not address.is_unspecified:
+        return f"http://{_bracketed(host)}:{port}", ()
+    here = "127.0.0.1" if address.version == 4 else "[::1]"
+    others = {info[4][0] for info in _own_addresses() if isinstance(info[4][0], str)}
+    others = {other for other in others if not is_loopback(other) and "%" not in other}
+    return f"http://{here}:{port}", tuple(f"http://{_bracketed(other)}:{port}" for other in sorted(others))
+
+
+def _own_addresses() -> list[Any]:
+    name = socket.gethostname()
+    found: list[Any] = []
+    with contextlib.suppress(OSError, UnicodeError):
+        found += socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    # Where the name leads nowhere: the address that a packet to another network would leave by. None is sent.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        found.append((socket.AF_INET, socket.SOCK_DGRAM, 0, "", probe.getsockname()))
+    return found
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _short_directory() -> str | None:
+    """The directory for temporary files, unless its name leaves no room in the address of a socket."""
+    return None if len(tempfile.gettempdir()) < _SOCKET_PATH_ROOM else "/tmp"

@@ -49,6 +49,10 @@ class TemplateRefusal(jinja2.TemplateError):
     """The template itself called `raise_exception`."""
 
 
+class TemplateDropsMessage(RuntimeFailure):
+    """The rendered text lacks what the user or the system said."""
+
+
 class GenerationTag(Extension):
     """`{% generation %}`: marks what an assistant said, for training. The text inside is rendered as it stands."""
 
@@ -113,7 +117,7 @@ def render_conversation(
             return text
         role = missing or "user"
         way_out = "--raw does without the template" if role == "user" else "say it in the prompt, or do without it"
-        failures.append(RuntimeFailure(f"the model's chat template drops the {role} message; {way_out}"))
+        failures.append(TemplateDropsMessage(f"the model's chat template drops the {role} message; {way_out}"))
     # The first says what the template makes of the conversation as it was given.
     raise failures[0]
 

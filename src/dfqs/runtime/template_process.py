@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from dfqs.errors import RuntimeFailure
-from dfqs.runtime.template import render_chat, render_conversation
+from dfqs.runtime.template import TemplateDropsMessage, render_chat, render_conversation
 
 _PR_SET_PDEATHSIG = 1
 
@@ -43,7 +43,7 @@ def _answer(line: bytes, output_bytes: int) -> bytes:
             return b'{"excess": "text"}'
         return json.dumps({"text": text}).encode()
     except RuntimeFailure as error:
-        return json.dumps({"failure": str(error)}).encode()
+        return json.dumps({"failure": str(error), "drops": isinstance(error, TemplateDropsMessage)}).encode()
     except MemoryError:
         return b'{"excess": "memory"}'
 

@@ -1,0 +1,139 @@
+"""What a chat template would do to the model's server, found out before that server meets it.
+
+The server has a template engine of its own, in the process that holds the model and without a limit. So every template
+of a model is rendered here first, under limits: once before the model is loaded, with conversations of every kind, and
+then with each conversation that comes, since what a template costs can depend on what is said.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+from dfqs.errors import RuntimeFailure
+from dfqs.records import parse_json
+from dfqs.runtime.http_head import HttpRefusal, RequestHead
+from dfqs.runtime.rendering import Renderer, TemplateExcess
+from dfqs.runtime.template import TemplateDropsMessage
+
+TEMPLATE_KEY = "tokenizer.chat_template"
+NO_TEMPLATE = "this model has no chat template, so it cannot converse; /v1/completions continues a text with it"
+
+_CHAT_PATHS = frozenset(
+    f"{version}/{name}{counted}"
+    for version in ("", "/v1")
+    for name, counts in (
+        ("chat/completions", ("", "/input_tokens")),
+        ("responses", ("", "/input_tokens")),
+        ("messages", ("", "/count_tokens")),
+        ("apply-template", ("",)),
+    )
+    for counted in counts
+)
+_USER = {"role": "user", "content": "DFQS-PLACE-OF-THE-TEXT"}
+_SYSTEM = {"role": "system", "content": "Be brief."}
+_CALL = {"id": "call00001", "type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
+_TOOLS = [{"type": "function", "function": {"name": "now", "description": "Time.", "parameters": {"type": "object"}}}]
+_PROBES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
+    ([_USER], {}),
+    ([_SYSTEM, _USER], {}),
+    ([_USER, {"role": "assistant", "content": "Yes."}, _USER], {}),
+    ([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], {}),
+    ([_SYSTEM, _USER], {"tools": _TOOLS}),
+    (
+        [
+            _USER,
+            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+            {"role": "tool", "name": "now", "tool_call_id": "call00001", "content": "12:00"},
+            _USER,
+        ],
+        {"tools": _TOOLS},
+    ),
+)
+
+
+def templates_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """The chat templates in a model's metadata, the general one first; empty without that one."""
+    general = metadata.get(TEMPLATE_KEY)
+    if not isinstance(general, str) or not general.strip():
+        return ()
+    named = [metadata[key] for key in metadata if key.startswith(f"{TEMPLATE_KEY}.")]
+    return (general, *(template for template in named if isinstance(template, str)))
+
+
+class ChatInspection:
+    """Renders the conversations of a server's clients before the server does.
+
+    Args:
+        templates: see `templates_of`.
+    """
+
+    def __init__(self, templates: Sequence[str], renderer: Renderer | None = None) -> None:
+        self.templates = tuple(templates)
+        self.refusal = None if templates else NO_TEMPLATE
+        """Why no conversation is answered, if none is."""
+        self._renderer = renderer or Renderer()
+
+    def probe(self) -> None:
+        """Try the templates on conversations of every kind.
+
+        Raises:
+            TemplateExcess: one takes more time or memory than a template needs; the model must not be loaded.
+        """
+        for template in self.templates:
+            for messages, variables in _PROBES:
+                self._render(template, messages, variables)
+        if self.templates:
+            try:
+                self._renderer.render(self.templates[0], [_USER], bos_token="", eos_token="")
+            except TemplateDropsMessage as error:
+                self.refusal = f"{error.args[0].partition(';')[0]}, so no conversation is answered"
+            except TemplateExcess:
+                raise
+            except RuntimeFailure:
+                # It asks for conversations of another kind; the server will tell.
+                pass
+
+    async def __call__(self, head: RequestHead, body: bytes) -> None:
+        """
+        Raises:
+            HttpRefusal, RuntimeFailure, FormatError: the request is not for the model's server.
+        """
+        path = unquote(head.path)
+        if path not in _CHAT_PATHS:
+            return
+        if self.refusal is not None:
+            raise HttpRefusal(400, self.refusal)
+        document = parse_json(body)
+        if not isinstance(document, dict):
+            raise HttpRefusal(400, "the body is no JSON object")
+        messages = _messages_of(document)
+        variables = {key: document[key] for key in ("tools",) if key in document}
+        more = document.get("chat_template_kwargs")
+        variables |= more if isinstance(more, dict) else {}
+        for template in self.templates:
+            await asyncio.to_thread(self._render, template, messages, variables)
+
+    def close(self) -> None:
+        """End the process that renders."""
+        self._renderer.close()
+
+    def _render(self, template: str, messages: list[Any], variables: dict[str, Any]) -> None:
+        """What else goes wrong is the server's to tell: it knows more forms of a conversation."""
+        reserved = ("template", "messages", "check", "keep_waiting", "bos_token", "eos_token", "add_generation_prompt")
+        given = {key: value for key, value in variables.items() if key not in reserved}
+        try:
+            self._renderer.render(template, messages, check=False, bos_token="", eos_token="", **given)
+        except TemplateExcess:
+            raise
+        except RuntimeFailure:
+            return
+
+
+def _messages_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation in any of the forms that the paths take."""
+    found = document.get("messages", document.get("input", []))
+    messages = [{"role": "user", "content": found}] if isinstance(found, str) else found
+    opening = document.get("system", document.get("instructions"))
+    first = [] if opening is None else [{"role": "system", "content": opening}]
+    return [*first, *(m for m in messages if isinstance(m, dict))] if isinstance(messages, list) else first

@@ -1,0 +1,120 @@
+"""The model's own server behind the front, on a socket of this user alone: one request, and its answer relayed."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.runtime.http_head import (
+    HEAD_LIMIT_BYTES,
+    HOP_BY_HOP,
+    HttpRefusal,
+    RequestHead,
+    ResponseHead,
+    format_head,
+    parse_response_head,
+)
+
+_PIECE = 64 << 10
+_LAST_CHUNK = b"0\r\n\r\n"
+_CORS = "access-control-"
+WRITE_STALL_S = 60.0
+"""A client that takes nothing of its answer for so long is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """How an answer went."""
+
+    whole: bool
+    """The client got all of it, and the connection can take another request."""
+
+
+async def relay(
+    socket_path: Path, head: RequestHead, body: bytes, client: asyncio.StreamWriter, extra: Sequence[tuple[str, str]]
+) -> Relayed:
+    """Pass one request on, and its answer back as it comes; nothing is kept, so that a stream stays one.
+
+    Args:
+        extra: headers of ours for the answer.
+
+    Raises:
+        HttpRefusal: there is no answer to pass on; nothing was written to the client yet.
+        ConnectionError, TimeoutError: the client is gone, or takes nothing.
+    """
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=HEAD_LIMIT_BYTES * 2)
+    except OSError:
+        raise HttpRefusal(502, "the model's server does not answer") from None
+    try:
+        writer.write(_request(head, body) + body)
+        try:
+            answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
+            raise HttpRefusal(502, "the model's server gave no answer") from None
+        client.write(_answer(answer, head, extra))
+        return Relayed(await _relay_body(reader, answer, head, client))
+    finally:
+        # Closing is what tells the server that nobody waits for the answer any more.
+        writer.transport.abort()
+
+
+def _request(head: RequestHead, body: bytes) -> bytes:
+    # Who asked from where was settled here; what it knows of that would only make it decide a second time.
+    kept = [(k, v) for k, v in head.headers if k not in HOP_BY_HOP and k not in ("host", "origin")]
+    length = [("content-length", str(len(body)))] if body or head.method == "POST" else []
+    headers = [("host", "localhost"), *kept, *length, ("connection", "close")]
+    return format_head(f"{head.method} {head.target} HTTP/1.1", headers)
+
+
+def _answer(answer: ResponseHead, head: RequestHead, extra: Sequence[tuple[str, str]]) -> bytes:
+    kept = [(k, v) for k, v in answer.headers if k not in HOP_BY_HOP and not k.startswith(_CORS)]
+    if answer.chunked:
+        kept.append(("transfer-encoding", "chunked"))
+    elif answer.body_bytes is not None and answer.status not in (204, 304):
+        kept.append(("content-length", str(answer.body_bytes)))
+    elif answer.status not in (204, 304) and head.method != "HEAD":
+        kept.append(("connection", "close"))
+    return format_head(f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Answer')}", [*kept, *extra])
+
+
+async def _relay_body(
+    reader: asyncio.StreamReader, answer: ResponseHead, head: RequestHead, client: asyncio.StreamWriter
+) -> bool:
+    if head.method == "HEAD" or answer.status in (204, 304):
+        await _drain(client)
+        return True
+    left, tail = answer.body_bytes, b""
+    while left is None or left > 0:
+        piece = await reader.read(_PIECE if left is None else min(_PIECE, left))
+        if not piece:
+            break
+        client.write(piece)
+        await _drain(client)
+        tail = (tail + piece)[-len(_LAST_CHUNK) :]
+        if left is not None:
+            left -= len(piece)
+    return tail == _LAST_CHUNK if answer.chunked else left == 0
+
+
+async def _drain(client: asyncio.StreamWriter) -> None:
+    async with asyncio.timeout(WRITE_STALL_S):
+        await client.drain()
+
+
+_REASONS = {
+    200: "OK",
+    204: "No Content",
+    304: "Not Modified",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}
