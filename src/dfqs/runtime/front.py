@@ -11,7 +11,7 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from dfqs.errors import DfqsError
 from dfqs.runtime.admission import Admission
 from dfqs.runtime.http_head import HttpRefusal, RequestHead, format_head, parse_request_head
 from dfqs.runtime.incoming import Gone, Incoming
-from dfqs.runtime.upstream import relay
+from dfqs.runtime.page import Page
+from dfqs.runtime.upstream import WRITE_STALL_S, relay
 
 Inspect = Callable[[RequestHead, bytes], Awaitable[None]]
 """Looks at a request before the model's server does; an `HttpRefusal` that it raises is the answer."""
@@ -74,6 +75,8 @@ class Front:
     admission: Admission
     inspect: Inspect | None = None
     limits: FrontLimits = FrontLimits()
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    """Path -> what is answered there without the model's server."""
     _connections: list[_Connection] = field(default_factory=list)
     _held_bytes: int = 0
     _computing: Any = None
@@ -198,6 +201,14 @@ class Front:
         """Returns whether the connection can go on."""
         if head.method == "OPTIONS":
             writer.write(_preflight(cors))
+            return head.body_bytes == 0
+        page = self.pages.get(head.path)
+        if page is not None and head.method in ("GET", "HEAD"):
+            length = ("content-length", str(len(page.body)))
+            writer.write(format_head("HTTP/1.1 200 OK", [*page.headers, length, *cors]))
+            writer.write(page.body if head.method == "GET" else b"")
+            async with asyncio.timeout(WRITE_STALL_S):
+                await writer.drain()
             return head.body_bytes == 0
         body = await self._read_body(head, incoming, writer)
         connection.answering = True

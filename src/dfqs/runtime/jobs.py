@@ -16,8 +16,6 @@ from dfqs.runtime.server import EngineListening, ServerSettings, is_loopback
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
-PAGE_SETTINGS = "{}"
-
 
 def measure_stub(
     worker: WorkerContext, path: Path, context_tokens: Sequence[int], settings: dict[str, Any]
@@ -89,7 +87,6 @@ def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) ->
     parameters.cache_ram_mib = 0
     # Which pages may ask is settled in the front.
     parameters.cors_origins = "localhost"
-    parameters.ui_config_json = PAGE_SETTINGS
     parameters.endpoint_metrics = True
     # The slots show what others are asking.
     parameters.endpoint_slots = is_loopback(settings.host)

@@ -20,6 +20,7 @@ from dfqs.errors import NetworkError, RuntimeFailure, UsageError, printable
 from dfqs.runtime.admission import make_admission
 from dfqs.runtime.front import Front
 from dfqs.runtime.inspection import ChatInspection
+from dfqs.runtime.page import own_pages
 from dfqs.runtime.worker import Worker
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
@@ -96,6 +97,7 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         stack.callback(front.stop)
 
         def begin(event: EngineListening) -> None:
+            front.pages = own_pages(engine)
             front.start()
             url, others = _urls(settings.host, listener.getsockname()[1])
             on_listening(Listening(url, others, event.omp_wait_policy, event.threads, inspection.refusal))

@@ -1,0 +1,132 @@
+"""What `serve` does before and around the model's server: templates tried, pages changed, addresses told."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from dfqs.errors import FormatError
+from dfqs.runtime.http_head import HttpRefusal, parse_request_head
+from dfqs.runtime.inspection import NO_TEMPLATE, ChatInspection, templates_of
+from dfqs.runtime.page import own_pages, with_tools_off
+from dfqs.runtime.rendering import Renderer, RenderLimits, TemplateExcess
+from dfqs.runtime.server import _urls
+from front_server import JSON_POST, fronted, status
+
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+TIGHT = RenderLimits(cpu_s=1, memory_bytes=96 << 20)
+
+
+def ask(inspection: ChatInspection, path: str, document: object) -> None:
+    head = parse_request_head(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    asyncio.run(inspection(head, json.dumps(document).encode()))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOP,
+        "{% if tools %}" + LOOP + "{% endif %}" + PLAIN,
+        "{% if messages[-1].role == 'user' and messages | length > 2 %}" + LOOP + "{% endif %}" + PLAIN,
+        "{% if messages[0].content is not string %}{{ 'x' * 2000000000 }}{% endif %}" + PLAIN,
+    ],
+)
+def test_a_template_that_would_hang_the_server_is_found_before_the_model_is_loaded(template: str) -> None:
+    inspection = ChatInspection((template,), Renderer(TIGHT))
+
+    with pytest.raises(TemplateExcess, match="takes more than"):
+        inspection.probe()
+    inspection.close()
+
+
+def test_a_template_that_hangs_on_one_word_only_is_found_when_the_word_comes() -> None:
+    inspection = ChatInspection(
+        ("{% if 'magic' in messages[-1].content %}" + LOOP + "{% endif %}" + PLAIN,), Renderer(TIGHT)
+    )
+    inspection.probe()
+
+    for path in ("/v1/chat/completions", "/apply-template", "/v1/chat/complet%69ons", "/v1/messages?beta=1"):
+        ask(inspection, path, {"messages": [{"role": "user", "content": "hello"}]})
+        with pytest.raises(TemplateExcess):
+            ask(inspection, path, {"messages": [{"role": "user", "content": "magic"}]})
+    with pytest.raises(TemplateExcess):
+        ask(inspection, "/v1/responses", {"input": "magic"})
+    with pytest.raises(FormatError):
+        asyncio.run(inspection(parse_request_head(JSON_POST + b"\r\n"), b"{" + b"[" * 10_000))
+    # Nothing is rendered for it.
+    ask(inspection, "/v1/completions", {"prompt": "magic"})
+    inspection.close()
+
+
+def test_a_template_for_tools_is_tried_as_well() -> None:
+    metadata = {"tokenizer.chat_template": PLAIN, "tokenizer.chat_template.tool_use": LOOP, "general.name": "x"}
+    inspection = ChatInspection(templates_of(metadata), Renderer(TIGHT))
+
+    with pytest.raises(TemplateExcess):
+        inspection.probe()
+    inspection.close()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "refusal"),
+    [
+        ({}, NO_TEMPLATE),
+        ({"tokenizer.chat_template": "  "}, NO_TEMPLATE),
+        ({"tokenizer.chat_template": 7}, NO_TEMPLATE),
+        ({"tokenizer.chat_template": "hello"}, "drops the user message, so no conversation is answered"),
+    ],
+)
+def test_no_conversation_is_answered_by_a_template_that_is_not_there(metadata: dict[str, object], refusal: str) -> None:
+    inspection = ChatInspection(templates_of(metadata))
+    inspection.probe()
+
+    with pytest.raises(HttpRefusal, match=refusal) as refused:
+        ask(inspection, "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]})
+    assert refused.value.status == 400
+    ask(inspection, "/v1/completions", {"prompt": "hello"})
+    inspection.close()
+
+
+def test_a_template_that_wants_another_kind_of_conversation_is_the_server_s_affair() -> None:
+    inspection = ChatInspection(("{{ raise_exception('pictures only') }}",))
+    inspection.probe()
+
+    assert inspection.refusal is None
+    inspection.close()
+
+
+def test_the_front_answers_what_the_inspection_refuses(tmp_path: Path) -> None:
+    async def refuse(_head: object, body: bytes) -> None:
+        raise FormatError(f"{len(body)} bytes of nonsense")
+
+    with fronted(tmp_path, inspect=refuse) as front:
+        answer = front.send(JSON_POST + b"Content-Length: 2\r\n\r\n{}")
+
+        assert status(answer) == 400
+        assert b"2 bytes of nonsense" in answer
+        assert front.engine.seen == []
+
+
+def test_the_page_offers_no_tools_until_somebody_switches_them_on(tmp_path: Path) -> None:
+    page = with_tools_off(b"<html><head><meta></head>")
+    assert page.startswith(b"<html><head><script>") and b'"LlamaUi.disabledToolCategories"' in page
+    assert page.index(b"??") < page.index(b"setItem")
+    assert with_tools_off(b"another page") == b"another page"
+
+    with fronted(tmp_path) as front:
+        front.front.pages = own_pages(tmp_path / "engine.sock")
+        tools = front.get("/tools")
+        assert (status(tools), tools.rpartition(b"\r\n\r\n")[2]) == (200, b"[]")
+        assert front.get("/").endswith(b"0 bytes")
+
+
+def test_an_address_that_is_told_can_be_opened() -> None:
+    assert _urls("127.0.0.1", 80) == ("http://127.0.0.1:80", ())
+    assert _urls("::1", 80)[0] == "http://[::1]:80"
+    assert _urls("models.lan", 80)[0] == "http://models.lan:80"
+    for anywhere, here in (("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80")):
+        url, others = _urls(anywhere, 80)
+        assert url == here
+        assert not any("0.0.0.0" in other or "127." in other or "[::]" in other for other in others)
