@@ -9,13 +9,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import DfqsError
-from dfqs.gguf import FileSource, Header, parse_header
+from dfqs.gguf import FileSource, Header, HeaderBudget, parse_header
 from dfqs.gguf.layout import MAGIC, squeeze_shape
+from dfqs.integrity import Severity, verify_structure
 from dfqs.integrity.hashes import TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.names import parse_shard_name
@@ -25,6 +27,16 @@ SAMPLED_TENSORS = 64
 _BLOB_PREFIX = "sha256-"
 """Ollama's blobs have no suffix."""
 _OLLAMA_MANIFEST_LIMIT_BYTES = 1 << 20
+_PROVENANCE = re.compile(
+    # Who made it, of what, under which name, and how its bytes are laid out: of no effect when it is used.
+    r"general\.(?!architecture$|type$|file_type$|quantization_version$|sampling\.)|split\.|dfqs\.|quantize\.imatrix\."
+)
+_PREVENTS_LOADING = frozenset(
+    {
+        *("key-type", "key-value", "key-size", "truncated", "overlap", "gap", "misaligned", "concatenated"),
+        *("shard", "shard-keys"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +82,31 @@ def taken_bytes(models: Iterable[FoundModel]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SameModel:
-    """One model in several places."""
+    """One model in several places: the same tensors, and the same keys but for names and provenance."""
 
     models: tuple[FoundModel, ...]
     content_sha256: str | None
     """Equal for all of them; None when only samples were compared."""
+    defects: tuple[str | None, ...]
+    """For each: why llama.cpp does not load it; None where nothing speaks against it."""
 
     @property
     def freeable_bytes(self) -> int:
-        """What keeping one of the copies (the largest on disk, so as not to promise too much) would free."""
-        return taken_bytes(self.models) - max(model.disk_bytes for model in self.models)
+        """What keeping one of the copies would free: one that loads, and of those the largest on disk, so as not to
+        promise too much. Nothing where none loads."""
+        pairs = zip(self.models, self.defects, strict=True)
+        kept = [model.disk_bytes for model, defect in pairs if defect is None]
+        return taken_bytes(self.models) - max(kept) if kept else 0
+
+
+@dataclass(frozen=True, slots=True)
+class SameTensors:
+    """Models of the same tensors that differ in keys which matter (a chat template, a tokenizer): no copies."""
+
+    models: tuple[FoundModel, ...]
+    content_sha256: str | None
+    keys: tuple[str, ...]
+    """Those that are not the same in all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +116,7 @@ class FindResult:
     searched: tuple[Path, ...]
     models: tuple[FoundModel, ...]
     same: tuple[SameModel, ...]
+    same_tensors: tuple[SameTensors, ...]
     unreadable: tuple[Path, ...]
     """Directories that may not be looked into."""
 
@@ -136,21 +164,63 @@ def find_models(
             groups.setdefault(model.fingerprint, []).append(model)
     candidates = [group for group in groups.values() if len(group) > 1]
     same: list[SameModel] = []
+    same_tensors: list[SameTensors] = []
     total = sum(model.file_bytes for group in candidates for model in group)
     done = 0
     for group in candidates:
-        if not hash_candidates:
-            same.append(SameModel(tuple(group), None))
-            continue
-        by_content: dict[str, list[FoundModel]] = {}
-        for model in group:
+        by_content: dict[str | None, list[FoundModel]] = {} if hash_candidates else {None: group}
+        for model in group if hash_candidates else ():
             content = _content_of(model)
             done += model.file_bytes
             progress(done, total, model.name)
             if content is not None:
                 by_content.setdefault(content, []).append(model)
-        same += [SameModel(tuple(members), content) for content, members in by_content.items() if len(members) > 1]
-    return FindResult(tuple(directories), models, tuple(same), tuple(unreadable))
+        for content, members in by_content.items():
+            if len(members) > 1:
+                _tell_apart(members, content, same, same_tensors)
+    return FindResult(tuple(directories), models, tuple(same), tuple(same_tensors), tuple(unreadable))
+
+
+def _tell_apart(
+    models: Sequence[FoundModel], content: str | None, same: list[SameModel], same_tensors: list[SameTensors]
+) -> None:
+    """Sort models of the same tensors by their keys."""
+    by_keys: dict[tuple[tuple[str, str], ...], list[FoundModel]] = {}
+    for model in models:
+        with contextlib.suppress(DfqsError):
+            by_keys.setdefault(tuple(sorted(_key_hashes(model).items())), []).append(model)
+    for members in by_keys.values():
+        if len(members) > 1:
+            same.append(SameModel(tuple(members), content, tuple(_defect(model) for model in members)))
+    if len(by_keys) > 1:
+        items = [frozenset(keys) for keys in by_keys]
+        common = items[0].intersection(*items[1:])
+        differing = sorted({name for keys in items for name, _ in keys - common})
+        one_of_each = tuple(members[0] for members in by_keys.values())
+        same_tensors.append(SameTensors(one_of_each, content, tuple(differing)))
+
+
+def _key_hashes(model: FoundModel) -> dict[str, str]:
+    """Hash of the type and value of each key that makes a difference when the model is used."""
+    header = parse_header(model.files[0].path)
+    hashes = {}
+    for entry in header.entries:
+        if not _PROVENANCE.match(entry.name):
+            value = f"{entry.type_name} {entry.count} ".encode() + header.metadata.value_bytes(entry.name)
+            hashes[entry.name] = hashlib.sha256(value).hexdigest()
+    return hashes
+
+
+def _defect(model: FoundModel) -> str | None:
+    """Why llama.cpp does not load a model; None where nothing speaks against it."""
+    try:
+        findings = verify_structure(model.files[0].path).findings
+    except DfqsError as error:
+        return str(error)
+    for finding in findings:
+        if finding.severity is Severity.ERROR and finding.code in _PREVENTS_LOADING:
+            return f"{finding.name}: {finding.message}" if finding.name else finding.message
+    return None
 
 
 def _walk(directories: Iterable[Path], unreadable: list[Path]) -> Iterator[Path]:
@@ -219,7 +289,8 @@ def _describe(files: tuple[FoundFile, ...], ollama_names: Mapping[Path, str]) ->
     name = f"{shard.prefix} ({len(files)} of {shard.count} shards)" if shard else ollama_names.get(first.path)
     name = name or first.path.name
     try:
-        headers = [(file, parse_header(file.path)) for file in files]
+        budget = HeaderBudget()
+        headers = [(file, parse_header(file.path, budget=budget)) for file in files]
         for file, header in headers:
             if (missing := max((header.span(t).end for t in header.tensors), default=0) - file.file_bytes) > 0:
                 return FoundModel(name, files, complete, 0, None, f"{file.path.name} ends {missing:,} bytes too soon")

@@ -13,6 +13,8 @@ from dfqs.errors import UsageError, printable
 from dfqs.find import FindResult, FoundModel, find_models, taken_bytes, usual_directories
 from dfqs.units import format_bytes
 
+_LISTED_KEYS = 8
+
 
 def command(
     directories: Annotated[
@@ -40,19 +42,25 @@ def command(
     if not searched:
         note("none of the usual places exists here; name a folder")
     if result.models:
-        out.print(_table(result))
+        out.print_table(_table(result))
     for group in result.same:
         how = f"content_sha256 {group.content_sha256}" if group.content_sha256 else "by header and samples"
         out.print(Text(f"the same model, {how}; {format_bytes(group.freeable_bytes)} could be freed:"))
-        for model in group.models:
-            out.print(Text(f"  {printable(str(model.files[0].path), 300)}"))
+        for model, defect in zip(group.models, group.defects, strict=True):
+            loads = "" if defect is None else f" (does not load: {printable(defect, 200)})"
+            out.print(Text(f"  {model.files[0].path}{loads}"))
+    for other in result.same_tensors:
+        keys = ", ".join(other.keys[:_LISTED_KEYS]) + (", ..." if len(other.keys) > _LISTED_KEYS else "")
+        out.print(Text(f"the same tensors, and no copies: they differ in {printable(keys, 300)}; all are needed:"))
+        for model in other.models:
+            out.print(Text(f"  {model.files[0].path}"))
     for path in result.unreadable:
         note(f"not looked into: {path}")
     total = taken_bytes(result.models)
+    count = len(result.models)
     out.print(
-        f"{len(result.models)} models, {format_bytes(total)} on disk, {format_bytes(result.freeable_bytes)} could be "
-        "freed; nothing was changed",
-        markup=False,
+        f"{count} {'model' if count == 1 else 'models'}, {format_bytes(total)} on disk, "
+        f"{format_bytes(result.freeable_bytes)} could be freed; nothing was changed"
     )
 
 
@@ -66,9 +74,18 @@ def describe_find(result: FindResult) -> dict[str, Any]:
             {
                 "content_sha256": group.content_sha256,
                 "paths": [str(model.files[0].path) for model in group.models],
+                "defects": list(group.defects),
                 "freeable_bytes": group.freeable_bytes,
             }
             for group in result.same
+        ],
+        "same_tensors": [
+            {
+                "content_sha256": other.content_sha256,
+                "paths": [str(model.files[0].path) for model in other.models],
+                "differing_keys": list(other.keys),
+            }
+            for other in result.same_tensors
         ],
         "freeable_bytes": result.freeable_bytes,
         "unreadable": [str(path) for path in result.unreadable],

@@ -1,6 +1,7 @@
 """`dfqs verify`: is this file in order, and is it what it should be?"""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,8 +77,7 @@ def command(
         record = describe_verify(model, structure.file_bytes, findings, hashes, compared, manifest, against)
         print_json({**record, **describe_class(match)})
     else:
-        for finding in findings:
-            print_finding(finding)
+        print_findings(findings)
         _print_class(match, declared)
         skipped = not structure.readable and bool(against or manifest or hash_)
         _print_outcome(model, structure.file_bytes, hashes, compared, recorded is not None, failed, skipped)
@@ -94,13 +94,15 @@ def _print_class(match: ClassMatch | None, declared: object) -> None:
             print_plain(f"  - {deviation}")
 
 
-def print_finding(finding: Finding) -> None:
-    """Severity, place and message on one line, the mend below it."""
-    where = f"{printable(finding.name)}: " if finding.name else ""
-    at = f" (byte {finding.offset:,})" if finding.offset is not None else ""
-    style = _STYLES[finding.severity]
-    out.print(Text.assemble((f"{finding.severity}: ", style), f"{where}{printable(finding.message, 600)}{at}"))
-    out.print(Text(f"  {printable(finding.mend, 600)}", style="dim"))
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Each on a line with its severity and place; a mend that several share stands once, below the last of them."""
+    for index, finding in enumerate(findings):
+        where = f"{finding.name}: " if finding.name else ""
+        at = f" (byte {finding.offset:,})" if finding.offset is not None else ""
+        style = _STYLES[finding.severity]
+        out.print(Text.assemble((f"{finding.severity}: ", style), f"{where}{printable(finding.message, 600)}{at}"))
+        if index + 1 == len(findings) or findings[index + 1].mend != finding.mend:
+            out.print(Text(f"  {printable(finding.mend, 600)}", style="dim"))
 
 
 def describe_finding(finding: Finding) -> dict[str, Any]:

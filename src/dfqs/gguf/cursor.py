@@ -1,4 +1,4 @@
-"""A walk through the bytes of a header: each step is checked against what is there, and against what a header may take."""
+"""A walk through the bytes of a header: each step is checked against what is there and what a header may take."""
 
 import struct
 

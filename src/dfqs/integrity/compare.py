@@ -23,6 +23,8 @@ from dfqs.shards.shard import SPLIT_KEYS, read_model_shards
 
 _MAKE_AGAIN = "Merge the shards again, or verify them against the hashes of their source; one of the two is damaged."
 _LISTED_EXPERTS = 8
+_FEW = 3
+"""Of so few tensors each may have got lost; of more, not half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,13 @@ def verify_against(
             if tensor.name not in seen:
                 message = "the model has it, the shards do not"
                 findings.append(Finding("extra-tensor", message, _MAKE_AGAIN, name=tensor.name))
+        if 2 * len(pairs) < max(len(seen), len(header.tensors)) and len(seen) >= _FEW:
+            message = (
+                f"{Path(first_shard).name} is of another model: of its {len(seen):,} tensors {len(pairs):,} are here "
+                "with the same type and shape"
+            )
+            mend = "Give the shards that this model was made of, or the model that was made of these."
+            return Comparison(len(seen), 0, (Finding("another-model", message, mend),))
         findings += _compare_all(ours, pairs, progress)
         findings += _key_findings(header, shards[0].header, Severity.WARNING if content_only else Severity.ERROR)
         return Comparison(len(seen), sum(pair.tensor.length for pair in pairs), tuple(findings))

@@ -16,6 +16,8 @@ from dfqs.records import Record, read_json
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FETCH = "Fetch or merge the model again; `dfqs pull` and `dfqs merge` check what they write."
 _LISTED = 20
+_FEW = 3
+"""Of so few tensors each may be damaged; of more, not all."""
 MANIFEST_LIMIT_BYTES = 32 << 20
 """100,000 tensors, or 1,000 with the hashes of 256 experts each."""
 
@@ -134,6 +136,8 @@ def manifest_findings(manifest: Manifest, hashes: ModelHashes, *, content_only: 
     """
     if own := _contradiction(manifest):
         return (own,)
+    if other := _another_model(manifest, hashes):
+        return (other,)
     findings = [*_tensor_findings(manifest.tensors, hashes.tensors)]
     if not findings and hashes.file_sha256 not in (None, manifest.file_sha256):
         findings.append(
@@ -158,6 +162,26 @@ def _contradiction(manifest: Manifest) -> Finding | None:
         return None
     message = "its content_sha256 is not that of the tensors it lists; it was edited or damaged"
     return Finding("manifest", message, "Get the manifest again from where the model came from.")
+
+
+def _another_model(manifest: Manifest, hashes: ModelHashes) -> Finding | None:
+    """The manifest is not of this model at all: hardly a tensor has the name, type and shape that it records."""
+    recorded = {(record.name, record.type, tuple(record.shape)) for record in manifest.tensors}
+    found = {(tensor.name, tensor.type, tuple(tensor.shape)) for tensor in hashes.tensors}
+    shared = recorded & found
+    if not found:
+        return None
+    if 2 * len(shared) >= max(len(recorded), len(found)):
+        digests = {(t.name, t.type, tuple(t.shape)): t.sha256 for t in hashes.tensors}
+        records = ((r.name, r.type, tuple(r.shape)) for r in manifest.tensors)
+        equal = sum(digests.get(key) == r.sha256 for key, r in zip(records, manifest.tensors, strict=True))
+        if equal or len(recorded) < _FEW:
+            return None
+        how = f"none of its {len(recorded):,} tensors has the bytes that are recorded"
+    else:
+        how = f"of {len(recorded):,} tensors that it records, {len(shared):,} are here with the same type and shape"
+    message = f"it is the manifest of another model ({manifest.file_name}): {how}"
+    return Finding("another-model", message, "Give the manifest of this model, or the model of this manifest.")
 
 
 def _tensor_findings(recorded: Sequence[TensorRecord], found: Sequence[TensorHash]) -> list[Finding]:
