@@ -23,7 +23,7 @@ from dfqs.shards import (
 )
 from dfqs.shards.job import Mode
 from dfqs.shards.journal import unfinished_beside
-from dfqs.shards.merge import refuse_source_as_target, require_space
+from dfqs.shards.merge import merged_already, refuse_source_as_target, require_space
 from dfqs.shards.thrifty import MIN_WINDOW_BYTES
 from dfqs.storage import check_writable_target
 from dfqs.units import format_bytes, format_duration, parse_size
@@ -101,7 +101,9 @@ def command(
         _show_plan(plan, thrifty, target, json_=json_)
         return
     with progress_bar("merging") as progress:
-        if thrifty is not None:
+        if thrifty is None and (found := merged_already(plan, target, hash_sources=hash_sources)) is not None:
+            result = found
+        elif thrifty is not None:
             result = merge_thrifty(thrifty, hash_first=hash_sources, progress=progress)
         else:
             result = merge(plan, target, hash_sources=hash_sources, progress=progress)
@@ -151,6 +153,9 @@ def _say_resumed(result: MergeResult, *, json_: bool) -> None:
 def _say_result(result: MergeResult, shards: int) -> None:
     for path in result.left:
         warn(f"{path} is not the shard that was merged but a file put there since; it is left")
+    if result.done_already:
+        out.print(f"done already: {result.path} is what this merge wrote, and nothing changed since", markup=False)
+        return
     size, moved = format_bytes(result.file_bytes), format_bytes(result.moved_bytes)
     time = format_duration(result.wall_s)
     out.print(f"wrote {result.path}: {size} from {shards} shards, {moved} moved, in {time}", markup=False)
@@ -189,6 +194,7 @@ def describe_merge(
         "freeing": job.freeing if job is not None else None,
         "dry_run": result is None,
         "resumed": False,
+        "done_already": result is not None and result.done_already,
         "file_bytes": job.file_bytes if job is not None else plan.file_bytes,
         "tensors": len(plan.tensors),
         "moved_bytes": job.moved_bytes if job is not None else len(plan.header) + plan.copied_bytes,

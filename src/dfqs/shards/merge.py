@@ -13,8 +13,10 @@ from dfqs.gguf import FileSource
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
 from dfqs.shards.held import held_for_reading, require_unchanged
+from dfqs.shards.identity import FileStamp
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
+from dfqs.shards.receipts import find_receipt, write_receipt
 from dfqs.shards.shard import Shard
 from dfqs.storage import atomic_writer, check_writable_target
 from dfqs.units import format_bytes
@@ -36,6 +38,8 @@ class MergeResult:
     """One for each shard, in order; None where its bytes did not pass (or not in one run)."""
     left: tuple[Path, ...] = ()
     """Files with the name of a used-up shard that are not that shard: somebody put them there meanwhile."""
+    done_already: bool = False
+    """Nothing had to be done: an earlier run wrote this very file of these very shards."""
 
 
 def merge(
@@ -81,9 +85,24 @@ def merge(
                     _copy(source, target, plan.copies_of(index), meter)
                     hashes.append(None)
         progress(plan.file_bytes, plan.file_bytes, "making it durable")
+        # What changes the file from here on is its name alone.
+        write_receipt(plan, out, FileStamp.of(os.fstat(target)), hashes)
+    write_receipt(plan, out, FileStamp.of(out.stat()), hashes, named=True)
     return MergeResult(
         out, plan.file_bytes, len(plan.header) + plan.copied_bytes, time.monotonic() - started, tuple(hashes)
     )
+
+
+def merged_already(plan: MergePlan, out: Path, *, hash_sources: bool = False) -> MergeResult | None:
+    """The outcome of the same merge when it was done before and neither its shards nor `out` changed since.
+
+    Args:
+        hash_sources: it must have hashed the shards.
+    """
+    receipt = find_receipt(plan, Path(out))
+    if receipt is None or (hash_sources and None in receipt.shard_sha256):
+        return None
+    return MergeResult(Path(out), plan.file_bytes, 0, 0.0, tuple(receipt.shard_sha256), done_already=True)
 
 
 def refuse_source_as_target(shards: tuple[Shard, ...], out: Path) -> None:
