@@ -55,13 +55,15 @@ def dequantize(type_: GGMLType, data: bytes | memoryview, shape: tuple[int, ...]
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(out_shape)
     blocks = np.frombuffer(data, np.uint8).reshape(-1, BLOCKS[type_].bytes)
     scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    if type_ is GGMLType.Q8_0:
-        values = scale * blocks[:, 2:].view(np.int8)
-    elif type_ is GGMLType.Q4_0:
-        values = scale * (_nibbles(blocks[:, 2:]).astype(np.int8) - np.int8(8))
-    else:
-        minimum = blocks[:, 2:4].copy().view("<f2").astype(np.float32)
-        values = scale * _nibbles(blocks[:, 4:]) + minimum
+    # A scale that is infinite times 0 is no number, as in C; that is the file's, and no warning of ours.
+    with np.errstate(invalid="ignore"):
+        if type_ is GGMLType.Q8_0:
+            values = scale * blocks[:, 2:].view(np.int8)
+        elif type_ is GGMLType.Q4_0:
+            values = scale * (_nibbles(blocks[:, 2:]).astype(np.int8) - np.int8(8))
+        else:
+            minimum = blocks[:, 2:4].copy().view("<f2").astype(np.float32)
+            values = scale * _nibbles(blocks[:, 4:]) + minimum
     return values.astype(np.float32, copy=False).reshape(out_shape)
 
 

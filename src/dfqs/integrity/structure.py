@@ -15,7 +15,7 @@ from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.embedded import EmbeddedFile, read_embedded
 from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.repair import plan_repair
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, read_shards
+from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_MEND, is_whole_model, read_shards
 
 FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
 _REPAIR = "`dfqs repair MODEL -o OUT`"
@@ -190,12 +190,11 @@ def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...])
     count, number = header.metadata.integer(SPLIT_COUNT) or 0, header.metadata.integer(SPLIT_NO) or 0
     if count <= 1 or len(files) > 1:
         return
-    declared = header.metadata.integer(SPLIT_TENSORS_COUNT)
-    if number == 0 and declared == len(header.tensors):
+    if is_whole_model(header, path):
         yield Finding(
             "shard-keys",
-            f"it holds all {declared:,} tensors, but split.count says that it is shard 1 of {count}",
-            "`dfqs repair MODEL -o OUT` sets split.count to 0, as in a whole model.",
+            f"it holds all {len(header.tensors):,} tensors, but split.count says that it is shard 1 of {count}",
+            f"{STALE_COUNT_MEND}.",
             name=SPLIT_COUNT,
         )
         return

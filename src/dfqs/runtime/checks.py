@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import printable
+from dfqs.errors import ShardError, printable
 from dfqs.gguf import Header
 from dfqs.gguf.kinds import require_model
-from dfqs.shards.shard import read_model_shards
+from dfqs.shards.shard import SPLIT_COUNT, STALE_COUNT_MEND, Shard, is_whole_model, read_model_shards
 
 _DEMONSTRATION = "dfqs.embedded."
 """Keys of the model that dfqs builds to show itself with, and of what is quantized from it."""
@@ -47,8 +47,7 @@ def check_model(path: Path) -> CheckedModel:
         FormatError: not a GGUF file, or cut short.
         ShardError: a shard is missing or not named as llama.cpp looks for it.
     """
-    shards = read_model_shards(path)
-    require_model(shards[0].header)
+    shards = _loadable_shards(path)
     return CheckedModel(path, shards[0].header, sum(shard.header.file_size for shard in shards))
 
 
@@ -58,6 +57,18 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
     Raises:
         As `check_model`.
     """
+    return tuple(shard.path for shard in _loadable_shards(path))
+
+
+def _loadable_shards(path: Path) -> tuple[Shard, ...]:
+    """The shards of a model; refused where llama.cpp would look for others, or would find something else."""
     shards = read_model_shards(path)
     require_model(shards[0].header)
-    return tuple(shard.path for shard in shards)
+    if is_whole_model(shards[0].header, path):
+        raise ShardError(
+            f"it holds the whole model and calls itself one of several shards, which llama.cpp would look for; "
+            f"{STALE_COUNT_MEND}",
+            path=path,
+            name=SPLIT_COUNT,
+        )
+    return shards

@@ -21,7 +21,7 @@ from dfqs.shards.embedded import EmbeddedFile, read_embedded
 from dfqs.shards.merge import require_space
 from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.plan import merged_keys, plan_merge_of
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
+from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, Shard, is_whole_model
 from dfqs.storage import atomic_writer, check_writable_target
 
 
@@ -162,9 +162,7 @@ def _plan_rewriting(source: FileSource, file: EmbeddedFile) -> RepairPlan:
     header = file.header
     _refuse_lost_bytes(source, header)
     _refuse_shared_bytes(source, header)
-    count = header.metadata.get(SPLIT_COUNT, 0)
-    declared = header.metadata.get(SPLIT_TENSORS_COUNT)
-    false_shard = isinstance(count, int) and count > 1 and declared == len(header.tensors)
+    false_shard = is_whole_model(header, source.path)
     displaced = any(layout_problems(header))
     if not displaced and not false_shard:
         extra = source.size - file.end

@@ -1,5 +1,6 @@
 """One shard as its header describes it, and the reading of a whole set."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"
 SPLIT_TENSORS_COUNT = "split.tensors.count"
 SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT)
+STALE_COUNT_MEND = "`dfqs repair MODEL -o OUT` sets split.count to 0, as in a whole model"
+_LAYER = re.compile(r"blk\.(\d+)\.")
 NAMED_MISSING = 3
 """So many missing shards are named one by one; a set may claim 65,535."""
 
@@ -98,9 +101,31 @@ def read_model_shards(path: Path) -> tuple[Shard, ...]:
         ShardError, UsageError, FormatError: as `read_shards`, and where the file's own layout is not sound.
     """
     header = read_header(path)
-    if header.metadata.get(SPLIT_COUNT, 0) in (0, 1):
+    if (header.metadata.find(SPLIT_COUNT) is None) or header.metadata.integer(SPLIT_COUNT) in (0, 1):
+        return (Shard(str(path), header),)
+    if is_whole_model(header, Path(path)):
         return (Shard(str(path), header),)
     return read_shards(path)
+
+
+def is_whole_model(header: Header, path: Path) -> bool:
+    """Whether a file that calls itself the first of several shards holds the whole model: the key is left over.
+
+    It is, where it has all tensors by its own count; and where it is not even named as a shard and every layer is
+    there, with what comes before and after the layers.
+    """
+    metadata = header.metadata
+    if (metadata.integer(SPLIT_COUNT) or 0) < 2 or metadata.integer(SPLIT_NO):
+        return False
+    declared = metadata.integer(SPLIT_TENSORS_COUNT)
+    if declared == len(header.tensors):
+        return True
+    if parse_shard_name(path.name) is not None:
+        return False
+    layers = metadata.integer(f"{metadata.text('general.architecture')}.block_count")
+    present = {int(match[1]) for tensor in header.tensors if (match := _LAYER.match(tensor.name))}
+    complete = bool(present) and layers == len(present) == max(present) + 1
+    return complete and header.has_tensor("token_embd.weight") and any("output_norm" in t.name for t in header.tensors)
 
 
 def read_shard_count(shard: Shard) -> int:
@@ -112,6 +137,8 @@ def read_shard_count(shard: Shard) -> int:
     """
     count = shard.split_number(SPLIT_COUNT)
     name = parse_shard_name(Path(shard.source).name)
+    if is_whole_model(shard.header, Path(shard.source)):
+        raise ShardError(f"a whole model, not a shard; {STALE_COUNT_MEND}", path=shard.source, name=SPLIT_COUNT)
     if count is None or count == 0:
         kind = "a whole model, not a shard" if count == 0 or name is None else "named as a shard but is none"
         hint = "" if count == 0 or name is None else "; `dfqs repair` joins raw pieces made by `split -b`"
