@@ -59,7 +59,7 @@ def test_killed_writer_leaves_no_file_under_the_name_and_the_next_run_removes_it
     process.stdout.close()
     assert target.read_bytes() == b"second"
 
-    write_bytes_atomic(target, b"whole")
+    write_bytes_atomic(target, b"whole", overwrite=True)
 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "other"]
     assert target.read_bytes() == b"whole"

@@ -3,6 +3,7 @@
 Each step is a call that a user could make; this module only puts them in order and writes down what came of them.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,14 +11,14 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 from pydantic import Field
 
 from dfqs import __version__
 from dfqs.classes import recognise_class
 from dfqs.embedded import cached_embedded_model
-from dfqs.errors import IntegrityError, printable
+from dfqs.errors import FormatError, IntegrityError, UsageError, printable
 from dfqs.evaluate.local import LocalTarget
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
@@ -25,9 +26,10 @@ from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import Suite
 from dfqs.gguf import read_header
 from dfqs.integrity import ModelHashes, hash_model, verify_against
+from dfqs.integrity.hashes import hash_file
 from dfqs.model import ModelSpec, read_model_spec
 from dfqs.progress import Progress
-from dfqs.records import Record, write_json
+from dfqs.records import Record, read_json, write_json
 from dfqs.report.record import build_report, write_report
 from dfqs.report.schema import Report
 from dfqs.runtime.chat import ChatSession
@@ -46,7 +48,8 @@ PROMPT = "What is the capital of France?"
 ANSWER_TOKENS = 48
 CONTEXTS = (2048, 8192)
 """Context lengths that the memory step asks llama.cpp about; the second is all that the model was trained for."""
-WORK_NAME = ".work"
+WORK_NAME = ".dfqs-demo-work"
+WRITTEN = ("report.json", "report.md", "demo.md")
 STEPS = 8
 SAMPLE = Suite("demo", 3, 3, (512, 1024), 3, decode_tokens=128, decode_repeats=2, prefill_tokens=128, depth_tokens=0)
 """What the demonstration measures: enough to see how it is done, too little to say anything."""
@@ -96,6 +99,8 @@ class DemoRecord(Record):
     snapshot: dict[str, str]
     """What the model is: the specification's snapshot table."""
     steps: list[DemoStep]
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file that it left, by name: only these may be replaced by the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +118,13 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
     """Build, split, merge, verify, inspect, plan, run, measure; then write down what was done.
 
     Leaves the merged model, the evaluation's report and the story in `out`; shards are removed. What an earlier run
-    left there is replaced.
+    left there is replaced, and nothing else.
 
     Raises:
+        UsageError: a file of somebody else stands under the name of one of its own.
         DfqsError: whatever stops a step.
     """
+    earlier = _earlier_files(out)
     story = _Story(narrator)
     with _work_directory(out) as work:
         built = _build(story)
@@ -125,13 +132,25 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         merged = _merge(story, first_shard, work)
         hashes = _verify(story, merged, first_shard)
         target = out / MODEL_NAME
-        publish_file(merged, target, overwrite=True)
+        _place_model(merged, hashes, target, earlier)
         spec, snapshot = _inspect(story, target)
         _plan_memory(story, target)
-        answer, session = _run(story, target)
+        answered = _run(story, target)
         report = _measure(story, target, hashes, work / "evaluation")
-    report_paths = write_report(report, out)
-    record = DemoRecord(
+        record = _write_down(out, work, _describe(story.steps, target, spec, snapshot, hashes, answered), report)
+    return DemoResult(record, report, target, out / "demo.md", out / "report.md")
+
+
+def _describe(
+    steps: list[DemoStep],
+    target: Path,
+    spec: ModelSpec,
+    snapshot: list[tuple[str, str]],
+    hashes: ModelHashes,
+    answered: tuple[Answer, SessionInfo],
+) -> DemoRecord:
+    answer, session = answered
+    return DemoRecord(
         dfqs_version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         model=spec.name or MODEL_NAME,
@@ -147,12 +166,61 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         threads=session.threads,
         omp_wait_policy=session.omp_wait_policy,
         snapshot=dict(snapshot),
-        steps=story.steps,
+        steps=steps,
+        files={target.name: hashes.file_sha256 or ""},
     )
-    write_json(out / "demo.json", record)
-    path = out / "demo.md"
-    write_bytes_atomic(path, render_story(record).encode())
-    return DemoResult(record, report, target, path, report_paths[-1])
+
+
+def _write_down(out: Path, work: Path, described: DemoRecord, report: Report) -> DemoRecord:
+    """Report, story and record. Cut off anywhere, what stands there is known by the record beside it."""
+    made = work / "written"
+    made.mkdir()
+    write_report(report, made)
+    write_bytes_atomic(made / "demo.md", render_story(described).encode())
+    written = {name: hash_file(made / name) for name in WRITTEN}
+    record = described.model_copy(update={"files": {**described.files, **written}})
+    with storage_errors(out):
+        for name in WRITTEN:
+            (out / name).unlink(missing_ok=True)
+        write_json(out / "demo.json", record, overwrite=True)
+        for name in WRITTEN:
+            publish_file(made / name, out / name)
+    return record
+
+
+def _earlier_files(out: Path) -> dict[str, str]:
+    """What an earlier demonstration left in `out`, with its SHA-256.
+
+    Raises:
+        UsageError: a file of another origin is in the way.
+    """
+    known: dict[str, str] = {}
+    if (out / "demo.json").exists():
+        try:
+            known = read_json(out / "demo.json", DemoRecord).files
+        except FormatError:
+            _refuse_stranger(out / "demo.json")
+    for name in WRITTEN:
+        path = out / name
+        if os.path.lexists(path) and not _is_known(path, known):
+            _refuse_stranger(path)
+    return known
+
+
+def _place_model(merged: Path, hashes: ModelHashes, target: Path, earlier: dict[str, str]) -> None:
+    """Give the model its name; the same model, which a killed run left, makes room for it."""
+    built = {target.name: hashes.file_sha256 or ""}
+    if os.path.lexists(target) and not any(_is_known(target, known) for known in (built, earlier)):
+        _refuse_stranger(target)
+    publish_file(merged, target, overwrite=True)
+
+
+def _is_known(path: Path, known: dict[str, str]) -> bool:
+    return path.is_file() and not path.is_symlink() and known.get(path.name) == hash_file(path)
+
+
+def _refuse_stranger(path: Path) -> NoReturn:
+    raise UsageError(f"{path} is not of an earlier demonstration and is not replaced; choose another --out, or move it")
 
 
 def render_story(record: DemoRecord) -> str:

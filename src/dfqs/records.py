@@ -35,7 +35,7 @@ class Record(BaseModel):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
-def write_json(path: Path, value: Record | dict[str, Any], *, overwrite: bool = True) -> None:
+def write_json(path: Path, value: Record | dict[str, Any], *, overwrite: bool = False) -> None:
     """Write a record as readable JSON (two spaces, sorted only where the record sorts), whole or not at all."""
     plain = value.model_dump(mode="json") if isinstance(value, Record) else value
     write_bytes_atomic(path, (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode(), overwrite=overwrite)
@@ -52,6 +52,15 @@ def read_json(path: Path, model: type[RecordT], *, limit_bytes: int = RECORD_LIM
         UsageError: there is no such file, or it is no regular file.
     """
     return parse_record(read_bounded(path, limit_bytes), model, path=path)
+
+
+def is_document(path: Path, schema: str) -> bool:
+    """Whether a file is a JSON document of `schema`: what dfqs wrote itself, it may write again."""
+    try:
+        found = parse_json(read_bounded(path, RECORD_LIMIT_BYTES))
+    except (FormatError, UsageError):
+        return False
+    return isinstance(found, dict) and found.get("schema") == schema
 
 
 def parse_record(data: bytes | str, model: type[RecordT], *, path: Path | None = None) -> RecordT:

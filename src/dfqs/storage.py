@@ -12,7 +12,7 @@ import glob
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -137,20 +137,27 @@ def publish_file(temporary: Path, path: Path, *, overwrite: bool = False, durabl
         fsync_directory(path.parent)
 
 
-def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = True) -> None:
+def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     """Write `data` whole or not at all."""
     with atomic_writer(path, overwrite=overwrite) as file:
         file.write(data)
 
 
-def check_writable_target(path: Path, *, overwrite: bool = False) -> None:
+def check_writable_target(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Refuse a target before work is spent on it.
 
+    Args:
+        inputs: what the work reads; none of it is ever replaced, under whatever name it is given.
+
     Raises:
-        UsageError: it exists (and `overwrite` is false), is a directory, or its directory is missing or closed to us.
+        UsageError: it is one of `inputs`, it exists (and `overwrite` is false), is a directory, a pipe or a device, or
+            its directory is missing or closed to us.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a directory; name the file to write")
+    source = find_same_file(path, inputs)
+    if source is not None:
+        raise UsageError(f"{path} is both input and output ({source}); choose another name for the output")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is a pipe, a socket or a device; name a file to write")
     if not overwrite and (path.exists() or path.is_symlink()):
@@ -159,6 +166,15 @@ def check_writable_target(path: Path, *, overwrite: bool = False) -> None:
         raise UsageError(f"no such directory: {path.parent}")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"no permission to write in {path.parent}")
+
+
+def find_same_file(path: Path, others: Iterable[Path]) -> Path | None:
+    """The first of `others` that is the file at `path`, through links of either kind; None where there is none."""
+    for other in others:
+        with contextlib.suppress(OSError):  # One of the two is not there.
+            if path.samefile(other):
+                return other
+    return None
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from dfqs.evaluate.target import ChatTarget
 from dfqs.integrity import hash_model
 from dfqs.progress import Progress
 from dfqs.report.markdown import render_summary
-from dfqs.report.record import build_report, write_report
+from dfqs.report.record import build_report, check_report_place, write_report
 from dfqs.runtime.checks import check_model, shard_paths
 from dfqs.units import format_duration
 
@@ -71,6 +71,7 @@ def command(
     if dry_run:
         _describe(request, json_)
         return
+    check_report_place(output)
     longest = max(request.suite.context_lengths[-1], request.lengths[-1])
     with ExitStack() as stack:
         target: ChatTarget

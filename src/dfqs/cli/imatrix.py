@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.guard import check_output
 from dfqs.cli.output import note, print_json, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.quantize.calibration import read_corpus, shipped_corpus
@@ -14,7 +15,6 @@ from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
 from dfqs.quantize.quantize import read_source
 from dfqs.runtime import Worker
-from dfqs.storage import check_writable_target
 from dfqs.units import format_duration
 
 SHOWN_COLD = 10
@@ -51,7 +51,7 @@ def command(
     added = tuple(add or ())
     if output is None:
         raise UsageError("name the file to write with -o")
-    check_writable_target(output, overwrite=overwrite)
+    check_output(output, (model, *added, *(corpus or ())), overwrite=overwrite)
     if model is None:
         _merge(added, output, min_samples, overwrite, dry_run, json_)
         return

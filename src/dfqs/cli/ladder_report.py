@@ -15,7 +15,7 @@ from dfqs.units import format_bytes
 
 def report_ladder(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
     """Print the table, and write `ladder.json` and `ladder.svg` to `directory`."""
-    write_json(directory / "ladder.json", ladder_record(rungs))
+    write_json(directory / "ladder.json", ladder_record(rungs), overwrite=True)
     # matplotlib takes a second to load; nothing else needs it.
     importlib.import_module("dfqs.quantize.plot").write_ladder_plot(rungs, directory / "ladder.svg")
     if json_:

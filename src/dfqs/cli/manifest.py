@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.guard import check_output
 from dfqs.cli.output import note, out, print_json
 from dfqs.errors import FormatError
 from dfqs.integrity import verify_structure
 from dfqs.integrity.hashes import hash_file
-from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest
+from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest, manifest_path
 from dfqs.records import write_json
 from dfqs.shards.shard import read_shards
-from dfqs.storage import check_writable_target
 
 
 def command(
@@ -29,6 +29,7 @@ def command(
     experts: Annotated[
         bool, typer.Option("--experts", help="Hash every expert too, so that a check can name the one that changed.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the manifest if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Hash, but write nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
@@ -36,9 +37,9 @@ def command(
 
     Example: dfqs manifest model.gguf -o model.manifest.json
     """
-    target = output or model.with_name(model.name + ".manifest.json")
+    target = output or manifest_path(model)
     if not dry_run:
-        check_writable_target(target, overwrite=True)
+        check_output(target, (model, shards), overwrite=overwrite)
     _refuse_wrong_length(model)
     sources = None
     if shards is not None:
@@ -51,7 +52,7 @@ def command(
     with progress_bar("hashing") as progress:
         manifest = make_manifest(model, provenance=provenance, experts=experts, progress=progress)
     if not dry_run:
-        write_json(target, manifest)
+        write_json(target, manifest, overwrite=overwrite)
         note(f"wrote {target}")
     if json_:
         print_json(manifest)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.guard import check_output
 from dfqs.cli.output import note, print_json, print_plain
 from dfqs.errors import UsageError
 from dfqs.quantize import calibration
@@ -23,7 +24,6 @@ from dfqs.quantize.perplexity import (
 )
 from dfqs.quantize.quantize import read_source
 from dfqs.runtime import Worker
-from dfqs.storage import check_writable_target
 
 
 def command(
@@ -54,7 +54,7 @@ def command(
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
     if save is not None:
-        check_writable_target(save, overwrite=overwrite)
+        check_output(save, (model, text, reference), overwrite=overwrite)
     if dry_run and json_:
         print_json(_dry_run_json(model, words, window, stride))
         return

@@ -8,8 +8,14 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, out, print_json, warn
 from dfqs.errors import SpaceError, UsageError, printable
-from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, make_manifest
-from dfqs.records import write_json
+from dfqs.integrity.manifest import (
+    Manifest,
+    Provenance,
+    SourceFile,
+    check_manifest_place,
+    make_manifest,
+    write_manifest,
+)
 from dfqs.shards.pull import (
     Hub,
     Patience,
@@ -77,6 +83,8 @@ def command(
     if plan_only:
         _show_plan(plan, hub, target, use_cache=not no_cache, json_=json_)
         return
+    if not no_manifest:
+        check_manifest_place(target)
     result = _fetch(plan, hub, target, connections, patience, use_cache=not no_cache, restart=restart)
     for line in result.refetched_chunks:
         warn(f"fetched again: {printable(line, 200)}")
@@ -191,7 +199,5 @@ def _write_manifest(plan: PullPlan, result: PullResult) -> Manifest:
     )
     with progress_bar("hashing") as progress:
         manifest = make_manifest(result.path, provenance=provenance, progress=progress)
-    target = result.path.with_name(result.path.name + ".manifest.json")
-    write_json(target, manifest)
-    note(f"wrote {target}")
+    note(f"wrote {write_manifest(result.path, manifest)}")
     return manifest

@@ -7,6 +7,7 @@ import typer
 
 from dfqs.classes import CLASSES
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.guard import check_output
 from dfqs.cli.inspect import role_table
 from dfqs.cli.ladder_report import report_ladder
 from dfqs.cli.output import note, out, print_json, print_plain, warn
@@ -116,6 +117,9 @@ def command(
         return
     if target is None:
         raise UsageError("name the file to write (or add --dry-run to see what it would be)")
+    recipe_file = Path(class_) if class_.endswith(".toml") else None
+    # What is there already is seen to beside the journal: it may be our own, of a run that was cut off.
+    check_output(target, (source, imatrix, recipe_file), overwrite=True)
     try:
         with progress_bar(f"quantizing to {recipe.name}", "parameters") as progress:
             result = quantize(

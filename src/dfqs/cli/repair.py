@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.guard import check_output
 from dfqs.cli.output import out, print_json
 from dfqs.integrity import verify_structure
 from dfqs.shards.repair import RepairPlan, plan_repair, repair
-from dfqs.storage import check_writable_target
 from dfqs.units import format_bytes
 
 
@@ -25,9 +25,8 @@ def command(
     Example: dfqs repair joined.gguf -o model.gguf
     """
     plan = plan_repair(model)
-    if dry_run:
-        check_writable_target(output)
-    else:
+    check_output(output, plan.sources)
+    if not dry_run:
         with progress_bar("repairing") as progress:
             repair(plan, output, progress=progress)
     left = [] if dry_run else [finding.message for finding in verify_structure(output).findings]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.guard import check_output
 from dfqs.cli.output import note, out, print_json, warn
 from dfqs.cli.route_compare import Plots, Svg, diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
@@ -19,7 +20,6 @@ from dfqs.routing.identity import read_identity
 from dfqs.routing.pressure import measure_pressure
 from dfqs.routing.prompts import packaged_prompt, read_prompts
 from dfqs.runtime import Worker
-from dfqs.storage import check_writable_target
 from dfqs.units import format_bytes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -73,9 +73,9 @@ def trace(
     """
     chosen = read_prompts(prompts) if prompts else [packaged_prompt("first"), packaged_prompt("second")]
     source = ", ".join(path.name for path in prompts) if prompts else "packaged texts"
+    check_output(out_path, (model, *(prompts or ())), overwrite=overwrite)
     if dry_run:
         identity, hash_layers = read_identity(model)
-        check_writable_target(out_path, overwrite=overwrite)
         plan = {
             "model": identity.model_dump(mode="json"),
             "hash_layers": list(hash_layers),
@@ -135,6 +135,7 @@ def check(
     out_path: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the findings as JSON.", show_default=False)
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out's file if it exists.")] = False,
     json_: Json = False,
 ) -> None:
     """Try whether routing stays the same: under a matrix of conditions, and under the standard load (docs/routing.md).
@@ -142,12 +143,14 @@ def check(
 
     Example: dfqs route check model.gguf --profile deterministic
     """
+    if out_path is not None:
+        check_output(out_path, (model,), overwrite=overwrite)
     with progress_bar("checking", "items") as progress:
         found = check_routing(
             model, profile=profile.value, threads=threads, tokens=tokens, matrix=matrix, progress=progress
         )
     if out_path is not None:
-        write_json(out_path, found)
+        write_json(out_path, found, overwrite=overwrite)
     if json_:
         print_json({**found.model_dump(mode="json"), "holds": found.holds})
     else:

@@ -78,7 +78,7 @@ def cached_embedded_model(progress: Progress = no_progress) -> Path:
     with cache_lock("model"):
         if not _is_as_recorded(path, progress):
             build_embedded_model(path, cached_source(progress), overwrite=True, progress=progress)
-            write_bytes_atomic(_record_of(path), f"{_sha256(path, progress)}\n".encode())
+            write_bytes_atomic(_record_of(path), f"{_sha256(path, progress)}\n".encode(), overwrite=True)
     return path
 
 

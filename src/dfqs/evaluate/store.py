@@ -181,7 +181,7 @@ def _choose_run(out: Path, planned: RunRecord) -> tuple[Path, RunRecord]:
         if before.threads != planned.threads:
             why = (*why, f"threads: {before.threads} -> {planned.threads}")
         if not why:
-            write_json(latest / "run.json", before)
+            write_json(latest / "run.json", before, overwrite=True)
             return latest, before
     elif latest is not None:
         # Killed between making the directory and its record: nothing was measured in it.
@@ -190,7 +190,7 @@ def _choose_run(out: Path, planned: RunRecord) -> tuple[Path, RunRecord]:
     record = planned.model_copy(update={"began_anew": why})
     with storage_errors(directory):
         directory.mkdir(exist_ok=True)
-    write_json(directory / "run.json", record)
+    write_json(directory / "run.json", record, overwrite=True)
     return directory, record
 
 

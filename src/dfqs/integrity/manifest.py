@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dfqs import __version__
+from dfqs.errors import FormatError, UsageError
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
-from dfqs.records import Record, read_json
+from dfqs.records import Record, read_json, write_json
+from dfqs.storage import check_writable_target
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FETCH = "Fetch or merge the model again; `dfqs pull` and `dfqs merge` check what they write."
@@ -115,6 +117,40 @@ def manifest_of(file_name: str, hashes: ModelHashes, provenance: Provenance | No
             for t in hashes.tensors
         ],
     )
+
+
+def manifest_path(model: Path) -> Path:
+    """Where the manifest of a model goes when nothing else is said."""
+    return model.with_name(model.name + ".manifest.json")
+
+
+def check_manifest_place(model: Path, *, overwrite: bool = False) -> Path:
+    """Where the manifest of a model that is being made goes. One of an earlier file of that name makes room for it.
+
+    Raises:
+        UsageError: another file is there, and `overwrite` is false.
+    """
+    path = manifest_path(model)
+    check_writable_target(path, overwrite=overwrite or _is_manifest_of(path, model.name))
+    return path
+
+
+def write_manifest(model: Path, manifest: Manifest, *, overwrite: bool = False) -> Path:
+    """Write the manifest of a model that was just made beside it.
+
+    Raises:
+        UsageError: as `check_manifest_place`.
+    """
+    path = check_manifest_place(model, overwrite=overwrite)
+    write_json(path, manifest, overwrite=path.is_file())
+    return path
+
+
+def _is_manifest_of(path: Path, file_name: str) -> bool:
+    try:
+        return read_manifest(path).file_name == file_name
+    except (FormatError, UsageError):
+        return False
 
 
 def read_manifest(path: Path) -> Manifest:

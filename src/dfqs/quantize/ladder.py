@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.classes import DeploymentClass
-from dfqs.errors import UsageError
+from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf.reader import read_header
 from dfqs.integrity.hashes import content_sha256, hash_file, hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
-from dfqs.quantize.logits_file import write_losses
+from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
 from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, Source, quantize, read_source
+from dfqs.records import is_document
 from dfqs.runtime import Worker
 from dfqs.shards.names import parse_shard_name
+from dfqs.storage import check_writable_target
 
 SOURCE = "source"
+SCHEMA = "dfqs.ladder/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ def measure_ladder(
     if len(set(names)) != len(names) or not names:
         raise UsageError("a ladder needs at least one class, and each only once")
     directory.mkdir(parents=True, exist_ok=True)
-    reference_path = directory / "reference.logits.gguf"
+    inputs = [*(Path(header.source_name) for header in model.headers), *([imatrix] if imatrix else [])]
+    reference_path = _check_directory(directory, [*inputs, *(directory / name for name in names)], overwrite)
     rungs: list[Rung] = []
     with Worker(threads=threads) as worker:
 
@@ -112,6 +116,27 @@ def measure_ladder(
     return tuple(rungs)
 
 
+def _check_directory(directory: Path, others: Sequence[Path], overwrite: bool) -> Path:
+    """Where the reference's logits go; the ladder's own files are replaced, and nothing else.
+
+    Raises:
+        UsageError: something else stands under the name of one of them.
+    """
+    reference, table, plot = (directory / name for name in ("reference.logits.gguf", "ladder.json", "ladder.svg"))
+    ours = {reference: _holds_logits(reference), table: is_document(table, SCHEMA), plot: is_document(table, SCHEMA)}
+    for path, own in ours.items():
+        check_writable_target(path, overwrite=own or overwrite, inputs=others)
+    return reference
+
+
+def _holds_logits(path: Path) -> bool:
+    try:
+        read_losses(path)
+    except DfqsError:
+        return False
+    return True
+
+
 def _require_rung(path: Path, source: Source, class_: DeploymentClass, imatrix: Path | None) -> None:
     """Make sure that a file that stands where a rung should is that rung: its numbers would be another model's.
 
@@ -138,7 +163,7 @@ def _require_rung(path: Path, source: Source, class_: DeploymentClass, imatrix: 
 def ladder_record(rungs: Sequence[Rung]) -> dict[str, Any]:
     """The ladder for programs: losses in nats a token, sizes in bytes, unknown is null."""
     return {
-        "schema": "dfqs.ladder/1",
+        "schema": SCHEMA,
         "rungs": [{**asdict(rung), "path": str(rung.path)} for rung in rungs],
     }
 

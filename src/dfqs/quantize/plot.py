@@ -7,6 +7,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from dfqs.quantize.ladder import Rung
+from dfqs.storage import atomic_writer
 
 # Text stays text in an SVG, and its identifiers the same from run to run.
 mpl.rcParams["svg.fonttype"] = "none"
@@ -35,7 +36,9 @@ def write_ladder_plot(rungs: Sequence[Rung], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with atomic_writer(path, overwrite=True) as file:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(file, format=path.suffix.removeprefix("."), metadata=metadata)
 
 
 def _or(value: float | None, default: float) -> float:

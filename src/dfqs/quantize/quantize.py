@@ -20,7 +20,7 @@ from dfqs.gguf.layout import TensorInfo, align_up, place_tensors
 from dfqs.gguf.reader import Header
 from dfqs.gguf.writer import encode_header
 from dfqs.integrity.hashes import hash_file, hash_model
-from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, manifest_of
+from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, check_manifest_place, manifest_of, write_manifest
 from dfqs.model import Role, tensor_layer
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
@@ -28,7 +28,7 @@ from dfqs.quantize.imatrix_file import ALL_ZERO, ImatrixFile
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan, plan_quantization
 from dfqs.quantize.recipe import recipe_record
-from dfqs.records import sha256_of, write_json
+from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.names import ShardName
@@ -123,6 +123,7 @@ def quantize(
     for file in work.outputs:
         if not work.journal.exists():
             check_writable_target(file.path, overwrite=overwrite)
+            check_manifest_place(file.path, overwrite=overwrite)
     check_space(work)
     total = plan.parameters_to_quantize
 
@@ -151,9 +152,7 @@ def publish(work: Work, source: Source, outcome: Outcome) -> tuple[Path, ...]:
     for file in work.outputs:
         if file.partial.exists():
             publish_file(file.partial, file.path, overwrite=work.overwrite)
-    targets = tuple(file.path.with_name(file.path.name + ".manifest.json") for file in work.outputs)
-    for target, (_, manifest) in zip(targets, described, strict=True):
-        write_json(target, manifest)
+    targets = tuple(write_manifest(file.path, manifest, overwrite=work.overwrite) for file, manifest in described)
     work.journal.unlink(missing_ok=True)
     fsync_directory(work.journal.parent)
     return targets
@@ -312,9 +311,10 @@ def plan_work(
         for planned, place in zip(group, places, strict=True):
             tensors.append(_tensor_work(planned, source, index, len(header) + place.offset))
     sources = tuple(Path(header.source_name).absolute() for header in source.headers)
-    for path in sources:
-        if any(file.path.exists() and path.samefile(file.path) for file in outputs):
-            raise UsageError(f"{path} is both input and output; write to another file")
+    inputs = [*sources, *([imatrix.path] if imatrix else [])]
+    for file in outputs:
+        for path in (file.path, file.partial):
+            check_writable_target(path, overwrite=True, inputs=inputs)
     return Work(
         sources=sources,
         outputs=tuple(outputs),

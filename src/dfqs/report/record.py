@@ -27,9 +27,10 @@ from dfqs.evaluate.store import RunRecord, latest_run, read_lines, read_run
 from dfqs.gguf import read_header
 from dfqs.hardware import Machine
 from dfqs.model import ModelSpec, read_model_spec
-from dfqs.records import write_json
+from dfqs.records import is_document, write_json
 from dfqs.report.markdown import render_markdown
 from dfqs.report.schema import (
+    SCHEMA_ID,
     Artifact,
     BoundaryDetail,
     BoundaryLength,
@@ -40,7 +41,7 @@ from dfqs.report.schema import (
     Report,
     ScoreDetail,
 )
-from dfqs.storage import write_bytes_atomic
+from dfqs.storage import check_writable_target, write_bytes_atomic
 
 REFERENCE_PARAMETERS = 284_300_000_000
 """Of DeepSeek-V4-Flash, the model of the specification's reference artifact."""
@@ -70,10 +71,27 @@ def build_report(out: Path) -> Report:
 
 
 def write_report(report: Report, directory: Path) -> tuple[Path, Path]:
-    """Write `report.json` and `report.md`; an older report there is replaced."""
+    """Write `report.json` and `report.md`; an older report there is replaced.
+
+    Raises:
+        UsageError: other files stand under these names.
+    """
+    paths = check_report_place(directory)
+    write_json(paths[0], report, overwrite=True)
+    write_bytes_atomic(paths[1], render_markdown(report).encode(), overwrite=True)
+    return paths
+
+
+def check_report_place(directory: Path) -> tuple[Path, Path]:
+    """Where a directory's report goes, refused before work is spent on it where other files are in the way.
+
+    Raises:
+        UsageError: `report.json` or `report.md` is there and is no report of dfqs.
+    """
     paths = directory / "report.json", directory / "report.md"
-    write_json(paths[0], report)
-    write_bytes_atomic(paths[1], render_markdown(report).encode())
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            check_writable_target(path, overwrite=is_document(paths[0], SCHEMA_ID))
     return paths
 
 

@@ -18,7 +18,7 @@ from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.shards.receipts import find_receipt, write_receipt
 from dfqs.shards.shard import Shard
-from dfqs.storage import atomic_writer, check_writable_target
+from dfqs.storage import atomic_writer, check_writable_target, find_same_file
 from dfqs.units import format_bytes
 
 SPACE_MARGIN_BYTES = 1 << 20
@@ -107,9 +107,9 @@ def merged_already(plan: MergePlan, out: Path, *, hash_sources: bool = False) ->
 
 def refuse_source_as_target(shards: tuple[Shard, ...], out: Path) -> None:
     """Raises UsageError when `out` is one of the shards, under whatever name."""
-    for shard in shards:
-        if out.exists() and shard.path.exists() and out.samefile(shard.path):
-            raise UsageError(f"{out} is one of the shards ({shard.path.name}); choose another name for the output")
+    source = find_same_file(out, (shard.path for shard in shards))
+    if source is not None:
+        raise UsageError(f"{out} is one of the shards ({source.name}); choose another name for the output")
 
 
 def require_space(directory: Path, needed: int, advice: str) -> None:

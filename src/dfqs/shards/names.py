@@ -56,3 +56,17 @@ def merged_path(first: Path) -> Path:
     """Where the merged file goes when nothing else is said: `PREFIX.gguf` beside the shards."""
     name = parse_shard_name(first.name)
     return first.with_name(f"{name.prefix}.gguf" if name else f"{first.stem}.merged.gguf")
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, and where its name is a shard's all files of that set that are there."""
+    name = parse_shard_name(path.name)
+    if name is None:
+        return [path]
+    # By what stands there, not by counting: a name can claim any number of shards.
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return [path, *(other for other in beside if _is_sibling(parse_shard_name(other.name), name))]
+
+
+def _is_sibling(other: ShardName | None, name: ShardName) -> bool:
+    return other is not None and (other.prefix, other.count) == (name.prefix, name.count)

@@ -34,4 +34,4 @@ def build_manifest(directory: Path) -> Manifest:
 
 
 if __name__ == "__main__":
-    write_json(Path(sys.argv[1]) / "manifest.json", build_manifest(Path(sys.argv[1])))
+    write_json(Path(sys.argv[1]) / "manifest.json", build_manifest(Path(sys.argv[1])), overwrite=True)
