@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` (the main job, on the embedded model) and `make test`. Each sets itself up.
 
-.PHONY: demo test test-slow check setup clean
+.PHONY: demo test test-slow fuzz check setup clean
 
 demo: setup
 	@scripts/install-bubblewrap
@@ -14,6 +14,10 @@ test: setup
 test-slow: setup
 	@scripts/install-bubblewrap
 	.venv/bin/python -m pytest -m slow --timeout 3600
+
+# Mutated documents for every reader, FUZZ_MINUTES in all (10); what is found stays in tests/fuzz/seeds.
+fuzz: setup
+	PYTHONPATH=tests .venv/bin/python -W ignore -m fuzz.run
 
 check: setup
 	scripts/check

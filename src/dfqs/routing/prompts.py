@@ -1,6 +1,6 @@
 """Texts to route: files of the user's, and the few that come along."""
 
-import json
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfqs.errors import FormatError, UsageError
+from dfqs.records import parse_json, read_bounded
 
 if TYPE_CHECKING:
     from dfqs.runtime.session import Model
 
 LOAD_TEXTS = ("load-1", "load-2", "load-3", "load-4")
 """The requests of the standard load, in order of their slots (docs/routing.md)."""
-MAX_TEXT_BYTES = 64 << 20
+MAX_TEXT_BYTES = 16 << 20
+"""Of a file: some four million tokens, which take days."""
+MAX_PROMPTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
     """Prompts from files: a `.jsonl` holds one a line (`{"text": ...}` or `{"prompt": ...}`), any other file is one.
 
     Raises:
-        UsageError: a file is missing, empty or too large.
-        FormatError: a line is not such an object, or the text is not UTF-8.
+        UsageError: a file is missing, empty, or no regular file.
+        FormatError: one is too large, a line is not such an object, or the text is not UTF-8.
     """
     prompts = [prompt for path in paths for prompt in _read_file(path)]
     if not prompts:
@@ -51,9 +54,8 @@ def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
 
 def _read_file(path: Path) -> list[Prompt]:
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB; cut it")
-        text = path.read_text(encoding="utf-8")
+        data = read_bounded(path, MAX_TEXT_BYTES)
+        text = data.decode("utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -62,17 +64,19 @@ def _read_file(path: Path) -> list[Prompt]:
         if not text.strip():
             raise UsageError(f"{path} is empty")
         return [Prompt(path.name, text)]
-    return [
-        Prompt(f"{path.name}:{number}", _text_of(line, path, number))
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip()
-    ]
+    prompts = []
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if line.strip():
+            if len(prompts) == MAX_PROMPTS:
+                raise UsageError(f"{path} holds more than {MAX_PROMPTS:,} prompts; cut it")
+            prompts.append(Prompt(f"{path.name}:{number}", _text_of(line, path, number)))
+    return prompts
 
 
-def _text_of(line: str, path: Path, number: int) -> str:
+def _text_of(line: bytes, path: Path, number: int) -> str:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = parse_json(line)
+    except FormatError:
         value = None
     text = (value.get("text") or value.get("prompt")) if isinstance(value, dict) else None
     if not isinstance(text, str):

@@ -1,0 +1,162 @@
+"""Sound documents of every kind that is read back: what the mutations start from."""
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfqs.evaluate.conditions import Numerics, ScoreConditions
+from dfqs.evaluate.run import speed_machine
+from dfqs.evaluate.scores import Verdict
+from dfqs.evaluate.speed import DecodeRun
+from dfqs.evaluate.store import RunRecord, Subject
+from dfqs.gguf import GGMLType, TensorSource, ValueType, array, string, u32, write_gguf
+from dfqs.hardware import read_machine
+from dfqs.integrity import hash_model
+from dfqs.integrity.manifest import manifest_of
+from dfqs.quantize.logits_file import Conditions, Losses, write_losses
+from dfqs.report.record import build_report
+from gguf_builder import SMALL_KEYS, write_small
+from routing_traces import make_header, make_trace, write
+
+RECIPE = """
+name = "MINE"
+base = "IQ1_S-XL"
+
+[types]
+"routed experts" = "Q4_K"
+
+[[exception]]
+layers = "0-2,5"
+role = "routed experts"
+type = "Q6_K"
+"""
+
+
+def gguf(scratch: Path) -> bytes:
+    """A model that has keys of many kinds."""
+    keys = (
+        *SMALL_KEYS,
+        string("tokenizer.chat_template", "{{ messages }}"),
+        array("tokenizer.ggml.tokens", ValueType.STRING, ["a", "b", "c"]),
+        array("llama.numbers", ValueType.INT32, [1, 2, 3]),
+        u32("split.count", 1),
+        string("dfqs.class", "Q4_K-XL"),
+    )
+    return write_small(scratch / "base.gguf", keys=keys).read_bytes()
+
+
+def manifest(scratch: Path) -> bytes:
+    path = write_small(scratch / "base.gguf")
+    return json.dumps(manifest_of("base.gguf", hash_model(path, experts=True)).model_dump(mode="json")).encode()
+
+
+def imatrix(scratch: Path) -> bytes:
+    """Counts and sums for a plain tensor and one with experts."""
+
+    def values(name: str, shape: tuple[int, ...]) -> TensorSource:
+        data = np.ones(int(np.prod(shape)), "<f4").tobytes()
+        return TensorSource(name, shape, GGMLType.F32, lambda: [data])
+
+    keys = [
+        string("general.type", "imatrix"),
+        array("imatrix.datasets", ValueType.STRING, ["text"]),
+        u32("imatrix.chunk_count", 2),
+        u32("imatrix.chunk_size", 512),
+    ]
+    tensors = [
+        values("blk.0.attn_q.weight.in_sum2", (64, 1)),
+        values("blk.0.attn_q.weight.counts", (1, 1)),
+        values("blk.0.ffn_up_exps.weight.in_sum2", (64, 3)),
+        values("blk.0.ffn_up_exps.weight.counts", (1, 3)),
+    ]
+    write_gguf(scratch / "base.imatrix", keys, tensors)
+    return (scratch / "base.imatrix").read_bytes()
+
+
+def legacy_imatrix(_: Path) -> bytes:
+    out = struct.pack("<i", 2)
+    for name, count in (("blk.0.attn_q.weight", 64), ("blk.0.ffn_up_exps.weight", 192)):
+        out += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 3, count)
+        out += np.ones(count, "<f4").tobytes()
+    return out + struct.pack("<ii", 3, 4) + b"text"
+
+
+def logits(scratch: Path) -> bytes:
+    conditions = Conditions(text_sha256="a" * 64, vocabulary=100, window_tokens=8, stride_tokens=4, numerics="cpu")
+    ids = np.tile(np.arange(5, dtype=np.int32), (6, 1))
+    logs = np.tile(np.log(np.float32([0.3, 0.2, 0.1, 0.1, 0.1])), (6, 1)).astype(np.float32)
+    losses = Losses("m", conditions, np.zeros(6, np.int32), np.full(6, 1.5, np.float32), ids, logs)
+    write_losses(scratch / "base.logits", losses)
+    return (scratch / "base.logits").read_bytes()
+
+
+def trace(scratch: Path) -> bytes:
+    header = make_header(3, 8, 2, scores=("probabilities", "selection"))
+    path = scratch / "base.route"
+    path.unlink(missing_ok=True)
+    return write(path, make_trace(header, 20, 3)).read_bytes()
+
+
+def _run_record(items: dict[str, int]) -> RunRecord:
+    conditions = ScoreConditions(
+        suite="quick",
+        prompt_sets={"reasoning": "a" * 64, "code": "b" * 64, "context": "c" * 64},
+        items=items,
+        context_lengths=(1024, 2048),
+        max_tokens={"reasoning": 512, "code": 512, "context": 16},
+        thinking="off",
+        template_sha256="d" * 64,
+        numerics=Numerics(),
+        runtime="llama.cpp",
+        code_python="3.11.2",
+    )
+    subject = Subject(kind="file", name="m", location="/nowhere/m.gguf", file_bytes=5, file_sha256="0" * 64)
+    return RunRecord(subject=subject, conditions=conditions, threads=2, curve_lengths=(1024, 2048), decode_repeats=2)
+
+
+def run(_: Path) -> bytes:
+    """`run.json` on the first line, `results.jsonl` on the others."""
+    machine = read_machine()
+    here = speed_machine(machine)
+    completion = {"text": "4", "finish_reason": "stop", "prompt_tokens": 9, "completion_tokens": 1}
+    lines: list[tuple[str, str, dict[str, Any]]] = [("notes", "machine", machine.model_dump(mode="json"))]
+    lines.append(("notes", "target", {"notices": ["a notice"]}))
+    lines.append(("notes", "bandwidth", {"bytes_per_s": 1e10, "threads": 2, "machine": here}))
+    for stage in ("reasoning", "code"):
+        for item, verdict in enumerate((Verdict.RIGHT, Verdict.WRONG)):
+            place = {"family": "arithmetic", "level": 1}
+            data = {"stage": stage, "item": item, "verdict": verdict, "answer": "4", "detail": "", "place": place}
+            lines.append((stage, f"{stage}-{item}", {**data, "completion": completion}))
+    for length in (1024, 2048):
+        lines.append(("context", f"{length}/plan", {"notes": [0, 1]}))
+        for index in (0, 1):
+            lines.append(("context", f"{length}/{index}", {"verdict": Verdict.RIGHT, "completion": completion}))
+    count = {"right": 3, "total": 4}
+    tried = [{"length_tokens": 1024, "count": count, "failure": None, "answered": True}]
+    boundary = {"tokens": 1024, "censored": True, "cause": "none", "reason": "none", "lengths": tried}
+    lines.append(("boundary", "boundary", {**boundary, "confidence": 0.975}))
+    for repeat in (1, 2):
+        measured = DecodeRun(512, 2.5, (0.1,) * 16, 1024, (0.2,) * 4, 2, "active", 0.1)
+        lines.append(("speed", f"repeat-{repeat}", {**dataclasses.asdict(measured), "machine": here}))
+    record = _run_record({"reasoning": 2, "code": 2, "context": 4})
+    texts = [json.dumps(record.model_dump(mode="json"))]
+    texts += [json.dumps({"stage": stage, "key": key, "data": data}) for stage, key, data in lines]
+    return "\n".join(texts).encode() + b"\n"
+
+
+def lay_out_run(data: bytes, directory: Path) -> Path:
+    """A run as `dfqs eval` lays it out, from the form of `run`."""
+    head, _, rest = data.partition(b"\n")
+    run_directory = directory / "run-1"
+    run_directory.mkdir(parents=True, exist_ok=True)
+    (run_directory / "run.json").write_bytes(head)
+    (run_directory / "results.jsonl").write_bytes(rest)
+    return directory
+
+
+def report(scratch: Path) -> bytes:
+    return json.dumps(build_report(lay_out_run(run(scratch), scratch / "base-run")).model_dump(mode="json")).encode()
