@@ -49,9 +49,9 @@ class _Watch:
             paths = arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]
         # The directory that a relative name counts from (`shutil.rmtree` works so).
         handle = arguments[1] if event in ("os.remove", "os.rmdir") and isinstance(arguments[1], int) else -1
-        base = os.readlink(f"/proc/self/fd/{handle}") if handle >= 0 else ""
+        base = Path(f"/proc/self/fd/{handle}").readlink() if handle >= 0 else Path()
         for path in paths:
-            if isinstance(path, str | bytes | os.PathLike) and not self._is_inside(os.path.join(base, os.fsdecode(path))):  # noqa: PTH118
+            if isinstance(path, str | bytes | os.PathLike) and not self._is_inside(str(base / os.fsdecode(path))):
                 self.outside.append(f"{event} {os.fsdecode(path)}")
 
     def _is_inside(self, path: str) -> bool:

@@ -64,7 +64,7 @@ def _read_file(path: Path) -> list[Prompt]:
         if not text.strip():
             raise UsageError(f"{path} is empty")
         return [Prompt(path.name, text)]
-    prompts = []
+    prompts: list[Prompt] = []
     for number, line in enumerate(io.BytesIO(data), 1):
         if line.strip():
             if len(prompts) == MAX_PROMPTS:
