@@ -32,6 +32,11 @@ def test_dry_run_says_what_would_be_measured_and_touches_nothing(tmp_path, capsy
     # 16 x 512 and 12 x 768 for the sets, 7 lengths x 40 x 32 for the contexts, 3 x (128 + 32) for the speed.
     assert plan["generated_tokens_at_most"] == 8192 + 9216 + 8960 + 480
 
+    assert run(["eval", "missing.gguf", "-o", str(tmp_path / "out"), "--suite", "quick", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "context_lengths: 1024, 1536, 2048, 3072\n" in said
+    assert "[" not in said
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),

@@ -16,7 +16,7 @@ import pytest
 
 from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
 from dfqs.errors import NetworkError
-from dfqs.gguf import read_header
+from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
 from dfqs.runtime import Worker
 from dfqs.runtime.client import Client
 from dfqs.runtime.server import check_address, is_loopback
@@ -204,6 +204,59 @@ def test_listening_beyond_this_machine_is_warned_about_and_can_ask_for_a_key(smo
 
     assert (refused, unknown, known, slots) == (401, 401, 200, 501)
     assert "warning: listening on 0.0.0.0: whoever reaches this machine can use the model" in errors
+
+
+def test_names_and_pages_of_strangers_are_refused_and_listed_ones_are_not(served: Served) -> None:
+    request = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+
+    rebound = served.ask("/v1/models", headers={"Host": "evil.example"})
+    foreign = served.ask("/v1/chat/completions", request, {"Origin": "https://evil.example"})
+    plain = served.ask("/v1/chat/completions", request, {"Content-Type": "text/plain"})
+
+    assert (rebound[0], foreign[0], plain[0]) == (403, 403, 415)
+    assert b"--allow-host" in rebound[1] and b"--allow-origin" in foreign[1]
+    assert foreign[2]["Access-Control-Allow-Origin"] is None
+    # Small models take a tool that they are offered for a question.
+    assert served.ask("/tools")[:2] == (200, b"[]")
+
+
+def test_a_model_without_a_template_completes_and_does_not_converse_in_any_verb(
+    smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    without = tmp_path / "without.gguf"
+    without.write_bytes(smollm2_gguf.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_nothing_", 1))
+    with serve(without, "--allow-host", "models.lan") as running:
+        served = Served(running)
+        request = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+        status, body, _ = served.ask("/v1/chat/completions", request, {"Host": "models.lan:80"})
+        completed = served.ask("/v1/completions", {"prompt": "Hello", "max_tokens": 1})[0]
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
+        errors = running.errors()
+
+    assert (status, completed, served.document["chat"]) == (400, 200, False)
+    assert "this model has no chat template, so it cannot converse" in json.loads(body)["error"]["message"]
+    assert "warning: this model has no chat template" in errors
+    plain = run_dfqs("run", without, "-p", "Hello", "-n", "2", "--ctx", "128", "--json")
+    assert (plain.returncode, json.loads(plain.stdout)["settings"]["chat_template"]) == (0, False)
+    assert json.loads(plain.stdout)["finish_reason"] in ("stop", "length")
+    assert "this model has no chat template; the prompt is continued as plain text" in plain.stderr
+    for arguments in (("run", without, "-p", "Hello", "--system", "Be brief."), ("chat", without)):
+        done = run_dfqs(*arguments, stdin="Hello\n")
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "has no chat template, so it cannot" in done.stderr
+
+
+def test_a_template_without_measure_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    path = tmp_path / "hangs.gguf"
+    tensor = TensorSource("token_embd.weight", (32,), GGMLType.F32, lambda: iter([bytes(128)]))
+    write_gguf(path, [string("general.architecture", "llama"), string("tokenizer.chat_template", template)], [tensor])
+
+    done = run_dfqs("serve", path, "--port", "0", "--ctx", "512")
+
+    assert done.returncode == 3
+    assert "dfqs: the model's chat template takes more than 5 s of CPU time; no honest one does" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,8 @@ def _describe(request: Request, json_: bool) -> None:
         return
     for name, value in plan.items():
         if name != "schema":
-            out.print(f"{name}: {value}", markup=False)
+            words = ", ".join(map(str, value)) if isinstance(value, list) else value
+            out.print(f"{name}: {words}", markup=False)
     note(
         f"at 1 token/s, generating takes at most {format_duration(generated)}, most models end their answers sooner; "
         f"at 10 tokens/s, reading takes about {format_duration(read / 10)}"

@@ -204,9 +204,9 @@ class Front:
             return head.body_bytes == 0
         page = self.pages.get(head.path)
         if page is not None and head.method in ("GET", "HEAD"):
-            length = ("content-length", str(len(page.body)))
-            writer.write(format_head("HTTP/1.1 200 OK", [*page.headers, length, *cors]))
-            writer.write(page.body if head.method == "GET" else b"")
+            headers, body = page.answer(head.get("accept-encoding") or "")
+            writer.write(format_head("HTTP/1.1 200 OK", [*headers, *cors]))
+            writer.write(body if head.method == "GET" else b"")
             async with asyncio.timeout(WRITE_STALL_S):
                 await writer.drain()
             return head.body_bytes == 0

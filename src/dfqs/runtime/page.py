@@ -21,18 +21,25 @@ _HEAD = b"<head>"
 class Page:
     """Something that the front answers by itself."""
 
-    headers: tuple[tuple[str, str], ...]
+    content_type: str
     body: bytes
+
+    def answer(self, accepted_encodings: str) -> tuple[list[tuple[str, str]], bytes]:
+        """Headers and body for a client that takes these encodings (its `Accept-Encoding`)."""
+        headers = [("content-type", self.content_type), ("cache-control", "no-cache"), ("vary", "accept-encoding")]
+        if "gzip" not in accepted_encodings.lower():
+            return [*headers, ("content-length", str(len(self.body)))], self.body
+        packed = gzip.compress(self.body, mtime=0)
+        return [*headers, ("content-encoding", "gzip"), ("content-length", str(len(packed)))], packed
 
 
 def own_pages(engine: Path) -> dict[str, Page]:
     """Path -> what the front answers there in place of the model's server behind the socket `engine`."""
     # No tools run on this machine; the server calls that forbidden, and the page logs an error.
-    pages = {"/tools": Page((("content-type", "application/json; charset=utf-8"),), b"[]")}
+    pages = {"/tools": Page("application/json; charset=utf-8", b"[]")}
     html = _fetch_page(engine)
     if html is not None:
-        headers = (("content-type", "text/html; charset=utf-8"), ("cache-control", "no-cache"))
-        pages["/"] = pages["/index.html"] = Page(headers, with_tools_off(html))
+        pages["/"] = pages["/index.html"] = Page("text/html; charset=utf-8", with_tools_off(html))
     return pages
 
 
