@@ -47,7 +47,7 @@ def test_partial_that_is_no_file_neither_hangs_a_writer_nor_is_removed(
 def test_lock_of_what_is_no_file_is_answered_at_once(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "lock")
 
-    assert is_locked(tmp_path / "lock")
+    assert not is_locked(tmp_path / "lock")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -82,14 +82,15 @@ def partials_of(path: Path) -> Iterator[Path]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds a file's lock; also when it cannot be told."""
+    """Whether a living process holds a file's lock; also when it cannot be told.
+
+    What is no regular file (a pipe, a link) was made by no writer: nobody's lock.
+    """
     try:
         with _opened_regular(path) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENXIO)
     return False
 
 

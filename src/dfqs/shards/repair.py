@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import FormatError, ShardError, UsageError
@@ -18,6 +18,7 @@ from dfqs.gguf.layout import data_section_length, place_tensors
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
 from dfqs.shards.embedded import EmbeddedFile, read_embedded
+from dfqs.shards.identity import FileStamp, settled_stamp
 from dfqs.shards.merge import require_space
 from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.plan import merged_keys, plan_merge_of
@@ -49,6 +50,8 @@ class RepairPlan:
     moves: tuple[Move, ...]
     file_bytes: int
     tensors: int
+    stamps: tuple[FileStamp, ...] = ()
+    """Which files the sources were before they were looked at."""
 
 
 def plan_repair(path: Path) -> RepairPlan:
@@ -67,12 +70,13 @@ def plan_repair(path: Path) -> RepairPlan:
                 f"{pieces.expected_bytes:,}; a piece is missing",
                 path=path,
             )
-        return _plan_joining(pieces.paths, pieces.joined_bytes)
+        stamps = tuple(FileStamp.of(piece.stat()) for piece in pieces.paths)
+        return replace(_plan_joining(pieces.paths, pieces.joined_bytes), stamps=stamps)
     with FileSource(path) as source:
+        stamp = settled_stamp(source.fileno())
         files = read_embedded(source)
-        if len(files) > 1:
-            return _plan_separating(source, files)
-        return _plan_rewriting(source, files[0])
+        plan = _plan_separating(source, files) if len(files) > 1 else _plan_rewriting(source, files[0])
+        return replace(plan, stamps=(stamp,))
 
 
 def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> None:
@@ -93,6 +97,7 @@ def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> 
         for source, expected in zip(sources, plan.source_bytes, strict=True):
             if source.size != expected:
                 raise FormatError(f"had {expected:,} bytes when it was planned, now {source.size:,}", path=source.path)
+        _require_unchanged(plan, sources)
         file = stack.enter_context(atomic_writer(out))
         target = file.fileno()
         os.ftruncate(target, plan.file_bytes)
@@ -106,6 +111,19 @@ def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> 
                 start_writeback(target, offset, length)
                 done += length
                 progress(done, plan.file_bytes)
+        _require_unchanged(plan, sources)
+
+
+def _require_unchanged(plan: RepairPlan, sources: Sequence[FileSource]) -> None:
+    """Raises FormatError when a source is not the file any more that was planned with."""
+    if not plan.stamps:
+        return
+    for source, stamp in zip(sources, plan.stamps, strict=True):
+        if FileStamp.of(os.fstat(source.fileno())) != stamp:
+            raise FormatError(
+                "was changed or replaced since it was looked at; wait until nothing changes it, and run this again",
+                path=source.path,
+            )
 
 
 def _plan_joining(paths: tuple[Path, ...], total: int) -> RepairPlan:

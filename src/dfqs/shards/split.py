@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import UsageError
-from dfqs.gguf import FileSource, Header, TensorInfo, align_up, encode_header, i32, read_header, u16, u32
+from dfqs.gguf import FileSource, Header, TensorInfo, align_up, encode_header, i32, parse_header, u16, u32
 from dfqs.gguf.layout import DEFAULT_ALIGNMENT, place_tensors
 from dfqs.gguf.writer import Key
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
-from dfqs.shards.merge import require_space
+from dfqs.shards.identity import FileStamp, settled_stamp
+from dfqs.shards.merge import open_unchanged, require_space
 from dfqs.shards.names import MAX_SHARDS, ShardName
 from dfqs.shards.plan import carried_key
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT
+from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
 from dfqs.storage import (
     check_writable_target,
     create_locked_partial,
@@ -57,6 +58,8 @@ class SplitPlan:
     model: Path
     header: Header
     shards: tuple[ShardPlan, ...]
+    stamp: FileStamp | None = None
+    """Which file the model was when its header was read."""
 
     @property
     def file_bytes(self) -> int:
@@ -90,7 +93,9 @@ def plan_split(
         raise UsageError(f"{prefix} is a directory; give a name for the shards in it, like {prefix / Path(model).stem}")
     if max_tensors is not None and max_tensors < 1:
         raise UsageError(f"at most {max_tensors} tensors in a shard makes no sense")
-    header = read_header(Path(model))
+    with FileSource(Path(model)) as source:
+        stamp = settled_stamp(source.fileno())
+        header = parse_header(source)
     if header.metadata.get(SPLIT_COUNT) not in (None, 0, 1):
         raise UsageError(f"{model} is itself a shard; merge the set first")
     if max_bytes is not None:
@@ -104,7 +109,7 @@ def plan_split(
     count = len(groups)
     paths = [prefix.with_name(str(ShardName(prefix.name, number, count))) for number in range(1, count + 1)]
     shards = (_plan_shard(header, number, paths, tensors) for number, tensors in enumerate(groups))
-    return SplitPlan(Path(model), header, tuple(shards))
+    return SplitPlan(Path(model), header, tuple(shards), stamp)
 
 
 def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, ...]:
@@ -116,13 +121,14 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
     Raises:
         UsageError: a shard's name is taken, or the directory is not writable.
         SpaceError: there is not enough room.
-        FormatError: the model was cut short since it was planned.
+        ShardError: the model was changed or cut short since it was planned.
     """
     paths = [shard.path for shard in plan.shards]
     for path in paths:
         check_writable_target(path)
     require_space(paths[0].parent, plan.file_bytes, "free some space, or name a prefix on another disk")
-    with _alone(paths), _all_or_none(paths) as temporaries, FileSource(plan.model) as source:
+    model = Shard(str(plan.model), plan.header, plan.stamp)
+    with _alone(paths), _all_or_none(paths) as temporaries, open_unchanged(model) as source:
         done = 0
         for shard, temporary in zip(plan.shards, temporaries, strict=True):
             with storage_errors(shard.path):
