@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from dfqs.records import Record
+from dfqs.records import Amount, AtLeastOne, Record, Whole
 
 FLAGS_THAT_MATTER = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512bw", "avx512vl"),
@@ -27,17 +27,17 @@ class Machine(Record):
 
     cpu_model: str | None
     architecture: str
-    logical_cpus: int
-    physical_cores: int | None
-    allowed_cpus: int
+    logical_cpus: AtLeastOne
+    physical_cores: Whole | None
+    allowed_cpus: AtLeastOne
     """CPUs that this process may run on."""
-    cpu_quota: float | None
+    cpu_quota: Amount | None
     """CPUs' worth of time that the control group grants; None: no quota."""
     cpu_flags: tuple[str, ...]
-    memory_bytes: int
-    memory_limit_bytes: int | None
+    memory_bytes: Whole
+    memory_limit_bytes: Whole | None
     """Of the control group; None: no limit below the machine's memory."""
-    swap_bytes: int
+    swap_bytes: Whole
     system: str
     kernel: str
     python: str

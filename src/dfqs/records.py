@@ -6,9 +6,9 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.storage import write_bytes_atomic
@@ -33,6 +33,12 @@ class Record(BaseModel):
 
 
 RecordT = TypeVar("RecordT", bound=Record)
+
+# Numbers as stored documents have them: bounded, so that nothing computed or printed from them overflows.
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+AtLeastOne = Annotated[int, Field(ge=1, le=2**53)]
+Amount = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 def write_json(path: Path, value: Record | dict[str, Any], *, overwrite: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dfqs.records import Record, sha256_of
+from dfqs.records import Amount, AtLeastOne, Record, Whole, sha256_of
 
 
 class Numerics(Record):
@@ -11,9 +11,9 @@ class Numerics(Record):
     flash_attention: str = "off"
     type_k: str = "f16"
     type_v: str = "f16"
-    batch: int = 512
-    ubatch: int = 512
-    parallel: int = 1
+    batch: AtLeastOne = 512
+    ubatch: AtLeastOne = 512
+    parallel: AtLeastOne = 1
     swa_full: bool = False
 
 
@@ -23,10 +23,10 @@ class ScoreConditions(Record):
     suite: str
     prompt_sets: dict[str, str]
     """Set name -> `set_sha256`."""
-    items: dict[str, int]
+    items: dict[str, AtLeastOne]
     """How many items of each set; of the context set: questions at each length."""
-    context_lengths: tuple[int, ...]
-    max_tokens: dict[str, int]
+    context_lengths: tuple[AtLeastOne, ...]
+    max_tokens: dict[str, AtLeastOne]
     sampling: str = "greedy"
     thinking: str | None
     """As the rendered prompt shows it: `off` (a thought was closed for the model) or `on` (one was opened); None: the
@@ -51,18 +51,18 @@ class SpeedConditions(Record):
     score_fingerprint: str
     cpu_model: str | None
     cpu_flags: tuple[str, ...]
-    allowed_cpus: int
-    cpu_quota: float | None
-    memory_bytes: int
-    memory_limit_bytes: int | None
-    threads: int
+    allowed_cpus: AtLeastOne
+    cpu_quota: Amount | None
+    memory_bytes: Whole
+    memory_limit_bytes: Whole | None
+    threads: AtLeastOne
     omp_wait_policy: str
     load_mode: str
     flash_attention: str
-    batch: int
-    ubatch: int
-    decode_tokens: int
-    repeats: int
+    batch: AtLeastOne
+    ubatch: AtLeastOne
+    decode_tokens: AtLeastOne
+    repeats: AtLeastOne
 
     @property
     def fingerprint(self) -> str:

@@ -53,7 +53,7 @@ class ScoredItem(Record):
     answer: str | None = None
     detail: str = ""
     completion: Completion
-    place: dict[str, Any] = Field(default_factory=dict)
+    place: dict[str, str | int | float] = Field(default_factory=dict)
     """Where it was asked: `length_tokens`, `depth` in the context stage; `family`, `level` elsewhere."""
 
     @property

@@ -16,7 +16,7 @@ from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
 from dfqs.hardware import Machine
 from dfqs.model import ModelSpec, Role
-from dfqs.records import Record
+from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.runtime import Worker
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.waiting import LoadSample, free_cpus
@@ -52,28 +52,28 @@ class DecodeRun:
 class SpeedSummary(Record):
     """What the repeats add up to. Rates in tokens a second, latencies in seconds."""
 
-    decode_tokens_per_s: float
+    decode_tokens_per_s: Amount
     """Median of the repeats."""
-    decode_spread: tuple[float, float]
+    decode_spread: tuple[Amount, Amount]
     """Slowest and fastest repeat."""
-    repeats: int
-    decode_tokens: int
-    prefill_tokens_per_s: float
-    prefill_tokens: int
-    depth_tokens: int | None
-    depth_tokens_per_s: float | None
-    latency_p50_s: float
-    latency_p95_s: float
-    latency_p99_s: float
-    threads: int
+    repeats: AtLeastOne
+    decode_tokens: AtLeastOne
+    prefill_tokens_per_s: Amount
+    prefill_tokens: Whole
+    depth_tokens: AtLeastOne | None
+    depth_tokens_per_s: Amount | None
+    latency_p50_s: Amount
+    latency_p95_s: Amount
+    latency_p99_s: Amount
+    threads: AtLeastOne
     omp_wait_policy: str
-    other_cpus: float
+    other_cpus: Amount
     """CPUs that others kept busy meanwhile, in the worst repeat; near 0 on a quiet machine."""
-    copy_bandwidth_bytes_per_s: float | None
+    copy_bandwidth_bytes_per_s: Amount | None
     """Measured: read plus written, all threads."""
-    bytes_per_token: int | None
+    bytes_per_token: Whole | None
     """Weights that one token reads."""
-    bandwidth_fraction: float | None
+    bandwidth_fraction: Amount | None
     """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth. Reading is faster than copying: may be above 1."""
 
 
@@ -131,7 +131,8 @@ def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeat
 def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | None) -> SpeedSummary:
     """Medians over repeats; percentiles over every token of all of them."""
     rates = [len(run.decode_s) / sum(run.decode_s) for run in runs]
-    depth_rates = [len(run.depth_decode_s) / sum(run.depth_decode_s) for run in runs if run.depth_decode_s]
+    deep = [run for run in runs if run.depth_decode_s and run.depth_tokens and run.depth_tokens == runs[0].depth_tokens]
+    depth_rates = [len(run.depth_decode_s) / sum(run.depth_decode_s) for run in deep]
     latencies = [second for run in runs for second in run.decode_s]
     rate = statistics.median(rates)
     token_bytes = bytes_per_token(spec) if spec is not None else None
@@ -142,7 +143,7 @@ def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | 
         decode_tokens=len(runs[0].decode_s),
         prefill_tokens_per_s=statistics.median(run.prefill_tokens / run.prefill_s for run in runs),
         prefill_tokens=runs[0].prefill_tokens,
-        depth_tokens=runs[0].depth_tokens or None,
+        depth_tokens=runs[0].depth_tokens if depth_rates else None,
         depth_tokens_per_s=statistics.median(depth_rates) if depth_rates else None,
         latency_p50_s=percentile(latencies, 50) or 0.0,
         latency_p95_s=percentile(latencies, 95) or 0.0,

@@ -9,17 +9,29 @@ cut left half-written is ignored and overwritten.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from dfqs.errors import FormatError, UsageError
 from dfqs.evaluate.conditions import ScoreConditions, differences
-from dfqs.records import Record, read_json, write_json
+from dfqs.evaluate.stored import check_line
+from dfqs.records import AtLeastOne, Record, Whole, parse_record, read_bounded, read_json, write_json
 from dfqs.storage import fsync_directory, storage_errors
+
+RESULTS_LIMIT_BYTES = 32 << 20
+"""Of `results.jsonl`. The standard suite stores some megabytes; read, they take some 20 times that."""
+LINE_LIMIT_BYTES = 2 << 20
+LINES_LIMIT = 100_000
+UNKNOWN_LIMIT_BYTES = 1 << 20
+"""Of lines of stages and notes that this version does not know."""
+_RUN_NAME = re.compile(r"run-([1-9][0-9]{0,8})")
 
 
 class Subject(Record):
@@ -29,7 +41,7 @@ class Subject(Record):
     name: str
     location: str
     """Path, or address and model name."""
-    file_bytes: int | None = None
+    file_bytes: Whole | None = None
     file_sha256: str | None = None
     content_sha256: str | None = None
     stamp: str | None = None
@@ -42,9 +54,9 @@ class RunRecord(Record):
     schema_id: Literal["dfqs.run-record/1"] = "dfqs.run-record/1"
     subject: Subject
     conditions: ScoreConditions
-    threads: int | None
-    curve_lengths: tuple[int, ...]
-    decode_repeats: int
+    threads: AtLeastOne | None
+    curve_lengths: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)]
+    decode_repeats: AtLeastOne
     began_anew: tuple[str, ...] = ()
     """Why the run before it was not continued."""
 
@@ -80,6 +92,8 @@ class Store:
         Raises:
             SpaceError: the disk is full; what was stored before is whole.
         """
+        if self._lines.get((stage, key)) == data:
+            return
         text = whole_text(json.dumps({"stage": stage, "key": key, "data": data}, ensure_ascii=False, allow_nan=False))
         encoded = text.encode() + b"\n"
         with storage_errors(self.directory):
@@ -130,22 +144,30 @@ def read_lines(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], int]:
     """Stored results by (stage, key), and how many bytes of the file are whole lines.
 
     Raises:
-        FormatError: a line in the middle is damaged; only the last can be torn by a power cut.
+        FormatError: a line in the middle is damaged; only the last can be torn by a power cut. Or the file is larger
+            than results can be.
     """
-    data = path.read_bytes() if path.exists() else b""
+    data = read_bounded(path, RESULTS_LIMIT_BYTES) if path.exists() else b""
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     length = data.rfind(b"\n") + 1
-    offset = 0
-    for raw in data[:length].splitlines(keepends=True):
+    offset = unknown_bytes = 0
+    while offset < length:
+        end = data.index(b"\n", offset) + 1
+        if end - offset > LINE_LIMIT_BYTES or len(lines) >= LINES_LIMIT or unknown_bytes > UNKNOWN_LIMIT_BYTES:
+            raise FormatError("more than an evaluation stores", path=path, offset=offset)
         try:
-            line = Line.model_validate_json(raw)
-        except ValueError:
-            if offset + len(raw) == length:
+            line = parse_record(data[offset:end], Line)
+        except FormatError:
+            if end == length:
                 # The newline can reach the disk before the rest of its line.
                 return lines, offset
             raise FormatError("not a line of results", path=path, offset=offset) from None
+        try:
+            unknown_bytes += 0 if check_line(line.stage, line.key, line.data) else end - offset
+        except FormatError as error:
+            raise FormatError(error.detail, path=path, offset=offset) from None
         lines[line.stage, line.key] = line.data
-        offset += len(raw)
+        offset = end
     return lines, length
 
 
@@ -158,10 +180,15 @@ def whole_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def runs_of(out: Path) -> tuple[Path, ...]:
+    """The directories of the runs in `out`, oldest first."""
+    names = {int(match[1]): path for path in out.glob("run-*") if (match := _RUN_NAME.fullmatch(path.name))}
+    return tuple(names[number] for number in sorted(names) if names[number].is_dir())
+
+
 def latest_run(out: Path) -> Path | None:
     """The directory of the newest run in `out`."""
-    runs = {int(path.name[4:]): path for path in out.glob("run-*") if path.name[4:].isdigit() and path.is_dir()}
-    return runs[max(runs)] if runs else None
+    return next(reversed(runs_of(out)), None)
 
 
 def read_run(directory: Path) -> RunRecord:

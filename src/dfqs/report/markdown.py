@@ -95,7 +95,7 @@ def _score_sections(report: Report) -> Iterable[str]:
             f"{detail.right} of {detail.n} right; {detail.wrong} wrong, {detail.truncated} cut off at the token cap, "
             f"{detail.empty} empty, {detail.unusable} without a usable answer (all of these count as wrong)."
         )
-        groups = ", ".join(f"{group} {right}/{total}" for group, (right, total) in detail.groups.items())
+        groups = ", ".join(f"{_text(group)} {right}/{total}" for group, (right, total) in detail.groups.items())
         yield f"**{name}**: {wrong} By group: {groups}."
 
 
@@ -150,7 +150,7 @@ def _speed(report: Report) -> str:
         ),
         ("prefill", f"{speed.prefill_tokens_per_s:.1f} tokens/s", f"{speed.prefill_tokens} tokens"),
     ]
-    if speed.depth_tokens_per_s is not None:
+    if speed.depth_tokens_per_s is not None and speed.depth_tokens is not None:
         rows.append(
             ("decode at depth", f"{speed.depth_tokens_per_s:.2f} tokens/s", f"behind {speed.depth_tokens:,} tokens")
         )
@@ -166,17 +166,17 @@ def _artifact(report: Report) -> str:
         ("name", _text(artifact.name)),
         ("says of itself", _text(artifact.description) if artifact.description else None),
         ("size", format_bytes(artifact.file_bytes) if artifact.file_bytes is not None else None),
-        ("file SHA-256", f"`{artifact.file_sha256}`" if artifact.file_sha256 else None),
-        ("content SHA-256", f"`{artifact.content_sha256}`" if artifact.content_sha256 else None),
+        ("file SHA-256", _code(artifact.file_sha256) if artifact.file_sha256 else None),
+        ("content SHA-256", _code(artifact.content_sha256) if artifact.content_sha256 else None),
         ("architecture", _text(artifact.architecture) if artifact.architecture else None),
         ("parameters", _parameters(report)),
         ("bits per weight", f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else None),
         (
             "class, tier",
-            f"{artifact.deployment_class or 'no deployment class'}, {artifact.tier}" if artifact.tier else None,
+            _text(f"{artifact.deployment_class or 'no deployment class'}, {artifact.tier}") if artifact.tier else None,
         ),
     ]
-    here = f"{_text(machine.cpu_model or 'unknown')}, {machine.allowed_cpus} CPUs, {' '.join(machine.cpu_flags)}"
+    here = f"{_text(machine.cpu_model or 'unknown')}, {machine.allowed_cpus} CPUs, {_text(' '.join(machine.cpu_flags))}"
     if artifact.kind == "endpoint":
         # Ours, from which it was asked; it says nothing about the answers.
         rows.append(("machine", "the endpoint's own, not known"))
@@ -202,34 +202,36 @@ def _memory(report: Report) -> str:
 
 def _conditions(report: Report) -> str:
     score, speed = report.conditions.score, report.conditions.speed
-    sets = ", ".join(f"{name} `{digest[:12]}`" for name, digest in score.prompt_sets.items())
+    sets = ", ".join(f"{_text(name)} {_code(digest[:12])}" for name, digest in score.prompt_sets.items())
     rows = [
-        ("suite", f"{score.suite}: {_amounts(score)}"),
+        ("suite", _text(f"{score.suite}: {_amounts(score)}")),
         ("prompt sets", sets),
         (
             "sampling",
-            f"{score.sampling}; at most "
-            + ", ".join(f"{cap} ({name})" for name, cap in score.max_tokens.items())
+            f"{_text(score.sampling)}; at most "
+            + ", ".join(f"{cap} ({_text(name)})" for name, cap in score.max_tokens.items())
             + " tokens",
         ),
         ("thinking", _text(score.thinking or "the prompt shows nothing of it")),
-        ("chat template", f"`{score.template_sha256[:12]}`" if score.template_sha256 else "none, or not known"),
-        ("numerics", _numerics(score.numerics)),
+        ("chat template", _code(score.template_sha256[:12]) if score.template_sha256 else "none, or not known"),
+        ("numerics", _text(_numerics(score.numerics))),
         ("runtime", _text(score.runtime or "not known")),
-        ("Python in the sandbox", score.code_python or "code was not run"),
-        ("score fingerprint", f"`{report.conditions.score_fingerprint}`"),
+        ("Python in the sandbox", _text(score.code_python or "code was not run")),
+        ("score fingerprint", _code(report.conditions.score_fingerprint)),
     ]
     if speed is not None:
         rows += [
             (
                 "speed settings",
-                f"{speed.threads} threads, OpenMP waiting {speed.omp_wait_policy}, "
-                f"flash attention {speed.flash_attention}, batch {speed.batch}/{speed.ubatch}, "
-                f"load mode {speed.load_mode}",
+                _text(
+                    f"{speed.threads} threads, OpenMP waiting {speed.omp_wait_policy}, "
+                    f"flash attention {speed.flash_attention}, batch {speed.batch}/{speed.ubatch}, "
+                    f"load mode {speed.load_mode}"
+                ),
             ),
-            ("speed fingerprint", f"`{report.conditions.speed_fingerprint}`"),
+            ("speed fingerprint", _code(report.conditions.speed_fingerprint or "not known")),
         ]
-    made = f"Made {report.measured_at} by dfqs {report.dfqs_version}, schema {report.schema_}."
+    made = f"Made {_text(report.measured_at)} by dfqs {_text(report.dfqs_version)}, schema {report.schema_}."
     return (
         _table(("", ""), rows)
         + f"\n\nScores compare when score fingerprints are equal, speeds when speed fingerprints are. {made}"
@@ -270,6 +272,11 @@ def _sentence(text: str) -> str:
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _code(value: str) -> str:
+    """A hash, as code: nothing in it can end that."""
+    return f"`{printable(value, 128).replace('`', '').replace('|', '')}`"
 
 
 def _text(value: str) -> str:

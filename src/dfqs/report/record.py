@@ -8,7 +8,7 @@ from typing import Any
 
 from dfqs import __version__
 from dfqs.classes import model_tier, recognise_class
-from dfqs.errors import FormatError, UsageError
+from dfqs.errors import DfqsError, FormatError, UsageError, printable
 from dfqs.evaluate.conditions import SpeedConditions
 from dfqs.evaluate.scores import Verdict
 from dfqs.evaluate.speed import (
@@ -66,8 +66,10 @@ def build_report(out: Path) -> Report:
         stages[stage][key] = data
     try:
         return _report(record, stages)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"results that make no report ({error})", path=directory / "results.jsonl") from error
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        # Each line was checked by itself; what they add up to is checked by the report.
+        why = printable(str(error).partition("\n")[0], 200)
+        raise FormatError(f"results that make no report ({why})", path=directory / "results.jsonl") from error
 
 
 def write_report(report: Report, directory: Path) -> tuple[Path, Path]:
@@ -102,8 +104,8 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     score = record.conditions
     reasons: dict[str, str] = {}
     expected = score.items
-    reasoning = _score_detail("reasoning_score", stages[REASONING], expected[REASONING], "family", reasons)
-    code = _score_detail("code_score", stages[CODE], expected[CODE], "level", reasons)
+    reasoning = _score_detail("reasoning_score", stages[REASONING], expected.get(REASONING), "family", reasons)
+    code = _score_detail("code_score", stages[CODE], expected.get(CODE), "level", reasons)
     refusal = notes.get("code_unavailable", {}).get("reason")
     if code is None and refusal:
         reasons["code_score"] = refusal
@@ -153,10 +155,10 @@ def _value(detail: ScoreDetail | None) -> float | None:
 
 
 def _score_detail(
-    metric: str, items: Results, expected: int, group_by: str, reasons: dict[str, str]
+    metric: str, items: Results, expected: int | None, group_by: str, reasons: dict[str, str]
 ) -> ScoreDetail | None:
     """None, with the reason, when the stage was not run to its end or gave no usable answer at all."""
-    if len(items) < expected:
+    if expected is None or len(items) < expected:
         done = f"{len(items)} of {expected} items measured; run the same command again" if items else "not measured"
         reasons[metric] = done
         return None
@@ -276,11 +278,18 @@ def _speed_conditions(score_fingerprint: str, machine: Machine, speed: SpeedSumm
 
 
 def _read_spec(record: RunRecord) -> ModelSpec | None:
-    """Of the measured file, while it is still there."""
+    """Of the measured file, while it is still there: another in its place has another size or time."""
     path = Path(record.subject.location)
-    if record.subject.kind != "file" or not path.is_file():
+    if record.subject.kind != "file":
         return None
-    return read_model_spec(read_header(path))
+    try:
+        status = path.stat()
+        known = record.subject.stamp.split("-")[:2] if record.subject.stamp is not None else None
+        if not path.is_file() or known not in (None, [str(status.st_size), str(status.st_mtime_ns)]):
+            return None
+        return read_model_spec(read_header(path))
+    except (DfqsError, OSError, ValueError):
+        return None
 
 
 def _artifact(record: RunRecord, spec: ModelSpec | None) -> Artifact:

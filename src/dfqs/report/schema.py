@@ -5,30 +5,28 @@ null, and `reasons` says why; 0 is always a measured 0. `report-1.schema.json` i
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from dfqs.evaluate.conditions import ScoreConditions, SpeedConditions
 from dfqs.evaluate.speed import SpeedSummary
 from dfqs.hardware import Machine
-from dfqs.records import Record
+from dfqs.records import Amount, AtLeastOne, Record, Share, Whole
 
 SCHEMA_ID = "dfqs.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report-1.schema.json")
-
-Score = Annotated[float, Field(ge=0, le=1)]
 
 
 class Metrics(Record):
     """The five required metrics (specification, section 11)."""
 
-    reasoning_score: Score | None
-    code_score: Score | None
-    context_stability_curve: list[Score] | None
+    reasoning_score: Share | None
+    code_score: Share | None
+    context_stability_curve: list[Share] | None
     """Score at each of `details.context.lengths_tokens`, shortest first."""
-    cpu_tokens_per_sec: Annotated[float, Field(gt=0)] | None
-    failure_boundary_tokens: Annotated[int, Field(ge=0)] | None
+    cpu_tokens_per_sec: Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)] | None
+    failure_boundary_tokens: Whole | None
     """With `details.boundary.censored`: nothing failed, and this is the longest length tested."""
 
 
@@ -37,14 +35,14 @@ class Artifact(Record):
 
     kind: Literal["file", "endpoint"]
     name: str
-    file_bytes: int | None
+    file_bytes: Whole | None
     file_sha256: str | None
     content_sha256: str | None
     """Does not depend on the file's layout."""
     architecture: str | None
-    parameters: int | None
-    parameters_active: int | None
-    bits_per_weight: float | None
+    parameters: Whole | None
+    parameters_active: Whole | None
+    bits_per_weight: Amount | None
     deployment_class: str | None
     tier: str | None
     description: str | None
@@ -54,39 +52,55 @@ class Artifact(Record):
 class ScoreDetail(Record):
     """One score: how many, how sure, and what the wrong ones were."""
 
-    n: int
-    right: int
-    wrong: int
-    truncated: int
-    empty: int
-    unusable: int
-    interval_95: tuple[Score, Score] | None
+    n: AtLeastOne
+    right: Whole
+    wrong: Whole
+    truncated: Whole
+    empty: Whole
+    unusable: Whole
+    interval_95: tuple[Share, Share] | None
     """Wilson; null with fewer than two items."""
-    groups: dict[str, tuple[int, int]]
+    groups: dict[str, tuple[Whole, Whole]]
     """Family or level -> (right, total)."""
+
+    @model_validator(mode="after")
+    def _counts_add_up(self) -> Self:
+        if self.right + self.wrong + self.truncated + self.empty + self.unusable != self.n:
+            raise ValueError("counts that do not add up to n")
+        return self
 
 
 class ContextDetail(Record):
     """The curve's lengths and intervals, index by index with `metrics.context_stability_curve`."""
 
-    lengths_tokens: list[int]
-    n: list[int]
-    right: list[int]
-    truncated: list[int]
-    empty: list[int]
-    unusable: list[int]
+    lengths_tokens: list[AtLeastOne]
+    n: list[AtLeastOne]
+    right: list[Whole]
+    truncated: list[Whole]
+    empty: list[Whole]
+    unusable: list[Whole]
     """These three count as wrong; the rest of those that are not right were answers, and wrong."""
-    intervals_95: list[tuple[Score, Score] | None]
-    not_measured: dict[str, str]
+    intervals_95: list[tuple[Share, Share] | None]
+    not_measured: dict[Annotated[str, Field(pattern=r"^[0-9]{1,15}$")], str]
     """Length -> why it is not in the curve."""
+
+    @model_validator(mode="after")
+    def _columns_are_equally_long(self) -> Self:
+        columns = (self.n, self.right, self.truncated, self.empty, self.unusable, self.intervals_95)
+        if any(len(column) != len(self.lengths_tokens) for column in columns):
+            raise ValueError("columns of unequal length")
+        for n, *counts in zip(self.n, self.right, self.truncated, self.empty, self.unusable, strict=True):
+            if sum(counts) > n:
+                raise ValueError("counts that are more than n")
+        return self
 
 
 class BoundaryLength(Record):
     """One length that the search looked at."""
 
-    length_tokens: int
-    n: int
-    right: int
+    length_tokens: AtLeastOne
+    n: Whole
+    right: Whole
     failure: str | None
     """Why the runtime could not work there."""
 
@@ -97,7 +111,7 @@ class BoundaryDetail(Record):
     censored: bool
     cause: Literal["score", "runtime", "none", "undecided"]
     reason: str
-    confidence_per_look: float
+    confidence_per_look: Share
     lengths: list[BoundaryLength]
 
 
@@ -139,6 +153,13 @@ class Report(Record):
     """Metric -> why it is null."""
     details: Details
     notices: list[str]
+
+    @model_validator(mode="after")
+    def _curve_has_its_lengths(self) -> Self:
+        curve, context = self.metrics.context_stability_curve, self.details.context
+        if curve is not None and context is not None and len(curve) != len(context.lengths_tokens):
+            raise ValueError("a curve of another length than its columns")
+        return self
 
 
 def json_schema() -> dict[str, Any]:

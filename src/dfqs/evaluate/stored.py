@@ -1,0 +1,140 @@
+"""What each line of stored results must look like: checked when read back, because anybody can have written it."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from dfqs.errors import FormatError, printable
+from dfqs.evaluate.scores import ScoredItem
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
+from dfqs.hardware import Machine
+from dfqs.records import Amount, AtLeastOne, Record, Share, Whole
+
+Duration = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+"""Seconds."""
+
+Fields = dict[str, str | int | float | list[str] | None]
+"""Of a machine, to be compared and not read."""
+
+
+class StoredPlan(Record):
+    """Which notes a length's questions ask for, and at which depths."""
+
+    notes: list[Annotated[int, Field(ge=0, le=10**9)]]
+    depths: list[Share]
+
+    @model_validator(mode="after")
+    def _columns_are_equally_long(self) -> Self:
+        if len(self.notes) != len(self.depths) or len(set(self.notes)) != len(self.notes):
+            raise ValueError("notes and depths that do not belong together")
+        return self
+
+
+class StoredReason(Record):
+    """Why something was not measured."""
+
+    reason: str
+
+
+class StoredCode(Record):
+    """Why code is not run; None: it is."""
+
+    reason: str | None
+
+
+class StoredTarget(Record):
+    """What the target told."""
+
+    notices: list[str]
+    context_tokens: Whole | None
+
+
+class StoredBandwidth(Record):
+    """The memory's bandwidth, and of which machine."""
+
+    bytes_per_s: Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
+    threads: AtLeastOne
+    machine: Fields
+
+
+class StoredCount(Record):
+    """`right` of `total`."""
+
+    right: Whole
+    total: Whole
+
+
+class StoredLength(Record):
+    """One length that the search for the boundary looked at. Older runs do not have the last two."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    length_tokens: AtLeastOne
+    count: StoredCount
+    failure: str | None
+
+
+class StoredBoundary(Record):
+    """The failure boundary as it was found."""
+
+    tokens: Whole | None
+    censored: bool
+    cause: Literal["score", "runtime", "none", "undecided"]
+    reason: str
+    lengths: list[StoredLength]
+    confidence: Share
+
+
+class StoredRepeat(Record):
+    """One repeat of the speed's measurement, and on which machine."""
+
+    prefill_tokens: Whole
+    prefill_s: Duration
+    decode_s: Annotated[list[Duration], Field(min_length=1, max_length=100_000)]
+    depth_tokens: Whole
+    depth_decode_s: Annotated[list[Duration], Field(max_length=100_000)]
+    threads: AtLeastOne
+    omp_wait_policy: str
+    other_cpus: Amount
+    machine: Fields
+
+
+_NOTES: dict[str, type[Record]] = {
+    "machine": Machine,
+    "target": StoredTarget,
+    "code_unavailable": StoredCode,
+    "bandwidth": StoredBandwidth,
+}
+
+_CONTEXT: dict[str, type[Record]] = {"plan": StoredPlan, "failure": StoredReason}
+_OTHERS: dict[str, type[Record]] = {BOUNDARY: StoredBoundary, SPEED: StoredRepeat}
+
+
+def model_of(stage: str, key: str) -> type[Record] | None:
+    """The form of a line; None: of no stage that there is."""
+    if stage in (REASONING, CODE):
+        return ScoredItem
+    if stage == CONTEXT:
+        return _CONTEXT.get(key.rpartition("/")[2], ScoredItem)
+    return _NOTES.get(key) if stage == NOTES else _OTHERS.get(stage)
+
+
+def check_line(stage: str, key: str, data: dict[str, Any]) -> bool:
+    """
+    Returns:
+        Whether there is a form for it: of what has none nothing is known, nor how much memory it takes.
+
+    Raises:
+        FormatError: not what such a line holds.
+    """
+    model = model_of(stage, key)
+    if model is None:
+        return False
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "data"
+        message = f"{printable(stage)} {printable(key)}: {printable(where)}: {printable(first['msg'], 200)}"
+        raise FormatError(f"results that no evaluation stores: {message}") from None
+    return True
