@@ -12,6 +12,7 @@ from dfqs.cli.output import key_value_table, out, print_json
 from dfqs.gguf import Header
 from dfqs.gguf.kinds import MODEL, FileKind, file_kind
 from dfqs.model import ModelSpec, RoleSize, read_model_spec
+from dfqs.shards.hub_address import is_remote
 from dfqs.shards.shard import read_model_shards
 from dfqs.snapshot import snapshot_rows
 from dfqs.units import format_bytes, format_count
@@ -19,9 +20,10 @@ from dfqs.units import format_bytes, format_count
 
 def command(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A .gguf file, the first shard of a set, or hf:OWNER/NAME[@REVISION][:PATTERN].", show_default=False
+            help="A .gguf file, the first shard of a set, hf:OWNER/NAME[@REVISION][:PATTERN], or a Hub address.",
+            show_default=False,
         ),
     ],
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -64,12 +66,12 @@ def _show_other(kind: FileKind, headers: tuple[Header, ...], json_: bool) -> Non
     out.print(key_value_table(rows))
 
 
-def read_headers(source: Path) -> tuple[Header, ...]:
+def read_headers(source: str | Path) -> tuple[Header, ...]:
     """The header of a file, or those of all the shards that it is the first of; local, or on the Hub."""
-    if str(source).startswith("hf:"):
+    if is_remote(str(source)) and not Path(source).exists():
         headers: tuple[Header, ...] = importlib.import_module("dfqs.cli.remote").read_headers(str(source))
         return headers
-    return tuple(shard.header for shard in read_model_shards(source))
+    return tuple(shard.header for shard in read_model_shards(Path(source)))
 
 
 def snapshot_table(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int) -> Table:

@@ -1,27 +1,33 @@
 """`dfqs pull`: a model's shards from the Hub straight into one file."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.output import note, out, print_json, warn
+from dfqs.cli.output import note, print_json, print_plain, warn
 from dfqs.errors import SpaceError, UsageError, printable
+from dfqs.integrity.hashes import ModelDigest
 from dfqs.integrity.manifest import (
     Manifest,
     Provenance,
     SourceFile,
     check_manifest_place,
-    make_manifest,
+    manifest_of,
+    manifest_path,
     write_manifest,
 )
+from dfqs.progress import Progress, no_progress
+from dfqs.shards.hub_address import parse_hub_address
 from dfqs.shards.pull import (
     Hub,
     Patience,
     PullPlan,
     PullResult,
     forget_pull,
+    hub_endpoint,
     output_path,
     plan_pull,
     pull,
@@ -33,7 +39,13 @@ from dfqs.units import format_bytes, parse_size
 
 
 def command(
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME, or OWNER/NAME@REVISION.", show_default=False)],
+    repo: Annotated[
+        str,
+        typer.Argument(
+            help="OWNER/NAME, OWNER/NAME@REVISION, OWNER/NAME:PATTERN, or the address of a page or file of the Hub.",
+            show_default=False,
+        ),
+    ],
     pattern: Annotated[
         str | None, typer.Argument(help="Which model: a part of its name (Q4_K_M), or a pattern with *.")
     ] = None,
@@ -53,9 +65,7 @@ def command(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an unfinished pull of another version fetched.")
     ] = False,
-    no_manifest: Annotated[
-        bool, typer.Option("--no-manifest", help="Do not read the result once more to write OUT.manifest.json.")
-    ] = False,
+    no_manifest: Annotated[bool, typer.Option("--no-manifest", help="Do not write OUT.manifest.json.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Fetch a model from the Hub into one file: each byte written once, to its final place, every shard checked against
@@ -63,16 +73,16 @@ def command(
 
     Example: dfqs pull teamblobfish/DeepSeek-V4-Flash-GGUF IQ1_S-XL -o v4-flash.gguf
     """
-    name, _, revision = repo.partition("@")
-    if "/" not in name:
-        raise UsageError(f"'{name}' is no repository; write OWNER/NAME")
+    address = parse_hub_address(repo, endpoint=hub_endpoint())
+    if pattern is not None and address.pattern is not None:
+        raise UsageError(f"'{printable(repo)}' says which model is meant already; leave out '{printable(pattern)}'")
     patience = Patience(attempts=retries, stall_s=timeout)
     hub = Hub(patience=patience)
     plan = plan_pull(
         hub,
-        name,
-        revision=revision or "main",
-        pattern=pattern,
+        address.repo,
+        revision=address.revision,
+        pattern=pattern or address.pattern,
         chunk_bytes=parse_size(chunk),
         patience=patience,
         connections=connections,
@@ -85,7 +95,8 @@ def command(
         return
     if not no_manifest:
         check_manifest_place(target)
-    result = _fetch(plan, hub, target, connections, patience, use_cache=not no_cache, restart=restart)
+    options: dict[str, Any] = {"connections": connections, "patience": patience, "use_cache": not no_cache}
+    result = _fetch(plan, hub, target, restart=restart, recorder_for=None if no_manifest else ModelDigest, **options)
     for line in result.refetched_chunks:
         warn(f"fetched again: {printable(line, 200)}")
     manifest = None if no_manifest else _write_manifest(plan, result)
@@ -94,29 +105,46 @@ def command(
         print_json(describe_pull(plan, target, hub, use_cache=not no_cache, result=result, manifest=manifest))
         return
     commit = plan.listing.commit[:12]
-    out.print(f"wrote {target}: {format_bytes(result.file_bytes)}, every file as {name}@{commit} has it", markup=False)
+    did = "done already:" if result.done_already else "wrote"
+    where = f"{plan.listing.repo}@{commit}"
+    print_plain(f"{did} {target}: {format_bytes(result.file_bytes)}, every file as {where} has it")
     if manifest is not None:
-        out.print(f"content_sha256  {manifest.content_sha256}", markup=False)
+        print_plain(f"content_sha256  {manifest.content_sha256}")
 
 
-def _fetch(
-    plan: PullPlan, hub: Hub, target: Path, connections: int, patience: Patience, *, use_cache: bool, restart: bool
-) -> PullResult:
-    try:
-        with progress_bar("pulling") as progress:
-            return pull(
-                plan,
-                hub,
-                target,
-                connections=connections,
-                patience=patience,
-                use_cache=use_cache,
-                restart=restart,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        note(f"what was fetched is kept in {target.name}.part; the same command goes on from there")
-        raise
+def _fetch(plan: PullPlan, hub: Hub, target: Path, **options: Any) -> PullResult:
+    with _Bars() as bars:
+        try:
+            return pull(plan, hub, target, progress=bars.of("pulling"), checking=bars.of("checking"), **options)
+        except KeyboardInterrupt:
+            note(f"what was fetched is kept in {target.name}.part; the same command goes on from there")
+            raise
+
+
+class _Bars:
+    """One bar after the other: the one that is drawn is that of the work that reports."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._label: str | None = None
+        self._draw: Progress = no_progress
+
+    def of(self, label: str) -> Progress:
+        """Draws the work of that name; the bar of another is taken away."""
+
+        def draw(done: int, total: int | None = None, note: str = "") -> None:
+            if label != self._label:
+                self._stack.close()
+                self._label, self._draw = label, self._stack.enter_context(progress_bar(label))
+            self._draw(done, total, note)
+
+        return draw
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
 
 def describe_pull(
@@ -143,6 +171,7 @@ def describe_pull(
         "remote_bytes": plan.fetch_bytes,
         "tensors": plan.tensors,
         "fits": fits,
+        "done_already": result.done_already if result else None,
         "already_on_disk_bytes": taken_bytes(target) if result is None else None,
         "fetched_bytes": result.fetched_bytes if result else None,
         "reused_bytes": result.reused_bytes if result else None,
@@ -176,16 +205,16 @@ def _show_plan(plan: PullPlan, hub: Hub, target: Path, *, use_cache: bool, json_
         print_json(described)
         return
     listing = plan.listing
-    out.print(f"{listing.repo}@{listing.revision} (commit {listing.commit}):", markup=False)
+    print_plain(f"{listing.repo}@{listing.revision} (commit {listing.commit}):")
     for entry in described["files"]:
         where = "  (in the local Hub cache)" if entry["cached"] else ""
-        out.print(f"  {printable(entry['name'], 120)}  {format_bytes(entry['bytes'])}{where}", markup=False)
+        print_plain(f"  {printable(entry['name'], 120)}  {format_bytes(entry['bytes'])}{where}")
     here = [e["bytes"] for e in described["files"] if e["cached"]]
-    out.print(f"would fetch {format_bytes(plan.fetch_bytes - sum(here))} over the network", markup=False)
+    print_plain(f"would fetch {format_bytes(plan.fetch_bytes - sum(here))} over the network")
     if described["already_on_disk_bytes"]:
         note("an unfinished pull is there; what it fetched is checked and not fetched again")
-    out.print(f"would write {target}: {format_bytes(plan.file_bytes)}, {plan.tensors:,} tensors", markup=False)
-    out.print("it fits" if room is None else f"it does not fit: {room}", markup=False)
+    print_plain(f"would write {target}: {format_bytes(plan.file_bytes)}, {plan.tensors:,} tensors")
+    print_plain("it fits" if room is None else f"it does not fit: {room}")
 
 
 def _write_manifest(plan: PullPlan, result: PullResult) -> Manifest:
@@ -197,7 +226,9 @@ def _write_manifest(plan: PullPlan, result: PullResult) -> Manifest:
         endpoint=listing.endpoint,
         shards=[SourceFile(name=x.file.name, bytes=x.file.size, sha256=x.file.sha256) for x in plan.layouts],
     )
-    with progress_bar("hashing") as progress:
-        manifest = make_manifest(result.path, provenance=provenance, progress=progress)
-    note(f"wrote {write_manifest(result.path, manifest)}")
+    # The hashes of the very bytes that were checked before the model got its name.
+    assert isinstance(result.recorder, ModelDigest)
+    manifest = manifest_of(result.path.name, result.recorder.result(), provenance)
+    if not (result.done_already and manifest_path(result.path).is_file()):
+        note(f"wrote {write_manifest(result.path, manifest)}")
     return manifest

@@ -1,15 +1,11 @@
-"""Headers of a model on the Hub, for verbs that look at models: `hf:OWNER/NAME[@REVISION][:PATTERN]`.
+"""Headers of a model on the Hub, for verbs that look at models: `hf:OWNER/NAME[@REVISION][:PATTERN]`, or its address.
 
 Imported only when such a source is given: huggingface_hub is not on the way of a look at a local file.
 """
 
-import re
-
-from dfqs.errors import UsageError
 from dfqs.gguf import Header
-from dfqs.shards.pull import Hub, read_remote_headers
-
-_SOURCE = re.compile(r"hf:(?P<repo>[^/@:]+/[^/@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<pattern>.+))?")
+from dfqs.shards.hub_address import parse_hub_address
+from dfqs.shards.pull import Hub, hub_endpoint, read_remote_headers
 
 
 def read_headers(source: str) -> tuple[Header, ...]:
@@ -19,10 +15,6 @@ def read_headers(source: str) -> tuple[Header, ...]:
         UsageError: not such a source, no such repository, or several models are meant.
         DfqsError: as `read_remote_headers`.
     """
-    match = _SOURCE.fullmatch(source)
-    if match is None:
-        raise UsageError(f"'{source}' is no source; write hf:OWNER/NAME, hf:OWNER/NAME@REVISION:PATTERN")
-    _, _, headers = read_remote_headers(
-        Hub(), match["repo"], revision=match["revision"] or "main", pattern=match["pattern"]
-    )
+    address = parse_hub_address(source, endpoint=hub_endpoint())
+    _, _, headers = read_remote_headers(Hub(), address.repo, revision=address.revision, pattern=address.pattern)
     return headers

@@ -93,6 +93,11 @@ class Header:
         return RawKeyValue(entry.name, bytes(self._buffer[entry.start : entry.end]))
 
     @property
+    def raw(self) -> bytes:
+        """The header's own bytes, from the magic to the last tensor's description."""
+        return self._buffer
+
+    @property
     def end_of_data(self) -> int:
         """Where the file should end: the last tensor's end, its padding included."""
         last = max((t.offset + t.length for t in self.tensors), default=0)

@@ -148,6 +148,27 @@ class TensorDigest:
         )
 
 
+class ModelDigest:
+    """Hashes of a model whose bytes are given once, in order, by whoever reads them."""
+
+    def __init__(self, header: Header) -> None:
+        self._file_bytes = header.file_size
+        self._whole = hashlib.sha256()
+        self._digests = [TensorDigest(tensor) for tensor in header.tensors]
+        self._router = _Router(header, self._digests)
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """The next bytes of the file."""
+        self._whole.update(piece)
+        for start in range(0, len(piece), BUFFER_BYTES):
+            self._router.update(memoryview(piece)[start : start + BUFFER_BYTES])
+
+    def result(self) -> ModelHashes:
+        """The hashes, when every byte has been given."""
+        tensors = tuple(digest.result() for digest in self._digests)
+        return ModelHashes(self._file_bytes, self._whole.hexdigest(), content_sha256(tensors), tensors)
+
+
 def is_expert_tensor(tensor: TensorInfo) -> bool:
     """Whether its third axis counts routed experts."""
     return "_exps" in tensor.name and len(tensor.shape) == 3 and tensor.length % tensor.shape[2] == 0

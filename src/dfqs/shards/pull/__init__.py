@@ -1,7 +1,7 @@
 """A model's shards from the Hub straight into one file, each byte written once."""
 
 from dfqs.shards.pull.headers import read_remote_headers
-from dfqs.shards.pull.hub import Hub
+from dfqs.shards.pull.hub import Hub, hub_endpoint
 from dfqs.shards.pull.patience import Patience
 from dfqs.shards.pull.plan import PullPlan, output_path
 from dfqs.shards.pull.pull import PullResult, forget_pull, plan_pull, pull, require_room
@@ -12,6 +12,7 @@ __all__ = [
     "PullPlan",
     "PullResult",
     "forget_pull",
+    "hub_endpoint",
     "output_path",
     "plan_pull",
     "pull",

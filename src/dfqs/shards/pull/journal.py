@@ -2,10 +2,10 @@
 
 A record is a claim, and the hash in it is how the claim is checked: on resume every claimed chunk is read back and
 hashed before it counts, and every whole file too. So records need not wait for the disk, and a power loss that takes
-data but leaves its record does no harm. A torn last line ends the journal there.
+data but leaves its record does no harm. A torn last line ends the journal there, and so does one that no pull writes:
+a journal lies beside a model, so a stranger can have written it. It cannot make a pull believe anything.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -15,11 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfqs.errors import UsageError
-from dfqs.records import sha256_of
+from dfqs.errors import FormatError, UsageError, printable
+from dfqs.records import parse_json, sha256_of
+from dfqs.shards.pull.plan import MAX_CHUNKS, MIN_CHUNK_BYTES
+from dfqs.shards.pull.target import open_regular
 from dfqs.storage import fsync_directory, storage_errors
 
 SCHEMA = "dfqs.pull-journal/1"
+_BEGINNING = b'{"schema":"dfqs.'
+LIMIT_BYTES = 512 << 20
+"""Read of a journal at most. A model in `MAX_CHUNKS` chunks makes 120 MB; what is beyond is fetched again."""
+_LINE_LIMIT_BYTES = 4096
+_READ_BYTES = 1 << 20
+_MAX_FILES = 1 << 17
+_MAX_CHUNK_BYTES = (1 << 63) - 1
+_DIGITS = frozenset("0123456789abcdef")
 
 
 @dataclass
@@ -60,6 +70,7 @@ class PullJournal:
         Raises:
             UsageError: the journal is for other files.
         """
+        self._refuse_foreign()
         expected = sha256_of(identity)
         progressed = Progressed(chunk_bytes)
         good_end = 0
@@ -67,12 +78,14 @@ class PullJournal:
             if good_end == 0:
                 if record.get("schema") != SCHEMA or record.get("identity") != expected:
                     raise UsageError(
-                        f"{self.path} is of another pull ({record.get('origin')}); finish that one, or give --restart "
-                        "to throw away what it fetched"
+                        f"{self.path} is of another pull ({printable(str(record.get('origin')), 300)}); finish that "
+                        "one, or give --restart to throw away what it fetched"
                     )
+                if not _is_number(record.get("chunk_bytes"), MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES):
+                    break
                 progressed.chunk_bytes = record["chunk_bytes"]
-            else:
-                _apply(progressed, record)
+            elif not _apply(progressed, record):
+                break
             good_end = end
         with storage_errors(self.path):
             os.ftruncate(self._handle, good_end)
@@ -107,31 +120,50 @@ class PullJournal:
             # One write to a file opened for appending: lines of several threads do not mix.
             os.write(self._handle, b"%08x %s\n" % (zlib.crc32(text), text))
 
+    def _refuse_foreign(self) -> None:
+        """Raises UsageError where something else has the journal's name: it would be cut to nothing."""
+        with storage_errors(self.path):
+            head = os.pread(self._handle, 9 + len(_BEGINNING), 0)
+        # Zeroes are what a power cut leaves of a first line.
+        if any(head) and not _BEGINNING.startswith(head[9:]):
+            raise UsageError(f"{self.path} is in the way and is no journal of a pull; move it away")
+
     def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(end of line, record) for as long as lines are whole."""
-        with self.path.open("rb") as file:
-            end = 0
-            for line in file:
-                end += len(line)
-                if not line.endswith(b"\n") or len(line) < 10 or line[:8] != b"%08x" % zlib.crc32(line[9:-1]):
+        end = 0
+        for line in self._lines():
+            if len(line) < 10 or line[:8] != b"%08x" % zlib.crc32(line[9:-1]):
+                return
+            try:
+                record = parse_json(line[9:-1])
+            except FormatError:
+                return
+            if not isinstance(record, dict):
+                return
+            end += len(line)
+            yield end, record
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines with their ends, read through the handle that is locked; a line of ours is short."""
+        rest = b""
+        for offset in range(0, LIMIT_BYTES, _READ_BYTES):
+            with storage_errors(self.path):
+                data = os.pread(self._handle, _READ_BYTES, offset)
+            lines = (rest + data).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                if len(line) >= _LINE_LIMIT_BYTES:
                     return
-                record = json.loads(line[9:-1])
-                if not isinstance(record, dict):
-                    return
-                yield end, record
+                yield line + b"\n"
+            if len(data) < _READ_BYTES or len(rest) >= _LINE_LIMIT_BYTES:
+                return
 
 
 def _open_locked(path: Path) -> int:
-    # O_NOFOLLOW: a journal is cut to what can be read of it, and a link planted here would have that done elsewhere.
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    # Links are not followed: a journal is cut to what can be read of it, and one planted here would do that elsewhere.
     while True:
         with storage_errors(path):
-            try:
-                handle = os.open(path, flags, 0o666)
-            except OSError as error:
-                if error.errno == errno.ELOOP:
-                    raise UsageError(f"{path} is a symlink; it is not followed, move it away") from None
-                raise
+            handle = open_regular(path, append=True)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -143,10 +175,33 @@ def _open_locked(path: Path) -> int:
         os.close(handle)
 
 
-def _apply(progressed: Progressed, record: dict[str, Any]) -> None:
-    if "chunk" in record:
+def _apply(progressed: Progressed, record: dict[str, Any]) -> bool:
+    """Take a record in; False when it is none that a pull writes."""
+    if set(record) == {"chunk", "sha256"} and _is_place(record["chunk"]) and _is_sha256(record["sha256"]):
         progressed.chunks[(record["chunk"][0], record["chunk"][1])] = record["sha256"]
-    elif "dropped" in record:
+        return len(progressed.chunks) <= MAX_CHUNKS
+    if set(record) == {"dropped"} and _is_place(record["dropped"]):
         progressed.chunks.pop((record["dropped"][0], record["dropped"][1]), None)
-    elif "verified" in record:
+        return True
+    if set(record) == {"verified"} and _is_number(record["verified"], 0, _MAX_FILES):
         progressed.verified.add(record["verified"])
+        return True
+    return False
+
+
+def _is_place(value: object) -> bool:
+    """Whether this is [file, chunk]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and _is_number(value[0], 0, _MAX_FILES)
+        and _is_number(value[1], 0, MAX_CHUNKS)
+    )
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and _DIGITS.issuperset(value)

@@ -6,21 +6,24 @@ small second file: it is no part of the model, but without it a shard's hash cou
 
 import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path, PurePosixPath
 
 from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import Header, layout_problems
-from dfqs.shards.names import merged_path
+from dfqs.shards.names import ShardName
 from dfqs.shards.plan import MergePlan, plan_merge_of
 from dfqs.shards.pull.hub import Listing, RemoteFile
+from dfqs.shards.pull.naming import whole_name
 from dfqs.shards.pull.selection import Choice
-from dfqs.shards.shard import Shard, check_layout, read_shard_count
+from dfqs.shards.shard import SPLIT_COUNT, Shard, check_layout, read_shard_count
 
 CHUNK_BYTES = 16 << 20
 """One request, and what a kill loses at most on each connection."""
 MIN_CHUNK_BYTES = 64 << 10
+MAX_CHUNKS = 1 << 20
+"""Of all files together: what is known of each takes memory, and a line of the journal."""
 REST_LIMIT_BYTES = 1 << 30
 """Headers and padding of all shards; the largest models have some 20 MB."""
 
@@ -78,11 +81,18 @@ class PullPlan:
     tensors: int
     chunk_bytes: int
     notes: tuple[str, ...]
+    headers: tuple[Header, ...] = field(repr=False)
+    """What the plan was made of, as it was read: whether those are the files' own headers only their hashes say."""
 
     @property
     def fetch_bytes(self) -> int:
         """Bytes of the remote files."""
         return sum(layout.file.size for layout in self.layouts)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the remote files are pieces of one file, with one header between them."""
+        return self.choice.joined
 
     def chunks(self, index: int) -> int:
         """How many chunks a file has."""
@@ -92,6 +102,26 @@ class PullPlan:
         """Where a chunk begins and ends in its file."""
         start = chunk * self.chunk_bytes
         return start, min(start + self.chunk_bytes, self.layouts[index].file.size)
+
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """Where in the model no remote file's bytes go: its header and the padding between tensors."""
+        position = 0
+        for layout in self.layouts:
+            for piece in layout.pieces:
+                if piece.place is Place.MODEL:
+                    if piece.offset > position:
+                        yield position, piece.offset
+                    position = piece.offset + piece.length
+        if position < self.file_bytes:
+            yield position, self.file_bytes
+
+    def gap_bytes(self, start: int, end: int) -> bytes:
+        """What stands there: the header, then zeroes."""
+        return self.header[start:end].ljust(end - start, b"\0")
+
+    def all_chunks(self, chunk_bytes: int) -> int:
+        """How many chunks there are where files are cut so."""
+        return sum(-(-layout.file.size // chunk_bytes) for layout in self.layouts)
 
     def identity(self) -> dict[str, object]:
         """Everything that decides which bytes go where; a journal is for one identity. Chunks may be cut otherwise."""
@@ -111,14 +141,7 @@ def plan_pull_of(
         ShardError: the files do not make one model, or one is broken as it stands on the Hub.
     """
     if not choice.sharded:
-        (file,), (header,) = choice.files, headers
-        for problem in layout_problems(header):
-            raise ShardError(f"{problem.detail}; the file is broken on the Hub", path=file.name, name=problem.name)
-        extra = header.file_size - max(header.end_of_data, header.data_offset)
-        notes = (f"{extra:,} bytes stand after the last tensor; they are fetched as they are",) if extra > 0 else ()
-        pieces = (Piece(0, file.size, Place.MODEL, 0),)
-        layout = Layout(file, pieces, (0,))
-        return PullPlan(listing, choice, (layout,), b"", file.size, 0, len(header.tensors), chunk_bytes, notes)
+        return _plan_one_file(listing, choice, headers[0], chunk_bytes)
     shards = tuple(Shard(file.name, header) for file, header in zip(choice.files, headers, strict=True))
     count = read_shard_count(shards[0])
     if count != len(shards):
@@ -139,7 +162,45 @@ def plan_pull_of(
         len(merge.tensors),
         chunk_bytes,
         merge.notes,
+        tuple(headers),
     )
+
+
+def _plan_one_file(listing: Listing, choice: Choice, header: Header, chunk_bytes: int) -> PullPlan:
+    """A model that is fetched as it is: one remote file, or its pieces one after the other."""
+    name = choice.files[0].name
+    count = Shard(name, header).split_number(SPLIT_COUNT)
+    if count is not None and not 0 <= count <= 1:
+        example = ShardName("PREFIX", 1, count) if count > 0 else "PREFIX-00001-of-00002.gguf"
+        raise ShardError(
+            f"this is one shard of {count:,} and no whole model, and the set is not named like {example}, as shards "
+            "must be to be put together; fetch its files, rename them and `dfqs merge` them",
+            path=name,
+            name=SPLIT_COUNT,
+        )
+    for problem in layout_problems(header):
+        raise ShardError(f"{problem.detail}; the file is broken on the Hub", path=name, name=problem.name)
+    extra = header.file_size - max(header.end_of_data, header.data_offset)
+    notes = (f"{extra:,} bytes stand after the last tensor; they are fetched as they are",) if extra > 0 else ()
+    layouts, position = [], 0
+    for file in choice.files:
+        layouts.append(Layout(file, (Piece(0, file.size, Place.MODEL, position),), (0,)))
+        position += file.size
+    return PullPlan(
+        listing, choice, tuple(layouts), b"", position, 0, len(header.tensors), chunk_bytes, notes, (header,)
+    )
+
+
+def require_few_chunks(plan: PullPlan) -> None:
+    """Raises UsageError where the files would be cut into more chunks than can be kept in mind."""
+    if plan.all_chunks(plan.chunk_bytes) > MAX_CHUNKS:
+        least = MIN_CHUNK_BYTES
+        while plan.all_chunks(least) > MAX_CHUNKS:
+            least *= 2
+        raise UsageError(
+            f"chunks of {plan.chunk_bytes:,} bytes are too many for {plan.fetch_bytes:,} bytes; give --chunk "
+            f"{least >> 10}KiB or more"
+        )
 
 
 def output_path(out: Path, choice: Choice) -> Path:
@@ -151,8 +212,8 @@ def output_path(out: Path, choice: Choice) -> Path:
     if not out.is_dir():
         return out
     # Only the last part of a name from outside is used, and the listing has been through `is_safe_name`.
-    name = merged_path(Path(PurePosixPath(choice.files[0].name).name)).name if choice.sharded else None
-    name = name or PurePosixPath(choice.files[0].name).name
+    first = choice.files[0].name
+    name = PurePosixPath(whole_name(first) if choice.sharded or choice.joined else first).name
     if name.startswith((".", "-")) or len(name.encode()) > 200:
         raise UsageError(f"the repository's name for it, {name!r}, is no good here; name the file with -o")
     return out / name

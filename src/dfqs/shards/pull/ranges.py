@@ -8,17 +8,23 @@ the bytes are right only the hash of the whole file decides; that is `dfqs.shard
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import httpx
 
 from dfqs import __version__
 from dfqs.errors import IntegrityError, NetworkError, printable
+from dfqs.shards.pull.bounded import SlowAnswer, bounded_client, exchange
 from dfqs.shards.pull.hub import Address, Hub, Listing, RemoteFile
 from dfqs.shards.pull.patience import RETRIED_STATUS, Patience, retry_after_s
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
+HEAD_LIMIT_BYTES = 4 << 20
+"""What may come before the first byte of a body: interim answers, redirects, headers, what is read ahead with them."""
+PIECE_LIMIT_BYTES = 64 << 20
+"""What may come before the next piece of a body."""
 _EXPIRED_STATUS = frozenset({400, 401, 403, 404, 410})
 """What storage answers to a signed address that is too old."""
 
@@ -56,7 +62,7 @@ class RangeClient:
         self._hub = hub
         self._listing = listing
         self._patience = patience or Patience()
-        self._client = httpx.Client(
+        self._client = bounded_client(
             timeout=httpx.Timeout(self._patience.stall_s, connect=min(self._patience.stall_s, 15.0)),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             headers={"User-Agent": f"dfqs/{__version__}", "Accept-Encoding": "identity"},
@@ -94,6 +100,9 @@ class RangeClient:
             except _Again as problem:
                 reason, wait_s, resolve = str(problem), problem.wait_s, problem.resolve
                 trickles += problem.trickles
+            except SlowAnswer as error:
+                reason, wait_s, resolve = str(error), None, False
+                trickles += 1
             except httpx.TransportError as error:
                 reason, wait_s, resolve = str(error) or type(error).__name__, None, False
             except (httpx.TooManyRedirects, httpx.InvalidURL, UnicodeError) as error:
@@ -144,7 +153,10 @@ class RangeClient:
         state = self._state(file)
         address = self._address(file, state)
         headers = {**address.headers, "Range": f"bytes={start}-{end - 1}"}
-        with self._client.stream("GET", address.url, headers=headers) as response:
+        with ExitStack() as stack:
+            # Connecting, redirects and the head of the answer have one clock; the body then has its pace.
+            with exchange(self._patience.stall_s, HEAD_LIMIT_BYTES):
+                response = stack.enter_context(self._client.stream("GET", address.url, headers=headers))
             with self._lock:
                 self.requests += 1
                 self._open.add(response)
@@ -175,7 +187,8 @@ class RangeClient:
         while True:
             # Only the waiting counts: what is done with a piece may take long, too.
             asked = time.monotonic()
-            piece = next(pieces, None)
+            with exchange(self._patience.stall_s, PIECE_LIMIT_BYTES):
+                piece = next(pieces, None)
             waited_s += time.monotonic() - asked
             if piece is None:
                 return
@@ -262,13 +275,13 @@ class RangeClient:
 
 
 class RemoteSource:
-    """A remote file that a header can be read from."""
+    """A remote file, or several laid end to end, that a header can be read from."""
 
-    def __init__(self, client: RangeClient, file: RemoteFile, *, limit_bytes: int) -> None:
-        self.name = file.name
-        self.size = file.size
+    def __init__(self, client: RangeClient, files: Sequence[RemoteFile], limit_bytes: int) -> None:
+        self.name = files[0].name
+        self.size = sum(file.size for file in files)
         self._client = client
-        self._file = file
+        self._files = files
         self._left = limit_bytes
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -277,7 +290,14 @@ class RemoteSource:
         self._left -= max(end - offset, 0)
         if self._left < 0:
             raise IntegrityError(f"{printable(self.name)}: its header is larger than any model's; it is not fetched")
-        return b"".join(self._client.stream(self._file, offset, end, whole=True))
+        parts: list[bytes] = []
+        begins = 0
+        for file in self._files:
+            start, stop = max(offset - begins, 0), min(end - begins, file.size)
+            if start < stop:
+                parts += self._client.stream(file, start, stop, whole=True)
+            begins += file.size
+        return b"".join(parts)
 
 
 def _changed(file: RemoteFile, how: str) -> IntegrityError:

@@ -1,13 +1,15 @@
 """Which files of a repository are meant: sets of shards and single files, and a pattern that leaves one of them."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from dfqs.errors import ShardError, UsageError, printable
-from dfqs.shards.names import MAX_SHARDS, parse_shard_name
+from dfqs.shards.names import parse_shard_name
 from dfqs.shards.pull.hub import Listing, RemoteFile
+from dfqs.shards.pull.naming import may_be_model, place_of, whole_name
 from dfqs.units import format_bytes
 
 _COMPANIONS = ("mmproj", "imatrix")
@@ -17,13 +19,20 @@ _LISTED = 40
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One model of a repository: a single file, or a set of shards in order."""
+    """One model of a repository: a single file, a set of shards in order, or one file in pieces.
+
+    Until a header has been read this is what the names say.
+    """
 
     name: str
-    """What a pattern is matched with: the path without the shard's number."""
+    """What a pattern is matched with: the path without the shard's number, or `*` for it where another has that."""
     files: tuple[RemoteFile, ...]
     expected_files: int
-    """How many shards the names say there are."""
+    """How many files the names say there are."""
+    joined: bool = False
+    """Its files laid end to end are the model."""
+    numbered: bool = False
+    """Its files have numbers, but not as llama.cpp numbers shards: what they are only the first header says."""
 
     @property
     def file_bytes(self) -> int:
@@ -32,23 +41,44 @@ class Choice:
     @property
     def sharded(self) -> bool:
         """Whether its files are shards, if only one."""
-        return parse_shard_name(PurePosixPath(self.files[0].name).name) is not None
+        return (
+            not (self.joined or self.numbered) and parse_shard_name(PurePosixPath(self.files[0].name).name) is not None
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file is there that the names speak of."""
+        return self.numbered or len(self.files) == self.expected_files
 
 
 def list_choices(files: Sequence[RemoteFile]) -> tuple[Choice, ...]:
     """Group a repository's files into models."""
-    sets: dict[tuple[str, int], dict[int, RemoteFile]] = {}
+    groups: dict[tuple[str, str], dict[int, RemoteFile]] = {}
     choices = []
     for file in files:
-        path = PurePosixPath(file.name)
-        shard = parse_shard_name(path.name)
-        if shard is None or shard.count > MAX_SHARDS:
+        place = place_of(file.name)
+        if place is not None:
+            groups.setdefault((place.kind, place.group), {})[place.number] = file
+        elif may_be_model(file.name):
             choices.append(Choice(file.name, (file,), 1))
+    named: list[tuple[str, Choice]] = []
+    for (kind, group), members in groups.items():
+        ordered = tuple(members[number] for number in sorted(members))
+        first = place_of(ordered[0].name)
+        assert first is not None
+        count = first.count
+        if kind == "pieces":
+            if count is None and (first.number > 1 or len(members) == 1):
+                # `x.gguf.md` is no piece; one that is counts from the first on.
+                continue
+            expected = count or max(members) - first.number + 1
+            named.append((group, Choice(whole_name(ordered[0].name), ordered, expected, joined=True)))
+        elif kind == "numbered":
+            named.append((group, Choice(group, ordered, count or len(ordered), numbered=True)))
         else:
-            prefix = str(path.with_name(f"{shard.prefix}.gguf"))
-            sets.setdefault((prefix, shard.count), {})[shard.number] = file
-    for (name, count), members in sets.items():
-        choices.append(Choice(name, tuple(members[number] for number in sorted(members)), count))
+            named.append((group, Choice(whole_name(ordered[0].name), ordered, count or len(ordered))))
+    taken = Counter(choice.name for choice in (*choices, *(choice for _, choice in named)))
+    choices += [replace(choice, name=group) if taken[choice.name] > 1 else choice for group, choice in named]
     return tuple(sorted(choices, key=lambda choice: choice.name))
 
 
@@ -66,21 +96,27 @@ def choose(listing: Listing, pattern: str | None) -> Choice:
     if pattern is None:
         found = [c for c in choices if not any(word in c.name.lower() for word in _COMPANIONS)] or list(choices)
     else:
-        found = [c for c in choices if _matches(c, pattern)]
-        exact = [c for c in found if _is_exactly(c, pattern)]
-        found = exact if len(exact) == 1 else found
+        # A whole path is that file's, whatever marks of a pattern are in it.
+        found = [c for c in choices if pattern == c.name or any(pattern == file.name for file in c.files)]
+        if len(found) != 1:
+            found = [c for c in choices if _matches(c, pattern)]
+            exact = [c for c in found if _is_exactly(c, pattern)]
+            found = exact if len(exact) == 1 else found
     where = f"{listing.repo}@{listing.revision}"
     if not choices:
         odd = f" ({len(listing.unusable)} with names or sizes that cannot be trusted)" if listing.unusable else ""
         raise UsageError(f"{where} has no GGUF files{odd}")
     if not found:
-        raise UsageError(f"nothing in {where} matches '{pattern}'; it has:\n{describe_choices(choices)}")
+        raise UsageError(
+            f"nothing in {where} matches '{printable(pattern or '')}'; it has:\n{describe_choices(choices)}"
+        )
     if len(found) > 1:
         raise UsageError(f"{where} has several models; add a pattern that leaves one:\n{describe_choices(found)}")
     chosen = found[0]
-    if len(chosen.files) != chosen.expected_files:
+    if not chosen.complete:
+        what = "pieces" if chosen.joined else "shards"
         raise ShardError(
-            f"{len(chosen.files):,} of {chosen.expected_files:,} shards are in the repository; the set is incomplete",
+            f"{len(chosen.files):,} of {chosen.expected_files:,} {what} are in the repository; the set is incomplete",
             path=f"{where}/{printable(chosen.name)}",
         )
     return chosen
@@ -90,7 +126,8 @@ def describe_choices(choices: Sequence[Choice]) -> str:
     """One line each, with size and number of files."""
     lines = []
     for choice in choices[:_LISTED]:
-        files = f", {len(choice.files)} shards" if len(choice.files) > 1 else ""
+        what = "pieces of one file" if choice.joined else "numbered files" if choice.numbered else "shards"
+        files = f", {len(choice.files)} {what}" if len(choice.files) > 1 else ""
         lines.append(f"  {printable(choice.name, 120)}  {format_bytes(choice.file_bytes)}{files}")
     if len(choices) > _LISTED:
         lines.append(f"  and {len(choices) - _LISTED:,} more")

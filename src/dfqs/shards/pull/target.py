@@ -5,17 +5,20 @@ import ctypes
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from dfqs.errors import FormatError
+from dfqs.errors import FormatError, IntegrityError, UsageError
 from dfqs.shards.copying import write_fully
 from dfqs.shards.pull.hub import RemoteFile
 from dfqs.shards.pull.plan import Layout, Place, PullPlan
 from dfqs.storage import publish_file, storage_errors
 
 BUFFER_BYTES = 4 << 20
+_SEALED_AGO_NS = 10 * 10**9
+"""The time that is set on files that are not to change any more: any later write shows, whatever the clock's ticks."""
 
 
 def part_path(out: Path) -> Path:
@@ -36,22 +39,22 @@ def journal_path(out: Path) -> Path:
 class PullTarget:
     """Both files, open for writing, their space taken.
 
-    Args:
-        published: the model has its name already; it is looked at, not written.
+    Raises:
+        UsageError: something that is no regular file stands under one of the names.
+        SpaceError: the disk is full.
     """
 
-    def __init__(self, plan: PullPlan, out: Path, *, published: bool = False) -> None:
-        self._plan = plan
+    def __init__(self, plan: PullPlan, out: Path) -> None:
+        self.plan = plan
         self.out = out
-        self._model = out if published else part_path(out)
+        self._model = part_path(out)
         self._handles: list[int] = []
+        self._sealed: tuple[tuple[int, ...], ...] = ()
         try:
             for path, length in ((self._model, plan.file_bytes), (rest_path(out), plan.rest_bytes)):
                 created = not path.exists()
                 with storage_errors(path), _removed_on_failure(path, created):
-                    # O_NOFOLLOW: a link planted under that name leads nowhere.
-                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                    self._handles.append(os.open(path, flags, 0o666))
+                    self._handles.append(open_regular(path))
                     _take_space(self._handles[-1], length)
         except BaseException:
             self.close()
@@ -82,12 +85,14 @@ class PullTarget:
             digest.update(data)
         return digest.hexdigest()
 
-    def identity(self, layout: Layout) -> str:
-        """Hash of a whole remote file, from where it was written, in the form that the Hub keeps."""
-        digest, prefix = digest_for(layout.file)
-        for data in self.read(layout, 0, layout.file.size):
-            digest.update(data)
-        return f"{prefix}:{digest.hexdigest()}"
+    def read_model(self, start: int, end: int) -> Iterator[bytes]:
+        """Bytes of the model under way."""
+        for offset in range(start, end, BUFFER_BYTES):
+            length = min(BUFFER_BYTES, end - offset)
+            data = os.pread(self._handles[Place.MODEL], length, offset)
+            if len(data) != length:
+                raise FormatError("was cut short while it was written", path=self._model)
+            yield data
 
     def sync(self) -> None:
         """Make all that was written durable."""
@@ -95,21 +100,88 @@ class PullTarget:
             with storage_errors(self.out):
                 os.fsync(handle)
 
-    def publish(self) -> None:
-        """Write the header, make all durable, and give the model its name.
+    def publish(self, check: Callable[[], None] | None = None) -> None:
+        """Write the header, make all durable, look at it all once more, and give the model its name.
+
+        Args:
+            check: reads the finished files and raises where they are wrong. What it saw is what gets the name: no write
+                by anybody comes between unnoticed.
 
         Raises:
             UsageError: a file of that name appeared meanwhile.
+            IntegrityError: another program wrote to the files, or put others in their place.
         """
         with storage_errors(self.out):
-            write_fully(self._handles[Place.MODEL], self._plan.header, 0)
-            os.ftruncate(self._handles[Place.MODEL], self._plan.file_bytes)
+            for start, end in self.plan.gaps():
+                for offset in range(start, end, BUFFER_BYTES):
+                    data = self.plan.gap_bytes(offset, min(offset + BUFFER_BYTES, end))
+                    write_fully(self._handles[Place.MODEL], data, offset)
+            os.ftruncate(self._handles[Place.MODEL], self.plan.file_bytes)
         self.sync()
-        publish_file(part_path(self.out), self.out)
+        self._seal()
+        if check is not None:
+            check()
+        self._require_untouched(self._model)
+        publish_file(self._model, self.out)
+        try:
+            self._require_untouched(self.out, renamed=True)
+        except IntegrityError:
+            # In the moment of the renaming: what has the name now is not what was looked at.
+            publish_file(self.out, self._model, overwrite=True)
+            raise
+
+    def _seal(self) -> None:
+        """Remember the files as they are, so that any later change of them shows."""
+        for handle in self._handles:
+            status = os.fstat(handle)
+            # Another user's file may not take it; then the clock has to do.
+            with contextlib.suppress(PermissionError):
+                os.utime(handle, ns=(status.st_atime_ns, status.st_mtime_ns - _SEALED_AGO_NS))
+        self._sealed = tuple(_state(os.fstat(handle)) for handle in self._handles)
+
+    def _require_untouched(self, path: Path, *, renamed: bool = False) -> None:
+        now = tuple(_state(os.fstat(handle)) for handle in self._handles)
+        # Renaming changes a file's status time by itself.
+        kept = [
+            then[:4] == found[:4] if renamed else then == found for then, found in zip(self._sealed, now, strict=True)
+        ]
+        try:
+            named = path.lstat()
+        except FileNotFoundError:
+            named = None
+        if not all(kept) or named is None or (named.st_dev, named.st_ino) != now[Place.MODEL][:2]:
+            raise IntegrityError(
+                f"{self._model} was changed or replaced by another program while it was pulled; nothing was published. "
+                "The same command fetches again what is wrong"
+            )
 
     def close(self) -> None:
         while self._handles:
             os.close(self._handles.pop())
+
+
+def open_regular(path: Path, *, append: bool = False) -> int:
+    """A handle to a file of ours, made where there is none; nobody is waited for and no link followed.
+
+    Raises:
+        UsageError: what stands there is a link, a pipe or a device.
+    """
+    try:
+        # O_NONBLOCK: a pipe planted under that name does not make us wait for its other end.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.open(path, flags | (os.O_APPEND if append else 0), 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise UsageError(f"{path} is a symlink, a pipe or a device; move it away") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{path} is a symlink, a pipe or a device; move it away")
+    return handle
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 A chunk is missing, under way, claimed (an earlier run's journal says that it is written) or written. The reader goes
 through each file in order: claimed chunks are hashed by themselves first, and fetched again where the claim is false.
 When a whole file's hash is wrong although every chunk is as it came, a chunk came wrong: all are fetched again, once.
+A file that is right is then held against the header that the plan was made of, which nothing had vouched for.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from dfqs.errors import IntegrityError, printable
 from dfqs.gguf import FileSource
 from dfqs.progress import Progress
+from dfqs.shards.pull.finished import plan_as_verified
 from dfqs.shards.pull.journal import Progressed, PullJournal
 from dfqs.shards.pull.plan import PullPlan
 from dfqs.shards.pull.ranges import RangeClient, RangeIgnored
@@ -63,6 +65,11 @@ class Transfer:
         self._missing: list[tuple[int, int]] = []
         self._take_over(known)
 
+    @property
+    def plan(self) -> PullPlan:
+        """The plan, with the headers that the files were found to have."""
+        return self._plan
+
     def run(self, connections: int, progress: Progress) -> None:
         """Fetch and verify everything that is not verified yet.
 
@@ -106,6 +113,10 @@ class Transfer:
         for attempt in (1, 2):
             found = self._hash_in_order(index, progress)
             if found == file.identity:
+                plan = plan_as_verified(self._plan, self._target, index)
+                if plan is not self._plan:
+                    self.refetched.append(f"{file.name}: the header that the pull was planned with had come wrong")
+                self._plan = plan
                 self._journal.record_verified(index)
                 return
             if attempt == 1:
