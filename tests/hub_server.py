@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -67,6 +67,8 @@ class FakeHub:
     trouble: Trouble | None = None
     api_troubles: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     """(status, headers) to answer the next API requests with."""
+    raw_answer: Callable[[str, BinaryIO], bool] | None = None
+    """Given "api" or "storage" and the connection, answers in place of the server; True where it did."""
     listing_override: list[dict[str, Any]] | None = None
     promised: dict[str, str] = field(default_factory=dict)
     """SHA-256 that the Hub claims in place of the true one."""
@@ -186,6 +188,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def answered_raw(self, server: str) -> bool:
+        """Whether a test answered in bytes of its own making."""
+        if self.hub.raw_answer is None:
+            return False
+        try:
+            answered = self.hub.raw_answer(server, self.wfile)
+        except (BrokenPipeError, ConnectionResetError):
+            answered = True
+        self.close_connection = self.close_connection or answered
+        return answered
+
     def send_range(self, name: str, data: bytes, etag: str) -> None:
         """Data of a file, whole or a range of it, with whatever trouble is wanted."""
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -239,6 +252,8 @@ class _HubHandler(_Handler):
     def do_GET(self) -> None:
         hub = self.hub
         path = unquote(urlsplit(self.path).path)
+        if self.answered_raw("api"):
+            return
         if hub.api_troubles:
             status, headers = hub.api_troubles.pop(0)
             self.answer(status, b"{}", headers)
@@ -297,6 +312,8 @@ class _HubHandler(_Handler):
 class _StorageHandler(_Handler):
     def do_GET(self) -> None:
         hub = self.hub
+        if self.answered_raw("storage"):
+            return
         parts = urlsplit(self.path)
         name = unquote(parts.path).removeprefix("/blob/")
         hub.storage_tokens.append(self.headers.get("Authorization"))

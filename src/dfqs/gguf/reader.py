@@ -95,7 +95,7 @@ class Header:
     @property
     def raw(self) -> bytes:
         """The header's own bytes, from the magic to the last tensor's description."""
-        return self._buffer
+        return bytes(memoryview(self._buffer)[: self.header_length])
 
     @property
     def end_of_data(self) -> int:

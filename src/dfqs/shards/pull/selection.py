@@ -71,6 +71,8 @@ def list_choices(files: Sequence[RemoteFile]) -> tuple[Choice, ...]:
             if count is None and (first.number > 1 or len(members) == 1):
                 # `x.gguf.md` is no piece; one that is counts from the first on.
                 continue
+            if count is None:
+                ordered = _counted_on(ordered, sorted(members))
             expected = count or max(members) - first.number + 1
             named.append((group, Choice(whole_name(ordered[0].name), ordered, expected, joined=True)))
         elif kind == "numbered":
