@@ -15,6 +15,8 @@ HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co", "www.hf.
 _SHORT = re.compile(
     r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<pattern>[^@]+?)(?:@(?P<late>[^:@\s]+))?)?"
 )
+_FILE = re.compile(r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>refs/[^/:\s]+/[^/:\s]+|(?!refs/)[^/:\s]+))?/(?P<file>[^:]+)")
+"""`hf://OWNER/NAME@REVISION/FILE`, as file systems of the Hub write it."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PULL_REQUEST = re.compile(r"refs/(?:pr|convert|heads|tags)/[^/]+")
 _NO_MODELS = frozenset({"datasets", "spaces", "buckets", "collections", "docs", "blog", "papers", "api", "models"})
@@ -54,12 +56,10 @@ def parse_hub_address(text: str, *, endpoint: str = "https://huggingface.co") ->
     host = short.partition("/")[0].lower()
     if host in HUB_HOSTS or (urlsplit(endpoint).netloc.lower() == host and short.count("/") > 1):
         return _parse_path(short.partition("/")[2], text)
+    if scheme is not None and (file := _FILE.fullmatch(short)) is not None:
+        return _checked(file["repo"], file["revision"] or "main", file["file"], text)
     match = _SHORT.fullmatch(short)
     if match is None:
-        # hf://OWNER/NAME/FILE, as file systems of the Hub write it.
-        file = re.fullmatch(r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>[^/:\s]+))?/(?P<file>[^:]+)", short)
-        if file is not None and scheme is not None:
-            return HubAddress(file["repo"], file["revision"] or "main", file["file"])
         raise UsageError(f"'{printable(text, 200)}' is no repository; {_FORMS}")
     return _checked(match["repo"], match["revision"] or match["late"] or "main", match["pattern"], text)
 

@@ -4,6 +4,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from dfqs.errors import ShardError, UsageError, printable
@@ -15,6 +16,7 @@ from dfqs.units import format_bytes
 _COMPANIONS = ("mmproj", "imatrix")
 """Files beside a model that are no models; only a pattern that names them chooses them."""
 _LISTED = 40
+_LARGEST_GAP = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,14 @@ def list_choices(files: Sequence[RemoteFile]) -> tuple[Choice, ...]:
         assert first is not None
         count = first.count
         if kind == "pieces":
-            if count is None and (first.number > 1 or len(members) == 1):
-                # `x.gguf.md` is no piece; one that is counts from the first on.
-                continue
+            numbers = sorted(members)
             if count is None:
-                ordered = _counted_on(ordered, sorted(members))
-            expected = count or max(members) - first.number + 1
+                # `x.gguf.md` is no piece: pieces count on from the first, and one that is missing leaves a small gap.
+                gap = next((i for i, (a, b) in enumerate(pairwise(numbers), 1) if b - a > _LARGEST_GAP), len(numbers))
+                numbers, ordered = numbers[:gap], ordered[:gap]
+                if numbers[0] > 1 or len(numbers) == 1:
+                    continue
+            expected = count or numbers[-1] - numbers[0] + 1
             named.append((group, Choice(whole_name(ordered[0].name), ordered, expected, joined=True)))
         elif kind == "numbered":
             named.append((group, Choice(group, ordered, count or len(ordered), numbered=True)))
