@@ -15,7 +15,10 @@ HUB_HOSTS = frozenset({"huggingface.co", "www.huggingface.co", "hf.co", "www.hf.
 _SHORT = re.compile(
     r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<pattern>[^@]+?)(?:@(?P<late>[^:@\s]+))?)?"
 )
-_FILE = re.compile(r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>refs/[^/:\s]+/[^/:\s]+|(?!refs/)[^/:\s]+))?/(?P<file>[^:]+)")
+_FILE = re.compile(
+    r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>refs/[^/:\s]+/[^/:\s]+|(?!refs/)[^/:\s]+))?"
+    r"/(?P<file>[^:]+)"
+)
 """`hf://OWNER/NAME@REVISION/FILE`, as file systems of the Hub write it."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PULL_REQUEST = re.compile(r"refs/(?:pr|convert|heads|tags)/[^/]+")
