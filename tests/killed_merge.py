@@ -44,6 +44,10 @@ class CountingFile(LocalFile):
         self.disk.count()
         super().punch(offset, length)
 
+    def set_modified(self, time_ns: int) -> None:
+        self.disk.count()
+        super().set_modified(time_ns)
+
     def insert_range(self, offset: int, length: int) -> None:
         self.disk.count()
         super().insert_range(offset, length)
