@@ -13,7 +13,8 @@ from dfqs.shards.pull.hub import RemoteFile
 from dfqs.shards.pull.naming import place_of
 from dfqs.shards.pull.selection import list_choices
 from hub_server import FakeHub
-from pull_cases import Repository, single_model, write_repository
+from pull_cases import ENTRIES, Repository, single_model, tensors, write_repository
+from shard_inputs import pack_model, split_entries
 from test_pull_selection import plan_of, point_to
 
 
@@ -268,3 +269,12 @@ def test_every_listed_name_belongs_to_one_choice() -> None:
     assert sorted(file.name for choice in choices for file in choice.files) == sorted(set(names) - {"e.gguf.1"})
     assert len({choice.name for choice in choices}) == len(choices)
     assert place_of("x-" + "9" * 5000 + "-of-3.gguf") is None
+
+
+def test_a_whole_model_with_a_count_left_over_is_fetched_and_the_mend_is_said(hub: FakeHub) -> None:
+    entries = [*ENTRIES, *split_entries(0, 3, 6)]
+    hub.files = {"m.gguf": pack_model(entries, tensors()[:6])}
+
+    plan = Repository(hub, [], b"").plan()
+
+    assert any("calls itself one of 3 shards; `dfqs repair" in note for note in plan.notes)

@@ -17,7 +17,7 @@ from dfqs.shards.plan import MergePlan, plan_merge_of
 from dfqs.shards.pull.hub import Listing, RemoteFile
 from dfqs.shards.pull.naming import whole_name
 from dfqs.shards.pull.selection import Choice
-from dfqs.shards.shard import SPLIT_COUNT, Shard, check_layout, read_shard_count
+from dfqs.shards.shard import SPLIT_COUNT, SPLIT_TENSORS_COUNT, STALE_COUNT_MEND, Shard, check_layout, read_shard_count
 
 CHUNK_BYTES = 16 << 20
 """One request, and what a kill loses at most on each connection."""
@@ -169,8 +169,11 @@ def plan_pull_of(
 def _plan_one_file(listing: Listing, choice: Choice, header: Header, chunk_bytes: int) -> PullPlan:
     """A model that is fetched as it is: one remote file, or its pieces one after the other."""
     name = choice.files[0].name
-    count = Shard(name, header).split_number(SPLIT_COUNT)
-    if count is not None and not 0 <= count <= 1:
+    shard = Shard(name, header)
+    count = shard.split_number(SPLIT_COUNT)
+    # By its own count it has every tensor: the key is left over from the shards that it was merged of.
+    stale = count is not None and count > 1 and shard.split_number(SPLIT_TENSORS_COUNT) == len(header.tensors)
+    if count is not None and not 0 <= count <= 1 and not stale:
         example = ShardName("PREFIX", 1, count) if count > 0 else "PREFIX-00001-of-00002.gguf"
         raise ShardError(
             f"this is one shard of {count:,} and no whole model, and the set is not named like {example}, as shards "
@@ -181,7 +184,11 @@ def _plan_one_file(listing: Listing, choice: Choice, header: Header, chunk_bytes
     for problem in layout_problems(header):
         raise ShardError(f"{problem.detail}; the file is broken on the Hub", path=name, name=problem.name)
     extra = header.file_size - max(header.end_of_data, header.data_offset)
-    notes = (f"{extra:,} bytes stand after the last tensor; they are fetched as they are",) if extra > 0 else ()
+    notes: tuple[str, ...] = ()
+    if extra > 0:
+        notes = (f"{extra:,} bytes stand after the last tensor; they are fetched as they are",)
+    if stale:
+        notes += (f"it holds every tensor, but calls itself one of {count:,} shards; {STALE_COUNT_MEND}",)
     layouts, position = [], 0
     for file in choice.files:
         layouts.append(Layout(file, (Piece(0, file.size, Place.MODEL, position),), (0,)))
