@@ -143,11 +143,11 @@ def test_verify_recognises_a_class_that_a_file_does_not_declare_and_lists_what_d
 def test_verify_of_a_file_without_a_models_keys_fails_with_findings_and_not_for_want_of_a_class(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_imatrix(tmp_path / "i.gguf", vector_imatrix())
+    write_small(tmp_path / "m.gguf", keys=[u32("x", 1)])
 
-    assert run(["verify", str(tmp_path / "i.gguf")]) == 1
+    assert run(["verify", str(tmp_path / "m.gguf")]) == 1
 
-    assert "the model's architecture is not stated" in capsys.readouterr().out
+    assert "architecture" in capsys.readouterr().out
 
 
 def test_a_ladder_leaves_models_numbers_table_and_plot(

@@ -11,9 +11,11 @@ from dfqs.cli.main import run
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, KeyValue, TensorSource, read_header, string, tensor_length, u32, write_gguf
 from dfqs.quantize.calibration import read_corpus
+from dfqs.quantize.checks import check_imatrix
 from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome, limit_chunks
 from dfqs.quantize.imatrix_file import Accumulated, Imatrix, ImatrixFile, read_imatrix, write_imatrix
-from dfqs.quantize.quantize import check_imatrix, plan_source, quantize, read_source
+from dfqs.quantize.quantize import quantize
+from dfqs.quantize.source import plan_source, read_source
 from dfqs.runtime import Worker
 from fixtures_moe import write_tiny_moe
 from moe_families import FAMILIES
@@ -98,7 +100,7 @@ def test_a_model_whose_logits_are_no_numbers_has_no_importance(worker: Worker, t
     values[3, 5] = np.nan
     broken = write_model(tmp_path / "broken.gguf", {"output.weight": values})
 
-    with pytest.raises(RuntimeFailure, match="logits are no numbers"):
+    with pytest.raises(RuntimeFailure, match="logits at position 0 are NaN"):
         worker.call("dfqs.quantize.imatrix:measure_imatrix", job(broken, tmp_path / "i.gguf", 64))
 
     assert not (tmp_path / "i.gguf").exists()

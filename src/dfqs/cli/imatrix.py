@@ -13,7 +13,7 @@ from dfqs.quantize.calibration import read_corpus, shipped_corpus
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
-from dfqs.quantize.quantize import read_source
+from dfqs.quantize.source import read_source
 from dfqs.runtime import Worker
 from dfqs.units import format_duration
 

@@ -22,7 +22,7 @@ from dfqs.quantize.perplexity import (
     plan_windows,
     summarise,
 )
-from dfqs.quantize.quantize import read_source
+from dfqs.quantize.source import read_source
 from dfqs.runtime import Worker
 
 

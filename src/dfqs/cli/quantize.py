@@ -13,19 +13,14 @@ from dfqs.cli.ladder_report import report_ladder
 from dfqs.cli.output import note, out, print_json, print_plain, warn
 from dfqs.cli.perplexity import read_text
 from dfqs.errors import UsageError, printable
-from dfqs.model import read_model_spec
+from dfqs.quantize.checks import check_experts, check_gain, check_imatrix, check_input_types, gain_problem
 from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.metadata import ImatrixOrigin
+from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.plan import QuantizationPlan
-from dfqs.quantize.quantize import (
-    Quantized,
-    check_imatrix,
-    check_input_types,
-    plan_source,
-    quantize,
-    read_source,
-)
-from dfqs.quantize.recipe import find_class, recipe_record
+from dfqs.quantize.quantize import Quantized, quantize
+from dfqs.quantize.recipe import recipe_record
+from dfqs.quantize.source import Source, class_for, plan_source, read_source
 from dfqs.units import format_bytes, format_count, format_duration, parse_size
 
 SHOWN_NOTES = 12
@@ -36,10 +31,16 @@ def command(
     source: Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)],
     target: Annotated[Path | None, typer.Argument(help="The file to write.", show_default=False)] = None,
     class_: Annotated[
-        str, typer.Option("--class", "-c", help=f"{', '.join(CLASSES)}, or a recipe that ends in .toml.")
+        str,
+        typer.Option(
+            "--class",
+            "-c",
+            help=f"For models with experts: {', '.join(CLASSES)}. llama-quantize's mixtures: {', '.join(MIXTURES)}. Or "
+            "a recipe that ends in .toml.",
+        ),
     ] = "IQ1_S-XL",
     imatrix: Annotated[
-        Path | None, typer.Option(help="Importance matrix (GGUF), from `dfqs imatrix` or llama-imatrix.")
+        Path | None, typer.Option(help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")
     ] = None,
     memory: Annotated[str, typer.Option(help="Peak memory, whatever the model's size.")] = "2G",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
@@ -49,6 +50,9 @@ def command(
     ] = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make the file even where nothing changes in it, or it grows.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
     ladder: Annotated[
@@ -79,12 +83,13 @@ def command(
             raise UsageError("name the directory for the ladder's files")
         if max_shard_bytes is not None:
             raise UsageError("a ladder writes each class into one file; leave out --max-shard-size")
-        classes = [find_class(name.strip()) for name in ladder.split(",")]
+        classes = [class_for(name.strip(), read, has_imatrix=imatrix is not None) for name in ladder.split(",")]
         plans = [plan_source(read, entry) for entry in classes]
         if dry_run:
             _report_ladder_plan(plans, json_)
             return
         for plan in plans:
+            check_experts(read, plan.class_)
             check_imatrix(plan, read, imatrix)
             check_input_types(plan, allow_requantize)
             _warn_of_idle_exceptions(plan)
@@ -107,12 +112,11 @@ def command(
             raise
         report_ladder(rungs, target, json_)
         return
-    recipe = find_class(class_)
+    recipe = class_for(class_, read, has_imatrix=imatrix is not None)
     plan = plan_source(read, recipe)
     _warn_of_idle_exceptions(plan)
-    if not read_model_spec(read.first, read.tensors.values()).is_moe:
-        warn(f"a dense model: {recipe.name} is about routed experts, and means little without any")
     if dry_run:
+        _warn_of_refusals(read, plan, force)
         _report(plan, None, json_, check_imatrix(plan, read, imatrix) if imatrix is not None else None)
         return
     if target is None:
@@ -120,6 +124,9 @@ def command(
     recipe_file = Path(class_) if class_.endswith(".toml") else None
     # What is there already is seen to beside the journal: it may be our own, of a run that was cut off.
     check_output(target, (source, imatrix, recipe_file), overwrite=True)
+    check_experts(read, recipe)
+    if not force:
+        check_gain(plan)
     try:
         with progress_bar(f"quantizing to {recipe.name}", "parameters") as progress:
             result = quantize(
@@ -146,6 +153,17 @@ def _report_ladder_plan(plans: list[QuantizationPlan], json_: bool) -> None:
         return
     for plan in plans:
         print_plain(f"{plan.class_.name}: {format_bytes(plan.bytes)}")
+
+
+def _warn_of_refusals(source: Source, plan: QuantizationPlan, force: bool) -> None:
+    """What the real run will refuse."""
+    try:
+        check_experts(source, plan.class_)
+    except UsageError as error:
+        warn(f"the real run will refuse this: {error}")
+    problem = gain_problem(plan)
+    if problem is not None and not force:
+        warn(f"the real run needs --force: {problem}")
 
 
 def _warn_of_idle_exceptions(plan: QuantizationPlan) -> None:
@@ -222,6 +240,7 @@ def _as_json(plan: QuantizationPlan, result: Quantized | None, imatrix: ImatrixO
         "needs_imatrix": bool(plan.needing_importance),
         "unseen_experts": imatrix.unseen_experts if imatrix else None,
         "needs_allow_requantize": bool(plan.requantized),
+        "needs_force": gain_problem(plan) is not None,
         "paths": [str(path) for path in result.paths] if result else None,
         "manifests": [str(path) for path in result.manifests] if result else None,
         "file_bytes": result.file_bytes if result else None,

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
-from dfqs.classes import CLASSES
+from dfqs.classes import CLASSES, DeploymentClass
 from dfqs.errors import FormatError, UsageError
 from dfqs.gguf.reader import Header
 from dfqs.integrity.findings import Finding
-from dfqs.quantize.metadata import CLASS_KEY, RECIPE_KEY
+from dfqs.model import read_model_spec
+from dfqs.quantize.experts import expert_problems
+from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY
+from dfqs.quantize.mixtures import MIXTURES, mixture_class
 from dfqs.quantize.plan import plan_quantization
 from dfqs.quantize.recipe import class_from_record, recipe_record
 from dfqs.records import parse_json
@@ -46,10 +49,40 @@ def _findings(header: Header) -> Iterator[Finding]:
     except (UsageError, FormatError) as error:
         yield Finding("class", f"it says class {name}, but its recipe cannot be read: {error}", _MEND, name=RECIPE_KEY)
         return
-    builtin = CLASSES.get(name)
-    if class_.name != name or (builtin is not None and recipe_record(builtin) != recipe_record(class_)):
+    if class_.name != name or _is_another(class_, header):
         yield Finding("class", f"it says class {name}, but its recipe is another", _MEND, name=RECIPE_KEY)
+    if not _is_shard(header):
+        experts = _count_experts(header)
+        for problem in expert_problems(class_, experts, header.tensors):
+            yield Finding("class", f"it says class {name}, but {problem.message}", problem.mend, name=problem.name)
     for tensor in plan.tensors:
         if tensor.type is not tensor.source.type:
             message = f"is {tensor.source.type.name}, class {name} has {tensor.type.name}"
             yield Finding("class", message, _MEND, name=tensor.name)
+
+
+def _is_another(class_: DeploymentClass, header: Header) -> bool:
+    """Whether a class has the name of one of ours, and is not it."""
+    if class_.name in CLASSES:
+        return recipe_record(CLASSES[class_.name]) != recipe_record(class_)
+    # A mixture is worked out from the whole model, which a shard is not.
+    if class_.name not in MIXTURES or _is_shard(header):
+        return False
+    try:
+        ours = mixture_class(MIXTURES[class_.name], header, header.tensors, has_imatrix=IMATRIX_KEY in header.metadata)
+    except (UsageError, FormatError):
+        return True
+    return recipe_record(ours) != recipe_record(class_)
+
+
+def _is_shard(header: Header) -> bool:
+    count = header.metadata.get("split.count", 0)
+    return isinstance(count, int) and count > 1
+
+
+def _count_experts(header: Header) -> int:
+    """How many experts the model says it has; 0 where its keys say nothing usable (another finding's matter)."""
+    try:
+        return read_model_spec(header).experts
+    except FormatError:
+        return 0

@@ -7,6 +7,7 @@ hashes both sides and writes. Nothing depends on which thread did what: the byte
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -359,8 +360,10 @@ def source_content_sha256(tensors: tuple[TensorWork, ...], finished: dict[str, F
 def _open_partial(file: OutputFile, complete: bool, stack: ExitStack) -> int:
     path = file.path if complete and not file.partial.exists() else file.partial
     with storage_errors(file.path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     stack.callback(os.close, handle)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise UsageError(f"{path} is no regular file, so no run of ours left it; remove it")
     # The worker of a killed run dies with its caller, but not before its last write to the disk has ended.
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:

@@ -135,7 +135,7 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
                 context.clear()
                 collector.begin()
                 # All logits: the last layer computes only tokens whose logits are wanted.
-                context.decode(chunks[index], logits="all", take=_require_numbers)
+                context.decode(chunks[index], logits="all", take=_ignore)
                 matrix.tokens += len(chunks[index])
                 # A chunk that was cut short is the last one of this measurement, and none of a longer one's.
                 if time.monotonic() - saved >= job.checkpoint_s and len(chunks[index]) == longest:
@@ -285,14 +285,8 @@ def _coverage_note(coverage: Coverage) -> str:
     return f"{coverage.experts - len(coverage.cold)} of {coverage.experts} experts have seen enough"
 
 
-def _require_numbers(first: int, rows: Float32) -> None:
-    """Logits are computed for their inputs, but say whether the model computes anything.
-
-    Raises:
-        RuntimeFailure: they are no numbers.
-    """
-    if not np.isfinite(rows).all():
-        raise RuntimeFailure("the model's logits are no numbers (NaN or infinite); the model is damaged")
+def _ignore(first: int, rows: object) -> None:
+    """Logits are computed for their inputs, not for themselves; `decode` refuses those that are no numbers."""
 
 
 def limit_chunks(chunks: list[Tokens], most: int) -> list[Tokens]:

@@ -2,21 +2,27 @@
 
 The journal is a text file beside the output: one JSON object a line, the first naming the work by a fingerprint of
 everything that decides its bytes, each further one a finished tensor with its hashes. A line is written only after
-the bytes it speaks of have been synced, and is itself synced; a torn last line is ignored.
+the bytes it speaks of have been synced, and is itself synced; a torn last line is ignored. Each is sealed
+(`dfqs.seal`): the source's hash cannot be held against anything later, so a damaged line, or one that came with a
+download, would put a wrong one into the file.
 """
 
+import io
 import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import UsageError
-from dfqs.records import sha256_of
+from dfqs.errors import FormatError, UsageError
+from dfqs.records import canonical_json, parse_json, read_bounded
+from dfqs.seal import is_sealed, make_seal
 from dfqs.storage import fsync_directory, storage_errors
 
 FORMAT = "dfqs.quantize-journal/1"
-MAX_JOURNAL_BYTES = 64 << 20
+MAX_JOURNAL_BYTES = 32 << 20
+"""A line takes some 300 bytes; the largest models have some 50,000 tensors."""
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,7 +57,9 @@ class Journal:
         # Written anew, not appended to: a torn last line must not swallow the line after it.
         fresh = path.with_name(path.name + ".new")
         with storage_errors(path):
-            self._handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            # Not opened where something lies already: what an interrupted run left, or a pipe that would hang us.
+            fresh.unlink(missing_ok=True)
+            self._handle = os.open(fresh, _FLAGS, 0o666)
         self._append([{"format": FORMAT, "fingerprint": fingerprint}])
         self.add(list(state.finished.values()))
         if state.complete:
@@ -94,30 +102,30 @@ def read_journal(path: Path, fingerprint: str) -> JournalState:
     """What an earlier run of the same work left; nothing where there was none.
 
     Raises:
-        UsageError: the journal there is of another work.
+        UsageError: the journal there is of another work, or no regular file.
+        FormatError: it is larger than any journal.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JOURNAL_BYTES)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return JournalState({}, False)
-    lines = data.split(b"\n")[:-1]
-    if not lines:
+    lines = io.BytesIO(read_bounded(path, MAX_JOURNAL_BYTES))
+    first = lines.readline()
+    if not first.endswith(b"\n"):
         return JournalState({}, False)
-    head = _object(lines[0])
+    head = _object(first)
     if head.get("format") != FORMAT or head.get("fingerprint") != fingerprint:
         raise UsageError(
             f"{path} is of an unfinished run with another input, class, importance matrix or version of dfqs; finish "
             "that run, or delete the journal and the .quantizing files beside it to start over"
         )
     finished = {}
-    for line in lines[1:]:
-        entry = _object(line)
+    for line in lines:
+        # A torn last line has no end.
+        entry = _object(line) if line.endswith(b"\n") else {}
         name, source, out = entry.get("tensor"), entry.get("source_sha256"), entry.get("sha256")
         if not name or not source or not out or not (_HASH.fullmatch(source) and _HASH.fullmatch(out)):
             break
         tensor = FinishedTensor(name, source, out)
-        if entry != _line(tensor):
+        if not is_sealed(FORMAT, _sealed_part(tensor), entry.get("check", "")):
             break
         finished[name] = tensor
     complete = finished.pop(COMPLETE, None) is not None
@@ -126,14 +134,17 @@ def read_journal(path: Path, fingerprint: str) -> JournalState:
 
 def _line(tensor: FinishedTensor) -> dict[str, str]:
     line = {"tensor": tensor.name, "source_sha256": tensor.source_sha256, "sha256": tensor.sha256}
-    # The source's hash cannot be held against anything later: a damaged line would put a wrong one into the file.
-    return {**line, "check": sha256_of(line)[:16]}
+    return {**line, "check": make_seal(FORMAT, _sealed_part(tensor))}
+
+
+def _sealed_part(tensor: FinishedTensor) -> bytes:
+    return canonical_json([tensor.name, tensor.source_sha256, tensor.sha256])
 
 
 def _object(line: bytes) -> dict[str, str]:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = parse_json(line)
+    except FormatError:
         return {}
     if not isinstance(value, dict):
         return {}

@@ -18,7 +18,8 @@ from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
 from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, summarise
-from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, Source, quantize, read_source
+from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize
+from dfqs.quantize.source import Source, read_source
 from dfqs.records import is_document
 from dfqs.runtime import Worker
 from dfqs.shards.names import parse_shard_name

@@ -21,8 +21,13 @@ from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import string, u32
 from dfqs.gguf.writer import TensorSource, write_gguf
+from dfqs.quantize.stored_keys import read_number, read_text
 
 TOP = 128
+MAX_TOKENS = 400_000
+"""Scored tokens in a file: 400 MB, and more than intervals need. Bounds memory for a file that lies."""
+_ROWS = 4096
+"""Tokens worked on at a time."""
 FORMAT = "dfqs.logits/1"
 _SHAPES = {"targets": GGMLType.I32, "nll": GGMLType.F32, "top_ids": GGMLType.I32, "top_logprobs": GGMLType.F32}
 
@@ -67,7 +72,12 @@ class Losses:
 
 
 def write_losses(path: Path, losses: Losses, *, overwrite: bool = False) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file, whole or not at all.
+
+    Raises:
+        UsageError: it would hold more tokens than are read again; or `path` exists, and `overwrite` is false.
+    """
+    require_storable(len(losses.nll))
     conditions = losses.conditions
     keys = [
         string("general.type", "dfqs-logits"),
@@ -93,6 +103,16 @@ def write_losses(path: Path, losses: Losses, *, overwrite: bool = False) -> None
     write_gguf(path, keys, tensors, overwrite=overwrite)
 
 
+def require_storable(tokens: int) -> None:
+    """Make sure that so many tokens fit into a file.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if tokens > MAX_TOKENS:
+        raise UsageError(f"{tokens:,} tokens are more than a file of logits holds ({MAX_TOKENS:,}); use --max-tokens")
+
+
 def read_losses(path: Path) -> Losses:
     """Read a file that `write_losses` wrote.
 
@@ -102,24 +122,27 @@ def read_losses(path: Path) -> Losses:
     """
     with GGUFFile(path) as file:
         metadata = file.header.metadata
-        if metadata.get("dfqs.logits.format") != FORMAT:
+        if read_text(metadata, "dfqs.logits.format") != FORMAT:
             raise FormatError(f"not a file of stored logits ({FORMAT}); `dfqs perplexity --save` writes one", path=path)
 
         def text(key: str) -> str:
-            value = metadata.get(f"dfqs.logits.{key}")
-            if not isinstance(value, str):
+            value = read_text(metadata, f"dfqs.logits.{key}")
+            if value is None:
                 raise FormatError("missing, or not text", path=path, name=f"dfqs.logits.{key}")
             return value
 
         def number(key: str) -> int:
-            value = metadata.get(f"dfqs.logits.{key}")
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            value = read_number(metadata, f"dfqs.logits.{key}", path)
+            if value is None or value < 1:
                 raise FormatError("missing, or no count", path=path, name=f"dfqs.logits.{key}")
             return value
 
         for name, type_ in _SHAPES.items():
-            if file.header.tensor(name).type is not type_:
+            tensor = file.header.tensor(name)
+            if tensor.type is not type_:
                 raise FormatError(f"must be {type_.name}", path=path, name=name)
+            if tensor.elements > MAX_TOKENS * (TOP if name.startswith("top") else 1):
+                raise FormatError(f"holds {tensor.elements:,} numbers, more than are ever stored", path=path, name=name)
         tokens = file.header.tensor("targets").elements
 
         def rows(name: str) -> NDArray[Any]:
@@ -167,7 +190,16 @@ def divergence(losses: Losses, log_probabilities: Float32) -> NDArray[np.float64
         losses: the reference.
         log_probabilities: [tokens, top] what the other model gives the reference's `top_ids`.
     """
-    reference = losses.top_logprobs.astype(np.float64)
+    tokens = len(losses.top_logprobs)
+    parts = [
+        _divergence(losses.top_logprobs[first : first + _ROWS], log_probabilities[first : first + _ROWS])
+        for first in range(0, tokens, _ROWS)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _divergence(stored: Float32, log_probabilities: Float32) -> NDArray[np.float64]:
+    reference = stored.astype(np.float64)
     other = log_probabilities.astype(np.float64)
     inner = (np.exp(reference) * (reference - other)).sum(axis=1)
     rest = np.clip(1 - np.exp(reference).sum(axis=1), 0, 1)
@@ -185,9 +217,11 @@ def _check(losses: Losses, path: Path) -> None:
     )
     if not shapes_agree:
         raise FormatError("its tensors differ in length", path=path)
-    ids = np.concatenate([losses.targets, losses.top_ids.reshape(-1)])
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise FormatError(f"names tokens outside its vocabulary of {vocabulary:,}", path=path)
-    finite = np.isfinite(losses.nll).all() and np.isfinite(losses.top_logprobs).all()
-    if not finite or (losses.nll < -1e-3).any() or (losses.top_logprobs > 1e-3).any():
+    for ids in (losses.targets, losses.top_ids):
+        if not top or ids.min() < 0 or ids.max() >= vocabulary:
+            raise FormatError(f"names tokens outside its vocabulary of {vocabulary:,}", path=path)
+    # A minimum or maximum is NaN where anything is, and comparisons with NaN are false.
+    losses_are = losses.nll.min() >= -1e-3 and losses.nll.max() < np.inf
+    logprobs_are = losses.top_logprobs.max() <= 1e-3 and losses.top_logprobs.min() > -np.inf
+    if not losses_are or not logprobs_are:
         raise FormatError("holds logarithms of what is no probability", path=path)

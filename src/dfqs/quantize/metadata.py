@@ -13,6 +13,7 @@ from dfqs.errors import FormatError
 from dfqs.gguf.reader import Header
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import KeyValue, RawKeyValue, i32, string, u16, u32
+from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.recipe import recipe_record
 from dfqs.records import canonical_json
 
@@ -79,10 +80,11 @@ def result_keys(source: Header, class_: DeploymentClass, imatrix: ImatrixOrigin 
 
     The source's content hash is known only when all of it has been read: its place holds zeros (`content_hash_slot`).
     """
-    main_type = class_.expert_type or GGMLType.Q8_0
+    mixture = MIXTURES.get(class_.name)
+    file_type = mixture.file_type if mixture else FILE_TYPES.get(class_.expert_type or GGMLType.Q8_0, 0)
     fixed = {
         "general.quantization_version": u32("general.quantization_version", QUANTIZATION_VERSION),
-        "general.file_type": u32("general.file_type", FILE_TYPES.get(main_type, 0)),
+        "general.file_type": u32("general.file_type", file_type),
     }
     keys: list[KeyValue | RawKeyValue] = []
     for entry in source.entries:

@@ -179,7 +179,7 @@ def _plan_tensor(tensor: TensorInfo, shard: int, class_: DeploymentClass) -> Pla
     if wanted is None or tensor.type in INTEGER_TYPES:
         return PlannedTensor(tensor, shard, role, tensor.type, None)
     if wanted is not T.F32:
-        kept = _reason_to_keep(tensor)
+        kept = reason_to_keep(tensor)
         if kept is not None:
             return PlannedTensor(tensor, shard, role, tensor.type, f"stays {tensor.type.name}: {kept}")
     fitting = fitting_type(wanted, tensor.shape[0])
@@ -190,9 +190,10 @@ def _plan_tensor(tensor: TensorInfo, shard: int, class_: DeploymentClass) -> Pla
     return PlannedTensor(tensor, shard, role, fitting, note)
 
 
-def _reason_to_keep(tensor: TensorInfo) -> str | None:
+def reason_to_keep(tensor: TensorInfo) -> str | None:
+    """Why a tensor is left as it is by every class that does not ask for F32; None for a matrix like others."""
     if checked_product(tensor.shape) == tensor.shape[0]:
         return "a vector, not a matrix"
-    if any(part in tensor.name for part in KEPT_NAMES):
+    if not tensor.name.endswith("weight") or any(part in tensor.name for part in KEPT_NAMES):
         return "llama.cpp computes with it as it is"
     return None

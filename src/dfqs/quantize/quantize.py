@@ -14,44 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.classes import DeploymentClass
-from dfqs.errors import FormatError, IntegrityError, SpaceError, UsageError
-from dfqs.gguf.kinds import require_model
-from dfqs.gguf.layout import TensorInfo, align_up, place_tensors
-from dfqs.gguf.reader import Header
+from dfqs.errors import IntegrityError, SpaceError, UsageError
+from dfqs.gguf.layout import align_up, place_tensors
 from dfqs.gguf.writer import encode_header
-from dfqs.integrity.hashes import hash_file, hash_model
+from dfqs.integrity.hashes import hash_model
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, check_manifest_place, manifest_of, write_manifest
-from dfqs.model import Role, tensor_layer
 from dfqs.progress import Progress, no_progress
+from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
-from dfqs.quantize.imatrix_file import ALL_ZERO, ImatrixFile
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
-from dfqs.quantize.plan import PlannedTensor, QuantizationPlan, plan_quantization
+from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
 from dfqs.quantize.recipe import recipe_record
+from dfqs.quantize.source import Source as Source
+from dfqs.quantize.source import plan_source as plan_source
+from dfqs.quantize.source import read_source as read_source
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
-from dfqs.shards.belonging import belonging_problems
 from dfqs.shards.names import ShardName
-from dfqs.shards.shard import read_model_shards
 from dfqs.storage import check_writable_target, fsync_directory, publish_file
 from dfqs.units import format_bytes
 
 DEFAULT_MEMORY_BYTES = 2_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The model to be quantized: one file, or all its shards."""
-
-    headers: tuple[Header, ...]
-
-    @property
-    def first(self) -> Header:
-        return self.headers[0]
-
-    @property
-    def tensors(self) -> dict[str, TensorInfo]:
-        return {tensor.name: tensor for header in self.headers for tensor in header.tensors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +48,6 @@ class Quantized:
     file_bytes: int
     imatrix: ImatrixOrigin | None
     outcome: Outcome
-
-
-def read_source(path: Path) -> Source:
-    """Headers of a model, given its file or its first shard.
-
-    Raises:
-        FormatError: a header lies, a shard is missing or of another model.
-        UsageError: the file is missing, a later shard was given, or it is a GGUF of another kind than a model.
-    """
-    shards = read_model_shards(path)
-    require_model(shards[0].header)
-    if len(shards) > 1:
-        for problem in belonging_problems(shards):
-            raise problem
-    return Source(tuple(shard.header for shard in shards))
-
-
-def plan_source(source: Source, class_: DeploymentClass) -> QuantizationPlan:
-    """What each tensor of `source` becomes."""
-    return plan_quantization([header.tensors for header in source.headers], class_)
 
 
 def quantize(
@@ -117,6 +80,7 @@ def quantize(
     """
     source = read_source(source_path)
     plan = plan_source(source, class_)
+    check_experts(source, class_)
     check_input_types(plan, allow_requantize)
     origin = check_imatrix(plan, source, imatrix)
     work = plan_work(source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite)
@@ -169,89 +133,6 @@ def _read_back(file: OutputFile, source: Source, outcome: Outcome) -> Manifest:
         if written[tensor.name] != tensor.sha256:
             raise IntegrityError(f"{path}: tensor '{tensor.name}' does not read back as it was written; check the disk")
     return manifest
-
-
-def check_input_types(plan: QuantizationPlan, allow_requantize: bool) -> None:
-    """Refuse to make a model from what has already lost its detail.
-
-    Raises:
-        UsageError: tensors below Q8_0 would be converted, and `allow_requantize` is false.
-    """
-    low = plan.requantized
-    if low and not allow_requantize:
-        types = ", ".join(sorted({t.source.type.name for t in low}))
-        raise UsageError(
-            f"{len(low)} tensors are already quantized ({types}; the first is '{low[0].name}'), and doing it again "
-            "costs more quality than the class says; start from F16, BF16 or Q8_0, or add --allow-requantize"
-        )
-
-
-def check_imatrix(plan: QuantizationPlan, source: Source, path: Path | None) -> ImatrixOrigin | None:
-    """Make sure that the importance matrix is this model's, and is there where it is needed.
-
-    Raises:
-        UsageError: types that need one are asked for, and there is none for some tensor; or nothing in it is of this
-            model.
-        FormatError: the file is damaged, or made from a model of other shapes.
-    """
-    needing = plan.needing_importance
-    if path is None:
-        if needing:
-            raise UsageError(
-                f"{needing[0].type.name} needs an importance matrix ({len(needing)} tensors, the first is "
-                f"'{needing[0].name}'); make one with `dfqs imatrix`, and give it with --imatrix"
-            )
-        return None
-    tensors = source.tensors
-    with ImatrixFile(path) as file:
-        known = set(file.names)
-        if not known & set(tensors):
-            raise UsageError(f"{path} is of another model: none of its {len(known)} weights is in this one")
-        for name in sorted(known & set(tensors)):
-            file.groups(name, tensors[name].shape)
-        missing = [t for t in needing if t.name not in known]
-        if missing:
-            raise UsageError(
-                f"{path} says nothing about {len(missing)} tensors that become {_types(missing)}, the first is "
-                f"'{missing[0].name}'; measure it on this model with `dfqs imatrix`"
-            )
-        unseen, silent = _find_silence(plan, file, known)
-        empty = [t for t in needing if t.name in silent]
-        if empty:
-            raise UsageError(
-                f"{path} has nothing but zeroes for {len(empty)} tensors that become {_types(empty)}, the first is "
-                f"'{empty[0].name}'; measure it again with `dfqs imatrix`"
-            )
-        datasets = file.datasets
-        return ImatrixOrigin(
-            path=path,
-            sha256=hash_file(path),
-            dataset=datasets[0] if datasets else None,
-            entries=len(known),
-            chunks=file.chunks,
-            unseen_experts=unseen,
-            silent_weights=len(silent),
-        )
-
-
-def _find_silence(plan: QuantizationPlan, file: ImatrixFile, known: set[str]) -> tuple[int, set[str]]:
-    """(layer, expert) pairs without importance, counted, and tensors of which no part has any.
-
-    Raises:
-        FormatError: no tensor has any.
-    """
-    unseen: set[tuple[int | None, int]] = set()
-    silent: set[str] = set()
-    converted = [t for t in plan.tensors if not t.is_copied and t.name in known]
-    for tensor in converted:
-        groups = file.silent(tensor.name, tensor.source.shape)
-        if len(groups) == file.groups(tensor.name, tensor.source.shape):
-            silent.add(tensor.name)
-        if tensor.role is Role.ROUTED_EXPERT:
-            unseen |= {(tensor_layer(tensor.name), expert) for expert in groups}
-    if converted and len(silent) == len(converted):
-        raise FormatError(ALL_ZERO, path=file.path)
-    return len(unseen), silent
 
 
 def check_space(work: Work) -> None:
@@ -388,7 +269,3 @@ def _fingerprint(
             "tensors": [[t.name, list(t.shape), t.source_type.name, t.source_offset, t.type.name] for t in tensors],
         }
     )
-
-
-def _types(tensors: Sequence[PlannedTensor]) -> str:
-    return ", ".join(sorted({t.type.name for t in tensors}))

@@ -18,8 +18,11 @@
 The first exception that fits a tensor decides. A role without a type stays as it is in the input.
 """
 
+import os
 import re
+import stat
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,14 @@ from dfqs.classes import CLASSES, DeploymentClass, LayerException
 from dfqs.errors import UsageError, printable
 from dfqs.gguf.types import GGMLType
 from dfqs.model import Role
+from dfqs.quantize.mixtures import MIXTURES, find_mixture
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_LAYERS = 10_000
+MAX_NAME_CHARACTERS = 64
+MAX_PATTERN_CHARACTERS = 256
+MAX_EXCEPTIONS = 512
+"""Each is held against each tensor."""
 
 
 def find_class(name: str) -> DeploymentClass:
@@ -43,7 +51,8 @@ def find_class(name: str) -> DeploymentClass:
     found = _built_in(name)
     if found is None:
         raise UsageError(
-            f"'{printable(name)}' is no class; choose from {', '.join(CLASSES)}, or name a recipe that ends in .toml"
+            f"'{printable(name)}' is no class; choose from {', '.join((*CLASSES, *MIXTURES))}, or name a recipe that "
+            "ends in .toml"
         )
     return found
 
@@ -60,7 +69,10 @@ def read_recipe(path: Path) -> DeploymentClass:
         UsageError: the file is missing, or says something that a recipe cannot say.
     """
     try:
-        with path.open("rb") as file:
+        # Opening a pipe must not wait for its writer; reading stops at the limit whatever it is.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise UsageError(f"{path} is not a regular file")
             data = file.read(MAX_RECIPE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"the recipe {path} cannot be read: {error.strerror}") from None
@@ -82,10 +94,8 @@ def parse_recipe(table: dict[str, Any]) -> DeploymentClass:
         UsageError: a key, role, type or layer that there is none of.
     """
     _refuse_unknown(table, {"name", "base", "types", "exception"}, "the recipe")
-    name = _string(table, "name", "the recipe")
-    if not name or not name.isprintable() or len(name) > 64:
-        raise UsageError("'name' must be 1 to 64 printable characters")
-    if _built_in(name) is not None:
+    name = _name(table)
+    if _built_in(name) is not None or find_mixture(name) is not None:
         raise UsageError(f"'{name}' is a built-in class; a recipe needs a name of its own")
     types: dict[Role, GGMLType] = {}
     exceptions: tuple[LayerException, ...] = ()
@@ -103,6 +113,7 @@ def parse_recipe(table: dict[str, Any]) -> DeploymentClass:
     entries = table.get("exception", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError("'exception' must be tables ([[exception]])")
+    _refuse_many(entries)
     if not types and not entries:
         raise UsageError("it gives no tensor a type; state a base or types")
     return DeploymentClass(name, types, (*(_exception(entry) for entry in entries), *exceptions))
@@ -136,18 +147,19 @@ def class_from_record(record: object) -> DeploymentClass:
     entries = record.get("exceptions", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError("its exceptions are not a list of tables")
+    _refuse_many(entries)
     exceptions = []
     for entry in entries:
         layers = entry.get("layers")
         if layers is not None and not (isinstance(layers, list) and all(isinstance(n, int) for n in layers)):
             raise UsageError("the layers of an exception are not a list of numbers")
-        tensors = _string(entry, "tensors", "an exception") if entry.get("tensors") is not None else None
+        tensors = _pattern(entry) if entry.get("tensors") is not None else None
         role = _role(_string(entry, "role", "an exception")) if entry.get("role") is not None else None
         exceptions.append(
             LayerException(_type(entry.get("type")), role, tensors, None if layers is None else frozenset(layers))
         )
     types = {_role(str(role)): _type(type_) for role, type_ in record["types"].items()}
-    return DeploymentClass(_string(record, "name", "the recipe"), types, tuple(exceptions))
+    return DeploymentClass(_name(record), types, tuple(exceptions))
 
 
 def parse_layers(text: str) -> frozenset[int]:
@@ -174,7 +186,7 @@ def _exception(entry: dict[str, Any]) -> LayerException:
         raise UsageError("an exception must name a role or tensors")
     return LayerException(
         role=_role(_string(entry, "role", "an exception")) if "role" in entry else None,
-        tensors=_string(entry, "tensors", "an exception") if "tensors" in entry else None,
+        tensors=_pattern(entry) if "tensors" in entry else None,
         layers=parse_layers(_string(entry, "layers", "an exception")) if "layers" in entry else None,
         type=_type(entry.get("type")),
     )
@@ -191,6 +203,25 @@ def _string(table: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{where} needs '{key}' as text")
     return value
+
+
+def _refuse_many(entries: Sequence[object]) -> None:
+    if len(entries) > MAX_EXCEPTIONS:
+        raise UsageError(f"{len(entries):,} exceptions; no recipe needs more than {MAX_EXCEPTIONS}")
+
+
+def _pattern(entry: dict[str, Any]) -> str:
+    pattern = _string(entry, "tensors", "an exception")
+    if not pattern.isprintable() or len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise UsageError(f"the tensors of an exception must be 1 to {MAX_PATTERN_CHARACTERS} printable characters")
+    return pattern
+
+
+def _name(table: dict[str, Any]) -> str:
+    name = _string(table, "name", "the recipe")
+    if not name or not name.isprintable() or len(name) > MAX_NAME_CHARACTERS:
+        raise UsageError(f"'name' must be 1 to {MAX_NAME_CHARACTERS} printable characters")
+    return name
 
 
 def _role(name: str) -> Role:

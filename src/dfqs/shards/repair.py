@@ -1,7 +1,8 @@
 """Repair: a correct file out of a damaged one, where every byte of the model is there and only its form is wrong.
 
 What can be mended: shards joined with cat (in any order), trailing bytes, raw pieces, gaps and misalignment between
-tensors, a whole model that calls itself a shard. What cannot: bytes that are not there, or that two tensors claim.
+tensors, a whole model that calls itself a shard, experts that stand one tensor each. What cannot: bytes that are not
+there, or that two tensors claim.
 """
 
 import itertools
@@ -23,6 +24,7 @@ from dfqs.shards.merge import require_space
 from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.plan import merged_keys, plan_merge_of
 from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, Shard, is_whole_model
+from dfqs.shards.stacking import has_lone_experts, stack_experts
 from dfqs.storage import atomic_writer, check_writable_target
 
 
@@ -180,6 +182,8 @@ def _plan_rewriting(source: FileSource, file: EmbeddedFile) -> RepairPlan:
     header = file.header
     _refuse_lost_bytes(source, header)
     _refuse_shared_bytes(source, header)
+    if has_lone_experts(header.tensors):
+        return _plan_stacking(source, header)
     false_shard = is_whole_model(header, source.path)
     displaced = any(layout_problems(header))
     if not displaced and not false_shard:
@@ -200,6 +204,30 @@ def _plan_rewriting(source: FileSource, file: EmbeddedFile) -> RepairPlan:
     what = "its tensors are put one behind the other" if displaced else "split.count is set to 0: it is a whole model"
     total = len(encoded) + data_section_length(placed, header.alignment)
     return RepairPlan((source.path,), (source.size,), what, encoded, moves, total, len(placed))
+
+
+def _plan_stacking(source: FileSource, header: Header) -> RepairPlan:
+    """A model of the time before experts were stacked."""
+    shards = header.metadata.integer(SPLIT_COUNT) or 0
+    if shards > 1 and not is_whole_model(header, source.path):
+        raise UsageError(f"{source.path} is one of {shards} shards; merge them first (`dfqs merge`)")
+    experts = header.metadata.integer(f"{header.metadata.text('general.architecture')}.expert_count") or 0
+    stacks = tuple(stack_experts(header.tensors, experts, source.name))
+    shapes = [(stack.name, stack.shape, stack.type) for stack in stacks]
+    keys = tuple(header.raw_entry(entry) for entry in header.entries if not entry.name.startswith("split."))
+    encoded = encode_header(keys, shapes, alignment=header.alignment)
+    placed = tuple(place_tensors(shapes, header.alignment))
+    moves: list[Move] = []
+    for stack, place in zip(stacks, placed, strict=True):
+        offset = len(encoded) + place.offset
+        for part in stack.parts:
+            moves.append(Move(0, header.span(part).offset, part.length, offset))
+            offset += part.length
+    lone = sum(len(stack.parts) for stack in stacks if len(stack.parts) > 1)
+    made = sum(len(stack.parts) > 1 for stack in stacks)
+    what = f"{lone:,} tensors of one expert each become {made:,} stacked ones"
+    total = len(encoded) + data_section_length(placed, header.alignment)
+    return RepairPlan((source.path,), (source.size,), what, encoded, tuple(moves), total, len(placed))
 
 
 def _refuse_lost_bytes(source: FileSource, header: Header) -> None:
