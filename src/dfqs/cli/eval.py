@@ -15,7 +15,7 @@ from dfqs.evaluate.endpoint import EndpointTarget
 from dfqs.evaluate.local import LocalTarget
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import STAGES
-from dfqs.evaluate.store import Subject, latest_run, read_run
+from dfqs.evaluate.store import Subject, read_run, runs_of
 from dfqs.evaluate.suites import SUITES, find_suite
 from dfqs.evaluate.target import ChatTarget
 from dfqs.integrity import hash_model
@@ -98,8 +98,14 @@ def command(
             raise
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")
-    report = build_report(output)
-    paths = write_report(report, output)
+    report = build_report(directory)
+    paths = write_report(report, directory)
+    if (
+        any(value is not None for value in report.metrics.model_dump().values())
+        or not (output / "report.json").exists()
+    ):
+        # A run in which nothing was measured does not replace the report of one that has something to say.
+        paths = write_report(report, output)
     if json_:
         print_json(report.model_dump(mode="json"))
         return
@@ -111,11 +117,11 @@ def identify(model: Path, output: Path) -> Subject:
     """The file's identity. It is hashed once; a run in `output` that knows the file's size, time and place keeps it."""
     checked = check_model(model)
     stamp = _stamp(model)
-    latest = latest_run(output)
-    if latest is not None:
-        before = read_run(latest).subject
-        if before.stamp == stamp and before.location == str(model.resolve()):
-            return before
+    for directory in reversed(runs_of(output)):
+        if (directory / "run.json").exists():
+            before = read_run(directory).subject
+            if before.stamp == stamp and before.location == str(model.resolve()):
+                return before
     subject = Subject(
         kind="file", name=checked.name, location=str(model.resolve()), file_bytes=checked.file_bytes, stamp=stamp
     )

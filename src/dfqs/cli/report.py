@@ -6,23 +6,47 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.output import note, print_json, print_plain
+from dfqs.errors import UsageError, printable
 from dfqs.report.markdown import render_markdown
-from dfqs.report.record import build_report, write_report
+from dfqs.report.record import build_report, find_run, list_runs, write_report
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(help="The directory that dfqs eval wrote into.", show_default=False)],
+    directory: Annotated[
+        Path, typer.Argument(help="The directory that dfqs eval wrote into, or a run in it.", show_default=False)
+    ],
+    run: Annotated[
+        int | None,
+        typer.Option("--run", help="Number of the run.", min=1, show_default="the newest that measured something"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write report.json and report.md into this directory.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace reports that are there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the report and write nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Print an evaluation's report as Markdown, and write report.json and report.md beside its results.
+    """Print an evaluation's report as Markdown. Written is only what -o asks for.
 
     Example: dfqs report results
     """
-    report = build_report(directory)
-    if not dry_run:
-        paths = write_report(report, directory)
-        note(f"wrote {' and '.join(str(path) for path in paths)}")
+    chosen = find_run(directory, run)
+    report = build_report(chosen)
+    runs = list_runs(directory) if chosen != directory else ()
+    if len(runs) > 1:
+        for entry in runs:
+            shown = " (shown)" if entry.directory == chosen else ""
+            note(f"run {entry.number}: {printable(entry.model)}, {entry.measured} of 5 metrics{shown}")
+        note("--run N shows another")
+    if output is not None:
+        present = [path for name in ("report.json", "report.md") if (path := output / name).exists()]
+        if present and not overwrite:
+            raise UsageError(f"{present[0]} exists; --overwrite replaces it")
+        if not dry_run:
+            output.mkdir(parents=True, exist_ok=True)
+            paths = write_report(report, output)
+            note(f"wrote {' and '.join(str(path) for path in paths)}")
     if json_:
         print_json(report.model_dump(mode="json"))
     else:

@@ -20,20 +20,24 @@ ATTEMPTS = 2
 class Asker:
     """Measures one context length after the other, and remembers through the store."""
 
-    def __init__(self, target: ChatTarget, store: Store, suite: Suite, progress: Progress, lengths: int) -> None:
+    def __init__(
+        self, target: ChatTarget, store: Store, suite: Suite, progress: Progress, lengths: Sequence[int]
+    ) -> None:
         self._target = target
         self._store = store
         self._suite = suite
         self._progress = progress
         self._set = read_context_set()
-        self._done = 0
-        self._total = lengths * suite.context_questions
+        stored = {key.partition("/")[0] for key in store.stage(CONTEXT) if key.endswith("/plan")}
+        known = {*lengths, *(int(length) for length in stored if length.isascii() and length.isdigit())}
+        # What was there before is reported at once: it tells nothing of the rate.
+        self._counted = {length: self._closed(length) for length in sorted(known)}
+        self._tell(next(iter(lengths), 0))
 
     def measure(self, length: int) -> LengthResult:
         """Ask what is still open at a length, and count."""
         failure = self._store.get(CONTEXT, f"{length}/failure")
         if failure is not None:
-            self._advance(length, self._suite.context_questions)
             return LengthResult(length, Count(0, 0), failure["reason"])
         questions, alive = self._ask_what_is_open(length)
         failure = self._store.get(CONTEXT, f"{length}/failure")
@@ -60,12 +64,12 @@ class Asker:
             try:
                 questions = self._plan(length)
                 still_open = [each for each in questions if is_open(self._store, CONTEXT, _key(length, each))]
-                self._advance(length, len(questions) - len(still_open) if attempt == 0 else 0)
                 if still_open:
                     self._ask(length, still_open)
             except LengthFailure as error:
                 if last or not error.may_pass:
                     self._store.append(CONTEXT, f"{length}/failure", {"reason": str(error)})
+                    self._tell(length)
                     break
                 continue
             missing = [each for each in questions if is_open(self._store, CONTEXT, _key(length, each))]
@@ -106,19 +110,27 @@ class Asker:
     def _ask(self, length: int, questions: Sequence[Question]) -> None:
         def store(index: int, completion: Completion) -> None:
             scored = score_context(length, questions[index], completion)
-            first = self._store.get(CONTEXT, scored.item) is None
             self._store.append(CONTEXT, scored.item, scored.model_dump(mode="json"))
-            self._advance(length, int(first))
+            self._tell(length)
 
         def read(done: int, total: int | None = None, note: str = "") -> None:
-            self._progress(self._done, self._total, f"{length:,} tokens, {done:,} of them read")
+            self._tell(length, f", {done:,} of them read")
 
         self._target.ask(self._set.items[0], length, questions, self._set.entry.max_tokens, store, read)
 
-    def _advance(self, length: int, items: int) -> None:
-        self._done += items
-        self._total = max(self._total, self._done)
-        self._progress(self._done, self._total, f"{length:,} tokens")
+    def _tell(self, length: int, detail: str = "") -> None:
+        """Progress in questions, over all lengths that are known to be asked at."""
+        if length in self._counted or self._store.get(CONTEXT, f"{length}/plan") is not None:
+            self._counted[length] = self._closed(length)
+        total = len(self._counted) * self._suite.context_questions
+        self._progress(min(sum(self._counted.values()), total), total, f"{length:,} tokens{detail}")
+
+    def _closed(self, length: int) -> int:
+        """How many questions of a length need not be asked any more."""
+        if self._store.get(CONTEXT, f"{length}/failure") is not None:
+            return self._suite.context_questions
+        plan = self._store.get(CONTEXT, f"{length}/plan") or {"notes": []}
+        return sum(not is_open(self._store, CONTEXT, f"{length}/{index}") for index in plan["notes"])
 
 
 def is_open(store: Store, stage: str, key: str) -> bool:

@@ -132,7 +132,7 @@ def evaluate(
                     _measure_code(target, store, request.sized, sandbox, progress)
         if CONTEXT in request.stages:
             with draw(CONTEXT) as progress:
-                asker = Asker(target, store, request.sized, progress, len(request.suite.context_lengths))
+                asker = Asker(target, store, request.sized, progress, request.suite.context_lengths)
                 for length in request.suite.context_lengths:
                     asker.measure(length)
         if BOUNDARY in request.stages:
@@ -247,7 +247,7 @@ def _measure_boundary(target: ChatTarget, store: Store, request: Request, progre
         reason = f"its longest context of {longest:,} tokens is below the shortest length of {request.lengths[0]:,}"
         _store_boundary(store, Boundary(None, False, "undecided", reason, (), 0.0))
         return
-    asker = Asker(target, store, request.sized, progress, len(lengths))
+    asker = Asker(target, store, request.sized, progress, lengths)
     _store_boundary(store, find_boundary(asker.measure, lengths))
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dfqs.errors import FormatError, UsageError
+from dfqs.errors import FormatError, UsageError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
 from dfqs.evaluate.stored import check_line
 from dfqs.records import AtLeastOne, Record, Whole, parse_record, read_bounded, read_json, write_json
@@ -197,28 +197,40 @@ def read_run(directory: Path) -> RunRecord:
 
 
 def _choose_run(out: Path, planned: RunRecord) -> tuple[Path, RunRecord]:
-    latest = latest_run(out)
-    number = int(latest.name[4:]) if latest else 0
-    why: tuple[str, ...] = ()
-    if latest is not None and (latest / "run.json").exists():
-        before = read_run(latest)
+    """The newest run that began with the same, or a new one that says what is other than in the newest."""
+    runs = runs_of(out)
+    why: tuple[str, ...] | None = None
+    for directory in reversed(runs):
+        if not (directory / "run.json").exists():
+            continue
+        before = read_run(directory)
         conditions = _with_code_python(planned.conditions, before.conditions)
         before = before.model_copy(update={"conditions": _with_code_python(before.conditions, conditions)})
-        why = (*_changed_subject(before.subject, planned.subject), *differences(before.conditions, conditions))
-        if before.threads != planned.threads:
-            why = (*why, f"threads: {before.threads} -> {planned.threads}")
-        if not why:
-            write_json(latest / "run.json", before, overwrite=True)
-            return latest, before
-    elif latest is not None:
+        changes = _changes(before, planned.model_copy(update={"conditions": conditions}))
+        if not changes:
+            write_json(directory / "run.json", before, overwrite=True)
+            return directory, before
+        why = why if why is not None else changes
+    number = int(runs[-1].name[4:]) + 1 if runs else 1
+    if runs and not (runs[-1] / "run.json").exists():
         # Killed between making the directory and its record: nothing was measured in it.
         number -= 1
-    directory = out / f"run-{number + 1}"
-    record = planned.model_copy(update={"began_anew": why})
+    directory = out / f"run-{number}"
+    record = planned.model_copy(update={"began_anew": why or ()})
     with storage_errors(directory):
         directory.mkdir(exist_ok=True)
     write_json(directory / "run.json", record, overwrite=True)
     return directory, record
+
+
+def _changes(before: RunRecord, planned: RunRecord) -> tuple[str, ...]:
+    """What is other than in a run; empty: it can go on."""
+    other_model = _changed_subject(before.subject, planned.subject)
+    if other_model:
+        # Its template and its context come with it.
+        return other_model
+    threads = (f"threads: {before.threads} -> {planned.threads}",) if before.threads != planned.threads else ()
+    return (*differences(before.conditions, planned.conditions), *threads)
 
 
 def _with_code_python(conditions: ScoreConditions, other: ScoreConditions) -> ScoreConditions:
@@ -232,4 +244,9 @@ def _changed_subject(before: Subject, now: Subject) -> tuple[str, ...]:
     # A file that moved is the same file.
     placeless = {"location": "", "stamp": None} if now.kind == "file" else {}
     old, new = (subject.model_copy(update=placeless) for subject in (before, now))
-    return tuple(f"model {difference}" for difference in differences(old, new))
+    changed = tuple(f"model {difference}" for difference in differences(old, new))
+    if not changed:
+        return ()
+    if before.name == now.name:
+        return (f"another model under the same name, {printable(now.name)}", *changed)
+    return (f"another model: {printable(now.name)} in place of {printable(before.name)}", *changed)

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dfqs.evaluate.speed import (
 )
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
 from dfqs.evaluate.statistics import Count, wilson_interval
-from dfqs.evaluate.store import RunRecord, latest_run, read_lines, read_run
+from dfqs.evaluate.store import RunRecord, read_lines, read_run, runs_of
 from dfqs.gguf import read_header
 from dfqs.hardware import Machine
 from dfqs.model import ModelSpec, read_model_spec
@@ -49,16 +50,65 @@ REFERENCE_PARAMETERS = 284_300_000_000
 Results = Mapping[str, Mapping[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run of a directory."""
+
+    number: int
+    directory: Path
+    model: str
+    measured: int
+    """How many of the five metrics it has."""
+
+
+def list_runs(out: Path) -> tuple[RunSummary, ...]:
+    """The runs in `out`, oldest first; one that cannot be read has measured nothing."""
+    found = []
+    for directory in runs_of(out):
+        if (directory / "run.json").exists():
+            name, measured = "not readable", 0
+            try:
+                name = read_run(directory).subject.name
+                measured = sum(value is not None for value in build_report(directory).metrics.model_dump().values())
+            except DfqsError:
+                pass
+            found.append(RunSummary(int(directory.name[4:]), directory, name, measured))
+    return tuple(found)
+
+
+def find_run(out: Path, number: int | None = None) -> Path:
+    """The directory of a run.
+
+    Args:
+        out: where evaluations were written to, or one run's own directory.
+        number: None: the newest in which something was measured, else the newest.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (out / "run.json").exists():
+        if number is not None:
+            raise UsageError(f"{out} is one run itself; give --run with the directory above it")
+        return out
+    numbers = {int(directory.name[4:]): directory for directory in runs_of(out) if (directory / "run.json").exists()}
+    if not numbers:
+        raise UsageError(f"no evaluation in {out}; make one with dfqs eval MODEL -o {out}")
+    if number is None:
+        measured = [run.directory for run in list_runs(out) if run.measured] if len(numbers) > 1 else []
+        return measured[-1] if measured else numbers[max(numbers)]
+    if number not in numbers:
+        raise UsageError(f"no run {number} in {out}; there are {', '.join(map(str, sorted(numbers)))}")
+    return numbers[number]
+
+
 def build_report(out: Path) -> Report:
-    """The report of the newest run in `out`.
+    """The report of a run's directory, or of the run in `out` that `find_run` finds.
 
     Raises:
         UsageError: there is no run.
         FormatError: the stored run is damaged.
     """
-    directory = latest_run(out)
-    if directory is None:
-        raise UsageError(f"no evaluation in {out}; make one with dfqs eval MODEL -o {out}")
+    directory = find_run(out)
     record = read_run(directory)
     lines, _ = read_lines(directory / "results.jsonl")
     stages: dict[str, dict[str, Any]] = defaultdict(dict)
