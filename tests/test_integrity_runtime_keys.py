@@ -39,6 +39,25 @@ def errors(path: Path) -> list[str]:
     return [f"{f.name}: {f.message}" for f in verify_structure(path).findings if f.severity is Severity.ERROR]
 
 
+def test_a_key_that_the_runtime_needs_is_missed_by_both(
+    dense: Path, moe: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    path = tmp_path / "v.gguf"
+    needed = [
+        *("block_count", "context_length", "embedding_length", "attention.head_count", "expert_used_count"),
+        "attention.layer_norm_rms_epsilon",
+    ]
+    for base, name in [
+        *((moe, f"{A}.{name}") for name in needed),
+        *((moe, f"{TOKENIZER}{name}") for name in ("model", "tokens", "merges")),
+        *((dense, f"llama.{name}") for name in ("attention.head_count", "attention.layer_norm_rms_epsilon")),
+        *((moe, f"{A}.{name}") for name in ("rope.dimension_count", "feed_forward_length")),
+        (moe, f"{TOKENIZER}token_type"),
+    ]:
+        write_variant(base, path, without=[name])
+        assert runtime.loads(path) == (not verify_structure(path).findings), name
+
+
 def disagreements(
     runtime: Runtime, base: Path, path: Path, cases: Sequence[Sequence[KeyValue]], *, context: bool = False
 ) -> list[str]:

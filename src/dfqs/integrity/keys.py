@@ -26,7 +26,8 @@ from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT
 
 _MAKE_AGAIN = "The converter that made the file is at fault; make it again with a current one."
 _CONTRADICTION = "Keys and tensors contradict each other; make the file again."
-_LISTED_LAYERS = 3
+_EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
+_QUERIES = re.compile(r"blk\.\d+\.attn_(?:q|qkv)\.weight")
 _EXPERTS = re.compile(r"(?:.*\.)?ffn_(?:gate|up|down|gate_up)_exps\.weight")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _NAMES = frozenset(
@@ -135,6 +136,14 @@ def _missing_findings(header: Header) -> Iterator[Finding]:
     for key in ("block_count", "context_length", "embedding_length"):
         if (name := f"{architecture}.{key}") not in header.metadata:
             yield Finding("missing-key", "the key is missing; llama.cpp needs it", _MAKE_AGAIN, name=name)
+    if not any(f"{architecture}.attention.{key}" in header.metadata for key in _EPSILONS):
+        message = "the key is missing (and layer_norm_epsilon too); llama.cpp needs what its norms add"
+        name = f"{architecture}.attention.layer_norm_rms_epsilon"
+        yield Finding("missing-key", message, _MAKE_AGAIN, severity=Severity.WARNING, name=name)
+    name = f"{architecture}.attention.head_count"
+    if name not in header.metadata and any(_QUERIES.fullmatch(tensor.name) for tensor in header.tensors):
+        message = "the key is missing; llama.cpp needs it for attention"
+        yield Finding("missing-key", message, _MAKE_AGAIN, severity=Severity.WARNING, name=name)
     tokenizer = header.metadata.text("tokenizer.ggml.model")
     needed = ["tokenizer.ggml.model"]
     if tokenizer not in NO_TOKENIZER:
