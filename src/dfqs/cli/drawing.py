@@ -4,26 +4,25 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as RichProgress
-from rich.progress import Task as RichTask
+from rich.cells import cell_len
+from rich.live import Live
 from rich.text import Text
 
-from dfqs.cli.output import err
+from dfqs.cli.output import err, escape_controls
 from dfqs.errors import printable
 from dfqs.progress import Progress
 from dfqs.units import format_bytes, format_count, format_duration
 
 MINUTE_S = 60.0
+REDRAW_S = 0.5
+"""A line is drawn again so often at most, and only when something changed: over ssh, or into a recording, every line
+is bytes."""
+SETTLE_S = 1.0
+"""What is counted within so short a time of the beginning was done before, and only read back."""
+LINE_COLUMNS = 79
+"""A line is no longer than this, and the terminal's width: a terminal that wraps it could not take it away again."""
+BAR_COLUMNS = 24
+LABEL_COLUMNS = 40
 SHARE = "share"
 """As a unit: what is counted changes on the way (bytes, then layers), so that only the share done says something."""
 
@@ -35,39 +34,101 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
     Args:
         unit: "bytes", the plural of what is counted ("tokens", "items", "parameters"), or `SHARE`.
     """
-    if not err.is_terminal:
+    if not err.is_terminal or err.is_dumb_terminal:
         yield _MinuteLines(label, unit)
         return
-    # An item of an evaluation can take many minutes; rich forgets after half of one, and then knows no rate.
-    memory_s = 30.0 if unit in ("bytes", "tokens", "parameters") else 86_400.0
-    with RichProgress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        *_amount_columns(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim", markup=False),
-        console=err,
-        transient=True,
-        speed_estimate_period=memory_s,
-    ) as bar:
-        task = bar.add_task(label, total=None, note="")
-
-        def advance(done: int, total: int | None = None, note: str = "") -> None:
-            if unit == SHARE and total != bar.tasks[0].total:
-                # Other things are counted now: what the last ones took says nothing of them.
-                bar.reset(task, total=total)
-            bar.update(task, completed=done, total=total, note=printable(note, 60))
-
-        yield advance
+    with Live(console=err, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        yield _Bar(label, unit, live.update)
 
 
-def _amount_columns(unit: str) -> tuple[ProgressColumn, ...]:
-    """How much, and how fast."""
-    if unit == SHARE:
-        return (TaskProgressColumn(),)
-    if unit == "bytes":
-        return DownloadColumn(), TransferSpeedColumn()
-    return _CountColumn() if unit == "parameters" else MofNCompleteColumn(), _RateColumn(unit)
+class _Pace:
+    """How fast work goes, from what this run itself has done."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._begun_at: float | None = None
+        self._first = (0.0, 0)
+        self._total: int | None = None
+
+    def take(self, done: int, total: int | None) -> float:
+        """Note where the work is; returns the time."""
+        now = self._now()
+        if self._begun_at is None or total != self._total:
+            # What was counted before (other things, or what an earlier run did) tells nothing of the rate.
+            self._begun_at = now
+        if now - self._begun_at <= SETTLE_S:
+            self._first = now, done
+        self._total = total
+        self._latest = now, done
+        return now
+
+    def rate(self) -> float | None:
+        """Things a second; None while nothing was done."""
+        seconds, new = self._latest[0] - self._first[0], self._latest[1] - self._first[1]
+        return new / seconds if new > 0 and seconds > 0 else None
+
+    def words(self, unit: str, *, with_rate: bool = True) -> list[str]:
+        """Rate and time left, as far as they are known."""
+        rate, done = self.rate(), self._latest[1]
+        if rate is None:
+            return []
+        parts = [_rate(rate, unit)] if with_rate and unit != SHARE else []
+        if self._total is not None and done < self._total:
+            parts.append(f"{format_duration((self._total - done) / rate)} left")
+        return parts
+
+
+class _Bar:
+    """Progress on a terminal: one line."""
+
+    def __init__(
+        self, label: str, unit: str, draw: Callable[..., None], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        shown = Text(escape_controls(label))
+        shown.truncate(min(LABEL_COLUMNS, err.width // 2), overflow="ellipsis")
+        self._label, self._unit, self._draw = shown.plain, unit, draw
+        self._pace = _Pace(now)
+        self._drawn_at: float | None = None
+        self._drawn = ""
+        self._show(Text(self._label))
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        now = self._pace.take(done, total)
+        if self._drawn_at is not None and now - self._drawn_at < REDRAW_S:
+            return
+        self._drawn_at = now
+        self._show(self._line(done, total, note))
+
+    def _show(self, line: Text) -> None:
+        if line.plain != self._drawn:
+            self._drawn = line.plain
+            self._draw(line, refresh=True)
+
+    def _line(self, done: int, total: int | None, note: str) -> Text:
+        """Label, bar, amount, rate, time left, note: what has no room is left out, the last of it first."""
+        room = min(LINE_COLUMNS, err.width - 1)
+        amount = _amount(done, total, self._unit)
+        parts = [amount, *self._pace.words(self._unit)]
+        shorter = [amount, *self._pace.words(self._unit, with_rate=False)]
+        if cell_len(f"{self._label} {', '.join(parts)}") > room:
+            parts = shorter
+        words = ", ".join(parts)
+        free = room - cell_len(f"{self._label} {words}")
+        bar = _bar(done, total, min(BAR_COLUMNS, free - 1)) if free > BAR_COLUMNS // 2 else ""
+        line = Text.assemble(self._label, " ", (f"{bar} " if bar else "", "cyan"), words)
+        if note and room - line.cell_len > BAR_COLUMNS // 2:
+            line.append(f", {printable(note, 60)}", style="dim")
+        line.truncate(room, overflow="ellipsis")
+        return line
+
+
+def _bar(done: int, total: int | None, columns: int) -> str:
+    """`━━━━╌╌╌╌`, in plain signs where the locale has no others; nothing where the end is not known."""
+    if not total:
+        return ""
+    full = min(max(done * columns // total, 0), columns)
+    filled, empty = ("#", "-") if err.options.ascii_only else ("━", "╌")
+    return filled * full + empty * (columns - full)
 
 
 class _MinuteLines:
@@ -77,27 +138,15 @@ class _MinuteLines:
         # A label that only indents stands under the line that says what is done.
         self._label = f"{label.strip()}: " if label.strip() else label
         self._unit = unit
-        self._now = now
         self._said_at = now()
-        self._first: tuple[float, int] | None = None
-        self._total: int | None = None
+        self._pace = _Pace(now)
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        now = self._now()
-        if self._first is None or (self._unit == SHARE and total != self._total):
-            # What was there before tells nothing of the rate, nor does what was counted before.
-            self._first = now, done
-        self._total = total
+        now = self._pace.take(done, total)
         if now - self._said_at < MINUTE_S:
             return
         self._said_at = now
-        seconds, new = now - self._first[0], done - self._first[1]
-        parts = [_amount(done, total, self._unit)]
-        if new > 0:
-            if self._unit != SHARE:
-                parts.append(_rate(new / seconds, self._unit))
-            if total is not None and done < total:
-                parts.append(f"{format_duration((total - done) * seconds / new)} left")
+        parts = [_amount(done, total, self._unit), *self._pace.words(self._unit)]
         parts += [printable(note, 60)] if note else []
         err.print(Text(f"{self._label}{', '.join(parts)}", style="dim"))
 
@@ -116,22 +165,3 @@ def _rate(per_s: float, unit: str) -> str:
     if unit == "bytes":
         return f"{format_bytes(per_s)}/s"
     return f"{format_count(per_s)} {unit}/s" if per_s >= 1 else f"{format_duration(1 / per_s)} each"
-
-
-class _RateColumn(ProgressColumn):
-    """Things a second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: RichTask) -> Text:
-        return Text(_rate(task.speed, self.unit) if task.speed else "", style="magenta")
-
-
-class _CountColumn(ProgressColumn):
-    """Large counts: 1.2 B/284.3 B."""
-
-    def render(self, task: RichTask) -> Text:
-        total = format_count(task.total) if task.total is not None else "?"
-        return Text(f"{format_count(task.completed)}/{total}", style="green")

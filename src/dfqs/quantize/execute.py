@@ -172,7 +172,7 @@ class _Run:
         journal: Journal,
         imatrix: ImatrixFile | None,
         kernels: Kernels,
-        emit: Callable[[tuple[int, str]], None],
+        emit: Callable[[tuple[int, str, bool]], None],
     ) -> None:
         self.work, self.sources, self.handles = work, sources, handles
         self.journal, self.imatrix, self.kernels, self.emit = journal, imatrix, kernels, emit
@@ -220,7 +220,7 @@ class _Run:
                     )
                 continue
             finished[tensor.name] = entry
-            self._count(tensor, tensor.rows)
+            self._count(tensor, tensor.rows, done_before=True)
         self._resumed_parameters = self.done_parameters
         return finished
 
@@ -323,13 +323,13 @@ class _Run:
     def _row(self, tensor: TensorWork) -> int:
         return tensor_length(tensor.source_type, (tensor.shape[0],))
 
-    def _count(self, tensor: TensorWork, rows: int) -> None:
+    def _count(self, tensor: TensorWork, rows: int, *, done_before: bool = False) -> None:
         if tensor.type is not tensor.source_type:
             self.done_parameters += rows * tensor.shape[0]
         now = time.monotonic()
         if now - self._last_emit >= PROGRESS_S:
             self._last_emit = now
-            self.emit((self.done_parameters, tensor.name))
+            self.emit((self.done_parameters, tensor.name, done_before))
 
     def _finish(self, entry: FinishedTensor) -> None:
         self._unsynced.append(entry)

@@ -91,8 +91,10 @@ def quantize(
     check_space(work)
     total = plan.parameters_to_quantize
 
-    def report(event: tuple[int, str]) -> None:
-        progress(event[0], total, event[1])
+    def report(event: tuple[int, str, bool]) -> None:
+        done, tensor, done_before = event
+        # While it is only looked through what an earlier run did, the end of the work is not told: no rate comes of it.
+        progress(done, None if done_before else total, tensor)
 
     with ExitStack() as stack:
         running = worker if worker is not None else stack.enter_context(Worker(threads=threads))

@@ -143,8 +143,17 @@ def check_report_place(directory: Path) -> tuple[Path, Path]:
     paths = directory / "report.json", directory / "report.md"
     for path in paths:
         if path.exists() or path.is_symlink():
-            check_writable_target(path, overwrite=is_document(paths[0], SCHEMA_ID))
+            own = _is_report_text(path) if path.suffix == ".md" else is_document(path, SCHEMA_ID)
+            check_writable_target(path, overwrite=own)
     return paths
+
+
+def _is_report_text(path: Path) -> bool:
+    """By its heading, which every report has had."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline(10_000).strip().endswith(b": DFQS evaluation")
 
 
 def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:

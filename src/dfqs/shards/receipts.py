@@ -68,7 +68,7 @@ def write_receipt(
     with contextlib.suppress(OSError, DfqsError):
         path = _receipt_path(out)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(path, receipt)
+        write_json(path, receipt, overwrite=True)
         for old in sorted(path.parent.glob("*.json"), key=lambda found: found.stat().st_mtime_ns)[:-_KEPT]:
             old.unlink(missing_ok=True)
 

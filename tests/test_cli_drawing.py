@@ -1,0 +1,109 @@
+"""A progress line says what this run does, fits on the screen, and is not drawn more often than anybody can read."""
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rich.text import Text
+
+from dfqs.cli import drawing, output
+from dfqs.cli.drawing import SHARE, _Bar, progress_bar
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+class Screen:
+    """Lines as they are drawn, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.lines: list[str] = []
+
+    def draw(self, line: Text, *, refresh: bool) -> None:
+        assert refresh
+        self.lines.append(line.plain)
+
+    def bar(self, label: str, unit: str) -> _Bar:
+        return _Bar(label, unit, self.draw, lambda: self.now)
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
+    monkeypatch.setenv("COLUMNS", "80")
+    yield Screen()
+
+
+def test_what_an_earlier_run_did_gives_no_rate_and_no_time_left(screen: Screen) -> None:
+    bar = screen.bar("context", "questions")
+    for done in (0, 40, 80, 100):  # Stored; counted in no time.
+        bar(done, 280)
+        screen.now += 0.01
+    screen.now = 101.0
+    bar(110, 280)
+
+    assert "questions/s" not in screen.lines[-1]
+    assert "110 of 280 questions, 10.1 s each, 28 min 36 s left" in screen.lines[-1]
+
+
+def test_what_a_run_that_goes_on_reads_back_gives_no_rate_however_long_it_takes(screen: Screen) -> None:
+    bar = screen.bar("quantizing", "parameters")
+    for second in range(60):
+        screen.now = float(second)
+        bar(second * 10**9, None, "blk.0")
+    assert "left" not in screen.lines[-1]
+    for second in range(60, 71):
+        screen.now = float(second)
+        bar(60 * 10**9 + (second - 60) * 10**6, 70 * 10**9, "blk.60")
+
+    assert "1.0 M parameters/s, 2 h 46 min left" in screen.lines[-1]
+
+
+@pytest.mark.parametrize("unit", ["bytes", "questions", "tokens", "parameters", "items", SHARE])
+@pytest.mark.parametrize("label", ["", "      ", "hashing", "loading " + "x" * 300, "模型" * 60])
+@pytest.mark.parametrize("columns", [20, 80, 200])
+def test_a_line_never_wraps(
+    unit: str, label: str, columns: int, screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "err", output.SafeConsole(stderr=True))
+    drawing.err.width = columns
+    bar = screen.bar(label, unit)
+    for step in range(1, 6):
+        screen.now = 100.0 * step
+        bar(123_456_789 * step, 987_654_321, "blk.12.ffn_down_exps.weight" * 4)
+
+    assert len(screen.lines) > 1
+    assert all(Text(line).cell_len < min(columns, 80) for line in screen.lines)
+
+
+def test_a_line_is_drawn_twice_a_second_at_most_and_only_when_something_changed(screen: Screen) -> None:
+    bar = screen.bar("hashing", SHARE)
+    for call in range(10_000):
+        screen.now += 0.001
+        bar(call * 10**6, 10**10)
+    busy = len(screen.lines)
+    for _ in range(1000):
+        screen.now += 0.6
+        bar(10**10, 10**10)
+
+    assert 20 <= busy <= 22
+    assert len(screen.lines) - busy <= 1
+
+
+def test_a_terminal_gets_few_bytes_and_a_clean_line_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", Terminal(raw, encoding="utf-8", newline="\n", write_through=True))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(drawing, "err", output.SafeConsole(stderr=True))
+    with progress_bar("hashing") as progress:
+        for done in range(100_000):
+            progress(done, 100_000)
+
+    written = raw.getvalue().decode()
+    assert "hashing" in written
+    assert len(written) < 2000
+    assert re.search(r"\x1b\[2K\s*$|\x1b\[2K\x1b\[\?25h\s*$|\x1b\[\?25h.*\x1b\[2K$", written, re.DOTALL)
