@@ -119,6 +119,10 @@ def test_the_page_offers_no_tools_until_somebody_switches_them_on(tmp_path: Path
         front.front.pages = own_pages(tmp_path / "engine.sock")
         tools = front.get("/tools")
         assert (status(tools), tools.rpartition(b"\r\n\r\n")[2]) == (200, b"[]")
+        called = front.send(
+            JSON_POST.replace(b"/v1/chat/completions", b"/tools") + b"Content-Length: 2\r\n\r\n{}GET /x"
+        )
+        assert b"this server runs no tools" in called
         assert front.get("/").endswith(b"0 bytes")
 
 

@@ -75,8 +75,8 @@ class Front:
     admission: Admission
     inspect: Inspect | None = None
     limits: FrontLimits = FrontLimits()
-    pages: Mapping[str, Page] = field(default_factory=dict)
-    """Path -> what is answered there without the model's server."""
+    pages: Mapping[tuple[str, str], Page] = field(default_factory=dict)
+    """Method and path -> what is answered there without the model's server."""
     _connections: list[_Connection] = field(default_factory=list)
     _held_bytes: int = 0
     _computing: Any = None
@@ -202,15 +202,15 @@ class Front:
         if head.method == "OPTIONS":
             writer.write(_preflight(cors))
             return head.body_bytes == 0
-        page = self.pages.get(head.path)
-        if page is not None and head.method in ("GET", "HEAD"):
-            headers, body = page.answer(head.get("accept-encoding") or "")
+        body = await self._read_body(head, incoming, writer)
+        page = self.pages.get(("GET" if head.method == "HEAD" else head.method, head.path))
+        if page is not None:
+            headers, content = page.answer(head.get("accept-encoding") or "")
             writer.write(format_head("HTTP/1.1 200 OK", [*headers, *cors]))
-            writer.write(body if head.method == "GET" else b"")
+            writer.write(content if head.method != "HEAD" else b"")
             async with asyncio.timeout(WRITE_STALL_S):
                 await writer.drain()
-            return head.body_bytes == 0
-        body = await self._read_body(head, incoming, writer)
+            return True
         connection.answering = True
         # The client is watched while it waits, so that nothing is computed for one that left.
         work = asyncio.ensure_future(self._compute(head, body, writer, cors))

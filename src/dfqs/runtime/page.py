@@ -15,6 +15,8 @@ _TIMEOUT_S = 10.0
 _LIMIT_BYTES = 8 << 20
 _SETTING, _CATEGORIES = "LlamaUi.disabledToolCategories", ["browser"]
 _HEAD = b"<head>"
+_JSON = "application/json; charset=utf-8"
+_NO_TOOLS = b'{"error": "this server runs no tools"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,13 @@ class Page:
         return [*headers, ("content-encoding", "gzip"), ("content-length", str(len(packed)))], packed
 
 
-def own_pages(engine: Path) -> dict[str, Page]:
-    """Path -> what the front answers there in place of the model's server behind the socket `engine`."""
-    # No tools run on this machine; the server calls that forbidden, and the page logs an error.
-    pages = {"/tools": Page("application/json; charset=utf-8", b"[]")}
+def own_pages(engine: Path) -> dict[tuple[str, str], Page]:
+    """Method and path -> what the front answers there in place of the model's server behind the socket `engine`."""
+    # No tools run on this machine. The server calls asking for them forbidden, and the page logs an error each time.
+    pages = {("GET", "/tools"): Page(_JSON, b"[]"), ("POST", "/tools"): Page(_JSON, _NO_TOOLS)}
     html = _fetch_page(engine)
     if html is not None:
-        pages["/"] = pages["/index.html"] = Page("text/html; charset=utf-8", with_tools_off(html))
+        pages["GET", "/"] = pages["GET", "/index.html"] = Page("text/html; charset=utf-8", with_tools_off(html))
     return pages
 
 
