@@ -89,4 +89,7 @@ def test_what_a_template_says_of_itself_comes_back_as_it_does_without_a_process(
         renderer.render("{{ raise_exception('no') }}", USER)
     with pytest.raises(RuntimeFailure, match="drops the user message"):
         renderer.render("hello", USER)
-    assert renderer.render("hello {{ bos_token }}", USER, check=False, bos_token="<s>") == "hello <s>"
+    assert renderer.render("hello {{ bos_token }}", USER, {"bos_token": "<s>"}, check=False) == "hello <s>"
+    for name in ("self", "template", "messages", "check"):
+        with pytest.raises(RuntimeFailure, match="template"):
+            renderer.render("{{ nothing.at.all }}", USER, {name: 1})

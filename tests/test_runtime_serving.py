@@ -55,6 +55,14 @@ def test_a_template_that_hangs_on_one_word_only_is_found_when_the_word_comes() -
         ask(inspection, "/v1/responses", {"input": "magic"})
     with pytest.raises(FormatError):
         asyncio.run(inspection(parse_request_head(JSON_POST + b"\r\n"), b"{" + b"[" * 10_000))
+    hello = {"messages": [{"role": "user", "content": "hello"}]}
+    with pytest.raises(TemplateExcess):
+        kwargs = {"messages": [{"role": "user", "content": "magic"}]}
+        ask(inspection, "/v1/chat/completions", {**hello, "chat_template_kwargs": kwargs})
+    for odd in ({"self": 1}, {"template": "x"}, {"messages": 7}, 7, {"add_generation_prompt": []}):
+        ask(inspection, "/v1/chat/completions", {**hello, "chat_template_kwargs": odd})
+    for body in ({"messages": 7}, {"messages": [7]}, {"input": {}}, {"system": [], "messages": [{"role": None}]}, {}):
+        ask(inspection, "/v1/messages", body)
     # Nothing is rendered for it.
     ask(inspection, "/v1/completions", {"prompt": "magic"})
     inspection.close()

@@ -28,12 +28,16 @@ Inspect = Callable[[RequestHead, bytes], Awaitable[None]]
 """Looks at a request before the model's server does; an `HttpRefusal` that it raises is the answer."""
 
 
+_AT_ONCE = 64
+"""Connections taken before those taken earlier are looked at: a flood must not use up the process's files."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrontLimits:
     """What clients may take."""
 
-    connections: int = 512
-    connections_per_client: int = 384
+    connections: int = 400
+    connections_per_client: int = 300
     """Beyond either, the connection that has been saying nothing whole for longest makes room."""
     head_s: float = 10.0
     """For a head, from its first byte, or from the connection."""
@@ -106,7 +110,7 @@ class Front:
     async def _serve(self, started: "Future[None]") -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._computing = asyncio.Semaphore(self.limits.computing)
-        server = await asyncio.start_server(self._accept, sock=self.listener, limit=64 << 10, backlog=1024)
+        server = await asyncio.start_server(self._accept, sock=self.listener, limit=64 << 10, backlog=_AT_ONCE)
         started.set_result(None)
         await self._stop.wait()
         server.close()
@@ -133,13 +137,13 @@ class Front:
             await self._converse(connection, incoming, writer)
         except HttpRefusal as error:
             _refuse(writer, error, [])
-        except (Gone, ConnectionError, TimeoutError, asyncio.CancelledError):
+        except (Gone, OSError, asyncio.CancelledError):
             pass
         finally:
             if connection in self._connections:
                 self._connections.remove(connection)
             self._held_bytes -= connection.held_bytes
-            with contextlib.suppress(ConnectionError, asyncio.CancelledError, TimeoutError):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 writer.close()
                 async with asyncio.timeout(1):
                     await writer.wait_closed()

@@ -85,7 +85,7 @@ class ChatInspection:
                 self._render(template, messages, variables)
         if self.templates:
             try:
-                self._renderer.render(self.templates[0], [_USER], bos_token="", eos_token="")
+                self._renderer.render(self.templates[0], [_USER], {"bos_token": "", "eos_token": ""})
             except TemplateDropsMessage as error:
                 self.refusal = f"{error.args[0].partition(';')[0]}, so no conversation is answered"
             except TemplateExcess:
@@ -107,12 +107,14 @@ class ChatInspection:
         document = parse_json(body)
         if not isinstance(document, dict):
             raise HttpRefusal(400, "the body is no JSON object")
-        messages = _messages_of(document)
-        variables = {key: document[key] for key in ("tools",) if key in document}
         more = document.get("chat_template_kwargs")
-        variables |= more if isinstance(more, dict) else {}
+        # The server lets these stand in for anything that it would tell the template itself.
+        known = {"messages": _messages_of(document), "tools": document.get("tools", [])}
+        known |= more if isinstance(more, dict) else {}
+        messages = known.pop("messages")
         for template in self.templates:
-            await asyncio.to_thread(self._render, template, messages, variables)
+            if isinstance(messages, list):
+                await asyncio.to_thread(self._render, template, messages, known)
 
     def close(self) -> None:
         """End the process that renders."""
@@ -120,10 +122,8 @@ class ChatInspection:
 
     def _render(self, template: str, messages: list[Any], variables: dict[str, Any]) -> None:
         """What else goes wrong is the server's to tell: it knows more forms of a conversation."""
-        reserved = ("template", "messages", "check", "keep_waiting", "bos_token", "eos_token", "add_generation_prompt")
-        given = {key: value for key, value in variables.items() if key not in reserved}
         try:
-            self._renderer.render(template, messages, check=False, bos_token="", eos_token="", **given)
+            self._renderer.render(template, messages, {"bos_token": "", "eos_token": "", **variables}, check=False)
         except TemplateExcess:
             raise
         except RuntimeFailure:

@@ -181,15 +181,12 @@ class Model:
             raise RuntimeFailure(f"{self.path} has no chat template; give it plain text (--raw)")
         # As llama.cpp's server has it: models that can think do, unless told otherwise.
         variables.setdefault("enable_thinking", True)
-        return shared.render(
-            template,
-            messages,
-            keep_waiting=self.library.stop.raise_if_requested,
-            bos_token=self._special_text(self.bos),
-            eos_token=self._special_text(self.eos),
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
+        variables |= {
+            "bos_token": self._special_text(self.bos),
+            "eos_token": self._special_text(self.eos),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return shared.render(template, messages, variables, keep_waiting=self.library.stop.raise_if_requested)
 
     def tokenize_chat(self, rendered: str) -> list[int]:
         """Tokens of a rendered conversation. BOS comes from the template or from the model, never twice."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,24 +62,24 @@ class Renderer:
         self,
         template: str,
         messages: Conversation,
+        variables: Mapping[str, Any] | None = None,
         *,
         check: bool = True,
         keep_waiting: Callable[[], object] = lambda: None,
-        **variables: Any,
     ) -> str:
         """Text of a conversation; see `dfqs.runtime.template.render_conversation`.
 
         Args:
+            variables: what else the template knows, as JSON can say it.
             check: refuse where the text of a message is not in the rendered one.
             keep_waiting: called ten times a second; what it raises ends the rendering.
-            variables: what else the template knows, as JSON can say it.
 
         Raises:
             TemplateExcess: the template takes more than the limits allow.
             TemplateDropsMessage: what the user or the system said is not in the text.
             RuntimeFailure: the template is broken, or refuses these messages.
         """
-        asked = {"template": template, "messages": list(messages), "variables": variables, "check": check}
+        asked = {"template": template, "messages": list(messages), "variables": dict(variables or {}), "check": check}
         request = json.dumps(asked).encode() + b"\n"
         if len(request) > _ESCAPED_BYTES * self.limits.text_characters:
             raise RuntimeFailure(
