@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from dfqs.classes import CLASSES
+from dfqs.cli.main import run
 from dfqs.errors import IntegrityError, UsageError
 from dfqs.gguf import GGMLType, TensorSource, write_gguf
 from dfqs.gguf.quants import quantize as encode
@@ -22,7 +23,7 @@ from dfqs.integrity import ModelHashes, hash_model
 from dfqs.integrity.manifest import read_manifest
 from dfqs.quantize import quantize as module
 from dfqs.quantize.journal import Journal, JournalState
-from dfqs.quantize.quantize import plan_source, plan_work, quantize, read_source
+from dfqs.quantize.quantize import AlreadyDone, plan_source, plan_work, quantize, read_source
 from dfqs.quantize.recipe import find_class
 from dfqs.runtime import Worker
 from quantize_inputs import hashed_values, model_keys, write_model
@@ -275,3 +276,22 @@ def test_padding_is_zero_even_over_the_leavings_of_something_else(model: Path, o
     quantize(model, out, Q8_0, worker=worker)
 
     assert out.read_bytes() == expected
+
+
+def test_the_same_command_after_the_end_says_done_and_any_other_says_exists(
+    model: Path, out: Path, worker: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after the last rename, it said that its own file exists."""
+    quantize(model, out, Q8_0, worker=worker)
+    made = out.read_bytes()
+
+    assert run(["quantize", str(model), str(out), "--class", "Q8_0"]) == 0
+    assert "done already" in capsys.readouterr().err and out.read_bytes() == made
+    with pytest.raises(AlreadyDone):
+        quantize(model, out, Q8_0, worker=worker)
+    assert run(["quantize", str(model), str(out), "--class", "Q4_K-XL"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    with out.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    assert run(["quantize", str(model), str(out), "--class", "Q8_0"]) == 2

@@ -18,7 +18,7 @@ from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.metadata import ImatrixOrigin
 from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.plan import QuantizationPlan
-from dfqs.quantize.quantize import Quantized, quantize
+from dfqs.quantize.quantize import AlreadyDone, Quantized, quantize
 from dfqs.quantize.recipe import recipe_record
 from dfqs.quantize.source import Source, class_for, plan_source, read_source
 from dfqs.units import format_bytes, format_count, format_duration, parse_size
@@ -141,6 +141,11 @@ def command(
                 overwrite=overwrite,
                 progress=progress,
             )
+    except AlreadyDone as error:
+        note(str(error))
+        if json_:
+            print_json(_as_json(plan, None, None))
+        return
     except KeyboardInterrupt:
         note("finished tensors are kept beside the target; the same command goes on from there")
         raise

@@ -24,6 +24,7 @@ from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
+from dfqs.quantize.receipts import is_done, write_receipt
 from dfqs.quantize.recipe import recipe_record
 from dfqs.quantize.source import Source as Source
 from dfqs.quantize.source import plan_source as plan_source
@@ -35,6 +36,10 @@ from dfqs.storage import check_writable_target, fsync_directory, publish_file
 from dfqs.units import format_bytes
 
 DEFAULT_MEMORY_BYTES = 2_000_000_000
+
+
+class AlreadyDone(UsageError):
+    """The output is there, and is what this call would make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ def quantize(
         worker: one that runs already, with the tables of IQ1 types built (they take seconds).
 
     Raises:
+        AlreadyDone: the same call has ended well before, and nothing changed since.
         UsageError: what was asked for makes no sense; says why.
         FormatError: the source is damaged, or holds weights that are no numbers.
         SpaceError: the disk has no room; what was written so far is kept and used.
@@ -84,6 +90,8 @@ def quantize(
     check_input_types(plan, allow_requantize)
     origin = check_imatrix(plan, source, imatrix)
     work = plan_work(source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite)
+    if not overwrite and not work.journal.exists() and is_done(work):
+        raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
     for file in work.outputs:
         if not work.journal.exists():
             check_writable_target(file.path, overwrite=overwrite)
@@ -119,6 +127,7 @@ def publish(work: Work, source: Source, outcome: Outcome) -> tuple[Path, ...]:
         if file.partial.exists():
             publish_file(file.partial, file.path, overwrite=work.overwrite)
     targets = tuple(write_manifest(file.path, manifest, overwrite=work.overwrite) for file, manifest in described)
+    write_receipt(work)
     work.journal.unlink(missing_ok=True)
     fsync_directory(work.journal.parent)
     return targets
