@@ -6,6 +6,7 @@ At every window the merge makes bytes durable, asks whether the shard is still w
 import mmap
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -268,3 +269,26 @@ def test_stamps_of_our_own_freeing_are_in_the_journal(shards: list[Path], tmp_pa
     assert journal.job.sources[0].stamp is not None
     assert journal.job.sources[0].stamp.modified_ns == state.st_mtime_ns
     journal.close()
+
+
+@pytest.mark.parametrize("which", ["shard", "working file"])
+def test_file_that_another_process_has_open_for_writing_stops_the_merge(
+    which: str, shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfqs.shards.unchanged.WAIT_FOR_OTHERS_S", 0.1)
+    out = tmp_path / "out.gguf"
+    holders: list[subprocess.Popen[bytes]] = []
+
+    def hold() -> None:
+        with (shards[-1] if which == "shard" else working_path(out)).open("r+b") as file:
+            holders.append(subprocess.Popen(["sleep", "60"], stdin=file))
+
+    plan = plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW)
+    with pytest.raises(IntegrityError, match="is open in another process"):
+        merge_thrifty(plan, progress=Once(hold))
+    assert shards[-1].exists()
+    holders[0].kill()
+    holders[0].wait()
+
+    resume_merge(shards[0], out, "consume")
+    assert_tensors(out)

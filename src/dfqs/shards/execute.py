@@ -24,7 +24,7 @@ from dfqs.shards.job import Job, Resident, State
 from dfqs.shards.journal import Journal, working_path
 from dfqs.shards.mover import Mover, refuse_other_bytes
 from dfqs.shards.shard import Shard
-from dfqs.shards.unchanged import ShardGuard
+from dfqs.shards.unchanged import ShardGuard, require_alone
 from dfqs.units import format_bytes
 
 WINDOW_BYTES = 256 << 20
@@ -232,8 +232,7 @@ def _seal(working: DiskFile, journal: Journal, place: Place) -> None:
     header = MAGIC + working.read_at(len(MAGIC), journal.job.header_bytes - len(MAGIC))
     if hashlib.sha256(header).hexdigest() != journal.job.header_sha256:
         raise IntegrityError(f"{place.working} has a header that was not written by this merge; nothing was changed")
-    if working.has_other_writers():
-        raise IntegrityError(f"{place.working} is open for writing in another process; stop it and run this again")
+    require_alone(working, place.working)
     working.write_at(0, MAGIC)
     working.sync()
     position = journal.position

@@ -137,7 +137,10 @@ def read_shard_count(shard: Shard) -> int:
     """
     count = shard.split_number(SPLIT_COUNT)
     name = parse_shard_name(Path(shard.source).name)
-    if is_whole_model(shard.header, Path(shard.source)):
+    # With all the others beside it the key is not left over: later shards may hold no tensor.
+    in_its_set = name is not None and (name.number, name.count) == (1, count)
+    in_its_set = in_its_set and all(path.exists() for path in shard_paths(Path(shard.source), count or 0))
+    if not in_its_set and is_whole_model(shard.header, Path(shard.source)):
         raise ShardError(f"a whole model, not a shard; {STALE_COUNT_MEND}", path=shard.source, name=SPLIT_COUNT)
     if count is None or count == 0:
         kind = "a whole model, not a shard" if count == 0 or name is None else "named as a shard but is none"

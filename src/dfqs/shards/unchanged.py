@@ -5,6 +5,7 @@ put back and the stamp is noted in the journal, so that any other change shows, 
 """
 
 import hashlib
+import time
 from pathlib import Path
 
 from dfqs.errors import IntegrityError
@@ -13,6 +14,7 @@ from dfqs.shards.identity import FileStamp
 from dfqs.shards.job import TAIL_BYTES, Resident, Source, State
 from dfqs.shards.journal import Journal, PendingFreeing
 
+WAIT_FOR_OTHERS_S = 2.0
 _PROBE_BYTES = 4096
 _READ_BYTES = 8 << 20
 _EARLY_NS = 20_000_000
@@ -81,8 +83,7 @@ class ShardGuard:
                 f"{path} was changed while it was merged; nothing more of it is used up. If its bytes are what they "
                 "were, run this again with --trust-shards"
             )
-        if file.has_other_writers():
-            raise IntegrityError(f"{path} is open for writing in another process; stop it and run this again")
+        require_alone(file, path)
 
     def announce(self, shard: int, start: int, end: int) -> PendingFreeing:
         """What goes into the journal before a range is freed."""
@@ -176,6 +177,21 @@ class ShardGuard:
         """Whether bytes of a shard may have been freed already, so that no hash of the whole can be right."""
         job, position = self._journal.job, self._journal.position
         return position.state >= State.MOVING and shard <= job.copies[position.copy].shard
+
+
+def require_alone(file: DiskFile, path: Path) -> None:
+    """Make sure that nobody else can be writing to a file, by a handle or a mapping.
+
+    Some kernels count readers too; who only looks in (an indexer, `dfqs inspect`) is waited for.
+
+    Raises:
+        IntegrityError: somebody has it open.
+    """
+    until = time.monotonic() + WAIT_FOR_OTHERS_S
+    while file.has_other_writers():
+        if time.monotonic() > until:
+            raise IntegrityError(f"{path} is open in another process; stop it and run this again")
+        time.sleep(0.05)
 
 
 def _has_hash(file: DiskFile, source: Source) -> bool:
