@@ -3,8 +3,8 @@
 
 It takes one JSON document a line on stdin and answers with one on stdout. (Not pickles, as between us and a worker:
 whoever gets out of Jinja's sandbox must not get into the process that reads the answer.) The kernel ends it when a
-template takes more time or memory than a template needs; without its caller it finds its stdin ended. (Not by the signal
-of a parent's death, which the kernel sends at the death of the *thread* that started it.)
+template takes more time or memory than a template needs. Without its caller it finds its stdin ended; the signal of a
+parent's death will not do, as the kernel sends it at the death of the *thread* that started the process.
 """
 
 import json
