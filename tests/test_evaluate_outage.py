@@ -1,6 +1,7 @@
 """What a server says once is no boundary: only listed refusals are, everything else is asked again."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,14 @@ from dfqs.errors import EndpointFault
 from dfqs.evaluate import endpoint as endpoint_module
 from dfqs.evaluate.boundary import LengthResult, find_boundary
 from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import BOUNDARY, CONTEXT, REASONING
 from dfqs.evaluate.statistics import Count
+from dfqs.evaluate.store import Subject
+from dfqs.evaluate.suites import QUICK
+from dfqs.evaluate.target import LengthFailure
+from dfqs.progress import no_progress
+from dfqs.report.record import build_report
 from dfqs.runtime.refusals import is_context_refusal, read_refusal
 from evaluate_server import Reply, oracle, serve
 from test_evaluate_endpoint import run
@@ -158,6 +165,40 @@ def test_a_listed_refusal_carries_its_kind_to_the_caller():
         EndpointTarget(endpoint.url, max_context=1024)._attempt("q", 8, lambda *_: None)
 
     assert failed.value.fault is EndpointFault.CONTEXT_EXCEEDED
+
+
+def test_one_strange_count_of_tokens_is_no_cut_prompt(tmp_path):
+    right, asked = oracle(), []
+
+    def once(prompt):
+        asked.append(prompt)
+        return Reply(right(prompt).text, prompt_tokens=3 if len(asked) == 60 else None)
+
+    report = run(once, tmp_path, stages=(CONTEXT, BOUNDARY))
+
+    assert report.metrics.context_stability_curve == [1.0] * 4
+    assert report.details.boundary.cause == "none"
+
+
+@pytest.mark.parametrize(("crashes", "failed"), [(1, False), (2, True)])
+def test_a_runtime_that_is_killed_once_is_asked_again_before_the_length_has_failed(tmp_path, crashes, failed):
+    left = [crashes]
+
+    class Dies(EndpointTarget):
+        def ask(self, vocabulary, length_tokens, *rest):
+            if length_tokens == 1536 and left[0]:
+                left[0] -= 1
+                raise LengthFailure("the worker was killed (SIGKILL)", may_pass=True)
+            super().ask(vocabulary, length_tokens, *rest)
+
+    with serve(oracle()) as endpoint, Dies(endpoint.url, max_context=3072) as target:
+        subject = Subject(kind="endpoint", name="fake", location="here")
+        request = Request(QUICK, (CONTEXT,), limit=2)
+        evaluate(target, subject, None, request, tmp_path, lambda _stage: nullcontext(no_progress))
+    curve = build_report(tmp_path).details.context
+
+    assert (1536 not in curve.lengths_tokens) == failed
+    assert ("1536" in curve.not_measured) == failed
 
 
 def boundary_of(results):

@@ -125,6 +125,15 @@ def test_what_was_not_measured_is_null_with_its_reason_and_a_zero_stays_a_zero(r
     assert "reasoning_score           null" in render_summary(report)
 
 
+def test_thinking_that_no_prompt_shows_is_said_to_be_unknown_and_never_off(report):
+    score = report.conditions.score.model_copy(update={"thinking": None})
+    conditions = report.conditions.model_copy(update={"score": score})
+
+    assert "| thinking | the prompt shows nothing of it |" in render_markdown(
+        report.model_copy(update={"conditions": conditions})
+    )
+
+
 def test_a_name_from_outside_cannot_draw_on_the_page_or_the_terminal(report):
     # The statement about an endpoint has the name that its server gives.
     report = report.model_copy(update={"statement": "Measured on \x1b[2J."})

@@ -13,6 +13,7 @@ from dfqs.errors import EndpointError, EndpointFault, UsageError
 from dfqs.runtime import client as client_module
 from dfqs.runtime.client import Client
 from dfqs.runtime.exchange import parse_address
+from memory_limits import LIMIT_BYTES, peak_under_limit
 
 MESSAGES = [{"role": "user", "content": "q"}]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
@@ -33,6 +34,11 @@ def hostile(answer: Callable[[socket.socket], None]) -> Iterator[str]:
                 try:
                     connection.recv(65536)
                     answer(connection)
+                    # What was sent arrives before the end only when nothing received is left unread.
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.settimeout(10)
+                    while connection.recv(65536):
+                        pass
                 except OSError:
                     pass
 
@@ -100,6 +106,29 @@ def test_whatever_comes_in_great_amounts_ends_at_the_byte_limit(name, stream, mo
 
     assert failed.value.fault in (EndpointFault.TOO_LARGE, EndpointFault.BROKEN, EndpointFault.UNUSABLE)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (HEAD, b"x" * 65536),
+        (HEAD, b'data: {"choices": [{"delta": {"content": "x", "y": [' + b"{}," * 20_000 + b"0]}}]}\n"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b'{"a": [' + b"{}," * 20_000),
+        (b"HTTP/1.1 200 OK\r\n\r\n[", b"{},[]," * 10_000),
+    ],
+)
+def test_a_flood_costs_bounded_memory(head, piece):
+    code = (
+        "import sys\nfrom dfqs.errors import EndpointError\nfrom dfqs.runtime.client import Client\n"
+        "for take in (None, lambda _text: None):\n"
+        "    try:\n        with Client({url!r}) as client:\n"
+        "            client.chat([{{'role': 'user', 'content': 'q'}}], max_tokens=8, on_text=take)\n"
+        "    except EndpointError as error:\n        print(error.fault)\n"
+    )
+    with hostile(repeating(head, piece)) as url:
+        end = peak_under_limit(code.format(url=url))
+
+    assert (end.returncode, end.stdout.split(), end.peak_bytes < LIMIT_BYTES) == (0, ["too-large"] * 2, True), end
 
 
 def test_a_line_is_bounded_by_itself(monkeypatch):

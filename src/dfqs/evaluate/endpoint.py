@@ -193,7 +193,7 @@ class EndpointTarget:
                 answer = Completion(text=str(error), finish_reason="error")
             # Each note has more than five tokens in any tokenizer: fewer in all means that the prompt was cut.
             if answer.prompt_tokens is not None and answer.prompt_tokens < 5 * notes:
-                raise LengthFailure(f"the server cut the prompt to {answer.prompt_tokens:,} tokens")
+                raise LengthFailure(f"the server cut the prompt to {answer.prompt_tokens:,} tokens", may_pass=True)
             on_answer(index, answer)
 
     def _notes(self, vocabulary: ContextVocabulary, length_tokens: int) -> int:
