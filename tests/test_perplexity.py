@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from dfqs.cli.main import run
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, TensorSource, string, u32, write_gguf
 from dfqs.quantize.bootstrap import BLOCK_TOKENS, estimate_difference, estimate_mean
@@ -196,7 +197,7 @@ def test_logits_that_are_no_numbers_are_refused_not_averaged(worker: Worker, tmp
     values[0] = np.nan
     broken = write_model(tmp_path / "broken.gguf", {"output_norm.weight": values})
 
-    with pytest.raises(RuntimeFailure, match="logits at token 0 are no numbers"):
+    with pytest.raises(RuntimeFailure, match=r"logits at (token|position) 0 are (no numbers|NaN)"):
         measure(worker, PerplexityJob(broken, TEXT, 128, 64))
 
 
@@ -284,3 +285,20 @@ def test_command_gives_numbers_with_their_conditions(model: Path, tmp_path: Path
     assert summary["conditions"]["window_tokens"] == 128
     assert summary["kl"] is None
     assert len(read_losses(tmp_path / "l.gguf").nll) == summary["nll"]["tokens"]
+
+
+def test_the_same_command_after_its_end_gives_the_stored_numbers_and_any_other_says_exists(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    out = tmp_path / "l.gguf"
+    command = ["perplexity", str(model), "--text", str(tmp_path / "text.txt"), "--window", "128", "--stride", "64"]
+    assert run([*command, "--save", str(out), "--json"]) == 0
+    first, stored = json.loads(capsys.readouterr().out), out.read_bytes()
+
+    assert run([*command, "--save", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == first and out.read_bytes() == stored
+    assert run([*command, "--save", str(out)]) == 0
+    assert "done already" in capsys.readouterr().err
+    assert run([*command, "--max-tokens", "100", "--save", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err and out.read_bytes() == stored

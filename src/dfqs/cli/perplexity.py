@@ -22,6 +22,7 @@ from dfqs.quantize.perplexity import (
     plan_windows,
     summarise,
 )
+from dfqs.quantize.receipts import is_done, write_receipt
 from dfqs.quantize.source import read_source
 from dfqs.runtime import Worker
 
@@ -53,14 +54,6 @@ def command(
     words = read_text(text)
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
-    if save is not None:
-        check_output(save, (model, text, reference), overwrite=overwrite)
-    if dry_run and json_:
-        print_json(_dry_run_json(model, words, window, stride))
-        return
-    if dry_run:
-        print_plain(f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}")
-        return
     job = PerplexityJob(
         model.absolute(),
         words,
@@ -69,13 +62,27 @@ def command(
         max_tokens,
         reference.absolute() if reference is not None else None,
         threads,
+        store=save is not None,
     )
-    with Worker(threads=threads) as worker, progress_bar("predicting", "tokens") as progress:
-        measured: Measured = worker.call(
-            "dfqs.quantize.perplexity:measure_losses", job, on_event=lambda event: progress(*event)
-        )
+    done = save is not None and not overwrite and is_done(job.fingerprint, [save])
     if save is not None:
+        check_output(save, (model, text, reference), overwrite=overwrite or done)
+    if dry_run and json_:
+        print_json(_dry_run_json(model, words, window, stride))
+        return
+    if dry_run:
+        print_plain(f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}")
+        return
+    if save is not None and done and reference is None:
+        measured = Measured(read_losses(save), None)
+    else:
+        with Worker(threads=threads) as worker, progress_bar("predicting", "tokens") as progress:
+            measured = worker.call(
+                "dfqs.quantize.perplexity:measure_losses", job, on_event=lambda event: progress(*event)
+            )
+    if save is not None and not done:
         write_losses(save, measured.losses, overwrite=overwrite)
+        write_receipt(job.fingerprint, [save])
     summary = summarise(measured, stored)
     if json_:
         print_json(_as_json(model, measured, summary))
@@ -92,7 +99,7 @@ def command(
         print_plain(f"same top token  {estimate_text(summary.same_top)}")
     note(f"{summary.nll.tokens:,} tokens, windows of {window}, stride {stride}; {measured.losses.conditions.numerics}")
     if save is not None:
-        note(f"wrote {save}")
+        note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
 
 
 def read_text(path: Path | None) -> str:

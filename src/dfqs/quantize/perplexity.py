@@ -26,10 +26,13 @@ from dfqs.quantize.logits_file import (
     divergence,
     read_losses,
     require_comparable,
+    require_storable,
 )
+from dfqs.records import sha256_of
 from dfqs.runtime.library import LIBRARY_VARIABLE, PINNED_VERSION
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
+from dfqs.shards.shard import read_model_shards
 
 WINDOW_TOKENS, STRIDE_TOKENS = 512, 256
 ROWS = 16
@@ -48,6 +51,16 @@ class PerplexityJob:
     reference: Path | None = None
     """Stored logits to compute the divergence from."""
     threads: int | None = None
+    store: bool = False
+    """Whether the logits will be stored: a file holds only so many."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the losses: the model's files as they are now, text, windows and runtime."""
+        status = {shard.source: Path(shard.source).stat() for shard in read_model_shards(self.model)}
+        files = [[str(Path(path).absolute()), found.st_size, found.st_mtime_ns] for path, found in status.items()]
+        text = hashlib.sha256(self.text.encode()).hexdigest()
+        return sha256_of([files, text, self.window_tokens, self.stride_tokens, self.max_tokens, _runtime_name()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,8 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
     reference = read_losses(job.reference) if job.reference is not None else None
     with Model(worker.library, job.model) as model:
         tokens = model.tokenize(job.text, add_special=True, parse_special=False)[: job.max_tokens]
+        if job.store:
+            require_storable(len(tokens) - 1)
         windows = list(plan_windows(len(tokens), job.window_tokens, job.stride_tokens))
         conditions = Conditions(
             text_sha256=hashlib.sha256(job.text.encode()).hexdigest(),

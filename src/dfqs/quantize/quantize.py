@@ -90,7 +90,7 @@ def quantize(
     check_input_types(plan, allow_requantize)
     origin = check_imatrix(plan, source, imatrix)
     work = plan_work(source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite)
-    if not overwrite and not work.journal.exists() and is_done(work):
+    if not overwrite and not work.journal.exists() and is_done(work.fingerprint, [file.path for file in work.outputs]):
         raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
     for file in work.outputs:
         if not work.journal.exists():
@@ -127,7 +127,7 @@ def publish(work: Work, source: Source, outcome: Outcome) -> tuple[Path, ...]:
         if file.partial.exists():
             publish_file(file.partial, file.path, overwrite=work.overwrite)
     targets = tuple(write_manifest(file.path, manifest, overwrite=work.overwrite) for file, manifest in described)
-    write_receipt(work)
+    write_receipt(work.fingerprint, [file.path for file in work.outputs])
     work.journal.unlink(missing_ok=True)
     fsync_directory(work.journal.parent)
     return targets

@@ -1,4 +1,4 @@
-"""What quantizations wrote, so that the same command after a kill says "done already" and not "exists".
+"""What quantizations and measurements wrote, so that the same command after a kill says "done already".
 
 A receipt is written when every output has its name and before the journal goes: by which work, and which files. It lies
 in the cache, where no folder that was downloaded can bring one along. Where there is none, nothing is claimed.
@@ -7,6 +7,7 @@ in the cache, where no folder that was downloaded can bring one along. Where the
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,6 @@ from pydantic import Field
 
 from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
-from dfqs.quantize.execute import Work
 from dfqs.records import Record, read_json, write_json
 
 _KEPT = 200
@@ -31,34 +31,34 @@ class QuantizeReceipt(Record):
     """Of each: path, device, inode, bytes, and when it last changed (nanoseconds)."""
 
 
-def write_receipt(work: Work) -> None:
-    """Keep what `work` wrote. Without a cache that can be written nothing is kept."""
+def write_receipt(fingerprint: str, outputs: Sequence[Path]) -> None:
+    """Keep which files a work wrote. Without a cache that can be written nothing is kept."""
     with contextlib.suppress(OSError, DfqsError):
-        path = _receipt_path(work)
+        path = _receipt_path(outputs)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(path, QuantizeReceipt(fingerprint=work.fingerprint, outputs=_stamps(work)))
+        write_json(path, QuantizeReceipt(fingerprint=fingerprint, outputs=_stamps(outputs)))
         for old in sorted(path.parent.glob("*.json"), key=lambda found: found.stat().st_mtime_ns)[:-_KEPT]:
             old.unlink(missing_ok=True)
 
 
-def is_done(work: Work) -> bool:
+def is_done(fingerprint: str, outputs: Sequence[Path]) -> bool:
     """Whether every output is there, and is what this very work wrote."""
     try:
-        receipt = read_json(_receipt_path(work), QuantizeReceipt)
-        return receipt.fingerprint == work.fingerprint and receipt.outputs == _stamps(work)
+        receipt = read_json(_receipt_path(outputs), QuantizeReceipt)
+        return receipt.fingerprint == fingerprint and receipt.outputs == _stamps(outputs)
     except (OSError, DfqsError):
         return False
 
 
-def _stamps(work: Work) -> list[list[str]]:
+def _stamps(outputs: Sequence[Path]) -> list[list[str]]:
     stamps = []
-    for file in work.outputs:
-        found = file.path.lstat()
+    for path in outputs:
+        found = path.lstat()
         numbers = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        stamps.append([str(file.path), *map(str, numbers)])
+        stamps.append([str(path.absolute()), *map(str, numbers)])
     return stamps
 
 
-def _receipt_path(work: Work) -> Path:
-    name = hashlib.sha256(os.fsencode(work.outputs[0].path)).hexdigest()[:32]
+def _receipt_path(outputs: Sequence[Path]) -> Path:
+    name = hashlib.sha256(os.fsencode(outputs[0].absolute())).hexdigest()[:32]
     return cache_directory() / "quantized" / f"{name}.json"
