@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfqs.errors import UsageError
-from dfqs.units import format_bytes, format_count, format_duration, format_rate, parse_size
+from dfqs.units import format_bytes, format_count, format_duration, format_number_of, format_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,24 @@ def test_nonsense_is_not_taken_for_a_size(text: str) -> None:
 @given(st.integers(1, 10**18))
 def test_whole_numbers_of_bytes_keep_every_digit(count: int) -> None:
     assert parse_size(str(count)) == count
+
+
+NUMBERS = st.one_of(
+    st.floats(), st.integers(), st.sampled_from([10**400, -(10**400), 0, -1, 1e308, float("inf"), float("-inf")])
+)
+
+
+@given(NUMBERS, NUMBERS)
+def test_no_number_from_a_file_is_too_strange_to_be_written(number: float, seconds: float) -> None:
+    for text in (
+        format_bytes(number),
+        format_count(number),
+        format_duration(number),
+        format_rate(number, seconds, "tokens"),
+    ):
+        assert isinstance(text, str)
+        assert text
+
+
+def test_one_thing_is_not_called_many() -> None:
+    assert [format_number_of(count, "model") for count in (0, 1, 1200)] == ["0 models", "1 model", "1,200 models"]

@@ -1,5 +1,6 @@
 """Bytes, counts and times as people write them. Decimal units, as the model hubs and disks use: 1 GB is 10^9 bytes."""
 
+import math
 import re
 
 from dfqs.errors import UsageError
@@ -10,7 +11,9 @@ _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 def format_bytes(count: int | float) -> str:
     """`62_100_000_000` -> `62.1 GB`."""
-    value = float(count)
+    value = _as_float(count)
+    if not math.isfinite(value):
+        return f"{value} B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(value) < 999.5 or unit == "TB":
             return f"{value:.0f} B" if unit == "B" else f"{value:.{_decimals(value)}f} {unit}"
@@ -20,7 +23,7 @@ def format_bytes(count: int | float) -> str:
 
 def format_count(count: int | float) -> str:
     """`284_300_000_000` -> `284.3 B`, the way parameters are counted (B = 10^9)."""
-    value = float(count)
+    value = _as_float(count)
     for unit in ("", " K", " M", " B", " T"):
         if abs(value) < 999.95 or unit == " T":
             return f"{value:.0f}" if unit == "" else f"{value:.1f}{unit}"
@@ -28,8 +31,18 @@ def format_count(count: int | float) -> str:
     raise AssertionError("unreachable")
 
 
+def format_number_of(count: int, noun: str) -> str:
+    """`(1, "model")` -> `1 model`; `(1200, "model")` -> `1,200 models`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_duration(seconds: float) -> str:
     """`75.2` -> `1 min 15 s`."""
+    seconds = _as_float(seconds)
+    if not math.isfinite(seconds):
+        return f"{seconds} s"
+    if seconds < 0:
+        return f"-{format_duration(-seconds)}"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:
@@ -43,7 +56,8 @@ def format_duration(seconds: float) -> str:
 
 def format_rate(count: float, seconds: float, unit: str) -> str:
     """`(128, 2.0, "tokens")` -> `64.0 tokens/s`; no rate out of no time."""
-    return f"{count / seconds:.1f} {unit}/s" if seconds > 0 else f"- {unit}/s"
+    rate = _as_float(count) / _as_float(seconds) if seconds > 0 else math.nan
+    return f"{rate:.1f} {unit}/s" if math.isfinite(rate) else f"- {unit}/s"
 
 
 def parse_size(text: str) -> int:
@@ -61,6 +75,14 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise UsageError(f"'{text}' is no size to work with; it must be at least one byte")
     return int(size)
+
+
+def _as_float(value: int | float) -> float:
+    """Numbers read from a file can be larger than any float; they are written as infinite, and stop nothing."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _decimals(value: float) -> int:

@@ -15,7 +15,7 @@ from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
 from dfqs.quantize.source import read_source
 from dfqs.runtime import Worker
-from dfqs.units import format_duration
+from dfqs.units import format_duration, format_number_of
 
 SHOWN_COLD = 10
 
@@ -91,7 +91,10 @@ def command(
     if json_:
         print_json(_as_json(output, outcome.coverage, outcome, text.sha256))
         return
-    print_plain(f"wrote {output}: {outcome.weights} weights, {outcome.tokens:,} tokens of '{text.name}'")
+    print_plain(
+        f"wrote {output}: {format_number_of(outcome.weights, 'weight')}, "
+        f"{format_number_of(outcome.tokens, 'token')} of '{text.name}'"
+    )
     _report_coverage(outcome.coverage)
     note(f"stopped because {outcome.stopped_because}; {format_duration(outcome.wall_s)}")
 
@@ -108,7 +111,10 @@ def _merge(
     if json_:
         print_json(_as_json(None if dry_run else output, coverage, None, None))
         return
-    print_plain(f"{'would write' if dry_run else 'wrote'} {output}: {len(total.entries)} weights of {len(added)} files")
+    print_plain(
+        f"{'would write' if dry_run else 'wrote'} {output}: "
+        f"{format_number_of(len(total.entries), 'weight')} of {format_number_of(len(added), 'file')}"
+    )
     _report_coverage(coverage)
 
 
@@ -130,7 +136,7 @@ def _report_coverage(coverage: Coverage) -> None:
     if coverage.is_complete:
         return
     warn(
-        f"{len(coverage.cold)} experts saw less"
+        f"{format_number_of(len(coverage.cold), 'expert')} saw less"
         + (f", {coverage.unseen} of them nothing: all their columns will weigh the same" if coverage.unseen else "")
         + "; more text (--corpus, --add) helps"
     )

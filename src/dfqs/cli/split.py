@@ -8,7 +8,7 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import out, print_json
 from dfqs.shards import SplitPlan, plan_split, split
-from dfqs.units import format_bytes, parse_size
+from dfqs.units import format_bytes, format_number_of, parse_size
 
 
 def command(
@@ -47,9 +47,11 @@ def command(
         print_json(describe_split(plan, dry_run=dry_run))
         return
     verb = "would write" if dry_run else "wrote"
-    out.print(f"{verb} {len(plan.shards):,} shards, {format_bytes(plan.file_bytes)} in all:", markup=False)
+    out.print(
+        f"{verb} {format_number_of(len(plan.shards), 'shard')}, {format_bytes(plan.file_bytes)} in all:", markup=False
+    )
     for shard in plan.shards:
-        tensors = f"{len(shard.tensors):,} tensors"
+        tensors = format_number_of(len(shard.tensors), "tensor")
         out.print(f"  {shard.path}  {tensors}  {format_bytes(shard.file_bytes)}", markup=False)
 
 
