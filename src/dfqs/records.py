@@ -8,7 +8,8 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.storage import write_bytes_atomic
@@ -17,6 +18,12 @@ RECORD_LIMIT_BYTES = 8 << 20
 """A record read from outside may not be larger, unless its kind says so; a report is some kilobytes."""
 MAX_DEPTH = 64
 """Objects and arrays inside each other; no document of ours comes near."""
+MAX_VALUES = 1_500_000
+"""In a record's text, counted by its commas: bounds the memory that the values take. A manifest of 512 experts in 94
+layers has some 200 thousand."""
+MAX_KEYS = 10_000
+"""In one object of a record. Each unknown one is an error of its own, which takes some hundred bytes."""
+_SEQUENCES = frozenset({"list", "tuple", "set", "frozenset"})
 _INTEGER_CHARACTERS = 20
 """Of a 64-bit integer with its sign."""
 
@@ -30,6 +37,23 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True, validate_by_alias=True
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Of a list whose entries are all wrong only the first is told: errors take more memory than the text."""
+        schema = handler(source)
+        waiting: list[Any] = [schema]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, dict):
+                # A field may be called "type" too; then its schema stands there, not a word.
+                kind = node.get("type")
+                if isinstance(kind, str) and kind in _SEQUENCES:
+                    node["fail_fast"] = True
+                waiting.extend(node.values())
+            elif isinstance(node, list | tuple):
+                waiting.extend(node)
+        return schema
 
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -75,10 +99,13 @@ def parse_record(data: bytes | str, model: type[RecordT], *, path: Path | None =
     Raises:
         FormatError: not JSON, or not of that record's form.
     """
+    commas = data.count(b",") if isinstance(data, bytes) else data.count(",")
+    if commas > MAX_VALUES:
+        raise FormatError(f"more than {MAX_VALUES:,} values, which no {model.__name__} has", path=path)
     try:
-        return model.model_validate(parse_json(data, path=path))
+        return model.model_validate(parse_json(data, path=path, max_keys=MAX_KEYS))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         message = f"not a valid {model.__name__}: {printable(where)}: {printable(first['msg'], 200)}"
         raise FormatError(message, path=path) from None
@@ -109,11 +136,14 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     raise FormatError(f"larger than the {limit_bytes:,} bytes that a file of this kind can have", path=path)
 
 
-def parse_json(data: bytes | str, *, path: Path | None = None) -> Any:
+def parse_json(data: bytes | str, *, path: Path | None = None, max_keys: int | None = None) -> Any:
     """The value of a JSON text from outside: the one door for everything that is read back from a disk or a peer.
 
     Beyond being JSON, it holds nothing that makes trouble later: no NaN or infinity, no integer above 64 bits, no
     half of a surrogate pair (which no file can hold), no nesting deeper than `MAX_DEPTH`.
+
+    Args:
+        max_keys: of one object.
 
     Raises:
         FormatError: it is not that.
@@ -121,7 +151,7 @@ def parse_json(data: bytes | str, *, path: Path | None = None) -> Any:
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
         value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant)
-        _check_values(value)
+        _check_values(value, max_keys)
     except RecursionError:
         raise FormatError("nested too deeply to be a document of ours", path=path) from None
     except UnicodeDecodeError as error:
@@ -131,7 +161,7 @@ def parse_json(data: bytes | str, *, path: Path | None = None) -> Any:
     return value
 
 
-def _check_values(value: Any) -> None:
+def _check_values(value: Any, max_keys: int | None) -> None:
     """Depth and text of everything inside; not recursive, so that no nesting can exhaust the stack."""
     waiting = [(value, 0)]
     while waiting:
@@ -142,6 +172,8 @@ def _check_values(value: Any) -> None:
             if depth == MAX_DEPTH:
                 raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
             if isinstance(item, dict):
+                if max_keys is not None and len(item) > max_keys:
+                    raise ValueError(f"an object of more than {max_keys:,} keys")
                 waiting.extend((key, depth + 1) for key in item)
                 item = item.values()
             waiting.extend((inner, depth + 1) for inner in item)
