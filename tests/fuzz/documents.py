@@ -1,25 +1,17 @@
 """Sound documents of every kind that is read back: what the mutations start from."""
 
-import dataclasses
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dfqs.evaluate.conditions import Numerics, ScoreConditions
-from dfqs.evaluate.run import speed_machine
-from dfqs.evaluate.scores import Verdict
-from dfqs.evaluate.speed import DecodeRun
-from dfqs.evaluate.store import RunRecord, Subject
 from dfqs.gguf import GGMLType, TensorSource, ValueType, array, string, u32, write_gguf
-from dfqs.hardware import read_machine
 from dfqs.integrity import hash_model
 from dfqs.integrity.manifest import manifest_of
 from dfqs.quantize.logits_file import Conditions, Losses, write_losses
-from dfqs.report.record import build_report
 from gguf_builder import SMALL_KEYS, write_small
+from report_documents import report_document, run_documents
 from routing_traces import make_header, make_trace, write
 
 RECIPE = """
@@ -101,51 +93,10 @@ def trace(scratch: Path) -> bytes:
     return write(path, make_trace(header, 20, 3)).read_bytes()
 
 
-def _run_record(items: dict[str, int]) -> RunRecord:
-    conditions = ScoreConditions(
-        suite="quick",
-        prompt_sets={"reasoning": "a" * 64, "code": "b" * 64, "context": "c" * 64},
-        items=items,
-        context_lengths=(1024, 2048),
-        max_tokens={"reasoning": 512, "code": 512, "context": 16},
-        thinking="off",
-        template_sha256="d" * 64,
-        numerics=Numerics(),
-        runtime="llama.cpp",
-        code_python="3.11.2",
-    )
-    subject = Subject(kind="file", name="m", location="/nowhere/m.gguf", file_bytes=5, file_sha256="0" * 64)
-    return RunRecord(subject=subject, conditions=conditions, threads=2, curve_lengths=(1024, 2048), decode_repeats=2)
-
-
 def run(_: Path) -> bytes:
     """`run.json` on the first line, `results.jsonl` on the others."""
-    machine = read_machine()
-    here = speed_machine(machine)
-    completion = {"text": "4", "finish_reason": "stop", "prompt_tokens": 9, "completion_tokens": 1}
-    lines: list[tuple[str, str, dict[str, Any]]] = [("notes", "machine", machine.model_dump(mode="json"))]
-    lines.append(("notes", "target", {"notices": ["a notice"]}))
-    lines.append(("notes", "bandwidth", {"bytes_per_s": 1e10, "threads": 2, "machine": here}))
-    for stage in ("reasoning", "code"):
-        for item, verdict in enumerate((Verdict.RIGHT, Verdict.WRONG)):
-            place = {"family": "arithmetic", "level": 1}
-            data = {"stage": stage, "item": item, "verdict": verdict, "answer": "4", "detail": "", "place": place}
-            lines.append((stage, f"{stage}-{item}", {**data, "completion": completion}))
-    for length in (1024, 2048):
-        lines.append(("context", f"{length}/plan", {"notes": [0, 1]}))
-        for index in (0, 1):
-            lines.append(("context", f"{length}/{index}", {"verdict": Verdict.RIGHT, "completion": completion}))
-    count = {"right": 3, "total": 4}
-    tried = [{"length_tokens": 1024, "count": count, "failure": None, "answered": True}]
-    boundary = {"tokens": 1024, "censored": True, "cause": "none", "reason": "none", "lengths": tried}
-    lines.append(("boundary", "boundary", {**boundary, "confidence": 0.975}))
-    for repeat in (1, 2):
-        measured = DecodeRun(512, 2.5, (0.1,) * 16, 1024, (0.2,) * 4, 2, "active", 0.1)
-        lines.append(("speed", f"repeat-{repeat}", {**dataclasses.asdict(measured), "machine": here}))
-    record = _run_record({"reasoning": 2, "code": 2, "context": 4})
-    texts = [json.dumps(record.model_dump(mode="json"))]
-    texts += [json.dumps({"stage": stage, "key": key, "data": data}) for stage, key, data in lines]
-    return "\n".join(texts).encode() + b"\n"
+    record, lines = run_documents()
+    return b"".join(json.dumps(document).encode() + b"\n" for document in (record, *lines))
 
 
 def lay_out_run(data: bytes, directory: Path) -> Path:
@@ -158,5 +109,5 @@ def lay_out_run(data: bytes, directory: Path) -> Path:
     return directory
 
 
-def report(scratch: Path) -> bytes:
-    return json.dumps(build_report(lay_out_run(run(scratch), scratch / "base-run")).model_dump(mode="json")).encode()
+def report(_: Path) -> bytes:
+    return json.dumps(report_document()).encode()

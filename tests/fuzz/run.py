@@ -68,7 +68,7 @@ def fuzz(
     base = target.base(work)
     # Were it refused, its mutations would be too, and nothing behind the first check be tried.
     (work / "sound").mkdir()
-    target.read(base, work / "sound")
+    target.read(target.sealed(base), work / "sound")
     with bounded_memory():
         for data in make_cases(target, seed, base):
             if done >= cases or time.monotonic() > until:

@@ -50,14 +50,14 @@ def merge_journal(scratch: Path) -> bytes:
     return b"\n".join(_payload(line) for line in data.split(b"\n") if line) + b"\n"
 
 
-def _seal_merge_line(text: bytes) -> bytes:
+def seal_merge_line(text: bytes) -> bytes:
     """The checksum against torn writes made anew; that it is a stranger's is vouched for when it is read."""
     rest = b"0" * 32 + b" " + text
     return hashlib.sha256(rest).hexdigest()[:16].encode() + b" " + rest
 
 
 def mutate_merge_journal(rng: random.Random, data: bytes) -> bytes:
-    return mutate_lines(rng, data, _seal_merge_line)
+    return mutate_lines(rng, data, seal_merge_line)
 
 
 def read_merge_journal(data: bytes, scratch: Path) -> None:

@@ -30,7 +30,7 @@ from dfqs.shards.pull.hub import _checked_file
 from dfqs.shards.pull.journal import PullJournal
 from dfqs.shards.pull.selection import describe_choices, list_choices
 from fuzz import documents, services
-from fuzz.mutate import STRINGS, mutate_bytes, mutate_gguf, mutate_json_text, mutate_lines, mutate_toml
+from fuzz.mutate import STRINGS, Seal, mutate_bytes, mutate_gguf, mutate_json_text, mutate_lines, mutate_toml
 from fuzz.terminal import shown
 
 Mutate = Callable[[random.Random, bytes], bytes]
@@ -46,6 +46,14 @@ class Target:
     mutate: Mutate
     read: Callable[[bytes, Path], None]
     """Gives the document to the reader, in an empty directory of its own."""
+    seal: Seal = bytes
+    """Makes a line of the sound document one that the reader believes, where its mutations are sealed too."""
+
+    def sealed(self, base: bytes) -> bytes:
+        """The sound document as it lies on a disk."""
+        if self.seal is bytes:
+            return base
+        return b"".join(self.seal(line) + b"\n" for line in base.split(b"\n") if line)
 
 
 def _file(data: bytes, scratch: Path, name: str) -> Path:
@@ -167,9 +175,14 @@ IDENTITY = {"files": ["m.gguf"]}
 
 def _pull_journal(_: Path) -> bytes:
     identity = hashlib.sha256(json.dumps(IDENTITY, separators=(",", ":")).encode()).hexdigest()
-    head = {"schema": "dfqs.pull-journal/1", "identity": identity, "origin": {"repo": "owner/m"}, "chunk_bytes": 4096}
+    head = {
+        "schema": "dfqs.pull-journal/1",
+        "identity": identity,
+        "origin": {"repo": "owner/m"},
+        "chunk_bytes": 1 << 20,
+    }
     lines = [head, {"chunk": [0, 0], "sha256": "a" * 64}, {"dropped": [0, 0]}, {"verified": 0}]
-    return "\n".join(map(json.dumps, lines)).encode() + b"\n"
+    return b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
 
 
 def _seal_pull_line(text: bytes) -> bytes:
@@ -179,7 +192,7 @@ def _seal_pull_line(text: bytes) -> bytes:
 def _read_pull_journal(data: bytes, scratch: Path) -> None:
     journal = PullJournal(_file(data, scratch, "m.gguf.pull-journal"))
     try:
-        progressed = journal.start(IDENTITY, {"repo": "owner/m"}, 4096)
+        progressed = journal.start(IDENTITY, {"repo": "owner/m"}, 1 << 20)
         assert all(isinstance(number, int) for place in progressed.chunks for number in place), progressed
         assert all(isinstance(sha256, str) for sha256 in progressed.chunks.values()), progressed
         assert progressed.chunk_bytes > 0, progressed
@@ -197,8 +210,9 @@ def _read_prompts(data: bytes, scratch: Path) -> None:
 
 
 def _listing(_: Path) -> bytes:
-    files = [{"name": f"m-0000{n}-of-00002.gguf", "size": 5, "sha256": "a" * 64, "git": "b" * 40} for n in (1, 2)]
-    return json.dumps(files).encode()
+    lfs = {"size": 5, "sha256": "a" * 64, "pointerSize": 130}
+    files = [{"rfilename": f"m-0000{n}-of-00002.gguf", "size": 5, "lfs": lfs, "blobId": "b" * 40} for n in (1, 2)]
+    return json.dumps([*files, {"rfilename": "small.gguf", "size": 7, "blobId": "c" * 40}]).encode()
 
 
 def _read_listing(data: bytes, _: Path) -> None:
@@ -206,7 +220,7 @@ def _read_listing(data: bytes, _: Path) -> None:
     kept = []
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
-            found = _checked_file(entry.get("name"), entry.get("size"), entry.get("sha256"), entry.get("git"))
+            found = _checked_file(entry)
             if found is not None:
                 assert found.name.isprintable()
                 kept.append(found)
@@ -254,18 +268,21 @@ TARGETS: dict[str, Target] = {
             _quantize_journal,
             lambda rng, data: mutate_lines(rng, data, _seal_quantize_line),
             _read_quantize_journal,
+            _seal_quantize_line,
         ),
         Target(
             "pull-journal",
             _pull_journal,
             lambda rng, data: mutate_lines(rng, data, _seal_pull_line),
             _read_pull_journal,
+            _seal_pull_line,
         ),
         Target(
             "merge-journal",
             services.merge_journal,
             services.mutate_merge_journal,
             services.read_merge_journal,
+            services.seal_merge_line,
         ),
         Target("endpoint", services.sse, services.mutate_answer, services.read_answer),
         Target("template", services.template, services.mutate_template, services.render_template),
