@@ -96,6 +96,10 @@ def verify_against(
             )
             mend = "Give the shards that this model was made of, or the model that was made of these."
             return Comparison(len(seen), 0, (Finding("another-model", message, mend),))
+        if not seen and not header.tensors:
+            # Nothing compared is no agreement.
+            mend = "Give the files that hold the model's tensors; two files without any are compared with `cmp`."
+            findings.append(Finding("no-tensors", "neither side has a tensor, so no byte was compared", mend))
         findings += _compare_all(ours, pairs, progress)
         findings += _key_findings(header, shards[0].header, Severity.WARNING if content_only else Severity.ERROR)
         return Comparison(len(seen), sum(pair.tensor.length for pair in pairs), tuple(findings))

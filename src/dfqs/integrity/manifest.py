@@ -175,6 +175,10 @@ def manifest_findings(manifest: Manifest, hashes: ModelHashes, *, content_only: 
     if other := _another_model(manifest, hashes):
         return (other,)
     findings = [*_tensor_findings(manifest.tensors, hashes.tensors)]
+    if not manifest.tensors and not hashes.tensors and (content_only or hashes.file_sha256 is None):
+        # Nothing compared is no agreement; without `--content` the hash of the file decides.
+        message = "neither it nor the model has a tensor, so nothing was compared"
+        findings.append(Finding("no-tensors", message, "Leave --content out: then the whole file is compared."))
     if not findings and hashes.file_sha256 not in (None, manifest.file_sha256):
         findings.append(
             Finding(
