@@ -74,7 +74,13 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
             ) from None
         raise
     paths = shard_paths(Path(first), count)
-    refuse_missing(paths)
+    try:
+        refuse_missing(paths)
+    except ShardError as error:
+        if not is_whole_model(shard.header, Path(first)):
+            raise
+        whole = f"or, as the first has every tensor, it is a whole model, not a shard: {STALE_COUNT_MEND}"
+        raise ShardError(f"{error.detail}; {whole}", path=error.path) from None
     check_layout(shard)
     shards = [shard]
     for path in paths[1:]:
@@ -137,9 +143,8 @@ def read_shard_count(shard: Shard) -> int:
     """
     count = shard.split_number(SPLIT_COUNT)
     name = parse_shard_name(Path(shard.source).name)
-    # With all the others beside it the key is not left over: later shards may hold no tensor.
+    # Named as the first of so many, the key is not left over: later shards may hold no tensor.
     in_its_set = name is not None and (name.number, name.count) == (1, count)
-    in_its_set = in_its_set and all(path.exists() for path in shard_paths(Path(shard.source), count or 0))
     if not in_its_set and is_whole_model(shard.header, Path(shard.source)):
         raise ShardError(f"a whole model, not a shard; {STALE_COUNT_MEND}", path=shard.source, name=SPLIT_COUNT)
     if count is None or count == 0:
