@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dfqs.classes import CLASSES
 from dfqs.gguf import GGMLType, TensorSource, f32, string, u32, write_gguf
 from dfqs.gguf.file import GGUFFile
+from dfqs.model.classes import CLASSES
 from dfqs.quantize.imatrix_file import Accumulated, Imatrix, write_imatrix
 from dfqs.quantize.quantize import quantize
 

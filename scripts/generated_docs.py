@@ -12,7 +12,7 @@ TREE_END = "<!-- end of tree -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
     *("errors", "units", "progress", "cache", "storage", "seal", "records"),
-    *("gguf", "shards", "integrity", "find", "model", "classes", "snapshot", "hardware"),
+    *("gguf", "model", "shards", "inplace", "pull", "integrity", "find", "hardware"),
     *("runtime", "quantize", "routing", "planning", "evaluate", "report", "targets"),
     *("embedded", "demo", "cli", "__main__"),
 )

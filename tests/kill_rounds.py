@@ -24,9 +24,9 @@ from pathlib import Path
 
 from dfqs.gguf import GGMLType
 from dfqs.gguf.file import GGUFFile
+from dfqs.inplace.journal import journal_path
 from dfqs.shards import merge, plan_merge
-from dfqs.shards.disk import probe_insert_unit
-from dfqs.shards.journal import journal_path
+from dfqs.storage.disk import probe_insert_unit
 from killed_merge import read_state
 from shard_inputs import Tensor, array_entry, string_entry, text, u32_entry, write_shards
 

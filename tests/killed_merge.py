@@ -11,10 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
-from dfqs.shards import is_unfinished, merge_thrifty, plan_merge, plan_thrifty, resume_merge
-from dfqs.shards import thrifty as thrifty_module
-from dfqs.shards.disk import LocalDisk, LocalFile
-from dfqs.shards.journal import Journal, journal_path
+from dfqs.inplace import is_unfinished, merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace import merge as thrifty_module
+from dfqs.inplace.journal import Journal, journal_path
+from dfqs.shards import plan_merge
+from dfqs.storage.disk import LocalDisk, LocalFile
 
 WINDOW = 96 << 10
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dfqs.shards.disk import FileIdentity
+from dfqs.storage.disk import FileIdentity
 
 BLOCK = 4096
 
@@ -141,7 +141,7 @@ class Inode:
 
 
 class MemoryDisk:
-    """`dfqs.shards.disk.Disk`, in memory. Everything lies in one directory as far as syncing goes."""
+    """`dfqs.storage.disk.Disk`, in memory. Everything lies in one directory as far as syncing goes."""
 
     def __init__(self, power_fails_at: int | None = None, half: float | None = None) -> None:
         self.inodes: dict[int, Inode] = {}
@@ -259,7 +259,7 @@ def identity_of(inode: Inode) -> FileIdentity:
 
 
 class MemoryFile:
-    """`dfqs.shards.disk.DiskFile`, in memory."""
+    """`dfqs.storage.disk.DiskFile`, in memory."""
 
     def __init__(self, disk: MemoryDisk, inode: Inode) -> None:
         self.disk = disk

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.gguf import GGMLType
+from dfqs.pull import Hub, Patience, PullPlan, PullResult, plan_pull, pull
 from dfqs.shards import merge, plan_merge
-from dfqs.shards.pull import Hub, Patience, PullPlan, PullResult, plan_pull, pull
 from hub_server import FakeHub
 from shard_inputs import Tensor, pack_model, string_entry, u32_entry, write_shards
 

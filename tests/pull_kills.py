@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.shards.pull import forget_pull
+from dfqs.pull import forget_pull
 from hub_server import FakeHub, Reply, Request
 from pull_cases import Repository, write_repository
 
@@ -27,9 +27,9 @@ LAUNCHER = """
 import os, signal, sys
 import dfqs.cli.main
 import dfqs.cli.pull
-import dfqs.shards.pull.journal as journal
-import dfqs.shards.pull.target as target
-import dfqs.shards.pull.transfer as transfer
+import dfqs.pull.journal as journal
+import dfqs.pull.target as target
+import dfqs.pull.transfer as transfer
 
 def die(*_args, **_options):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from dfqs.gguf.file import GGUFFile
-from dfqs.shards import merge_thrifty, plan_merge, plan_thrifty
-from dfqs.shards.disk import probe_insert_unit
-from dfqs.shards.job import Mode
+from dfqs.inplace import merge_thrifty, plan_thrifty
+from dfqs.inplace.job import Mode
+from dfqs.shards import plan_merge
+from dfqs.storage.disk import probe_insert_unit
 from shard_inputs import array_entry, model_entries, model_tensors, payload, text, write_shards
 
 

@@ -16,7 +16,6 @@ from typing import Literal, NoReturn, Protocol
 from pydantic import Field
 
 from dfqs import __version__
-from dfqs.classes import recognise_class
 from dfqs.embedded import cached_embedded_model
 from dfqs.errors import FormatError, IntegrityError, UsageError, printable
 from dfqs.evaluate.local import LocalTarget
@@ -27,7 +26,9 @@ from dfqs.evaluate.suites import Suite
 from dfqs.gguf import read_header
 from dfqs.integrity import ModelHashes, hash_model, verify_against
 from dfqs.integrity.hashes import hash_file
-from dfqs.model import ModelSpec, read_model_spec
+from dfqs.model.classes import recognise_class
+from dfqs.model.snapshot import snapshot_rows
+from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.progress import Progress
 from dfqs.records import Record, read_json, write_json
 from dfqs.report.record import build_report, write_report
@@ -38,8 +39,7 @@ from dfqs.runtime.memory import measure_memory_curve
 from dfqs.runtime.requests import Answer, Sampling, SessionInfo
 from dfqs.shards import merge, plan_merge
 from dfqs.shards.split import plan_split, split
-from dfqs.snapshot import snapshot_rows
-from dfqs.storage import publish_file, storage_errors, write_bytes_atomic
+from dfqs.storage.atomic import publish_file, storage_errors, write_bytes_atomic
 from dfqs.units import format_bytes, format_count, format_duration
 
 MODEL_NAME = "SmolLM2-135M-MoE.gguf"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import CoreSchema
 
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.storage import write_bytes_atomic
+from dfqs.storage.atomic import write_bytes_atomic
 
 RECORD_LIMIT_BYTES = 8 << 20
 """A record read from outside may not be larger, unless its kind says so; a report is some kilobytes."""

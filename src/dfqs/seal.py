@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dfqs.cache import cache_directory
 from dfqs.errors import UsageError
-from dfqs.storage import fsync_directory, publish_file
+from dfqs.storage.atomic import fsync_directory, publish_file
 
 KEY_BYTES = 32
 SEAL_DIGITS = 32

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import DfqsError
+from dfqs.inplace import abort_merge, merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace.journal import journal_path, unfinished_beside
 from dfqs.runtime.client import Client
 from dfqs.runtime.rendering import Renderer, RenderLimits
-from dfqs.shards import abort_merge, merge_thrifty, plan_merge, plan_thrifty, resume_merge
-from dfqs.shards.disk import Disk, LocalDisk
-from dfqs.shards.journal import journal_path, unfinished_beside
+from dfqs.shards import plan_merge
+from dfqs.storage.disk import Disk, LocalDisk
 from fuzz.mutate import RAW, STRINGS, mutate_bytes, mutate_lines
 from thrifty_cases import make_shards
 

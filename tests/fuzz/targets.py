@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.classes import CLASSES
 from dfqs.gguf import read_header
 from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.quants import dequantize
 from dfqs.integrity import hash_model, verify_structure
 from dfqs.integrity.manifest import manifest_findings, read_manifest
-from dfqs.model import read_model_spec
+from dfqs.model.classes import CLASSES
+from dfqs.model.spec import read_model_spec
+from dfqs.pull.hub import _checked_file
+from dfqs.pull.journal import PullJournal
+from dfqs.pull.selection import describe_choices, list_choices
 from dfqs.quantize.imatrix_file import read_imatrix
 from dfqs.quantize.journal import read_journal
 from dfqs.quantize.logits_file import read_losses
@@ -26,9 +29,6 @@ from dfqs.report.schema import Report
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.prompts import read_prompts
 from dfqs.routing.stats import measure_stats
-from dfqs.shards.pull.hub import _checked_file
-from dfqs.shards.pull.journal import PullJournal
-from dfqs.shards.pull.selection import describe_choices, list_choices
 from fuzz import documents, services
 from fuzz.mutate import STRINGS, Seal, mutate_bytes, mutate_gguf, mutate_json_text, mutate_lines, mutate_toml
 from fuzz.terminal import shown

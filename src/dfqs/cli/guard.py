@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dfqs.shards.names import files_of
-from dfqs.storage import check_writable_target
+from dfqs.storage.atomic import check_writable_target
 
 
 def check_output(path: Path, inputs: Iterable[Path | None], *, overwrite: bool = False) -> None:

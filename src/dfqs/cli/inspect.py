@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dfqs.classes import ClassMatch, model_tier, recognise_class
 from dfqs.cli.output import key_value_table, out, print_json
 from dfqs.gguf import Header
 from dfqs.gguf.kinds import MODEL, FileKind, file_kind
-from dfqs.model import ModelSpec, RoleSize, read_model_spec
+from dfqs.model.classes import ClassMatch, model_tier, recognise_class
+from dfqs.model.snapshot import snapshot_rows
+from dfqs.model.spec import ModelSpec, RoleSize, read_model_spec
 from dfqs.shards.hub_address import is_remote
 from dfqs.shards.shard import read_model_shards
-from dfqs.snapshot import snapshot_rows
 from dfqs.units import format_bytes, format_count
 
 

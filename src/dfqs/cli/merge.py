@@ -8,24 +8,13 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import key_value_table, note, out, print_json, warn
 from dfqs.errors import DfqsError, UsageError
-from dfqs.shards import (
-    MergePlan,
-    MergeResult,
-    ThriftyPlan,
-    abort_merge,
-    is_unfinished,
-    merge,
-    merge_thrifty,
-    merged_path,
-    plan_merge,
-    plan_thrifty,
-    resume_merge,
-)
-from dfqs.shards.job import Mode
-from dfqs.shards.journal import unfinished_beside
+from dfqs.inplace import ThriftyPlan, abort_merge, is_unfinished, merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace.job import Mode
+from dfqs.inplace.journal import unfinished_beside
+from dfqs.inplace.merge import MIN_WINDOW_BYTES
+from dfqs.shards import MergePlan, MergeResult, merge, merged_path, plan_merge
 from dfqs.shards.merge import merged_already, refuse_source_as_target, require_space
-from dfqs.shards.thrifty import MIN_WINDOW_BYTES
-from dfqs.storage import check_writable_target
+from dfqs.storage.atomic import check_writable_target
 from dfqs.units import format_bytes, format_duration, parse_size
 
 

@@ -20,8 +20,7 @@ from dfqs.integrity.manifest import (
     write_manifest,
 )
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.hub_address import parse_hub_address
-from dfqs.shards.pull import (
+from dfqs.pull import (
     Hub,
     Patience,
     PullPlan,
@@ -33,8 +32,9 @@ from dfqs.shards.pull import (
     pull,
     require_room,
 )
-from dfqs.shards.pull.target import taken_bytes
-from dfqs.storage import check_writable_target
+from dfqs.pull.target import taken_bytes
+from dfqs.shards.hub_address import parse_hub_address
+from dfqs.storage.atomic import check_writable_target
 from dfqs.units import format_bytes, parse_size
 
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dfqs.classes import CLASSES
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.inspect import role_table
@@ -13,6 +12,7 @@ from dfqs.cli.ladder_report import report_ladder
 from dfqs.cli.output import note, out, print_json, print_plain, warn
 from dfqs.cli.perplexity import read_text
 from dfqs.errors import UsageError, printable
+from dfqs.model.classes import CLASSES
 from dfqs.quantize.checks import check_experts, check_gain, check_imatrix, check_input_types, gain_problem
 from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.metadata import ImatrixOrigin

@@ -4,8 +4,8 @@ Imported only when such a source is given: huggingface_hub is not on the way of 
 """
 
 from dfqs.gguf import Header
+from dfqs.pull import Hub, hub_endpoint, read_remote_headers
 from dfqs.shards.hub_address import parse_hub_address
-from dfqs.shards.pull import Hub, hub_endpoint, read_remote_headers
 
 
 def read_headers(source: str) -> tuple[Header, ...]:

@@ -12,7 +12,7 @@ from dfqs.cli.route_text import percent, plain_table, share
 from dfqs.errors import UsageError
 from dfqs.routing.coherence import Coherence, RouteDiff, diff_traces
 from dfqs.routing.stats import RouteStats, measure_stats
-from dfqs.storage import check_writable_target
+from dfqs.storage.atomic import check_writable_target
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Plots = Annotated[

@@ -6,7 +6,7 @@ import typer
 
 from dfqs.cli.generating import ModelArgument, ThreadsOption
 from dfqs.cli.output import note, print_json, print_plain, warn
-from dfqs.model import read_model_spec
+from dfqs.model.spec import read_model_spec
 from dfqs.runtime.checks import CheckedModel, check_model
 from dfqs.runtime.client import Client
 from dfqs.runtime.inspection import templates_of

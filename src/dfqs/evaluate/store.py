@@ -23,7 +23,7 @@ from dfqs.errors import FormatError, UsageError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
 from dfqs.evaluate.stored import check_line
 from dfqs.records import AtLeastOne, Record, Whole, parse_record, read_bounded, read_json, write_json
-from dfqs.storage import fsync_directory, storage_errors
+from dfqs.storage.atomic import fsync_directory, storage_errors
 
 RESULTS_LIMIT_BYTES = 32 << 20
 """Of `results.jsonl`. The standard suite stores some megabytes; read, they take some 20 times that."""

@@ -1,4 +1,4 @@
-"""Where a header is read from: a local file, bytes in memory, or (in `dfqs.shards.pull`) a remote address."""
+"""Where a header is read from: a local file, bytes in memory, or (in `dfqs.pull`) a remote address."""
 
 import os
 from pathlib import Path

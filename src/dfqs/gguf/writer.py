@@ -24,7 +24,7 @@ from dfqs.gguf.layout import (
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import KeyValue, RawKeyValue, encode_string
 from dfqs.progress import Progress, no_progress
-from dfqs.storage import atomic_writer
+from dfqs.storage.atomic import atomic_writer
 
 Key = KeyValue | RawKeyValue
 

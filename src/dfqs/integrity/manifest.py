@@ -13,7 +13,7 @@ from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Record, read_json, write_json
-from dfqs.storage import check_writable_target
+from dfqs.storage.atomic import check_writable_target
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FETCH = "Fetch or merge the model again; `dfqs pull` and `dfqs merge` check what they write."

@@ -11,8 +11,8 @@ from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.foreign import explain_not_gguf
 from dfqs.integrity.hashes import TensorHash
 from dfqs.integrity.keys import key_findings, size_findings, tensor_findings
-from dfqs.shards.belonging import belonging_problems
-from dfqs.shards.embedded import EmbeddedFile, read_embedded
+from dfqs.shards.concatenated import EmbeddedFile, read_embedded
+from dfqs.shards.consistency import belonging_problems
 from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.repair import plan_repair
 from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_MEND, is_whole_model, read_shards

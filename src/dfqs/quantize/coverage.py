@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dfqs.errors import FormatError
-from dfqs.model import Role, tensor_layer, tensor_role
+from dfqs.model.spec import Role, tensor_layer, tensor_role
 from dfqs.quantize.imatrix_file import Imatrix
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from dfqs.classes import CLASSES, DeploymentClass
 from dfqs.errors import FormatError, UsageError
 from dfqs.gguf.reader import Header
 from dfqs.integrity.findings import Finding
-from dfqs.model import read_model_spec
+from dfqs.model.classes import CLASSES, DeploymentClass
+from dfqs.model.spec import read_model_spec
 from dfqs.quantize.experts import expert_problems
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY
 from dfqs.quantize.mixtures import MIXTURES, mixture_class

@@ -27,7 +27,7 @@ from dfqs.integrity.hashes import content_line
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.journal import FinishedTensor, Journal, read_journal
 from dfqs.quantize.kernels import Float32, Kernels
-from dfqs.storage import check_writable_target, storage_errors
+from dfqs.storage.atomic import check_writable_target, storage_errors
 from dfqs.units import format_bytes
 
 if TYPE_CHECKING:

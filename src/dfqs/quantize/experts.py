@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dfqs.classes import DeploymentClass
 from dfqs.gguf.layout import TensorInfo
-from dfqs.model import Role, tensor_layer, tensor_role
+from dfqs.model.classes import DeploymentClass
+from dfqs.model.spec import Role, tensor_layer, tensor_role
 
 _ALONE = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)(?:_exps)?\.\d+\.(?:weight|bias)")
 _ROUTER = re.compile(r"blk\.\d+\.ffn_gate_inp\.weight")

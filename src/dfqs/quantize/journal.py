@@ -17,7 +17,7 @@ from pathlib import Path
 from dfqs.errors import FormatError, UsageError
 from dfqs.records import canonical_json, parse_json, read_bounded
 from dfqs.seal import is_sealed, make_seal
-from dfqs.storage import fsync_directory, storage_errors
+from dfqs.storage.atomic import fsync_directory, storage_errors
 
 FORMAT = "dfqs.quantize-journal/1"
 MAX_JOURNAL_BYTES = 32 << 20

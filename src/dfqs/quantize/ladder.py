@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dfqs.classes import DeploymentClass
 from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf.reader import read_header
 from dfqs.integrity.hashes import content_sha256, hash_file, hash_model
+from dfqs.model.classes import DeploymentClass
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
@@ -23,7 +23,7 @@ from dfqs.quantize.source import Source, read_source
 from dfqs.records import is_document
 from dfqs.runtime import Worker
 from dfqs.shards.names import parse_shard_name
-from dfqs.storage import check_writable_target
+from dfqs.storage.atomic import check_writable_target
 
 SOURCE = "source"
 SCHEMA = "dfqs.ladder/1"

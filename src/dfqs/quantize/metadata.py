@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs import __version__
-from dfqs.classes import DeploymentClass
 from dfqs.errors import FormatError
 from dfqs.gguf.reader import Header
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import KeyValue, RawKeyValue, i32, string, u16, u32
+from dfqs.model.classes import DeploymentClass
 from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.recipe import recipe_record
 from dfqs.records import canonical_json

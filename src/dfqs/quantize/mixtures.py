@@ -13,13 +13,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dfqs.classes import DeploymentClass, LayerException
 from dfqs.errors import UsageError
 from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.reader import Header
 from dfqs.gguf.types import BLOCKS, GGMLType
 from dfqs.gguf.values import Value
-from dfqs.model import INTEGER_TYPES, Role, read_model_spec, tensor_layer, tensor_role
+from dfqs.model.classes import DeploymentClass, LayerException
+from dfqs.model.spec import INTEGER_TYPES, Role, read_model_spec, tensor_layer, tensor_role
 from dfqs.quantize.plan import reason_to_keep
 
 T = GGMLType

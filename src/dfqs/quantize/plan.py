@@ -12,11 +12,11 @@ Two rules stand between a class and a file, both llama-quantize's own (`src/llam
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dfqs.classes import DeploymentClass
 from dfqs.errors import UsageError
 from dfqs.gguf.layout import TensorInfo, checked_product, tensor_length
 from dfqs.gguf.types import BLOCKS, GGMLType
-from dfqs.model import INTEGER_TYPES, Role, RoleSize, measure_roles, tensor_role
+from dfqs.model.classes import DeploymentClass
+from dfqs.model.spec import INTEGER_TYPES, Role, RoleSize, measure_roles, tensor_role
 
 T = GGMLType
 

@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from dfqs.quantize.ladder import Rung
-from dfqs.storage import atomic_writer
+from dfqs.storage.atomic import atomic_writer
 
 # Text stays text in an SVG, and its identifiers the same from run to run.
 mpl.rcParams["svg.fonttype"] = "none"

@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfqs.classes import CLASSES, DeploymentClass, LayerException
 from dfqs.errors import UsageError, printable
 from dfqs.gguf.types import GGMLType
-from dfqs.model import Role
+from dfqs.model.classes import CLASSES, DeploymentClass, LayerException
+from dfqs.model.spec import Role
 from dfqs.quantize.mixtures import MIXTURES, find_mixture
 
 MAX_RECIPE_BYTES = 1 << 20

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.classes import DeploymentClass
 from dfqs.gguf.kinds import require_model
 from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.reader import Header
+from dfqs.model.classes import DeploymentClass
 from dfqs.quantize.mixtures import find_mixture, mixture_class
 from dfqs.quantize.plan import QuantizationPlan, plan_quantization
 from dfqs.quantize.recipe import find_class
-from dfqs.shards.belonging import belonging_problems
+from dfqs.shards.consistency import belonging_problems
 from dfqs.shards.shard import read_model_shards
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dfqs import __version__
-from dfqs.classes import model_tier, recognise_class
 from dfqs.errors import DfqsError, FormatError, UsageError, printable
 from dfqs.evaluate.conditions import SpeedConditions
 from dfqs.evaluate.scores import Verdict
@@ -27,7 +26,8 @@ from dfqs.evaluate.statistics import Count, wilson_interval
 from dfqs.evaluate.store import RunRecord, read_lines, read_run, runs_of
 from dfqs.gguf import read_header
 from dfqs.hardware import Machine
-from dfqs.model import ModelSpec, read_model_spec
+from dfqs.model.classes import model_tier, recognise_class
+from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.records import is_document, write_json
 from dfqs.report.markdown import render_markdown
 from dfqs.report.schema import (
@@ -42,7 +42,7 @@ from dfqs.report.schema import (
     Report,
     ScoreDetail,
 )
-from dfqs.storage import check_writable_target, write_bytes_atomic
+from dfqs.storage.atomic import check_writable_target, write_bytes_atomic
 
 REFERENCE_PARAMETERS = 284_300_000_000
 """Of DeepSeek-V4-Flash, the model of the specification's reference artifact."""

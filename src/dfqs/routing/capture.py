@@ -19,7 +19,7 @@ from dfqs.runtime import Worker
 from dfqs.runtime.library import PACKAGE, PINNED_VERSION
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
-from dfqs.storage import atomic_writer
+from dfqs.storage.atomic import atomic_writer
 
 RUNTIME = f"llama.cpp b{PINNED_VERSION.rpartition('.')[2]} ({PACKAGE} {PINNED_VERSION})"
 REFERENCE: dict[str, Any] = {

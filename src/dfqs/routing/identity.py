@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from dfqs.errors import UsageError, printable
 from dfqs.gguf import FileSource, GGMLType, Header, read_header
-from dfqs.model import Role, read_model_spec, tensor_layer, tensor_role
+from dfqs.model.spec import Role, read_model_spec, tensor_layer, tensor_role
 from dfqs.records import Record
 from dfqs.runtime.checks import shard_paths
 

@@ -11,7 +11,7 @@ from dfqs.errors import UsageError
 from dfqs.routing.coherence import RouteDiff
 from dfqs.routing.identity import ModelIdentity
 from dfqs.routing.margins import QUANTILES
-from dfqs.storage import atomic_writer
+from dfqs.storage.atomic import atomic_writer
 
 if TYPE_CHECKING:
     from dfqs.routing.forecast import MarginReport

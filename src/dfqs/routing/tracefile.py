@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.records import canonical_json, parse_json
 from dfqs.routing.trace import Trace, TraceChunk, TraceHeader, names_twice
-from dfqs.storage import atomic_writer
+from dfqs.storage.atomic import atomic_writer
 
 MAGIC = b"dfqsrtr1"
 START = struct.Struct("<8sI")

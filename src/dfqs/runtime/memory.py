@@ -15,7 +15,7 @@ from dfqs.errors import UsageError
 from dfqs.gguf import ByteSource, FileSource, Header, read_header
 from dfqs.runtime.checks import shard_paths
 from dfqs.runtime.worker import Worker
-from dfqs.storage import storage_errors
+from dfqs.storage.atomic import storage_errors
 
 _COPY_BYTES = 1 << 20
 

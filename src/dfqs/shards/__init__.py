@@ -5,7 +5,6 @@ from dfqs.shards.names import merged_path
 from dfqs.shards.plan import Copy, MergePlan, plan_merge, plan_merge_of
 from dfqs.shards.shard import Shard, read_shards
 from dfqs.shards.split import SplitPlan, plan_split, split
-from dfqs.shards.thrifty import ThriftyPlan, abort_merge, is_unfinished, merge_thrifty, plan_thrifty, resume_merge
 
 __all__ = [
     "Copy",
@@ -13,17 +12,11 @@ __all__ = [
     "MergeResult",
     "Shard",
     "SplitPlan",
-    "ThriftyPlan",
-    "abort_merge",
-    "is_unfinished",
     "merge",
-    "merge_thrifty",
     "merged_path",
     "plan_merge",
     "plan_merge_of",
     "plan_split",
-    "plan_thrifty",
     "read_shards",
-    "resume_merge",
     "split",
 ]

@@ -11,14 +11,14 @@ from pathlib import Path
 from dfqs.errors import ShardError, SpaceError, UsageError
 from dfqs.gguf import FileSource
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
-from dfqs.shards.held import held_for_reading, require_unchanged
-from dfqs.shards.identity import FileStamp
+from dfqs.shards.locks import held_for_reading, require_unchanged
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.shards.receipts import find_receipt, write_receipt
 from dfqs.shards.shard import Shard
-from dfqs.storage import atomic_writer, check_writable_target, find_same_file
+from dfqs.storage.atomic import atomic_writer, check_writable_target, find_same_file
+from dfqs.storage.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
+from dfqs.storage.identity import FileStamp
 from dfqs.units import format_bytes
 
 SPACE_MARGIN_BYTES = 1 << 20

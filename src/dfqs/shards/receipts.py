@@ -18,8 +18,8 @@ from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
 from dfqs.gguf import FileSource
 from dfqs.records import Record, read_json, write_json
-from dfqs.shards.identity import FileStamp
 from dfqs.shards.plan import MergePlan
+from dfqs.storage.identity import FileStamp
 
 _KEPT = 200
 """Receipts; older ones are dropped."""

@@ -17,13 +17,11 @@ from dfqs.gguf import FileSource, Header, TensorInfo, align_up, encode_header, i
 from dfqs.gguf.layout import DEFAULT_ALIGNMENT, place_tensors
 from dfqs.gguf.writer import Key
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
-from dfqs.shards.identity import FileStamp, settled_stamp
 from dfqs.shards.merge import open_unchanged, require_space
 from dfqs.shards.names import MAX_SHARDS, ShardName
 from dfqs.shards.plan import carried_key
 from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
-from dfqs.storage import (
+from dfqs.storage.atomic import (
     check_writable_target,
     create_locked_partial,
     is_locked,
@@ -32,6 +30,8 @@ from dfqs.storage import (
     remove_abandoned_partials,
     storage_errors,
 )
+from dfqs.storage.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
+from dfqs.storage.identity import FileStamp, settled_stamp
 from dfqs.units import format_bytes
 
 DEFAULT_MAX_TENSORS = 128

@@ -19,8 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from dfqs.classes import CLASSES  # noqa: E402
 from dfqs.gguf.file import GGUFFile  # noqa: E402
+from dfqs.model.classes import CLASSES  # noqa: E402
 from dfqs.quantize.imatrix_file import write_imatrix  # noqa: E402
 from quantize_inputs import peer_command, peer_imatrix_command, vector_imatrix, write_model  # noqa: E402
 

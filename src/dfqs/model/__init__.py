@@ -1,0 +1,1 @@
+"""What a model is: its metadata read into a specification, its class and tier, its snapshot."""

@@ -1,0 +1,21 @@
+"""A model's shards from the Hub straight into one file, each byte written once."""
+
+from dfqs.pull.headers import read_remote_headers
+from dfqs.pull.hub import Hub, hub_endpoint
+from dfqs.pull.patience import Patience
+from dfqs.pull.plan import PullPlan, output_path
+from dfqs.pull.pull import PullResult, forget_pull, plan_pull, pull, require_room
+
+__all__ = [
+    "Hub",
+    "Patience",
+    "PullPlan",
+    "PullResult",
+    "forget_pull",
+    "hub_endpoint",
+    "output_path",
+    "plan_pull",
+    "pull",
+    "read_remote_headers",
+    "require_room",
+]

@@ -1,0 +1,229 @@
+"""The files that a pull writes: the model under way (`OUT.part`), and what is no part of it (`OUT.part.rest`)."""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from dfqs.errors import FormatError, IntegrityError, UsageError
+from dfqs.pull.hub import RemoteFile
+from dfqs.pull.plan import Layout, Place, PullPlan
+from dfqs.storage.atomic import publish_file, storage_errors
+from dfqs.storage.copying import write_fully
+
+BUFFER_BYTES = 4 << 20
+_SEALED_AGO_NS = 10 * 10**9
+"""The time that is set on files that are not to change any more: any later write shows, whatever the clock's ticks."""
+
+
+def part_path(out: Path) -> Path:
+    """The model under way."""
+    return out.with_name(out.name + ".part")
+
+
+def rest_path(out: Path) -> Path:
+    """Headers and padding of the remote files."""
+    return out.with_name(out.name + ".part.rest")
+
+
+def journal_path(out: Path) -> Path:
+    """What is known of the model under way."""
+    return out.with_name(out.name + ".part.journal")
+
+
+class PullTarget:
+    """Both files, open for writing, their space taken.
+
+    Raises:
+        UsageError: something that is no regular file stands under one of the names.
+        SpaceError: the disk is full.
+    """
+
+    def __init__(self, plan: PullPlan, out: Path) -> None:
+        self.plan = plan
+        self.out = out
+        self._model = part_path(out)
+        self._handles: list[int] = []
+        self._sealed: tuple[tuple[int, ...], ...] = ()
+        try:
+            for path, length in ((self._model, plan.file_bytes), (rest_path(out), plan.rest_bytes)):
+                created = not path.exists()
+                with storage_errors(path), _removed_on_failure(path, created):
+                    self._handles.append(open_regular(path))
+                    _take_space(self._handles[-1], length)
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, layout: Layout, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes that stand at `offset` of a remote file to where they belong."""
+        view = memoryview(data)
+        for piece in layout.within(offset, offset + len(view)):
+            start = piece.source_offset - offset
+            with storage_errors(self.out):
+                write_fully(self._handles[piece.place], view[start : start + piece.length], piece.offset)
+
+    def read(self, layout: Layout, start: int, end: int) -> Iterator[bytes]:
+        """The bytes of a range of a remote file, from where they were written."""
+        for piece in layout.within(start, end):
+            for skip in range(0, piece.length, BUFFER_BYTES):
+                length = min(BUFFER_BYTES, piece.length - skip)
+                data = os.pread(self._handles[piece.place], length, piece.offset + skip)
+                if len(data) != length:
+                    raise FormatError("was cut short while it was written", path=self._model)
+                yield data
+
+    def sha256(self, layout: Layout, start: int, end: int) -> str:
+        """Hash of a range of a remote file, from where it was written."""
+        digest = hashlib.sha256()
+        for data in self.read(layout, start, end):
+            digest.update(data)
+        return digest.hexdigest()
+
+    def read_model(self, start: int, end: int) -> Iterator[bytes]:
+        """Bytes of the model under way."""
+        for offset in range(start, end, BUFFER_BYTES):
+            length = min(BUFFER_BYTES, end - offset)
+            data = os.pread(self._handles[Place.MODEL], length, offset)
+            if len(data) != length:
+                raise FormatError("was cut short while it was written", path=self._model)
+            yield data
+
+    def sync(self) -> None:
+        """Make all that was written durable."""
+        for handle in self._handles:
+            with storage_errors(self.out):
+                os.fsync(handle)
+
+    def publish(self, check: Callable[[], None] | None = None) -> None:
+        """Write the header, make all durable, look at it all once more, and give the model its name.
+
+        Args:
+            check: reads the finished files and raises where they are wrong. What it saw is what gets the name: no write
+                by anybody comes between unnoticed.
+
+        Raises:
+            UsageError: a file of that name appeared meanwhile.
+            IntegrityError: another program wrote to the files, or put others in their place.
+        """
+        with storage_errors(self.out):
+            for start, end in self.plan.gaps():
+                for offset in range(start, end, BUFFER_BYTES):
+                    data = self.plan.gap_bytes(offset, min(offset + BUFFER_BYTES, end))
+                    write_fully(self._handles[Place.MODEL], data, offset)
+            os.ftruncate(self._handles[Place.MODEL], self.plan.file_bytes)
+        self.sync()
+        self._seal()
+        if check is not None:
+            check()
+        self._require_untouched(self._model)
+        publish_file(self._model, self.out)
+        try:
+            self._require_untouched(self.out, renamed=True)
+        except IntegrityError:
+            # In the moment of the renaming: what has the name now is not what was looked at.
+            publish_file(self.out, self._model, overwrite=True)
+            raise
+
+    def _seal(self) -> None:
+        """Remember the files as they are, so that any later change of them shows."""
+        for handle in self._handles:
+            status = os.fstat(handle)
+            # Another user's file may not take it; then the clock has to do.
+            with contextlib.suppress(PermissionError):
+                os.utime(handle, ns=(status.st_atime_ns, status.st_mtime_ns - _SEALED_AGO_NS))
+        self._sealed = tuple(_state(os.fstat(handle)) for handle in self._handles)
+
+    def _require_untouched(self, path: Path, *, renamed: bool = False) -> None:
+        now = tuple(_state(os.fstat(handle)) for handle in self._handles)
+        # Renaming changes a file's status time by itself.
+        kept = [
+            then[:4] == found[:4] if renamed else then == found for then, found in zip(self._sealed, now, strict=True)
+        ]
+        try:
+            named = path.lstat()
+        except FileNotFoundError:
+            named = None
+        if not all(kept) or named is None or (named.st_dev, named.st_ino) != now[Place.MODEL][:2]:
+            raise IntegrityError(
+                f"{self._model} was changed or replaced by another program while it was pulled; nothing was published. "
+                "The same command fetches again what is wrong"
+            )
+
+    def close(self) -> None:
+        while self._handles:
+            os.close(self._handles.pop())
+
+
+def open_regular(path: Path, *, append: bool = False) -> int:
+    """A handle to a file of ours, made where there is none; nobody is waited for and no link followed.
+
+    Raises:
+        UsageError: what stands there is a link, a pipe or a device.
+    """
+    try:
+        # O_NONBLOCK: a pipe planted under that name does not make us wait for its other end.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.open(path, flags | (os.O_APPEND if append else 0), 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise UsageError(f"{path} is a symlink, a pipe or a device; move it away") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{path} is a symlink, a pipe or a device; move it away")
+    return handle
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path, created: bool) -> Iterator[None]:
+    """A file that was made just now and whose space cannot be had is taken away again."""
+    try:
+        yield
+    except BaseException:
+        if created:
+            path.unlink(missing_ok=True)
+        raise
+
+
+class Digest(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def digest_for(file: RemoteFile) -> tuple[Digest, str]:
+    """The hash that the Hub keeps for a file, and its name: SHA-256, or git's outside large-file storage."""
+    if file.sha256 is not None:
+        return hashlib.sha256(), "sha256"
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False), "git"
+
+
+def taken_bytes(out: Path) -> int:
+    """Disk space that an unfinished pull of `out` holds already."""
+    return sum(path.stat().st_blocks * 512 for path in (part_path(out), rest_path(out)) if path.is_file())
+
+
+def _take_space(handle: int, length: int) -> None:
+    """Have `length` bytes on disk now, so that a full disk is found before hours of fetching; a file of that length
+    where the file system cannot."""
+    if os.fstat(handle).st_size > length:
+        os.ftruncate(handle, length)
+    if length and _fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(length)) != 0:
+        code = ctypes.get_errno()
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code))
+    os.ftruncate(handle, length)
+
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate

@@ -1,0 +1,310 @@
+"""The work of a pull: threads that fetch chunks, and one reader that hashes behind them.
+
+A chunk is missing, under way, claimed (an earlier run's journal says that it is written) or written. The reader goes
+through each file in order: claimed chunks are hashed by themselves first, and fetched again where the claim is false.
+When a whole file's hash is wrong although every chunk is as it came, a chunk came wrong: all are fetched again, once.
+A file that is right is then held against the header that the plan was made of, which nothing had vouched for.
+"""
+
+import hashlib
+import heapq
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from pathlib import Path
+
+from dfqs.errors import IntegrityError, printable
+from dfqs.gguf import FileSource
+from dfqs.progress import Progress
+from dfqs.pull.finished import plan_as_verified
+from dfqs.pull.journal import Progressed, PullJournal
+from dfqs.pull.plan import PullPlan
+from dfqs.pull.ranges import RangeClient, RangeIgnored
+from dfqs.pull.target import PullTarget, digest_for
+
+READ_BYTES = 1 << 20
+_POLL_S = 0.2
+_JOIN_S = 5.0
+
+
+class _State(IntEnum):
+    MISSING = 0
+    UNDER_WAY = 1
+    CLAIMED = 2
+    WRITTEN = 3
+
+
+class Transfer:
+    """One run of a pull."""
+
+    def __init__(
+        self,
+        plan: PullPlan,
+        target: PullTarget,
+        journal: PullJournal,
+        client: RangeClient,
+        known: Progressed,
+        cached: Mapping[int, Path | None],
+    ) -> None:
+        self._plan = plan
+        self._target = target
+        self._journal = journal
+        self._client = client
+        self._cached = dict(cached)
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._hashes: dict[tuple[int, int], str] = {}
+        self._streamed_whole: set[int] = set()
+        self._done_bytes = 0
+        self.reused_bytes = 0
+        self.cached_bytes = 0
+        self.refetched: list[str] = []
+        self._states = [bytearray(plan.chunks(index)) for index in range(len(plan.layouts))]
+        self._missing: list[tuple[int, int]] = []
+        self._take_over(known)
+
+    @property
+    def plan(self) -> PullPlan:
+        """The plan, with the headers that the files were found to have."""
+        return self._plan
+
+    def run(self, connections: int, progress: Progress) -> None:
+        """Fetch and verify everything that is not verified yet.
+
+        Raises:
+            IntegrityError, NetworkError, SpaceError, UsageError: as `dfqs.pull.pull`.
+        """
+        threads = [threading.Thread(target=self._work, name=f"pull-{i}", daemon=True) for i in range(connections)]
+        for thread in threads:
+            thread.start()
+        try:
+            for index in range(len(self._plan.layouts)):
+                self._verify_file(index, progress)
+        finally:
+            with self._changed:
+                self._stopped = True
+                self._changed.notify_all()
+            self._client.abort()
+            deadline = time.monotonic() + _JOIN_S
+            for thread in threads:
+                # A thread that waits for an answer of the Hub is left behind; it writes nothing any more.
+                thread.join(timeout=max(deadline - time.monotonic(), 0))
+
+    def _take_over(self, known: Progressed) -> None:
+        for index in range(len(self._plan.layouts)):
+            for chunk in range(self._plan.chunks(index)):
+                # Taken out there, so that a million of them are not in memory twice.
+                claimed = known.chunks.pop((index, chunk), None)
+                if claimed is not None:
+                    self._hashes[(index, chunk)] = claimed
+                    self._states[index][chunk] = _State.CLAIMED
+                    length = self._length(index, chunk)
+                    self.reused_bytes += length
+                    self._done_bytes += length
+                else:
+                    self._missing.append((index, chunk))
+        heapq.heapify(self._missing)
+
+    # -- the reader, in the caller's thread --------------------------------------------------------------------------
+
+    def _verify_file(self, index: int, progress: Progress) -> None:
+        """Wait for a file's chunks, hash them in order, and settle what does not fit."""
+        file = self._plan.layouts[index].file
+        for attempt in (1, 2):
+            found = self._hash_in_order(index, progress)
+            if found == file.identity:
+                plan = plan_as_verified(self._plan, self._target, index)
+                if plan is not self._plan:
+                    self.refetched.append(f"{file.name}: the header that the pull was planned with had come wrong")
+                self._plan = plan
+                self._journal.record_verified(index)
+                return
+            if attempt == 1:
+                self._fetch_again(index)
+        raise IntegrityError(
+            f"{printable(file.name)}: the Hub promises {file.identity}, what it sent (twice) is {found}; nothing was "
+            f"published. Ask the repository's owner or try a mirror; {self._target.out.name}.part can be removed"
+        )
+
+    def _hash_in_order(self, index: int, progress: Progress) -> str:
+        layout = self._plan.layouts[index]
+        digest, prefix = digest_for(layout.file)
+        for chunk in range(self._plan.chunks(index)):
+            start, end = self._plan.chunk_range(index, chunk)
+            while True:
+                claimed = self._wait_for(index, chunk, progress) is _State.CLAIMED
+                if not claimed or self._target.sha256(layout, start, end) == self._hashes[(index, chunk)]:
+                    break
+                self._drop(index, chunk, reused=True)
+            for data in self._target.read(layout, start, end):
+                digest.update(data)
+        return f"{prefix}:{digest.hexdigest()}"
+
+    def _wait_for(self, index: int, chunk: int, progress: Progress) -> _State:
+        """Until the chunk is there; the workers' errors surface here."""
+        while True:
+            with self._changed:
+                state = _State(self._states[index][chunk])
+                if self._error is not None:
+                    raise self._error
+                if state not in (_State.CLAIMED, _State.WRITTEN):
+                    self._changed.wait(_POLL_S)
+                done = self._done_bytes
+            progress(done, self._plan.fetch_bytes, self._plan.layouts[index].file.name)
+            if state in (_State.CLAIMED, _State.WRITTEN):
+                return state
+
+    def _drop(self, index: int, chunk: int, *, reused: bool) -> None:
+        """What was written for this chunk does not count; have it fetched again."""
+        length = self._length(index, chunk)
+        self._journal.record_dropped(index, chunk)
+        with self._changed:
+            self._states[index][chunk] = _State.MISSING
+            self._done_bytes -= length
+            if reused:
+                self.reused_bytes -= length
+                self._note(index, chunk, "was not on the disk as recorded")
+            heapq.heappush(self._missing, (index, chunk))
+            self._changed.notify_all()
+
+    def _fetch_again(self, index: int) -> None:
+        """A file's hash is wrong: fetch every chunk again, not from the cache, and note which ones differ."""
+        before = {chunk: self._hashes[(index, chunk)] for chunk in range(self._plan.chunks(index))}
+        self._cached[index] = None
+        for chunk in before:
+            self._drop(index, chunk, reused=False)
+        with self._changed:
+            self._streamed_whole.discard(index)
+            while self._error is None and any(state != _State.WRITTEN for state in self._states[index]):
+                self._changed.wait(_POLL_S)
+            if self._error is not None:
+                raise self._error
+            for chunk, sha256 in before.items():
+                if self._hashes[(index, chunk)] != sha256:
+                    self._note(index, chunk, "had come wrong")
+
+    def _note(self, index: int, chunk: int, what: str) -> None:
+        start, end = self._plan.chunk_range(index, chunk)
+        self.refetched.append(f"{self._plan.layouts[index].file.name} bytes {start:,} to {end:,} {what}")
+
+    def _length(self, index: int, chunk: int) -> int:
+        start, end = self._plan.chunk_range(index, chunk)
+        return end - start
+
+    # -- the workers --------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while (task := self._next()) is not None:
+                index, chunk = task
+                path = self._cached.get(index)
+                if path is not None:
+                    self._take_from_cache(path, index, chunk)
+                elif index in self._streamed_whole:
+                    self._fetch_whole(index)
+                else:
+                    self._fetch_chunk(index, chunk)
+        except BaseException as error:
+            with self._changed:
+                if not self._stopped and self._error is None:
+                    self._error = error
+                self._changed.notify_all()
+
+    def _next(self) -> tuple[int, int] | None:
+        with self._changed:
+            while not self._stopped and self._error is None:
+                while self._missing:
+                    index, chunk = heapq.heappop(self._missing)
+                    if self._states[index][chunk] == _State.MISSING:
+                        self._states[index][chunk] = _State.UNDER_WAY
+                        return index, chunk
+                self._changed.wait(_POLL_S)
+            return None
+
+    def _fetch_chunk(self, index: int, chunk: int) -> None:
+        start, end = self._plan.chunk_range(index, chunk)
+        try:
+            self._write_chunk(index, chunk, self._client.stream(self._plan.layouts[index].file, start, end))
+        except RangeIgnored:
+            with self._changed:
+                first = index not in self._streamed_whole
+                self._streamed_whole.add(index)
+            if first:
+                # This thread streams the file from its start and takes every chunk that is not there, this one too.
+                self._fetch_whole(index)
+
+    def _fetch_whole(self, index: int) -> None:
+        """A server that ignores Range: one stream, all chunks in order; those that are there are passed over."""
+        file = self._plan.layouts[index].file
+        with self._changed:
+            self._claim_all(index)
+        stream = _Splitter(self._client.stream(file, 0, file.size, whole=True))
+        for chunk in range(self._plan.chunks(index)):
+            pieces = stream.take(self._length(index, chunk))
+            if self._states[index][chunk] == _State.UNDER_WAY:
+                self._write_chunk(index, chunk, pieces)
+            for _ in pieces:
+                continue
+
+    def _claim_all(self, index: int) -> None:
+        """Take a file's missing chunks out of the queue. The caller holds the lock."""
+        self._missing = [task for task in self._missing if task[0] != index]
+        heapq.heapify(self._missing)
+        states = self._states[index]
+        for chunk, state in enumerate(states):
+            if state == _State.MISSING:
+                states[chunk] = _State.UNDER_WAY
+
+    def _take_from_cache(self, path: Path, index: int, chunk: int) -> None:
+        start, end = self._plan.chunk_range(index, chunk)
+        with FileSource(path) as source:
+            self._write_chunk(index, chunk, _read_local(source, start, end))
+        with self._changed:
+            self.cached_bytes += end - start
+
+    def _write_chunk(self, index: int, chunk: int, pieces: Iterator[bytes]) -> None:
+        layout = self._plan.layouts[index]
+        position, end = self._plan.chunk_range(index, chunk)
+        digest = hashlib.sha256()
+        for piece in pieces:
+            if self._stopped:
+                return
+            self._target.write(layout, position, piece)
+            digest.update(piece)
+            position += len(piece)
+            with self._changed:
+                self._done_bytes += len(piece)
+        if position != end:
+            raise IntegrityError(f"{printable(layout.file.name)}: ends at byte {position:,}, not at {end:,}")
+        sha256 = digest.hexdigest()
+        self._journal.record_chunk(index, chunk, sha256)
+        with self._changed:
+            self._hashes[(index, chunk)] = sha256
+            self._states[index][chunk] = _State.WRITTEN
+            self._changed.notify_all()
+
+
+class _Splitter:
+    """Cuts a stream of pieces at given lengths."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def take(self, length: int) -> Iterator[bytes]:
+        """The next `length` bytes, in pieces."""
+        while length > 0:
+            piece = self._rest or next(self._pieces, b"")
+            if not piece:
+                return
+            self._rest = piece[length:]
+            piece = piece[:length]
+            length -= len(piece)
+            yield piece
+
+
+def _read_local(source: FileSource, start: int, end: int) -> Iterator[bytes]:
+    for offset in range(start, end, READ_BYTES):
+        yield source.read_exactly(offset, min(READ_BYTES, end - offset))

@@ -1,0 +1,1 @@
+"""The crash-safe file engine: every mechanism that touches a disk, once."""

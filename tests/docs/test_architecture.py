@@ -1,0 +1,186 @@
+"""The architecture's own rules, checked on the source: direction of imports, who may touch sockets, who may print."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "dfqs"
+
+# From the base upwards, as docs/architecture.md lists them; a layer imports only from those before it (or itself).
+LAYERS = (
+    ("errors", "units", "progress", "cache", "storage", "seal", "records"),
+    ("gguf",),
+    ("model",),
+    ("shards",),
+    ("inplace",),
+    ("pull",),
+    ("integrity",),
+    ("find",),
+    ("hardware",),
+    ("runtime",),
+    ("quantize",),
+    ("routing",),
+    ("planning",),
+    ("evaluate",),
+    ("report",),
+    ("targets",),
+    ("embedded",),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+BASE_ORDER = LAYERS[0]
+
+SOCKET_MODULES = {
+    "socket",
+    "httpx",
+    "httpcore",
+    "requests",
+    "urllib.request",
+    "http.client",
+    "http.server",
+    "huggingface_hub",
+}
+SOCKETS_ALLOWED = ("pull/", "runtime/", "report/publish.py")
+SUBPROCESS_ALLOWED = ("runtime/", "evaluate/sandbox", "hardware.py", "targets/", "embedded")
+MAX_LINES = 400
+
+
+def source_files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def layer_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "dfqs" and len(parts) > 1 else None
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "dfqs":
+                yield from ((f"dfqs.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield node.module, node.lineno
+
+
+def own_layer(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_a_place_in_the_layer_list() -> None:
+    unknown = {own_layer(p) for p in source_files()} - set(RANK) - {"__init__"}
+
+    assert not unknown
+
+
+def test_no_import_points_upwards_so_that_a_layer_can_be_understood_without_those_above_it() -> None:
+    wrong = []
+    for path in source_files():
+        layer = own_layer(path)
+        if layer == "__init__":
+            continue
+        for module, line in imports_of(path):
+            target = layer_of(module)
+            if target is None or target == layer or target.startswith("__"):
+                continue
+            upward = RANK[target] > RANK[layer]
+            if RANK[target] == RANK[layer]:
+                upward = BASE_ORDER.index(target) > BASE_ORDER.index(layer)
+            if upward:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_sockets_and_subprocesses_stay_where_they_are_expected() -> None:
+    wrong = []
+    for path in source_files():
+        name = str(path.relative_to(SOURCE))
+        for module, line in imports_of(path):
+            if module.split(".")[0] in SOCKET_MODULES | {m for m in SOCKET_MODULES if m == module}:
+                allowed = name.startswith(SOCKETS_ALLOWED)
+            elif module in ("subprocess", "multiprocessing"):
+                allowed = name.startswith(SUBPROCESS_ALLOWED)
+            else:
+                continue
+            if not allowed:
+                wrong.append(f"{name}:{line} imports {module}")
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    wrong = []
+    for path in source_files():
+        if own_layer(path) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called in ("print", "exit", "quit", "sys.exit"):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} calls {called}")
+
+    # The worker is a process of its own: its exit code is its answer.
+    assert not [w for w in wrong if "/runtime/worker.py" not in w], "\n".join(wrong)
+
+
+def test_one_module_of_the_command_line_writes_so_that_no_foreign_word_finds_another_way_to_the_terminal() -> None:
+    direct = re.compile(
+        r"(print|typer\.\w*echo|click\.\w*echo|os\.write|(rich\.)?print_json|(\w+\.)*Console|(\w+\.)*from_markup"
+        r"|sys\.(stdout|stderr|__stdout__|__stderr__)\.(buffer\.)?write(lines)?|traceback\.print_\w+|sys\.excepthook)"
+    )
+    wrong = []
+    for path in sorted((SOURCE / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            own_door = called == "print_json" and path.name != "output.py"
+            if path.name != "output.py" and not own_door and direct.fullmatch(called):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} calls {called}")
+            if any(word.arg == "markup" and ast.unparse(word.value) != "False" for word in node.keywords):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} reads words as markup")
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_native_library_is_imported_by_workers_only() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in source_files()
+        for module, line in imports_of(path)
+        if module.split(".")[0] == "xllamacpp" and not str(path.relative_to(SOURCE)).startswith("runtime/")
+    ]
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_has_grown_to_two_jobs() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in [*source_files(), *sorted((ROOT / "tests").rglob("*.py"))]
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+
+    assert not long
+
+
+def test_architecture_document_names_every_package_and_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = [
+        str(path.relative_to(SOURCE))
+        for path in source_files()
+        if path.name != "__init__.py"
+        and own_layer(path) != "cli"
+        and not re.search(rf"\b{re.escape(path.stem)}\b", text)
+    ]
+
+    assert not missing
