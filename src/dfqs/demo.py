@@ -25,8 +25,8 @@ from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import Suite
 from dfqs.gguf import read_header
 from dfqs.integrity import ModelHashes, hash_model, verify_against
-from dfqs.integrity.hashes import hash_file
 from dfqs.model.classes import recognise_class
+from dfqs.model.hashes import hash_file
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.progress import Progress

@@ -17,10 +17,10 @@ from pathlib import Path
 from dfqs.errors import DfqsError
 from dfqs.gguf import FileSource, Header, HeaderBudget, parse_header
 from dfqs.gguf.layout import MAGIC, squeeze_shape
+from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.integrity import Severity, verify_structure
-from dfqs.integrity.hashes import TensorHash, content_sha256, hash_model
+from dfqs.model.hashes import TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.names import parse_shard_name
 
 SAMPLE_BYTES = 256
 SAMPLED_TENSORS = 64

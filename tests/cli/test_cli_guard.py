@@ -12,7 +12,7 @@ from dfqs.cli.guard import check_output
 from dfqs.cli.main import VERBS, run
 from dfqs.demo import MODEL_NAME, DemoRecord, _earlier_files, run_demo
 from dfqs.errors import UsageError
-from dfqs.integrity.hashes import hash_file
+from dfqs.model.hashes import hash_file
 from dfqs.progress import Progress
 from dfqs.pull import Hub
 from dfqs.records import write_json

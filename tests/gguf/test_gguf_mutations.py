@@ -12,13 +12,13 @@ from dfqs.find import find_models
 from dfqs.gguf import GGMLType, ValueType, array, i32, parse_header, string, u16, u32
 from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.quants import dequantize
+from dfqs.gguf.shard import read_model_shards
 from dfqs.gguf.types import BLOCKS
 from dfqs.integrity import verify_structure
 from dfqs.model.classes import recognise_class
 from dfqs.model.spec import read_model_spec
 from dfqs.quantize.declared import class_findings
 from dfqs.shards.repair import plan_repair
-from dfqs.shards.shard import read_model_shards
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, write_small
 
 ROUNDS = 400

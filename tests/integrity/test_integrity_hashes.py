@@ -16,8 +16,8 @@ from dfqs.errors import FormatError, UsageError
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
 from dfqs.gguf.file import GGUFFile
 from dfqs.integrity import ModelHashes, hash_model, hashes
-from dfqs.integrity.hashes import content_line, hash_file
 from dfqs.integrity.manifest import Provenance, make_manifest, manifest_findings, read_manifest
+from dfqs.model.hashes import content_line, hash_file
 from dfqs.records import write_json
 from dfqs.shards import merge, plan_merge
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, tensor_bytes, write_small

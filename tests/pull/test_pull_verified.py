@@ -10,7 +10,7 @@ from test_pull_selection import point_to
 
 from dfqs.cli.main import run
 from dfqs.errors import IntegrityError, UsageError
-from dfqs.integrity.hashes import ModelDigest, hash_model
+from dfqs.model.hashes import ModelDigest, hash_model
 from dfqs.pull import PullResult, forget_pull, pull
 from dfqs.pull import target as target_module
 from hub_server import FakeHub, Reply, Request

@@ -7,9 +7,9 @@ import pytest
 
 from dfqs.cli.main import run
 from dfqs.errors import FormatError
+from dfqs.gguf.pieces import find_raw_pieces
 from dfqs.integrity.structure import verify_structure
 from dfqs.shards import plan_merge
-from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.repair import plan_repair, repair
 from shard_inputs import sha256, tiny_entries, tiny_tensors, write_shards
 from thrifty_cases import make_shards

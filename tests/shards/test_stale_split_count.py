@@ -8,10 +8,10 @@ import pytest
 from dfqs.cli.main import run
 from dfqs.errors import ShardError
 from dfqs.gguf import GGMLType, KeyValue, i32, read_header, u16
+from dfqs.gguf.shard import read_model_shards, read_shards
 from dfqs.integrity import verify_structure
 from dfqs.runtime.checks import check_model
 from dfqs.shards.repair import plan_repair, repair
-from dfqs.shards.shard import read_model_shards, read_shards
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, write_small
 
 COMPLETE = (*SMALL_TENSORS, ("output_norm.weight", (64,), GGMLType.F32))

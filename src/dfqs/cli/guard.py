@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dfqs.shards.names import files_of
+from dfqs.gguf.shard_names import files_of
 from dfqs.storage.atomic import check_writable_target
 
 

@@ -10,11 +10,11 @@ from rich.table import Table
 from dfqs.cli.output import key_value_table, out, print_json
 from dfqs.gguf import Header
 from dfqs.gguf.kinds import MODEL, FileKind, file_kind
+from dfqs.gguf.shard import read_model_shards
 from dfqs.model.classes import ClassMatch, model_tier, recognise_class
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.model.spec import ModelSpec, RoleSize, read_model_spec
 from dfqs.shards.hub_address import is_remote
-from dfqs.shards.shard import read_model_shards
 from dfqs.units import format_bytes, format_count
 
 

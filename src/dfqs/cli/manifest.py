@@ -9,11 +9,11 @@ from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.output import note, out, print_json
 from dfqs.errors import FormatError
+from dfqs.gguf.shard import read_shards
 from dfqs.integrity import verify_structure
-from dfqs.integrity.hashes import hash_file
 from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest, manifest_path
+from dfqs.model.hashes import hash_file
 from dfqs.records import write_json
-from dfqs.shards.shard import read_shards
 
 
 def command(

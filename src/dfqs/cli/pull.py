@@ -9,7 +9,6 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, print_json, print_plain, warn
 from dfqs.errors import SpaceError, UsageError, printable
-from dfqs.integrity.hashes import ModelDigest
 from dfqs.integrity.manifest import (
     Manifest,
     Provenance,
@@ -19,6 +18,7 @@ from dfqs.integrity.manifest import (
     manifest_path,
     write_manifest,
 )
+from dfqs.model.hashes import ModelDigest
 from dfqs.progress import Progress, no_progress
 from dfqs.pull import (
     Hub,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dfqs.errors import DfqsError, IntegrityError, ShardError, SpaceError, UsageError
 from dfqs.gguf.layout import MAGIC
+from dfqs.gguf.shard import Shard
 from dfqs.inplace.gap import remove_gap
 from dfqs.inplace.job import Job, Resident, State
 from dfqs.inplace.journal import Journal, working_path
@@ -23,7 +24,6 @@ from dfqs.inplace.plan_inplace import HEAD_BYTES, JobPlan
 from dfqs.inplace.unchanged import ShardGuard, require_alone
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import require_stamp
-from dfqs.shards.shard import Shard
 from dfqs.storage.disk import Disk, DiskFile
 from dfqs.units import format_bytes
 

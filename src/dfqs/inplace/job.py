@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
-from dfqs.shards.names import MAX_SHARDS
+from dfqs.gguf.shard_names import MAX_SHARDS
 from dfqs.shards.plan import Copy
 from dfqs.storage.identity import FileStamp
 

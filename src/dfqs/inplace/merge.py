@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError, printable
+from dfqs.gguf.shard_names import parse_shard_name, shard_paths
 from dfqs.inplace.execute import WINDOW_BYTES, Place, begin, carry_on, undo
 from dfqs.inplace.in_use import refuse_occupied
 from dfqs.inplace.job import Freeing, Mode, State
@@ -21,7 +22,6 @@ from dfqs.inplace.plan_inplace import JobPlan, largest_shard, plan_in_place
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import held_for_use
 from dfqs.shards.merge import MergeResult, hash_file, refuse_source_as_target
-from dfqs.shards.names import parse_shard_name, shard_paths
 from dfqs.shards.plan import MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.storage.atomic import check_writable_target, storage_errors

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from dfqs.errors import UsageError
 from dfqs.gguf import FileSource, ValueType, align_up, array, encode_header
+from dfqs.gguf.shard import Shard
 from dfqs.inplace.job import TAIL_BYTES, Freeing, Job, Resident, Source
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import read_hub_record
-from dfqs.shards.shard import Shard
 
 PADDING_KEY = "dfqs.padding"
 HEAD_BYTES = 24

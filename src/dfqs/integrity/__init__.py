@@ -2,8 +2,8 @@
 
 from dfqs.integrity.compare import Comparison, verify_against
 from dfqs.integrity.findings import Finding, Severity, has_errors
-from dfqs.integrity.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.integrity.structure import Structure, verify_structure
+from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 
 __all__ = [
     "Comparison",

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from dfqs.gguf import FileSource, Header, TensorInfo, read_header
 from dfqs.gguf.layout import squeeze_shape
+from dfqs.gguf.shard import SPLIT_KEYS, read_model_shards
 from dfqs.inplace.plan_inplace import PADDING_KEY
 from dfqs.integrity.findings import Finding, Severity, has_errors
-from dfqs.integrity.hashes import BUFFER_BYTES, is_expert_tensor
+from dfqs.model.hashes import BUFFER_BYTES, is_expert_tensor
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.plan import carried_key
-from dfqs.shards.shard import SPLIT_KEYS, read_model_shards
 
 _MAKE_AGAIN = "Merge the shards again, or verify them against the hashes of their source; one of the two is damaged."
 _LISTED_EXPERTS = 8

@@ -1,8 +1,7 @@
 """A file that is no GGUF at all, as a finding."""
 
-from dfqs.gguf import FileSource
+from dfqs.gguf import FileSource, foreign
 from dfqs.integrity.findings import Finding
-from dfqs.shards import foreign
 
 
 def explain_not_gguf(source: FileSource) -> Finding | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dfqs.gguf import Header, ValueType
 from dfqs.gguf.layout import squeeze_shape
 from dfqs.gguf.metadata import TEXT_LIMIT_BYTES
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.runtime_keys import (
     MAX_EXPERTS,
@@ -22,7 +23,6 @@ from dfqs.integrity.runtime_keys import (
     KeyForm,
     read_forms,
 )
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT
 
 _MAKE_AGAIN = "The converter that made the file is at fault; make it again with a current one."
 _CONTRADICTION = "Keys and tensors contradict each other; make the file again."

@@ -10,7 +10,7 @@ from pydantic import Field
 from dfqs import __version__
 from dfqs.errors import FormatError, UsageError
 from dfqs.integrity.findings import Finding, Severity
-from dfqs.integrity.hashes import ModelHashes, TensorHash, content_sha256, hash_model
+from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Record, read_json, write_json
 from dfqs.storage.atomic import check_writable_target

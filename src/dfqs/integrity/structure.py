@@ -7,15 +7,15 @@ from pathlib import Path
 from dfqs.errors import DfqsError, FormatError, UnsupportedGGUF
 from dfqs.gguf import FileSource, Header, align_up, layout_problems, parse_header
 from dfqs.gguf.kinds import MODEL, file_kind
+from dfqs.gguf.pieces import find_raw_pieces
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_MEND, is_whole_model, read_shards
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.foreign import explain_not_gguf
-from dfqs.integrity.hashes import TensorHash
 from dfqs.integrity.keys import key_findings, size_findings, tensor_findings
+from dfqs.model.hashes import TensorHash
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
 from dfqs.shards.consistency import belonging_problems
-from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.repair import plan_repair
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_MEND, is_whole_model, read_shards
 
 FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
 _REPAIR = "`dfqs repair MODEL -o OUT`"

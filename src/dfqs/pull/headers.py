@@ -7,11 +7,11 @@ from dataclasses import replace
 from dfqs.errors import FormatError, ShardError, UsageError, printable
 from dfqs.gguf import Header, parse_header
 from dfqs.gguf.layout import MAGIC
+from dfqs.gguf.shard import SPLIT_COUNT
 from dfqs.pull.hub import Hub, Listing
 from dfqs.pull.patience import Patience
 from dfqs.pull.ranges import RangeClient, RemoteSource
 from dfqs.pull.selection import Choice, choose, describe_choices
-from dfqs.shards.shard import SPLIT_COUNT
 
 FIRST_LIMIT_BYTES = 160 << 20
 """Read of the first header at most; a vocabulary of 260,000 tokens with merges makes 20 MB."""

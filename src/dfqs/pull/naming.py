@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from dfqs.shards.names import MAX_SHARDS, parse_shard_name
+from dfqs.gguf.shard_names import MAX_SHARDS, parse_shard_name
 
 _NUMBERED = re.compile(
     r"(?P<before>.+?[-._]?(?:part|split|piece)?[-._]?)(?<!\d)(?P<number>\d{1,10})(?P<after>[-._]?of[-._]?(?P<count>\d{1,10})\.gguf)",

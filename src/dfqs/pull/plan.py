@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import Header, layout_problems
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_TENSORS_COUNT, STALE_COUNT_MEND, Shard, check_layout, read_shard_count
+from dfqs.gguf.shard_names import ShardName
 from dfqs.pull.hub import Listing, RemoteFile
 from dfqs.pull.naming import whole_name
 from dfqs.pull.selection import Choice
-from dfqs.shards.names import ShardName
 from dfqs.shards.plan import MergePlan, plan_merge_of
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_TENSORS_COUNT, STALE_COUNT_MEND, Shard, check_layout, read_shard_count
 
 CHUNK_BYTES = 16 << 20
 """One request, and what a kill loses at most on each connection."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.integrity.hashes import hash_file
 from dfqs.model.classes import DeploymentClass
+from dfqs.model.hashes import hash_file
 from dfqs.model.spec import Role, read_model_spec, tensor_layer
 from dfqs.quantize.experts import expert_problems
 from dfqs.quantize.imatrix_file import ALL_ZERO, ImatrixFile

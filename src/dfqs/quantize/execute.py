@@ -23,7 +23,7 @@ from dfqs.errors import FormatError, IntegrityError, UsageError
 from dfqs.gguf.layout import tensor_length
 from dfqs.gguf.source import FileSource
 from dfqs.gguf.types import BLOCKS, GGMLType
-from dfqs.integrity.hashes import content_line
+from dfqs.model.hashes import content_line
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.journal import FinishedTensor, Journal, read_journal
 from dfqs.quantize.kernels import Float32, Kernels

@@ -18,6 +18,7 @@ import numpy as np
 
 from dfqs import __version__
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
+from dfqs.gguf.shard import read_model_shards
 from dfqs.quantize.calibration import Corpus, Stream
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix_file import (
@@ -34,7 +35,6 @@ from dfqs.records import parse_json, sha256_of
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
-from dfqs.shards.shard import read_model_shards
 
 STATE_KEY = "dfqs.imatrix.state"
 MIN_ROWS = 16

@@ -11,8 +11,9 @@ from typing import Any
 
 from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf.reader import read_header
-from dfqs.integrity.hashes import content_sha256, hash_file, hash_model
+from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.model.classes import DeploymentClass
+from dfqs.model.hashes import content_sha256, hash_file, hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
@@ -22,7 +23,6 @@ from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize
 from dfqs.quantize.source import Source, read_source
 from dfqs.records import is_document
 from dfqs.runtime import Worker
-from dfqs.shards.names import parse_shard_name
 from dfqs.storage.atomic import check_writable_target
 
 SOURCE = "source"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.gguf.shard import read_model_shards
 from dfqs.quantize.bootstrap import Estimate, estimate_difference, estimate_mean
 from dfqs.quantize.logits_file import (
     TOP,
@@ -32,7 +33,6 @@ from dfqs.records import sha256_of
 from dfqs.runtime.library import LIBRARY_VARIABLE, PINNED_VERSION
 from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
-from dfqs.shards.shard import read_model_shards
 
 WINDOW_TOKENS, STRIDE_TOKENS = 512, 256
 ROWS = 16

@@ -15,10 +15,11 @@ from typing import Any
 
 from dfqs.errors import IntegrityError, SpaceError, UsageError
 from dfqs.gguf.layout import align_up, place_tensors
+from dfqs.gguf.shard_names import ShardName
 from dfqs.gguf.writer import encode_header
-from dfqs.integrity.hashes import hash_model
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, check_manifest_place, manifest_of, write_manifest
 from dfqs.model.classes import DeploymentClass
+from dfqs.model.hashes import hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
@@ -31,7 +32,6 @@ from dfqs.quantize.source import plan_source as plan_source
 from dfqs.quantize.source import read_source as read_source
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
-from dfqs.shards.names import ShardName
 from dfqs.storage.atomic import check_writable_target, fsync_directory, publish_file
 from dfqs.units import format_bytes
 

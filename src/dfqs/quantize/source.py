@@ -6,12 +6,12 @@ from pathlib import Path
 from dfqs.gguf.kinds import require_model
 from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.reader import Header
+from dfqs.gguf.shard import read_model_shards
 from dfqs.model.classes import DeploymentClass
 from dfqs.quantize.mixtures import find_mixture, mixture_class
 from dfqs.quantize.plan import QuantizationPlan, plan_quantization
 from dfqs.quantize.recipe import find_class
 from dfqs.shards.consistency import belonging_problems
-from dfqs.shards.shard import read_model_shards
 
 
 @dataclass(frozen=True, slots=True)

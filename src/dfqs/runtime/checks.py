@@ -6,7 +6,7 @@ from pathlib import Path
 from dfqs.errors import ShardError, printable
 from dfqs.gguf import Header
 from dfqs.gguf.kinds import require_model
-from dfqs.shards.shard import SPLIT_COUNT, STALE_COUNT_MEND, Shard, is_whole_model, read_model_shards
+from dfqs.gguf.shard import SPLIT_COUNT, STALE_COUNT_MEND, Shard, is_whole_model, read_model_shards
 
 _DEMONSTRATION = "dfqs.embedded."
 """Keys of the model that dfqs builds to show itself with, and of what is quantized from it."""

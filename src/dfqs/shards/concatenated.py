@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dfqs.errors import FormatError
 from dfqs.gguf import ByteSource, Header, HeaderBudget, TensorInfo, parse_header
 from dfqs.gguf.layout import MAGIC
-from dfqs.shards.names import MAX_SHARDS
+from dfqs.gguf.shard_names import MAX_SHARDS
 
 _SEARCH_BYTES = 1 << 16
 """The next file begins at the end of the last, or where its padding ends. No alignment in use is larger than this."""

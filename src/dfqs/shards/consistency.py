@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from dfqs.errors import ShardError
 from dfqs.gguf import Header, TensorInfo
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _WIDTH = "embedding_length"

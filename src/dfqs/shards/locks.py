@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import FileSource
-from dfqs.shards.shard import Shard
+from dfqs.gguf.shard import Shard
 from dfqs.storage.disk import Disk
 from dfqs.storage.identity import FileStamp
 

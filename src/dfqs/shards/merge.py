@@ -10,12 +10,12 @@ from pathlib import Path
 
 from dfqs.errors import ShardError, SpaceError, UsageError
 from dfqs.gguf import FileSource
+from dfqs.gguf.shard import Shard
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import held_for_reading, require_unchanged
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.shards.receipts import find_receipt, write_receipt
-from dfqs.shards.shard import Shard
 from dfqs.storage.atomic import atomic_writer, check_writable_target, find_same_file
 from dfqs.storage.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
 from dfqs.storage.identity import FileStamp

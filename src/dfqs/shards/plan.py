@@ -12,10 +12,10 @@ from pathlib import Path
 
 from dfqs.gguf import Header, KeyEntry, RawKeyValue, TensorInfo, ValueType, encode_header, u16
 from dfqs.gguf.layout import data_section_length, place_tensors
+from dfqs.gguf.shard import SPLIT_COUNT, Shard, iter_tensors, read_shards
 from dfqs.gguf.writer import Key
 from dfqs.shards.consistency import belonging_notes, belonging_problems
 from dfqs.shards.provenance import provenance_notes
-from dfqs.shards.shard import SPLIT_COUNT, Shard, iter_tensors, read_shards
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import IntegrityError
-from dfqs.shards.shard import Shard
+from dfqs.gguf.shard import Shard
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

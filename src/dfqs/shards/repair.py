@@ -16,12 +16,12 @@ from pathlib import Path
 from dfqs.errors import FormatError, ShardError, UsageError
 from dfqs.gguf import FileSource, Header, TensorInfo, encode_header, layout_problems
 from dfqs.gguf.layout import data_section_length, place_tensors
+from dfqs.gguf.pieces import find_raw_pieces
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, Shard, is_whole_model
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
 from dfqs.shards.merge import require_space
-from dfqs.shards.pieces import find_raw_pieces
 from dfqs.shards.plan import merged_keys, plan_merge_of
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_NO, Shard, is_whole_model
 from dfqs.shards.stacking import has_lone_experts, stack_experts
 from dfqs.storage.atomic import atomic_writer, check_writable_target
 from dfqs.storage.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully

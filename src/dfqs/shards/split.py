@@ -15,12 +15,12 @@ from pathlib import Path
 from dfqs.errors import UsageError
 from dfqs.gguf import FileSource, Header, TensorInfo, align_up, encode_header, i32, parse_header, u16, u32
 from dfqs.gguf.layout import DEFAULT_ALIGNMENT, place_tensors
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
+from dfqs.gguf.shard_names import MAX_SHARDS, ShardName
 from dfqs.gguf.writer import Key
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.merge import open_unchanged, require_space
-from dfqs.shards.names import MAX_SHARDS, ShardName
 from dfqs.shards.plan import carried_key
-from dfqs.shards.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
 from dfqs.storage.atomic import (
     check_writable_target,
     create_locked_partial,

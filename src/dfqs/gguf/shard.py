@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dfqs.errors import FormatError, ShardError, UsageError
 from dfqs.gguf import FileSource, Header, HeaderBudget, TensorInfo, layout_problems, parse_header, read_header
-from dfqs.shards.foreign import explained
-from dfqs.shards.names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
-from dfqs.shards.pieces import find_raw_pieces
+from dfqs.gguf.foreign import explained
+from dfqs.gguf.pieces import find_raw_pieces
+from dfqs.gguf.shard_names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
 from dfqs.storage.identity import FileStamp, settled_stamp
 
 SPLIT_NO = "split.no"

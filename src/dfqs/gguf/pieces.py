@@ -11,7 +11,7 @@ from pathlib import Path
 from dfqs.errors import FormatError
 from dfqs.gguf import parse_header
 from dfqs.gguf.layout import MAGIC
-from dfqs.shards.names import parse_shard_name
+from dfqs.gguf.shard_names import parse_shard_name
 
 # The part of a name that counts: `x.gguf.aa`, `x.gguf.PART1OF3`, `x.gguf-split-b`, `x.gguf.001`, and
 # `x-00001-of-00003.gguf`, the form of shards' names, which people give to pieces too.

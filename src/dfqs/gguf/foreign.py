@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dfqs.errors import FormatError
 from dfqs.gguf import FileSource
 from dfqs.gguf.layout import MAGIC
-from dfqs.shards.pieces import find_raw_pieces
+from dfqs.gguf.pieces import find_raw_pieces
 
 _SAMPLE_BYTES = 4096
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
