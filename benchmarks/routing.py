@@ -31,7 +31,7 @@ from dfqs.routing.tap import BatchToken, RouterTap, decode_batch
 from dfqs.routing.trace import RouteConditions, TraceChunk, TraceHeader
 from dfqs.routing.tracefile import TraceReader, write_trace
 from dfqs.runtime import Worker
-from dfqs.runtime.session import Context
+from dfqs.runtime.context import Context
 from dfqs.runtime.worker_context import WorkerContext
 
 BASELINE, CONTROL = "no callback, all logits", "again (control)"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqs.runtime.session import Context, Model
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.gguf import KeyValue, RawKeyValue, ValueType, array, encode_header, parse_header
 from dfqs.runtime import Worker
-from dfqs.runtime.session import Context, Model
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 from runtime_functions import WORKER_ENV
 

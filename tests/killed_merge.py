@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from dfqs.inplace import is_unfinished, merge_thrifty, plan_thrifty, resume_merge
-from dfqs.inplace import merge as thrifty_module
+from dfqs.inplace import is_unfinished, merge_inplace, plan_inplace, resume_merge
+from dfqs.inplace import merge as inplace_module
 from dfqs.inplace.journal import Journal, journal_path
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import LocalDisk, LocalFile
@@ -115,11 +115,11 @@ def run_merge(first: Path, out: Path, mode: str, disk: LocalDisk) -> None:
     """What the command does: resume what is unfinished, or begin."""
     plain_mode = "in-place" if mode.startswith("in-place") else "consume"
     if "deletion" in mode:
-        thrifty_module.probe_punch = lambda directory: False
+        inplace_module.probe_punch = lambda directory: False
     if is_unfinished(out) and resume_merge(first, out, plain_mode, window_bytes=WINDOW, disk=disk) is not None:  # type: ignore[arg-type]
         return
-    plan = plan_thrifty(plan_merge(first), out, plain_mode, window_bytes=WINDOW, disk=disk)  # type: ignore[arg-type]
-    merge_thrifty(plan, disk=disk)
+    plan = plan_inplace(plan_merge(first), out, plain_mode, window_bytes=WINDOW, disk=disk)  # type: ignore[arg-type]
+    merge_inplace(plan, disk=disk)
 
 
 if __name__ == "__main__":

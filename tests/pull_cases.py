@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.gguf import GGMLType
-from dfqs.pull import Hub, Patience, PullPlan, PullResult, plan_pull, pull
+from dfqs.pull import Hub, PullPlan, PullResult, RetryPolicy, plan_pull, pull
 from dfqs.shards import merge, plan_merge
 from hub_server import FakeHub
 from shard_inputs import Tensor, pack_model, string_entry, u32_entry, write_shards
 
 CHUNK_BYTES = 64 << 10
-HASTY = Patience(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, stall_s=0.6)
+HASTY = RetryPolicy(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, stall_s=0.6)
 
 ENTRIES = [
     string_entry("general.architecture", "llama"),
@@ -49,14 +49,14 @@ class Repository:
 
     def plan(self, chunk_bytes: int = CHUNK_BYTES, pattern: str | None = None) -> PullPlan:
         plan = plan_pull(
-            self.client(), self.hub.repo, pattern=pattern, chunk_bytes=chunk_bytes, patience=HASTY, connections=3
+            self.client(), self.hub.repo, pattern=pattern, chunk_bytes=chunk_bytes, retry=HASTY, connections=3
         )
         self.hub.reset_counts()
         return plan
 
     def pull(self, out: Path, plan: PullPlan | None = None, **options: bool) -> PullResult:
         options.setdefault("use_cache", False)
-        return pull(plan or self.plan(), self.client(), out, connections=3, patience=HASTY, **options)
+        return pull(plan or self.plan(), self.client(), out, connections=3, retry=HASTY, **options)
 
 
 def write_repository(directory: Path) -> tuple[list[Path], bytes]:

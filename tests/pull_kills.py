@@ -28,7 +28,7 @@ import os, signal, sys
 import dfqs.cli.main
 import dfqs.cli.pull
 import dfqs.pull.journal as journal
-import dfqs.pull.target as target
+import dfqs.pull.output as target
 import dfqs.pull.transfer as transfer
 
 def die(*_args, **_options):
@@ -54,7 +54,7 @@ elif point == "hashing the last file":
         return plain(self, index, progress)
     transfer.Transfer._hash_in_order = last
 elif point == "all files verified":
-    target.PullTarget.publish = die
+    target.PullOutput.publish = die
 elif point == "header written, not named":
     target.publish_file = die
 elif point == "named, no manifest":
@@ -100,7 +100,7 @@ class Round:
     """The result is the bytes of a merge, and nothing else is left."""
 
     @property
-    def thrifty(self) -> bool:
+    def kept_recorded(self) -> bool:
         """Nothing that was recorded was fetched again."""
         return self.refetched_bytes <= self.remote_bytes - self.claimed_bytes
 
@@ -232,7 +232,7 @@ def main() -> None:
         hit = [r for r in rounds if r.state == state]
         shares = sorted(r.refetched_bytes / r.remote_bytes for r in hit)
         again = f"{shares[len(shares) // 2]:.0%} of the model" if shares else "-"
-        wasted = sum(not r.thrifty for r in hit)
+        wasted = sum(not r.kept_recorded for r in hit)
         print(f"| {state} | {len(hit)} | {sum(r.right for r in hit)} | {wasted} rounds | {again} |")
 
 

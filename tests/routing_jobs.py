@@ -2,7 +2,7 @@
 
 from dfqs.routing.capture import REFERENCE, load_model
 from dfqs.routing.load import _prompt_breaks
-from dfqs.runtime.session import Context
+from dfqs.runtime.context import Context
 from dfqs.runtime.worker_context import WorkerContext
 
 

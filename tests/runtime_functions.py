@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import FormatError
-from dfqs.runtime.session import Context, Model
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.stop import Stopped
 from dfqs.runtime.worker_context import WorkerContext
 

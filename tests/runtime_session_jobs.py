@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqs.runtime.generation import TextSession
+from dfqs.runtime.context import Buffer, Context, EvalCallback, Model, TensorView
+from dfqs.runtime.conversation import Conversation
 from dfqs.runtime.requests import Answer, Prompt, Sampling
 from dfqs.runtime.sampling import Sampler
-from dfqs.runtime.session import Buffer, Context, EvalCallback, Model, TensorView
 from dfqs.runtime.worker_context import WorkerContext
 
 Array = NDArray[Any]
@@ -246,7 +246,7 @@ def converse(
     """Answers on one session, with the pieces that came."""
     answers = []
     with Context(model_of(worker, path), **{**REFERENCE, "n_ctx": n_ctx}) as context:
-        session = TextSession(context.model, context)
+        session = Conversation(context.model, context)
         for prompt in prompts:
             pieces: list[str] = []
             answers.append((session.answer(prompt, sampling, pieces.append), pieces))
@@ -258,7 +258,7 @@ def stop_between_pieces(worker: WorkerContext, path: Path, prompt: str) -> tuple
     model = model_of(worker, path)
     sampling = Sampling(max_tokens=20)
     with Context(model, **REFERENCE) as context:
-        session = TextSession(model, context)
+        session = Conversation(model, context)
         pieces: list[str] = []
 
         def take(text: str) -> None:
@@ -270,7 +270,7 @@ def stop_between_pieces(worker: WorkerContext, path: Path, prompt: str) -> tuple
         worker.stop.clear()
         again = session.answer(prompt, sampling, pieces.append)
     with Context(model, **REFERENCE) as context:
-        fresh = TextSession(model, context).answer(prompt, sampling, pieces.append)
+        fresh = Conversation(model, context).answer(prompt, sampling, pieces.append)
     return stopped, again, fresh
 
 

@@ -8,9 +8,9 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import gguf
 import numpy as np
 
+import gguf
 from dfqs.gguf import GGMLType, read_header, tensor_length
 
 Shape = tuple[int, ...]

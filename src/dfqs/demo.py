@@ -18,7 +18,7 @@ from pydantic import Field
 from dfqs import __version__
 from dfqs.embedded import cached_embedded_model
 from dfqs.errors import FormatError, IntegrityError, UsageError, printable
-from dfqs.evaluate.local import LocalTarget
+from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
 from dfqs.evaluate.store import Subject
@@ -232,7 +232,7 @@ def render_story(record: DemoRecord) -> str:
     snapshot = f"| property | value |\n|---|---|\n{snapshot}"
     return f"""# What `dfqs demo` did
 
-{record.made_at}, dfqs {record.dfqs_version}, {record.threads} threads ({record.omp_wait_policy} OpenMP waiting).
+{record.made_at}, dfqs {record.dfqs_version}, {record.threads} threads ({record.omp_wait_policy} OpenMP wait policy).
 
 | | step | what came of it | time |
 |---|---|---|---|
@@ -367,7 +367,7 @@ def _measure(story: _Story, path: Path, hashes: ModelHashes, directory: Path) ->
         def draw(stage: str) -> Iterator[Progress]:
             yield lambda done, total=None, note="": step.progress(done, total, stage)
 
-        with LocalTarget(path, max_context=SAMPLE.context_lengths[-1]) as target:
+        with LocalAnswerer(path, max_context=SAMPLE.context_lengths[-1]) as target:
             evaluate(target, subject, path, Request(SAMPLE, STAGES), directory, draw)
         report = build_report(directory)
         metrics = report.metrics

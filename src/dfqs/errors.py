@@ -61,7 +61,7 @@ class UnsupportedGGUF(FormatError):
 
     Args:
         code: the kind, for programs.
-        mend: what to do about it, in a sentence.
+        fix: what to do about it, in a sentence.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class UnsupportedGGUF(FormatError):
         message: str,
         *,
         code: str = "unsupported",
-        mend: str = "",
+        fix: str = "",
         path: Path | str | None = None,
         offset: int | None = None,
         name: str | None = None,
     ) -> None:
         self.code = code
-        self.mend = mend
+        self.fix = fix
         super().__init__(message, path=path, offset=offset, name=name)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_unsupported, (self.detail, self.code, self.mend, self.path, self.offset, self.name))
+        return (_rebuild_unsupported, (self.detail, self.code, self.fix, self.path, self.offset, self.name))
 
 
 class ShardError(FormatError):
@@ -180,6 +180,6 @@ def _rebuild_format_error(
 
 
 def _rebuild_unsupported(
-    message: str, code: str, mend: str, path: Path | str | None, offset: int | None, name: str | None
+    message: str, code: str, fix: str, path: Path | str | None, offset: int | None, name: str | None
 ) -> UnsupportedGGUF:
-    return UnsupportedGGUF(message, code=code, mend=mend, path=path, offset=offset, name=name)
+    return UnsupportedGGUF(message, code=code, fix=fix, path=path, offset=offset, name=name)

@@ -14,9 +14,9 @@ from fuzz.targets import TARGETS
 
 CASES = {"gguf": 60, "manifest": 60, "run": 80, "merge-journal": 25, "endpoint": 25, "template": 25, "route-trace": 100}
 MORE = 250
-BEING_MENDED: set[str] = set()
+BEING_FIXED: set[str] = set()
 READERS = [
-    pytest.param(name, marks=pytest.mark.xfail(reason="being mended")) if name in BEING_MENDED else name
+    pytest.param(name, marks=pytest.mark.xfail(reason="being fixed")) if name in BEING_FIXED else name
     for name in TARGETS
 ]
 
@@ -40,7 +40,7 @@ def test_no_document_ends_in_anything_but_a_sentence(name: str, tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", READERS)
-def test_what_was_found_once_stays_mended(name: str, tmp_path: Path) -> None:
+def test_what_was_found_once_stays_fixed(name: str, tmp_path: Path) -> None:
     target = TARGETS[name]
     target.base(tmp_path)
 

@@ -11,7 +11,7 @@ from dfqs.cli.main import run
 from dfqs.cli.output import err
 from dfqs.evaluate import run as run_module
 from dfqs.evaluate import sandbox
-from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.run import Request, _measure_speed, evaluate
 from dfqs.evaluate.speed import DecodeRun
 from dfqs.evaluate.store import RunRecord, open_store
@@ -135,7 +135,7 @@ def test_repeats_of_another_machine_are_not_put_together_with_these(tmp_path, mo
             on_run(DecodeRun(512, 1.0, (1.0 * len(machines),), 0, (), 1, "default", 0.0))
 
     monkeypatch.setattr(run_module, "measure_runs", measure)
-    with serve(oracle()) as endpoint, EndpointTarget(endpoint.url, max_context=3072) as target:
+    with serve(oracle()) as endpoint, EndpointAnswerer(endpoint.url, max_context=3072) as target:
 
         def measure_all():
             request = Request(QUICK, ("speed",))
@@ -198,7 +198,7 @@ def test_progress_moves_inside_an_item_and_counts_what_was_stored_before_at_once
 
     def measure(url):
         seen.clear()
-        with EndpointTarget(url, max_context=3072) as target:
+        with EndpointAnswerer(url, max_context=3072) as target:
             subject = SUBJECT.model_copy(update={"kind": "endpoint"})
             evaluate(target, subject, None, Request(QUICK, ("reasoning",)), tmp_path, draw)
 

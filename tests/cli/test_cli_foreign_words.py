@@ -86,7 +86,7 @@ def cases(folder: Path) -> dict[str, list[list[object]]]:
             [model, "--against", shard],
         ],
         "manifest": [*([path, "--dry-run"] for path in every), [model, "--dry-run", "--shards", shard]],
-        "repair": [*([path, "-o", folder / f"mended {EVIL_FILE}.gguf"] for path in every)],
+        "repair": [*([path, "-o", folder / f"fixed {EVIL_FILE}.gguf"] for path in every)],
         "find": [[folder], [missing]],
         "quantize": [*([path, "--dry-run"] for path in every), [model, missing, "--class", SAID]],
         "imatrix": [*([path, "-o", missing, "--dry-run"] for path in every), [model, "-o", model]],
@@ -144,7 +144,7 @@ def test_a_pull_ends_well_where_a_name_in_the_repository_looks_like_markup(
 ) -> None:
     data = write_small(tmp_path / "small.gguf").read_bytes()
     with FakeHub(files={"a[/x].gguf": data}) as hub:
-        monkeypatch.setattr("dfqs.cli.pull.Hub", lambda patience: Hub(hub.endpoint, "none", patience))
+        monkeypatch.setattr("dfqs.cli.pull.Hub", lambda retry: Hub(hub.endpoint, "none", retry))
         code = run(["pull", hub.repo, "-o", str(tmp_path / "out.gguf"), "--no-cache"])
 
     assert code == 0

@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "recipe.toml").write_text('name = "mine"\n')
     write_shards(tmp_path, tiny_entries(), [tiny_tensors()[:3], tiny_tensors()[3:]], prefix="s")
     with FakeHub(files={"m.gguf": (tmp_path / "m.gguf").read_bytes()}) as hub:
-        monkeypatch.setattr("dfqs.cli.pull.Hub", lambda patience: Hub(hub.endpoint, "none", patience))
+        monkeypatch.setattr("dfqs.cli.pull.Hub", lambda retry: Hub(hub.endpoint, "none", retry))
         monkeypatch.chdir(tmp_path)
         yield tmp_path
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from dfqs.cli.main import run
-from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.store import RunRecord, open_store, runs_of
 from dfqs.evaluate.suites import QUICK
@@ -123,7 +123,7 @@ def test_what_was_asked_before_is_no_part_of_the_rate(tmp_path):
 
     def measure(stages):
         seen.clear()
-        with serve(oracle()) as endpoint, EndpointTarget(endpoint.url, max_context=3072) as target:
+        with serve(oracle()) as endpoint, EndpointAnswerer(endpoint.url, max_context=3072) as target:
             evaluate(target, subject, None, Request(QUICK, stages, limit=3), tmp_path, draw)
 
     subject = SUBJECT.model_copy(update={"kind": "endpoint"})

@@ -13,7 +13,7 @@ import pytest
 
 import cli_processes
 from dfqs.inplace import is_unfinished
-from thrifty_cases import assert_tensors, make_shards
+from inplace_cases import assert_tensors, make_shards
 
 WORDS = {
     signal.SIGINT: "interrupted",

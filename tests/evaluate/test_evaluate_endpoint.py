@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from dfqs.errors import NetworkError, UsageError
-from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.prompts import read_code_set, read_reasoning_set
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, REASONING
@@ -39,7 +39,7 @@ def run(answer: Answer, out, stages=ALL, suite=QUICK, limit=None, max_context=No
 def run_at(url, out, stages=ALL, suite=QUICK, limit=None, max_context=None):
     request = Request(suite, stages, limit, max_context)
     longest = max(suite.context_lengths[-1], request.lengths[-1])
-    with EndpointTarget(url, max_context=longest) as target:
+    with EndpointAnswerer(url, max_context=longest) as target:
         subject = Subject(kind="endpoint", name="fake", location="http://fake fake")
         evaluate(target, subject, None, request, out, lambda stage: nullcontext(no_progress))
 
@@ -258,15 +258,15 @@ def test_a_changed_condition_begins_a_new_run_and_says_which(tmp_path):
 
 def test_a_model_that_the_endpoint_does_not_serve_is_refused(tmp_path):
     with serve(oracle()) as endpoint, pytest.raises(UsageError, match="serves fake, not 'other'"):
-        EndpointTarget(endpoint.url, model="other", max_context=1024).__enter__()
+        EndpointAnswerer(endpoint.url, model="other", max_context=1024).__enter__()
 
 
 def test_a_server_s_names_cannot_draw_on_the_terminal(monkeypatch):
     monkeypatch.setattr(Client, "models", lambda self: ("evil\x1b[2J\ud800",))
-    with EndpointTarget("http://127.0.0.1:9", max_context=1024) as target:
+    with EndpointAnswerer("http://127.0.0.1:9", max_context=1024) as target:
         assert target.info.name == "evil\\x1b[2J\\ud800"
     with pytest.raises(UsageError) as refused:
-        EndpointTarget("http://127.0.0.1:9", model="other", max_context=1024).__enter__()
+        EndpointAnswerer("http://127.0.0.1:9", model="other", max_context=1024).__enter__()
     assert str(refused.value).isprintable()
 
 

@@ -10,14 +10,14 @@ from contextlib import nullcontext
 
 import pytest
 
-from dfqs.evaluate.local import LocalTarget
+from dfqs.evaluate.answerer import LengthFailure
+from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.scores import Completion
 from dfqs.evaluate.stages import BOUNDARY, CONTEXT, REASONING, SPEED
 from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import Suite
-from dfqs.evaluate.target import LengthFailure
 from dfqs.gguf import read_header
 from dfqs.progress import no_progress
 from dfqs.report.record import build_report
@@ -40,10 +40,10 @@ def ask(target, length, keep=slice(None)) -> list[Completion]:
 
 
 def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model):
-    with LocalTarget(model, threads=1, max_context=2048) as target:
+    with LocalAnswerer(model, threads=1, max_context=2048) as target:
         short, long = ask(target, 560), ask(target, 1100)
         again = ask(target, 560)
-    with LocalTarget(model, threads=1, max_context=2048) as fresh:
+    with LocalAnswerer(model, threads=1, max_context=2048) as fresh:
         resumed = ask(fresh, 1100, slice(2, None))
 
     assert again == short
@@ -52,7 +52,7 @@ def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model):
 
 
 def test_a_length_includes_its_question_and_answer(tiny_deepseek4):
-    with LocalTarget(tiny_deepseek4, threads=1, max_context=2048) as target:
+    with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
         used = [answer.prompt_tokens + answer.generated_tokens for answer in ask(target, 400)]
 
     assert 400 - 120 < max(used) <= 400
@@ -60,7 +60,7 @@ def test_a_length_includes_its_question_and_answer(tiny_deepseek4):
 
 def test_answers_to_prompts_do_not_depend_on_their_order(tiny_deepseek4):
     prompts = ["Count to three.", "Name a colour.", "Say yes."]
-    with LocalTarget(tiny_deepseek4, threads=1, max_context=2048) as target:
+    with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
         forwards = [target.complete(prompt, 6) for prompt in prompts]
         backwards = [target.complete(prompt, 6) for prompt in reversed(prompts)]
 
@@ -69,7 +69,7 @@ def test_answers_to_prompts_do_not_depend_on_their_order(tiny_deepseek4):
 
 def test_a_length_beyond_the_trained_context_is_refused_and_reported(smollm2_gguf):
     trained = read_header(smollm2_gguf).metadata["llama.context_length"]
-    with LocalTarget(smollm2_gguf, threads=1, max_context=4 * trained) as target:
+    with LocalAnswerer(smollm2_gguf, threads=1, max_context=4 * trained) as target:
         assert target.info.context_tokens == trained
         assert f"{trained:,}" in target.info.notices[0]
         with pytest.raises(LengthFailure, match="trained for"):
@@ -77,7 +77,7 @@ def test_a_length_beyond_the_trained_context_is_refused_and_reported(smollm2_ggu
 
 
 def test_a_prompt_longer_than_the_context_is_cut_off_and_not_right(smollm2_gguf):
-    with LocalTarget(smollm2_gguf, threads=1, max_context=2048) as target:
+    with LocalAnswerer(smollm2_gguf, threads=1, max_context=2048) as target:
         completion = target.complete("word " * 3000, 4)
 
     assert completion.finish_reason == "context"
@@ -85,7 +85,7 @@ def test_a_prompt_longer_than_the_context_is_cut_off_and_not_right(smollm2_gguf)
 
 
 def test_a_worker_that_died_is_started_again(smollm2_gguf):
-    with LocalTarget(smollm2_gguf, threads=1, max_context=2048) as target:
+    with LocalAnswerer(smollm2_gguf, threads=1, max_context=2048) as target:
         before = target.complete("Say yes.", 4)
         target.close()
         assert target.complete("Say yes.", 4) == before
@@ -93,7 +93,7 @@ def test_a_worker_that_died_is_started_again(smollm2_gguf):
 
 def test_all_stages_of_a_local_model_end_in_a_report(tiny_deepseek4, tmp_path):
     stages = (REASONING, CONTEXT, BOUNDARY, SPEED)
-    with LocalTarget(tiny_deepseek4, threads=1, max_context=512) as target:
+    with LocalAnswerer(tiny_deepseek4, threads=1, max_context=512) as target:
         subject = Subject(kind="file", name=target.info.name, location=str(tiny_deepseek4))
         request = Request(TINY, stages, limit=2, threads=1)
         for _ in range(2):  # the second finds everything measured
@@ -112,7 +112,7 @@ def test_all_stages_of_a_local_model_end_in_a_report(tiny_deepseek4, tmp_path):
 def test_a_model_without_chat_template_is_asked_in_plain_text_and_the_report_can_say_so(smollm2_gguf, tmp_path):
     without = tmp_path / "without.gguf"
     without.write_bytes(smollm2_gguf.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_nothing_", 1))
-    with LocalTarget(without, threads=1, max_context=1024) as target:
+    with LocalAnswerer(without, threads=1, max_context=1024) as target:
         completion = target.complete("Say yes.", 4)
 
         assert target.info.template_sha256 is None

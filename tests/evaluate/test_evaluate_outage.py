@@ -9,14 +9,14 @@ from test_evaluate_endpoint import run
 
 from dfqs.errors import EndpointFault
 from dfqs.evaluate import endpoint as endpoint_module
+from dfqs.evaluate.answerer import LengthFailure
 from dfqs.evaluate.boundary import LengthResult, find_boundary
-from dfqs.evaluate.endpoint import EndpointTarget
+from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import BOUNDARY, CONTEXT, REASONING
 from dfqs.evaluate.statistics import Count
 from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import QUICK
-from dfqs.evaluate.target import LengthFailure
 from dfqs.progress import no_progress
 from dfqs.report.record import build_report
 from dfqs.runtime.refusals import is_context_refusal, read_refusal
@@ -101,7 +101,7 @@ def test_an_answer_that_cannot_be_decoded_never_ends_the_evaluation(tmp_path, re
 @pytest.mark.parametrize("finish", ["\x1b]0;OWNED\x07\x1b[31mred", "a\u202eb", "eos", ""])
 def test_a_finish_reason_cannot_draw_on_the_terminal(finish):
     with serve(lambda _prompt: Reply("x", finish_reason=finish)) as endpoint:
-        completion = EndpointTarget(endpoint.url, max_context=1024).complete("q", 8)
+        completion = EndpointAnswerer(endpoint.url, max_context=1024).complete("q", 8)
 
     assert completion.finish_reason == "error"
     assert completion.text.isprintable()
@@ -110,7 +110,7 @@ def test_a_finish_reason_cannot_draw_on_the_terminal(finish):
 @pytest.mark.parametrize(("finish", "kept"), [("eos_token", "stop"), ("stop_sequence", "stop"), ("length", "length")])
 def test_finish_reasons_are_stored_in_the_words_of_the_field(finish, kept):
     with serve(lambda _prompt: Reply("x", finish_reason=finish)) as endpoint:
-        assert EndpointTarget(endpoint.url, max_context=1024).complete("q", 8).finish_reason == kept
+        assert EndpointAnswerer(endpoint.url, max_context=1024).complete("q", 8).finish_reason == kept
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_nothing_else_means_it(status, body):
 def test_a_listed_refusal_carries_its_kind_to_the_caller():
     said = refused({"error": {"type": "exceed_context_size_error", "message": "too long"}}, 400)
     with serve(lambda _prompt: said) as endpoint, pytest.raises(Exception, match="too long") as failed:
-        EndpointTarget(endpoint.url, max_context=1024)._attempt("q", 8, lambda *_: None)
+        EndpointAnswerer(endpoint.url, max_context=1024)._attempt("q", 8, lambda *_: None)
 
     assert failed.value.fault is EndpointFault.CONTEXT_EXCEEDED
 
@@ -184,7 +184,7 @@ def test_one_strange_count_of_tokens_is_no_cut_prompt(tmp_path):
 def test_a_runtime_that_is_killed_once_is_asked_again_before_the_length_has_failed(tmp_path, crashes, failed):
     left = [crashes]
 
-    class Dies(EndpointTarget):
+    class Dies(EndpointAnswerer):
         def ask(self, vocabulary, length_tokens, *rest):
             if length_tokens == 1536 and left[0]:
                 left[0] -= 1

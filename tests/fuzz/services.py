@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import DfqsError
-from dfqs.inplace import abort_merge, merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace import abort_merge, merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.journal import journal_path, unfinished_beside
 from dfqs.runtime.client import Client
 from dfqs.runtime.rendering import Renderer, RenderLimits
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import Disk, LocalDisk
 from fuzz.mutate import RAW, STRINGS, mutate_bytes, mutate_lines
-from thrifty_cases import make_shards
+from inplace_cases import make_shards
 
 
 class _Killed(BaseException):
@@ -46,7 +46,7 @@ def merge_journal(scratch: Path) -> bytes:
     shards = make_shards(folder)
     with contextlib.suppress(_Killed, DfqsError):
         disk: Disk = _DyingDisk()
-        merge_thrifty(plan_thrifty(plan_merge(shards[0]), folder / "m.gguf", "consume"), disk=disk)
+        merge_inplace(plan_inplace(plan_merge(shards[0]), folder / "m.gguf", "consume"), disk=disk)
     data = journal_path(folder / "m.gguf").read_bytes().rstrip(b"\0")
     return b"\n".join(_payload(line) for line in data.split(b"\n") if line) + b"\n"
 

@@ -1,4 +1,4 @@
-"""A GGUF that is no model is called what it is, with a mend of its own, by every verb that meets it."""
+"""A GGUF that is no model is called what it is, with a fix of its own, by every verb that meets it."""
 
 import json
 import struct
@@ -72,7 +72,7 @@ def test_verify_does_not_condemn_it_and_says_what_it_is_for(
     (finding,) = verify_structure(path).findings
 
     assert (finding.code, finding.severity) == ("kind", Severity.WARNING)
-    assert finding.mend in {kind.use for kind in OTHER_KINDS}
+    assert finding.fix in {kind.use for kind in OTHER_KINDS}
     assert run(["verify", str(path)]) == 0
     assert "class" not in capsys.readouterr().out.replace("classified", "")
 
@@ -122,18 +122,18 @@ def patched(path: Path, offset: int, data: bytes) -> Path:
     return path
 
 
-def test_other_byte_orders_and_versions_have_mends_of_their_own(tmp_path: Path) -> None:
+def test_other_byte_orders_and_versions_have_fixes_of_their_own(tmp_path: Path) -> None:
     big = patched(write_small(tmp_path / "b.gguf"), 4, struct.pack(">I", 3))
     old = patched(write_small(tmp_path / "o.gguf"), 4, struct.pack("<I", 1))
     codes = {}
     for path in (big, old):
         (finding,) = verify_structure(path).findings
-        codes[finding.code] = finding.mend
+        codes[finding.code] = finding.fix
 
     assert set(codes) == {"big-endian", "version-1"}
     assert "gguf_convert_endian" in codes["big-endian"]
     assert "convert the original again" in codes["version-1"]
-    assert not any("broken" in mend for mend in codes.values())
+    assert not any("broken" in fix for fix in codes.values())
 
 
 def test_a_tensor_of_nothing_is_named_and_the_file_not_called_cut(tmp_path: Path) -> None:
@@ -145,4 +145,4 @@ def test_a_tensor_of_nothing_is_named_and_the_file_not_called_cut(tmp_path: Path
     (finding,) = verify_structure(path).findings
 
     assert (finding.code, finding.name) == ("empty-tensor", "blk.0.empty.weight")
-    assert "without that tensor" in finding.mend
+    assert "without that tensor" in finding.fix

@@ -13,25 +13,25 @@ import pytest
 from dfqs.cli.main import run
 from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError
 from dfqs.gguf import GGMLType
-from dfqs.inplace import abort_merge, is_unfinished, merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace import abort_merge, is_unfinished, merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.execute import Place, begin
 from dfqs.inplace.job import Job, Mode
 from dfqs.inplace.journal import Journal, journal_path, working_path
 from dfqs.shards import merge, plan_merge
 from dfqs.storage.disk import LocalDisk, LocalFile
+from inplace_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, shards_fixture  # noqa: F401 - fixtures
 from shard_inputs import (
     sha256,
     tiny_entries,
     write_shards,
 )
-from thrifty_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, shards_fixture  # noqa: F401 - fixtures
 
 # Unfinished merges
 
 
 def unfinished(shards: list[Path], out: Path, mode: Mode) -> None:
     """A merge that was cut off right after its working file was made ready."""
-    plan = plan_thrifty(plan_merge(shards[0]), out, mode)
+    plan = plan_inplace(plan_merge(shards[0]), out, mode)
     begin(LocalDisk(), plan.job, Place(out, shards[0].parent)).close()
 
 
@@ -51,7 +51,7 @@ def test_gap_left_half_way_by_a_loss_of_power_is_taken_out_by_the_real_file_syst
     shards = make_shards(tmp_path / "in", (8, 42))
     before = [sha256(path) for path in shards]
     out = tmp_path / "out.gguf"
-    plan = plan_thrifty(plan_merge(shards[0]), out, "in-place")
+    plan = plan_inplace(plan_merge(shards[0]), out, "in-place")
     resident = plan.job.job.resident
     assert resident is not None
     # As the power leaves it: journal durable, shard renamed, and the gap on its way from the end to the front.
@@ -74,11 +74,11 @@ def test_file_that_takes_no_insertion_after_all_is_put_back(tmp_path: Path, monk
 
     shards = make_shards(tmp_path / "in")
     before = [sha256(path) for path in shards]
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
     monkeypatch.setattr(LocalFile, "insert_range", refuse)
 
     with pytest.raises(UsageError, match=r"would not insert into this shard .* all was put back, use --consume"):
-        merge_thrifty(plan)
+        merge_inplace(plan)
 
     assert [sha256(path) for path in shards] == before
     assert not is_unfinished(tmp_path / "out.gguf")
@@ -124,7 +124,7 @@ def test_other_mode_does_not_take_over(shards: list[Path], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["../precious", "/etc/passwd", "", ".."])
 def test_journal_that_names_files_elsewhere_is_refused(shards: list[Path], tmp_path: Path, name: str) -> None:
-    job = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "consume").job.job.to_json()
+    job = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "consume").job.job.to_json()
     job["sources"][0]["name"] = name
     with pytest.raises(ValueError, match="a directory in it"):
         Job.from_json(job)
@@ -180,7 +180,7 @@ def test_disk_that_fills_up_under_a_plain_merge_leaves_nothing(small_tmpfs: Path
 def test_disk_that_fills_up_under_consume_loses_nothing_and_goes_on_when_there_is_room(small_tmpfs: Path) -> None:
     shards = make_shards(small_tmpfs)
     out = small_tmpfs / "out.gguf"
-    plan = plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=200_000, disk=Roomy())
+    plan = plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=200_000, disk=Roomy())
     filler = leave(small_tmpfs, 500_000)
 
     def fill_up(done: int, total: int | None = None, note: str = "") -> None:
@@ -189,7 +189,7 @@ def test_disk_that_fills_up_under_consume_loses_nothing_and_goes_on_when_there_i
             file.write(bytes(max(state.f_bavail - 2, 0) * state.f_frsize))
 
     with pytest.raises(SpaceError, match=r"is full .*Nothing is lost: free some space and run the same command again"):
-        merge_thrifty(plan, progress=fill_up)
+        merge_inplace(plan, progress=fill_up)
     assert is_unfinished(out)
     with pytest.raises(DfqsError):
         resume_merge(shards[0], out, "consume", window_bytes=200_000, progress=fill_up)
@@ -250,14 +250,14 @@ def test_other_output_than_the_unfinished_merges_is_told_where_the_bytes_are(
     shards: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shards[0].with_name("out.gguf")
-    plan = plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=1 << 16)
+    plan = plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=1 << 16)
 
     def interrupt(done: int, total: int | None = None, note: str = "") -> None:
         if done > 1 << 17:
             raise KeyboardInterrupt
 
     with pytest.raises(DfqsError):
-        merge_thrifty(plan, progress=interrupt)
+        merge_inplace(plan, progress=interrupt)
 
     assert run(["merge", str(shards[0]), "-o", str(tmp_path / "other.gguf")]) == 2
     assert f"A merge of these shards to {out} is unfinished" in capsys.readouterr().err
@@ -291,9 +291,9 @@ def test_ctrl_c_during_consume_says_how_to_go_on(shards: list[Path], tmp_path: P
     def interrupt(done: int, total: int | None = None, note: str = "") -> None:
         raise KeyboardInterrupt
 
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "consume", window_bytes=100_000)
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "consume", window_bytes=100_000)
     with pytest.raises(DfqsError, match=r"interrupted; nothing is lost\. The same command goes on") as caught:
-        merge_thrifty(plan, progress=interrupt)
+        merge_inplace(plan, progress=interrupt)
     assert caught.value.exit_code == 130
 
     resume_merge(shards[0], tmp_path / "out.gguf", "consume")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfqs.gguf import read_header
-from dfqs.inplace import merge_thrifty, plan_thrifty
+from dfqs.inplace import merge_inplace, plan_inplace
 from dfqs.integrity import verify_against
 from dfqs.shards import merge, plan_merge
 from dfqs.storage.disk import probe_insert_unit
@@ -74,7 +74,7 @@ def test_a_merge_in_place_is_proved_equal_although_it_has_a_key_for_padding(tmp_
     copies = [Path(shutil.copy(shard, tmp_path / shard.name)) for shard in shards]
     if probe_insert_unit(tmp_path) is None:
         pytest.skip("this file system cannot insert ranges; ext4 and XFS can")
-    merge_thrifty(plan_thrifty(plan_merge(copies[0]), tmp_path / "out.gguf", "in-place"))
+    merge_inplace(plan_inplace(plan_merge(copies[0]), tmp_path / "out.gguf", "in-place"))
 
     assert verify_against(tmp_path / "out.gguf", shards[0]).findings == ()
 

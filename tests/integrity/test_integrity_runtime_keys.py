@@ -181,7 +181,7 @@ def test_no_model_that_is_in_use_is_faulted(fixture: str, request: pytest.Fixtur
     assert verify_structure(path).findings == ()
 
 
-def test_a_finding_names_the_type_that_is_read_and_a_mend(moe: Path, tmp_path: Path) -> None:
+def test_a_finding_names_the_type_that_is_read_and_a_fix(moe: Path, tmp_path: Path) -> None:
     path = write_variant(moe, tmp_path / "v.gguf", [string(f"{A}.context_length", "4096")])
 
     (finding,) = verify_structure(path).findings
@@ -189,7 +189,7 @@ def test_a_finding_names_the_type_that_is_read_and_a_mend(moe: Path, tmp_path: P
     assert (finding.code, finding.name) == ("key-type", f"{A}.context_length")
     assert finding.message == "is STRING where llama.cpp reads UINT32, and refuses the file"
     assert finding.offset is not None
-    assert "make it again" in finding.mend
+    assert "make it again" in finding.fix
 
 
 def test_what_loads_and_is_useless_is_found_too(moe: Path, tmp_path: Path) -> None:

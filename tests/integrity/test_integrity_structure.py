@@ -1,4 +1,4 @@
-"""Every way a file can be wrong in form has a finding of its own, with the mend in it."""
+"""Every way a file can be wrong in form has a finding of its own, with the fix in it."""
 
 import json
 import struct
@@ -82,7 +82,7 @@ def test_trailing_bytes_that_llama_cpp_loads_silently_are_an_error(model: Path, 
 
     assert (finding.code, finding.offset) == ("trailing", end)
     assert f"{len(extra)} bytes ({kind}" in finding.message
-    assert f"truncate -s {end}" in finding.mend
+    assert f"truncate -s {end}" in finding.fix
 
 
 def test_cat_of_shards_is_told_with_the_offsets_of_its_files(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_cat_of_shards_is_told_with_the_offsets_of_its_files(tmp_path: Path) -> 
 
     assert f"{len(shards)} GGUF files stand end to end" in finding.message
     assert f"offsets 0, {sizes[0]:,}" in finding.message
-    assert "dfqs repair" in finding.mend
+    assert "dfqs repair" in finding.fix
     assert not [f for f in findings_of(joined) if f.code == "trailing"]
 
 
@@ -103,7 +103,7 @@ def test_cat_of_shards_is_told_with_the_offsets_of_its_files(tmp_path: Path) -> 
     ("order", "reason"),
     [((0, 2), "number 2 is missing"), ((0, 1, 1, 2), "shard 2 of 3 stands in it more than once")],
 )
-def test_repair_is_not_named_as_the_mend_where_it_would_refuse(
+def test_repair_is_not_named_as_the_fix_where_it_would_refuse(
     tmp_path: Path, order: tuple[int, ...], reason: str
 ) -> None:
     tensors = tiny_tensors()
@@ -113,8 +113,8 @@ def test_repair_is_not_named_as_the_mend_where_it_would_refuse(
 
     finding = next(f for f in findings_of(joined) if f.code == "concatenated")
 
-    assert finding.mend.startswith("`dfqs repair` cannot mend it: ")
-    assert reason in finding.mend
+    assert finding.fix.startswith("`dfqs repair` cannot fix it: ")
+    assert reason in finding.fix
 
 
 def test_cat_of_shards_followed_by_junk_says_both(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_raw_pieces_are_told_from_a_truncated_file_by_any_of_them(model: Path, n
 
     assert {finding.code for finding in found} == {"raw-piece"}
     assert "first of 3 raw pieces" in found[0].message
-    assert f"cat {' '.join(names)}" in found[0].mend
+    assert f"cat {' '.join(names)}" in found[0].fix
     assert names[0] in found[2].message
 
 
@@ -158,8 +158,8 @@ def test_raw_pieces_with_one_missing_are_not_said_to_join(model: Path) -> None:
     finding, later = only(model.with_name("m.gguf.aa")), only(model.with_name("m.gguf.ac"))
 
     assert finding.code == later.code == "raw-piece"
-    assert "do not add up" in finding.mend
-    assert "fetch the missing pieces" in later.mend
+    assert "do not add up" in finding.fix
+    assert "fetch the missing pieces" in later.fix
 
 
 def test_two_models_with_counting_names_are_not_pieces_of_each_other(model: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_whole_model_that_calls_itself_a_shard_is_told_from_a_shard(tmp_path: 
     path = tmp_path / "m.gguf"
     path.write_bytes(pack_model([*entries, i32_entry("split.tensors.count", 6)], tiny_tensors()))
 
-    assert any(f.code == "shard-keys" and "dfqs repair" in f.mend for f in findings_of(path))
+    assert any(f.code == "shard-keys" and "dfqs repair" in f.fix for f in findings_of(path))
 
 
 def test_a_missing_or_foreign_shard_is_found_from_the_first(tmp_path: Path) -> None:

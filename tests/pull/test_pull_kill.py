@@ -23,7 +23,7 @@ def test_a_killed_pull_goes_on_to_the_right_file_and_fetches_nothing_recorded_ag
 
     assert result.state == state
     assert result.right
-    assert result.thrifty
+    assert result.kept_recorded
 
 
 def test_ctrl_c_says_what_is_kept_and_does_not_wait_for_the_server(tmp_path: Path) -> None:

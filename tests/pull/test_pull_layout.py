@@ -12,9 +12,9 @@ from dfqs.errors import UsageError
 from dfqs.gguf import GGMLType, parse_header
 from dfqs.pull.hub import Listing, RemoteFile
 from dfqs.pull.journal import PullJournal
+from dfqs.pull.output import PullOutput, part_path
 from dfqs.pull.plan import PullPlan, plan_pull_of
 from dfqs.pull.selection import Choice
-from dfqs.pull.target import PullTarget, part_path
 from dfqs.shards import merge, plan_merge
 from hub_server import COMMIT
 from shard_inputs import string_entry, u32_entry, write_shards
@@ -59,7 +59,7 @@ def test_bytes_written_in_any_order_and_cut_anywhere_become_the_merge_and_can_be
     chance.shuffle(writes)
     out = directory / "out.gguf"
 
-    target = PullTarget(plan, out)
+    target = PullOutput(plan, out)
     for layout, position, piece in writes:
         target.write(layout, position, piece)
     read_back = [b"".join(target.read(layout, 0, layout.file.size)) for layout in plan.layouts]
@@ -74,7 +74,7 @@ def test_a_model_under_way_has_no_magic_so_that_nothing_loads_it(tmp_path: Path)
     tensors = [("a.weight", (64,), GGMLType.F32), ("b.weight", (64,), GGMLType.F32)]
     shards = write_shards(tmp_path / "s", ENTRIES, [tensors[:1], tensors[1:]])
     plan = plan_of(shards)
-    target = PullTarget(plan, tmp_path / "out.gguf")
+    target = PullOutput(plan, tmp_path / "out.gguf")
     for layout, shard in zip(plan.layouts, shards, strict=True):
         target.write(layout, 0, shard.read_bytes())
     target.close()

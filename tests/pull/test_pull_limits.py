@@ -8,13 +8,13 @@ from typing import BinaryIO
 import pytest
 
 from dfqs.errors import DfqsError, NetworkError
-from dfqs.pull import Hub, Patience, plan_pull
+from dfqs.pull import Hub, RetryPolicy, plan_pull
 from dfqs.pull import metadata as metadata_module
 from hub_server import FakeHub
 from memory_limits import LIMIT_BYTES, peak_under_limit
 from pull_cases import HASTY, Repository, single_model
 
-SHORT = Patience(attempts=1, first_wait_s=0.01, longest_wait_s=0.02, stall_s=0.8)
+SHORT = RetryPolicy(attempts=1, first_wait_s=0.01, longest_wait_s=0.02, stall_s=0.8)
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
@@ -24,8 +24,8 @@ def hub() -> Iterator[FakeHub]:
         yield hub
 
 
-def listing(hub: FakeHub, patience: Patience = SHORT) -> None:
-    Hub(hub.endpoint, "none", patience).list_repo(hub.repo)
+def listing(hub: FakeHub, retry: RetryPolicy = SHORT) -> None:
+    Hub(hub.endpoint, "none", retry).list_repo(hub.repo)
 
 
 def trickle(wire: BinaryIO, hub: FakeHub, piece: bytes) -> None:
@@ -80,7 +80,7 @@ def test_a_file_s_address_and_its_bytes_have_the_same_clock(hub: FakeHub, answer
     began = time.monotonic()
 
     with pytest.raises(NetworkError, match=r"was not there after 0\.8 s, though bytes of it came, on 2 connections"):
-        plan_pull(Hub(hub.endpoint, "none", SHORT), hub.repo, patience=SHORT)
+        plan_pull(Hub(hub.endpoint, "none", SHORT), hub.repo, retry=SHORT)
 
     assert time.monotonic() - began < 10
 
@@ -106,7 +106,7 @@ def test_an_endless_description_is_left_at_its_limit(hub: FakeHub, monkeypatch: 
     hub.raw_answer = endless
     monkeypatch.setattr(metadata_module, "LIMIT_BYTES", 1 << 20)
     with pytest.raises(NetworkError, match=r"longer than the 1\.\d MB"):
-        listing(hub, Patience(attempts=1, stall_s=20))
+        listing(hub, RetryPolicy(attempts=1, stall_s=20))
 
 
 def test_a_compressed_description_is_not_unpacked(hub: FakeHub) -> None:

@@ -271,7 +271,7 @@ def test_every_listed_name_belongs_to_one_choice() -> None:
     assert place_of("x-" + "9" * 5000 + "-of-3.gguf") is None
 
 
-def test_a_whole_model_with_a_count_left_over_is_fetched_and_the_mend_is_said(hub: FakeHub) -> None:
+def test_a_whole_model_with_a_count_left_over_is_fetched_and_the_fix_is_said(hub: FakeHub) -> None:
     entries = [*ENTRIES, *split_entries(0, 3, 6)]
     hub.files = {"m.gguf": pack_model(entries, tensors()[:6])}
 

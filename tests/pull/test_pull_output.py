@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import NetworkError, SpaceError, UsageError
-from dfqs.pull import Patience, plan_pull, pull
+from dfqs.pull import RetryPolicy, plan_pull, pull
 from hub_server import FakeHub, Reply, Request
 from pull_cases import CHUNK_BYTES, HASTY, Repository, write_repository
 
@@ -125,14 +125,14 @@ def test_an_interrupt_ends_a_pull_at_once_even_when_every_connection_stalls(
             raise KeyboardInterrupt
 
     repository.hub.trouble = stall
-    patience = Patience(stall_s=60)
+    retry = RetryPolicy(stall_s=60)
     with pytest.raises(KeyboardInterrupt):
         pull(
             plan,
             repository.client(),
             tmp_path / "m.gguf",
             connections=3,
-            patience=patience,
+            retry=retry,
             use_cache=False,
             progress=interrupt,
         )
@@ -145,8 +145,8 @@ def test_the_token_goes_to_the_hub_and_never_to_the_storage(made: tuple[list[Pat
     with FakeHub(files={path.name: path.read_bytes() for path in shards}, token="hf_secret") as hub:
         repository = Repository(hub, shards, merged)
         client = repository.client("hf_secret")
-        plan = plan_pull(client, hub.repo, patience=HASTY, connections=2)
-        pull(plan, client, tmp_path / "m.gguf", patience=HASTY, use_cache=False)
+        plan = plan_pull(client, hub.repo, retry=HASTY, connections=2)
+        pull(plan, client, tmp_path / "m.gguf", retry=HASTY, use_cache=False)
 
         assert (tmp_path / "m.gguf").read_bytes() == merged
         assert set(hub.storage_tokens) == {None}
@@ -215,7 +215,7 @@ def test_two_pulls_of_one_output_do_not_write_into_each_other(repository: Reposi
                 repository.pull(out, plan)
             failures.append(str(refused.value))
 
-    pull(plan, repository.client(), out, connections=2, patience=HASTY, use_cache=False, progress=second)
+    pull(plan, repository.client(), out, connections=2, retry=HASTY, use_cache=False, progress=second)
 
     assert "another dfqs pull" in failures[0]
     assert out.read_bytes() == repository.merged

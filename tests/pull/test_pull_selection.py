@@ -40,7 +40,7 @@ def shards_hub(made: tuple[list[Path], bytes]) -> Iterator[Repository]:
 
 def plan_of(hub: FakeHub, pattern: str | None = None, revision: str = "main") -> Choice:
     client = Repository(hub, [], b"").client(hub.token)
-    return plan_pull(client, hub.repo, revision=revision, pattern=pattern, patience=HASTY).choice
+    return plan_pull(client, hub.repo, revision=revision, pattern=pattern, retry=HASTY).choice
 
 
 @pytest.mark.parametrize(
@@ -238,11 +238,11 @@ def test_errors_of_the_hub_are_sentences(hub: FakeHub) -> None:
     client = Repository(hub, [], b"").client()
 
     with pytest.raises(UsageError, match=r"no repository other/thing@main, or it is private; then HF_TOKEN must be"):
-        plan_pull(client, "other/thing", patience=HASTY)
+        plan_pull(client, "other/thing", retry=HASTY)
     with pytest.raises(UsageError, match="no revision owner/model@nope"):
         plan_of(hub, revision="nope")
     with pytest.raises(UsageError, match="not a repository's name"):
-        plan_pull(client, "a/b/c", patience=HASTY)
+        plan_pull(client, "a/b/c", retry=HASTY)
     hub.gated = True
     with pytest.raises(UsageError, match=r"gated: accept its conditions at http.*owner/model.* and set HF_TOKEN"):
         plan_of(hub)
@@ -262,7 +262,7 @@ def test_a_hub_that_is_not_there_is_named() -> None:
     with FakeHub() as gone:
         client = Repository(gone, [], b"").client()
     with pytest.raises(NetworkError, match=r"http://127\.0\.0\.1:\d+ cannot be reached"):
-        plan_pull(client, "owner/model", patience=HASTY)
+        plan_pull(client, "owner/model", retry=HASTY)
 
 
 def point_to(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from dfqs.errors import IntegrityError, NetworkError
 from dfqs.integrity import verify_against
-from dfqs.pull import Patience, forget_pull, plan_pull
-from dfqs.pull import patience as patience_module
-from dfqs.pull.patience import retry_after_s
+from dfqs.pull import RetryPolicy, forget_pull, plan_pull
+from dfqs.pull import retry as retry_module
+from dfqs.pull.retry import retry_after_s
 from hub_server import FakeHub, Reply, Request
 from pull_cases import CHUNK_BYTES, HASTY, Repository, single_model, write_repository
 
@@ -48,7 +48,7 @@ def test_a_pull_gives_the_bytes_of_a_merge_and_fetches_each_byte_once(repository
 
 
 def test_headers_cost_little_beside_the_model(repository: Repository) -> None:
-    plan_pull(repository.client(), repository.hub.repo, patience=HASTY)
+    plan_pull(repository.client(), repository.hub.repo, retry=HASTY)
 
     # 64 KiB for each of three shards, whatever their size: nothing on a real model.
     assert repository.hub.sent_bytes <= 3 * (64 << 10) + 3 * 24
@@ -375,12 +375,12 @@ def test_a_file_of_another_length_than_planned_is_refused(repository: Repository
 
 
 def test_back_off_grows_is_bounded_and_believes_retry_after_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience_module.random, "uniform", lambda low, high: high)
-    patience = Patience(first_wait_s=1, longest_wait_s=10)
+    monkeypatch.setattr(retry_module.random, "uniform", lambda low, high: high)
+    retry = RetryPolicy(first_wait_s=1, longest_wait_s=10)
 
-    assert [patience.wait_s(n) for n in range(6)] == [1, 2, 4, 8, 10, 10]
-    assert patience.wait_s(0, 7.0) == 7
-    assert patience.wait_s(0, 1e9) == 300
+    assert [retry.wait_s(n) for n in range(6)] == [1, 2, 4, 8, 10, 10]
+    assert retry.wait_s(0, 7.0) == 7
+    assert retry.wait_s(0, 1e9) == 300
     assert retry_after_s("12") == 12
     assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert retry_after_s("soon") is None

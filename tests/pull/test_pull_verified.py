@@ -38,7 +38,7 @@ def pull_recorded(repository: Repository, out: Path, **options: object) -> PullR
         repository.client(),
         out,
         connections=3,
-        patience=HASTY,
+        retry=HASTY,
         use_cache=False,
         recorder_for=ModelDigest,
         **options,  # type: ignore[arg-type]

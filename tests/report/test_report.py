@@ -8,11 +8,11 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
+from dfqs.evaluate.answerer import AnswererInfo
 from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.run import Request, score_conditions
 from dfqs.evaluate.speed import DecodeRun, bytes_per_token, summarise
 from dfqs.evaluate.suites import QUICK
-from dfqs.evaluate.target import TargetInfo
 from dfqs.gguf.types import GGMLType
 from dfqs.hardware import Machine, default_threads, measure_copy_bandwidth, read_machine
 from dfqs.model.spec import ModelSpec, Role, RoleSize
@@ -204,7 +204,7 @@ def test_the_machine_is_described_without_guesses():
 
 
 class _Target:
-    info = TargetInfo("m", "t" * 64, "off", Numerics(), "llama.cpp 1", 8192)
+    info = AnswererInfo("m", "t" * 64, "off", Numerics(), "llama.cpp 1", 8192)
 
 
 def test_every_condition_that_can_change_a_score_changes_its_fingerprint():

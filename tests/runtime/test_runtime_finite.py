@@ -11,8 +11,8 @@ from cli_processes import run_dfqs
 from dfqs.errors import NonFiniteLogits
 from dfqs.gguf import read_header
 from dfqs.runtime import Worker
+from dfqs.runtime.context import check_logits
 from dfqs.runtime.requests import Sampling
-from dfqs.runtime.session import check_logits
 from fixtures_moe import write_tiny_moe
 from runtime_functions import WORKER_ENV
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime import Worker, abi, library
 from dfqs.runtime.library import NativeLog, check_layout
-from dfqs.runtime.waiting import LoadSample, settle_wait_policy
+from dfqs.runtime.omp_policy import LoadSample, settle_wait_policy
 from runtime_functions import WORKER_ENV
 
 
@@ -193,12 +193,12 @@ class TestWaitPolicy:
     def test_threads_do_not_spin_beside_other_work(
         self, free: float, expected: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("dfqs.runtime.waiting.free_cpus", lambda _since: free)
+        monkeypatch.setattr("dfqs.runtime.omp_policy.free_cpus", lambda _since: free)
 
         assert settle_wait_policy(None, 2, LoadSample()) == expected
 
     def test_one_thread_of_two_cpus_may_spin_beside_one_busy_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dfqs.runtime.waiting.free_cpus", lambda _since: 1.0)
+        monkeypatch.setattr("dfqs.runtime.omp_policy.free_cpus", lambda _since: 1.0)
 
         assert settle_wait_policy(None, 1, LoadSample()) == "bounded"
 
@@ -210,8 +210,8 @@ class TestWaitPolicy:
     def test_free_cpus_are_counted_without_our_own_share(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # 2 CPUs for 1 s: idle for 1.2 s, we ran for 0.5 s, so others took 0.3 s and left 1.7.
         samples = iter([LoadSample(at_s=11.0, idle_s=101.2, own_s=5.5)])
-        monkeypatch.setattr("dfqs.runtime.waiting.LoadSample", lambda: next(samples))
+        monkeypatch.setattr("dfqs.runtime.omp_policy.LoadSample", lambda: next(samples))
         monkeypatch.setattr("time.monotonic", lambda: 11.0)
-        from dfqs.runtime.waiting import free_cpus
+        from dfqs.runtime.omp_policy import free_cpus
 
         assert free_cpus(LoadSample(at_s=10.0, idle_s=100.0, own_s=5.0)) == pytest.approx(1.7)

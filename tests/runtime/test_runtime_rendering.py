@@ -79,7 +79,7 @@ def test_a_request_to_stop_ends_a_rendering() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        renderer.render(ENDLESS["nested loops"], USER, keep_waiting=stop)
+        renderer.render(ENDLESS["nested loops"], USER, check_stop=stop)
     assert renderer.render(ECHO, USER) == USER[0]["content"]
     renderer.close()
 

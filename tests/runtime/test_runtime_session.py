@@ -9,7 +9,7 @@ import pytest
 
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime import Worker
-from dfqs.runtime.loaded import Buffer, parse_buffers
+from dfqs.runtime.model import Buffer, parse_buffers
 from runtime_functions import WORKER_ENV
 
 TOKENS = [int(x) for x in np.random.default_rng(7).integers(300, 20_000, 96)]

@@ -1,4 +1,4 @@
-"""What repair mends becomes exactly the file that was meant; what it cannot mend it refuses and leaves nothing."""
+"""What repair fixes becomes exactly the file that was meant; what it cannot fix it refuses and leaves nothing."""
 
 import itertools
 import json
@@ -30,8 +30,8 @@ from shard_inputs import (
 )
 
 
-def mend(path: Path) -> Path:
-    out = path.with_name("mended.gguf")
+def fix(path: Path) -> Path:
+    out = path.with_name("fixed.gguf")
     repair(plan_repair(path), out)
     return out
 
@@ -50,7 +50,7 @@ def test_cat_of_shards_in_any_order_becomes_the_bytes_of_a_merge(
     joined = tmp_path / "joined.gguf"
     joined.write_bytes(b"".join(shards[i].read_bytes() for i in order))
 
-    out = mend(joined)
+    out = fix(joined)
 
     assert out.read_bytes() == (tmp_path / "merged.gguf").read_bytes()
 
@@ -65,10 +65,10 @@ def test_cat_of_real_shards_has_the_content_of_its_shards(tmp_path: Path, writer
     joined = tmp_path / "joined.gguf"
     joined.write_bytes(b"".join(shard.read_bytes() for shard in shards))
 
-    assert verify_against(mend(joined), shards[0]).equal
+    assert verify_against(fix(joined), shards[0]).equal
 
 
-def test_cat_without_the_padding_between_shards_is_mended_too(tmp_path: Path, shards: list[Path]) -> None:
+def test_cat_without_the_padding_between_shards_is_fixed_too(tmp_path: Path, shards: list[Path]) -> None:
     joined = tmp_path / "joined.gguf"
     parts = []
     for shard in shards:
@@ -76,7 +76,7 @@ def test_cat_without_the_padding_between_shards_is_mended_too(tmp_path: Path, sh
         parts.append(shard.read_bytes()[: max(header.span(t).end for t in header.tensors)])
     joined.write_bytes(b"".join(parts))
 
-    assert verify_against(mend(joined), shards[0]).equal
+    assert verify_against(fix(joined), shards[0]).equal
 
 
 def test_cat_with_a_shard_missing_is_refused_by_its_number(tmp_path: Path, shards: list[Path]) -> None:
@@ -84,8 +84,8 @@ def test_cat_with_a_shard_missing_is_refused_by_its_number(tmp_path: Path, shard
     joined.write_bytes(shards[0].read_bytes() + shards[2].read_bytes())
 
     with pytest.raises(ShardError, match="2 of 3 shards; number 2 is missing"):
-        mend(joined)
-    assert not joined.with_name("mended.gguf").exists()
+        fix(joined)
+    assert not joined.with_name("fixed.gguf").exists()
 
 
 def test_cat_with_a_shard_twice_is_refused(tmp_path: Path, shards: list[Path]) -> None:
@@ -93,7 +93,7 @@ def test_cat_with_a_shard_twice_is_refused(tmp_path: Path, shards: list[Path]) -
     joined.write_bytes(b"".join(shards[i].read_bytes() for i in (0, 1, 1)))
 
     with pytest.raises(ShardError):
-        mend(joined)
+        fix(joined)
 
 
 def test_cat_whose_last_shard_is_cut_is_refused(tmp_path: Path, shards: list[Path]) -> None:
@@ -101,7 +101,7 @@ def test_cat_whose_last_shard_is_cut_is_refused(tmp_path: Path, shards: list[Pat
     joined.write_bytes(b"".join(shard.read_bytes() for shard in shards)[:-500])
 
     with pytest.raises(FormatError, match=r"bytes of the model are missing.*fetch the file again"):
-        mend(joined)
+        fix(joined)
 
 
 def test_two_whole_models_end_to_end_are_not_guessed_between(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_two_whole_models_end_to_end_are_not_guessed_between(tmp_path: Path) -> 
     joined.write_bytes(a.read_bytes() + b.read_bytes())
 
     with pytest.raises(ShardError, match="which one is meant"):
-        mend(joined)
+        fix(joined)
 
 
 @settings(max_examples=20, deadline=None)
@@ -122,7 +122,7 @@ def test_trailing_bytes_are_cut_and_the_model_is_untouched(
     whole = path.read_bytes()
     path.write_bytes(whole + extra)
 
-    assert mend(path).read_bytes() == whole
+    assert fix(path).read_bytes() == whole
 
 
 def test_raw_pieces_are_joined_and_a_missing_one_is_told(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_raw_pieces_are_joined_and_a_missing_one_is_told(tmp_path: Path) -> None
     for index, name in enumerate(("x.gguf.aa", "x.gguf.ab", "x.gguf.ac")):
         (tmp_path / name).write_bytes(whole[index * 2000 : (index + 1) * 2000 if index < 2 else None])
 
-    assert mend(tmp_path / "x.gguf.ab").read_bytes() == whole
+    assert fix(tmp_path / "x.gguf.ab").read_bytes() == whole
 
     (tmp_path / "x.gguf.ab").unlink()
     with pytest.raises(FormatError, match="a piece is missing"):
@@ -162,7 +162,7 @@ def test_gaps_and_misalignment_that_llama_cpp_refuses_are_closed(tmp_path: Path,
     with pytest.raises(FormatError):
         read_header(bad)
 
-    out = mend(bad)
+    out = fix(bad)
 
     assert out.read_bytes() == good.read_bytes()
 
@@ -177,7 +177,7 @@ def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
 
     with pytest.raises(FormatError, match=r"claims bytes that .* claims too"):
-        mend(path)
+        fix(path)
 
 
 def test_a_whole_model_that_calls_itself_a_shard_becomes_one_that_does_not(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_whole_model_that_calls_itself_a_shard_becomes_one_that_does_not(tmp_p
     path = tmp_path / "m.gguf"
     path.write_bytes(pack_model([*tiny_entries(), *keys], tiny_tensors()))
 
-    out = mend(path)
+    out = fix(path)
 
     assert read_header(out).metadata["split.count"] == 0
     assert not [f for f in verify_structure(out).findings if f.code.startswith("shard")]
@@ -198,7 +198,7 @@ def test_a_truncated_or_empty_file_is_refused_and_nothing_is_written(tmp_path: P
     path.write_bytes(path.read_bytes()[:kept])
 
     with pytest.raises(DfqsError):
-        mend(path)
+        fix(path)
 
     assert list(tmp_path.iterdir()) == [path]
 
@@ -210,12 +210,12 @@ def test_zeroed_headers_are_refused_with_the_reason(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
 
     with pytest.raises(FormatError, match="never written"):
-        mend(path)
+        fix(path)
 
 
 def test_a_file_in_order_is_not_copied_for_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing is wrong"):
-        mend(write_small(tmp_path / "m.gguf"))
+        fix(write_small(tmp_path / "m.gguf"))
 
 
 def test_an_output_that_exists_or_is_the_input_is_not_touched(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_an_output_that_exists_or_is_the_input_is_not_touched(tmp_path: Path) ->
     assert path.read_bytes() == before
 
 
-def test_command_line_says_what_it_mends(
+def test_command_line_says_what_it_fixes(
     tmp_path: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     joined = tmp_path / "joined.gguf"

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import DfqsError, IntegrityError, ShardError
-from dfqs.inplace import merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace import merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import Journal, working_path
 from dfqs.shards import merge, plan_merge
 from dfqs.storage.disk import LocalDisk
+from inplace_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, shards_fixture  # noqa: F401 - fixtures
 from shard_inputs import sha256
-from thrifty_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, shards_fixture  # noqa: F401 - fixtures
 
 WINDOW = 1 << 16
 Change = Callable[[Path], None]
@@ -82,7 +82,7 @@ def left(shards: list[Path]) -> list[Path]:
 def test_shard_changed_while_another_or_it_is_copied_is_neither_merged_nor_deleted(
     change: Change, which: int, shards: list[Path], tmp_path: Path, mode: Mode
 ) -> None:
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", mode, window_bytes=WINDOW)
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", mode, window_bytes=WINDOW)
     changed: list[tuple[Path, str]] = []
 
     def do() -> None:
@@ -91,7 +91,7 @@ def test_shard_changed_while_another_or_it_is_copied_is_neither_merged_nor_delet
         changed.append((victim, sha256(victim)))
 
     with pytest.raises(IntegrityError, match=r"changed while|moved or replaced|is not the file that this merge began"):
-        merge_thrifty(plan, progress=Once(do))
+        merge_inplace(plan, progress=Once(do))
 
     assert sha256(changed[0][0]) == changed[0][1]
     assert not (tmp_path / "out.gguf").exists()
@@ -103,7 +103,7 @@ def test_shard_changed_between_a_kill_and_the_resume_is_neither_merged_nor_delet
 ) -> None:
     out = tmp_path / "out.gguf"
     with pytest.raises(DfqsError, match="interrupted"):
-        merge_thrifty(plan_thrifty(plan_merge(shards[0]), out, mode, window_bytes=WINDOW), progress=Once(interrupt))
+        merge_inplace(plan_inplace(plan_merge(shards[0]), out, mode, window_bytes=WINDOW), progress=Once(interrupt))
     victim = left(shards)[-1]
     change(victim)
     before = sha256(victim)
@@ -120,7 +120,7 @@ def test_shard_put_back_from_a_copy_is_merged_when_its_user_says_so(
 ) -> None:
     out = tmp_path / "out.gguf"
     with pytest.raises(DfqsError, match="interrupted"):
-        merge_thrifty(plan_thrifty(plan_merge(shards[0]), out, mode, window_bytes=WINDOW), progress=Once(interrupt))
+        merge_inplace(plan_inplace(plan_merge(shards[0]), out, mode, window_bytes=WINDOW), progress=Once(interrupt))
     victim = left(shards)[-1]
     shutil.copyfile(victim, tmp_path / "copy")
     (tmp_path / "copy").replace(victim)
@@ -135,8 +135,8 @@ def test_shard_put_back_from_a_copy_is_merged_when_its_user_says_so(
 def test_trusted_shard_of_another_size_is_still_refused(shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     with pytest.raises(DfqsError, match="interrupted"):
-        merge_thrifty(
-            plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW), progress=Once(interrupt)
+        merge_inplace(
+            plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW), progress=Once(interrupt)
         )
     os.truncate(shards[-1], shards[-1].stat().st_size - 1)
 
@@ -148,9 +148,9 @@ def test_trusted_shard_of_another_size_is_still_refused(shards: list[Path], tmp_
 
 def test_shard_whose_hash_is_known_is_looked_at_when_it_was_touched(shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    plan = plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW)
+    plan = plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW)
     with pytest.raises(DfqsError, match="interrupted"):
-        merge_thrifty(plan, hash_first=True, progress=Once(interrupt))
+        merge_inplace(plan, hash_first=True, progress=Once(interrupt))
     shards[-1].chmod(0o600)
 
     resume_merge(shards[0], out, "consume")
@@ -166,8 +166,8 @@ def test_file_put_where_a_used_up_shard_was_is_left_and_named(shards: list[Path]
         shards[0].unlink()
         shards[0].write_bytes(b"\1" * size)
 
-    plan = plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW)
-    result = merge_thrifty(plan, progress=Once(put_there, after=size + WINDOW))
+    plan = plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW)
+    result = merge_inplace(plan, progress=Once(put_there, after=size + WINDOW))
 
     assert_tensors(out)
     assert result.left == (shards[0],)
@@ -177,7 +177,7 @@ def test_file_put_where_a_used_up_shard_was_is_left_and_named(shards: list[Path]
 def test_working_file_put_in_place_of_ours_is_not_published(shards: list[Path], tmp_path: Path, mode: Mode) -> None:
     out = tmp_path / "out.gguf"
     with pytest.raises(DfqsError, match="interrupted"):
-        merge_thrifty(plan_thrifty(plan_merge(shards[0]), out, mode, window_bytes=WINDOW), progress=Once(interrupt))
+        merge_inplace(plan_inplace(plan_merge(shards[0]), out, mode, window_bytes=WINDOW), progress=Once(interrupt))
     shutil.copyfile(working_path(out), tmp_path / "copy")
     (tmp_path / "copy").replace(working_path(out))
 
@@ -193,8 +193,8 @@ def test_second_name_for_a_file_of_an_unfinished_merge_is_refused(
 ) -> None:
     out = tmp_path / "out.gguf"
     with pytest.raises(DfqsError, match="interrupted"):
-        merge_thrifty(
-            plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW), progress=Once(interrupt)
+        merge_inplace(
+            plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW), progress=Once(interrupt)
         )
     target = {"shard": shards[-1], "journal": tmp_path / "out.gguf.merge-journal", "working": working_path(out)}[name]
     os.link(target, tmp_path / "second")
@@ -211,12 +211,12 @@ def test_shard_changed_between_planning_and_copying_is_refused_in_every_mode(
     change: Change, shards: list[Path], tmp_path: Path, mode: Mode
 ) -> None:
     plain = plan_merge(shards[0])
-    thrifty = plan_thrifty(plain, tmp_path / "out.gguf", mode, window_bytes=WINDOW)
+    inplace = plan_inplace(plain, tmp_path / "out.gguf", mode, window_bytes=WINDOW)
     change(shards[1])
     before = [sha256(path) for path in shards]
 
     with pytest.raises(ShardError, match=r"00002-of-00003.*(was written to|was changed|is another file)"):
-        merge_thrifty(thrifty)
+        merge_inplace(inplace)
     with pytest.raises(ShardError, match=r"00002-of-00003.*(was written to|was changed|is another file)"):
         merge(plain, tmp_path / "out.gguf")
 
@@ -246,7 +246,7 @@ def test_bytes_that_differ_from_the_hash_known_of_them_stop_the_merge_until_its_
     out = tmp_path / "out.gguf"
 
     with pytest.raises(IntegrityError, match="are not those with the SHA-256 that was known"):
-        merge_thrifty(plan_thrifty(plan_merge(shards[0]), out, "consume"))
+        merge_inplace(plan_inplace(plan_merge(shards[0]), out, "consume"))
     before = sha256(shards[1])
     with pytest.raises(IntegrityError, match="are not those with the SHA-256 that was known"):
         resume_merge(shards[0], out, "consume")
@@ -259,8 +259,8 @@ def test_bytes_that_differ_from_the_hash_known_of_them_stop_the_merge_until_its_
 def test_stamps_of_our_own_freeing_are_in_the_journal(shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     with pytest.raises(DfqsError, match="interrupted"):
-        merge_thrifty(
-            plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW), progress=Once(interrupt)
+        merge_inplace(
+            plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW), progress=Once(interrupt)
         )
     journal = Journal.open(LocalDisk(), out)
 
@@ -284,9 +284,9 @@ def test_file_that_another_process_has_open_for_writing_stops_the_merge(
         with (shards[-1] if which == "shard" else working_path(out)).open("r+b") as file:
             holders.append(subprocess.Popen(["sleep", "60"], stdin=file))
 
-    plan = plan_thrifty(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW)
+    plan = plan_inplace(plan_merge(shards[0]), out, "consume", window_bytes=WINDOW)
     with pytest.raises(IntegrityError, match="is open in another process"):
-        merge_thrifty(plan, progress=Once(hold))
+        merge_inplace(plan, progress=Once(hold))
     assert shards[-1].exists()
     holders[0].kill()
     holders[0].wait()

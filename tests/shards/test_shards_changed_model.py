@@ -10,7 +10,7 @@ import pytest
 from dfqs.errors import FormatError, ShardError
 from dfqs.shards import merge, plan_merge, plan_split, split
 from dfqs.shards.repair import plan_repair, repair
-from thrifty_cases import make_shards
+from inplace_cases import make_shards
 
 
 def overwrite(path: Path) -> None:

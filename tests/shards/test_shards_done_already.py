@@ -12,8 +12,8 @@ from dfqs.cache import cache_directory
 from dfqs.cli.main import run
 from dfqs.shards import merge, plan_merge
 from dfqs.shards.merge import merged_already
+from inplace_cases import shards_fixture  # noqa: F401 - fixtures
 from shard_inputs import sha256
-from thrifty_cases import shards_fixture  # noqa: F401 - fixtures
 
 
 class Killed(BaseException):

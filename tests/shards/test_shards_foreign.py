@@ -11,8 +11,8 @@ from dfqs.gguf.pieces import find_raw_pieces
 from dfqs.integrity.structure import verify_structure
 from dfqs.shards import plan_merge
 from dfqs.shards.repair import plan_repair, repair
+from inplace_cases import make_shards
 from shard_inputs import sha256, tiny_entries, tiny_tensors, write_shards
-from thrifty_cases import make_shards
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 123456789\n"
 FOREIGN = {
@@ -35,7 +35,7 @@ def test_shard_that_is_no_model_is_explained_by_merge_as_by_verify(what: str, sh
         plan_merge(shards[0])
 
     (finding,) = verify_structure(shards[shard]).findings
-    assert finding.message in str(refusal.value) and finding.mend in str(refusal.value)
+    assert finding.message in str(refusal.value) and finding.fix in str(refusal.value)
 
 
 def cut(data: bytes, names: list[str], folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import pytest
 
 from dfqs.cli.main import run
 from dfqs.errors import DfqsError, IntegrityError, UsageError
-from dfqs.inplace import abort_merge, is_unfinished, merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace import abort_merge, is_unfinished, merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.execute import Place, begin
 from dfqs.inplace.job import Job
 from dfqs.inplace.journal import FORMAT, Journal, journal_path, unfinished_beside, working_path
@@ -22,9 +22,9 @@ from dfqs.inplace.lines import encode_line
 from dfqs.seal import key_path, make_seal
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import LocalDisk
+from inplace_cases import assert_tensors, shards_fixture  # noqa: F401 - fixtures
 from memory_limits import LIMIT_BYTES, peak_under_limit
 from shard_inputs import sha256
-from thrifty_cases import assert_tensors, shards_fixture  # noqa: F401 - fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def own_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def unfinished(shards: list[Path], out: Path) -> dict[str, Any]:
     """A merge cut off when it was ready; its job as the journal has it."""
-    journal = begin(LocalDisk(), plan_thrifty(plan_merge(shards[0]), out, "consume").job, Place(out, shards[0].parent))
+    journal = begin(LocalDisk(), plan_inplace(plan_merge(shards[0]), out, "consume").job, Place(out, shards[0].parent))
     journal.close()
     return {"format": FORMAT, "owner": os.geteuid(), **journal.job.to_json()}
 
@@ -155,7 +155,7 @@ def test_no_merge_begins_without_a_place_for_the_key(
     before = snapshot(tmp_path)
 
     with pytest.raises(UsageError, match="set DFQS_CACHE"):
-        merge_thrifty(plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "consume"))
+        merge_inplace(plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "consume"))
 
     assert snapshot(tmp_path) == before
 

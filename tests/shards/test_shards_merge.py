@@ -248,7 +248,7 @@ def test_experts_of_another_type_in_one_shard_are_noted_and_not_refused(tmp_path
     assert "Q8_0 in model-00002-of-00003.gguf" in plan_merge(paths[0]).notes[0]
 
 
-def test_bytes_after_the_last_tensor_are_refused_and_the_mend_is_named(shards: list[Path], out: Path) -> None:
+def test_bytes_after_the_last_tensor_are_refused_and_the_fix_is_named(shards: list[Path], out: Path) -> None:
     size = shards[1].stat().st_size
     with shards[1].open("ab") as file:
         file.write(b"GGUF")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import IntegrityError
-from dfqs.inplace import is_unfinished, merge_thrifty, plan_thrifty
+from dfqs.inplace import is_unfinished, merge_inplace, plan_inplace
 from dfqs.shards import merge, plan_merge
 from dfqs.shards.provenance import HubRecord, read_hub_record
 from shard_inputs import sha256, tiny_entries, tiny_tensors, write_shards
@@ -84,10 +84,10 @@ def test_record_that_makes_no_sense_is_no_record(text: str, tmp_path: Path) -> N
 def test_twin_shard_is_refused_before_a_merge_that_would_use_it_up(tmp_path: Path) -> None:
     shards = twin_shards(tmp_path / "in")
     before = [sha256(path) for path in shards]
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "model.gguf", "consume")
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "model.gguf", "consume")
 
     with pytest.raises(IntegrityError, match="Hub's record of it says"):
-        merge_thrifty(plan, hash_first=True)
+        merge_inplace(plan, hash_first=True)
 
     assert [sha256(path) for path in shards] == before
     assert not is_unfinished(tmp_path / "model.gguf")

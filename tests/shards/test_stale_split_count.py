@@ -39,7 +39,7 @@ def test_inspect_shows_the_model_and_not_a_missing_shard(stale: Path, capsys: py
     assert (record["files"], record["experts"]) == (1, 3)
 
 
-def test_run_names_the_key_and_the_mend_before_llama_cpp_looks_for_shards(stale: Path) -> None:
+def test_run_names_the_key_and_the_fix_before_llama_cpp_looks_for_shards(stale: Path) -> None:
     with pytest.raises(ShardError, match=r"split\.count.*holds the whole model.*dfqs repair"):
         check_model(stale)
 
@@ -49,7 +49,7 @@ def test_merge_says_that_it_is_whole(stale: Path) -> None:
         read_shards(stale)
 
 
-def test_verify_finds_it_and_repair_mends_it(stale: Path, tmp_path: Path) -> None:
+def test_verify_finds_it_and_repair_fixes_it(stale: Path, tmp_path: Path) -> None:
     findings = [f for f in verify_structure(stale).findings if f.code == "shard-keys"]
     repair(plan_repair(stale), tmp_path / "out.gguf")
 

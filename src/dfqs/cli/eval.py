@@ -11,13 +11,13 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, out, print_json, print_plain, warn
 from dfqs.errors import UsageError
-from dfqs.evaluate.endpoint import EndpointTarget
-from dfqs.evaluate.local import LocalTarget
+from dfqs.evaluate.answerer import Answerer
+from dfqs.evaluate.endpoint import EndpointAnswerer
+from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import STAGES
 from dfqs.evaluate.store import Subject, read_run, runs_of
 from dfqs.evaluate.suites import SUITES, find_suite
-from dfqs.evaluate.target import ChatTarget
 from dfqs.integrity import hash_model
 from dfqs.progress import Progress
 from dfqs.report.markdown import render_summary
@@ -74,23 +74,23 @@ def command(
     check_report_place(output)
     longest = max(request.suite.context_lengths[-1], request.lengths[-1])
     with ExitStack() as stack:
-        target: ChatTarget
+        answerer: Answerer
         if endpoint is not None:
-            remote = EndpointTarget(
+            remote = EndpointAnswerer(
                 endpoint, model=model_name, api_key=os.environ.get(API_KEY_VARIABLE), max_context=longest
             )
-            target = stack.enter_context(remote)
-            subject = Subject(kind="endpoint", name=target.info.name, location=remote.location)
+            answerer = stack.enter_context(remote)
+            subject = Subject(kind="endpoint", name=answerer.info.name, location=remote.location)
         else:
             assert model is not None
             subject = identify(model, output)
             with progress_bar(f"loading {subject.name}") as progress:
-                local = LocalTarget(model, threads=threads, max_context=longest, progress=progress)
-                target = stack.enter_context(local)
-        for notice in target.info.notices:
+                local = LocalAnswerer(model, threads=threads, max_context=longest, progress=progress)
+                answerer = stack.enter_context(local)
+        for notice in answerer.info.notices:
             warn(notice)
         try:
-            directory = evaluate(target, subject, model, request, output, draw_stage)
+            directory = evaluate(answerer, subject, model, request, output, draw_stage)
         except UsageError:
             raise
         except BaseException:

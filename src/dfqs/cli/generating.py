@@ -91,12 +91,12 @@ def describe_rates(answer: Answer, session: ChatSession) -> str:
     prompt = f"prompt {_tokens(answer.prompt_tokens)}"
     if answer.reused_tokens:
         prompt += f" ({answer.reused_tokens:,} from the cache)"
-    waiting = "" if info.omp_wait_policy == "bounded" else f", {info.omp_wait_policy} waiting"
+    policy = "" if info.omp_wait_policy == "bounded" else f", {info.omp_wait_policy} wait policy"
     parts = [
         prompt + _rate(answer.prompt_tokens_per_s),
         f"answer {_tokens(answer.generated_tokens)}" + _rate(answer.decode_tokens_per_s),
         f"loaded in {format_duration(info.load_s)}",
-        f"{info.threads} thread{'' if info.threads == 1 else 's'}{waiting}",
+        f"{info.threads} thread{'' if info.threads == 1 else 's'}{policy}",
     ]
     if answer.finish_reason == "length":
         parts.append("cut at --max-tokens")

@@ -69,4 +69,4 @@ def _refuse_wrong_length(model: Path) -> None:
     """
     for finding in verify_structure(model).findings:
         if finding.code in ("concatenated", "trailing"):
-            raise FormatError(f"{finding.message}. {finding.mend}", path=model, offset=finding.offset)
+            raise FormatError(f"{finding.message}. {finding.fix}", path=model, offset=finding.offset)

@@ -8,7 +8,7 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import key_value_table, note, out, print_json, warn
 from dfqs.errors import DfqsError, UsageError
-from dfqs.inplace import ThriftyPlan, abort_merge, is_unfinished, merge_thrifty, plan_thrifty, resume_merge
+from dfqs.inplace import InplacePlan, abort_merge, is_unfinished, merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import unfinished_beside
 from dfqs.inplace.merge import MIN_WINDOW_BYTES
@@ -83,21 +83,21 @@ def command(
             _say_resumed(resumed, json_=json_)
             return
     plan = _plan(first_shard)
-    thrifty = plan_thrifty(plan, target, mode, window_bytes=window_bytes) if mode is not None else None
-    for line in thrifty.notes if thrifty is not None else plan.notes:
+    inplace = plan_inplace(plan, target, mode, window_bytes=window_bytes) if mode is not None else None
+    for line in inplace.notes if inplace is not None else plan.notes:
         warn(line)
     if dry_run:
-        _show_plan(plan, thrifty, target, json_=json_)
+        _show_plan(plan, inplace, target, json_=json_)
         return
     with progress_bar("merging") as progress:
-        if thrifty is None and (found := merged_already(plan, target, hash_sources=hash_sources)) is not None:
+        if inplace is None and (found := merged_already(plan, target, hash_sources=hash_sources)) is not None:
             result = found
-        elif thrifty is not None:
-            result = merge_thrifty(thrifty, hash_first=hash_sources, progress=progress)
+        elif inplace is not None:
+            result = merge_inplace(inplace, hash_first=hash_sources, progress=progress)
         else:
             result = merge(plan, target, hash_sources=hash_sources, progress=progress)
     if json_:
-        print_json(describe_merge(plan, thrifty, target, result))
+        print_json(describe_merge(plan, inplace, target, result))
     else:
         _say_result(result, len(plan.shards))
 
@@ -150,32 +150,32 @@ def _say_result(result: MergeResult, shards: int) -> None:
     out.print(f"wrote {result.path}: {size} from {shards} shards, {moved} moved, in {time}", markup=False)
 
 
-def _show_plan(plan: MergePlan, thrifty: ThriftyPlan | None, target: Path, *, json_: bool) -> None:
+def _show_plan(plan: MergePlan, inplace: InplacePlan | None, target: Path, *, json_: bool) -> None:
     refuse_source_as_target(plan.shards, target)
     check_writable_target(target)
     if json_:
-        print_json(describe_merge(plan, thrifty, target, None))
+        print_json(describe_merge(plan, inplace, target, None))
         return
-    description = describe_merge(plan, thrifty, target, None)
+    description = describe_merge(plan, inplace, target, None)
     rows = [
         ("output", f"{target}, {format_bytes(description['file_bytes'])}, {len(plan.tensors):,} tensors"),
-        ("shards", f"{len(plan.shards)}, {'used up' if thrifty else 'kept'}"),
+        ("shards", f"{len(plan.shards)}, {'used up' if inplace else 'kept'}"),
         ("bytes to write", format_bytes(description["moved_bytes"])),
         ("disk needed beyond the shards", format_bytes(description["peak_extra_bytes"])),
     ]
-    if thrifty is not None and (resident := thrifty.job.job.resident) is not None:
+    if inplace is not None and (resident := inplace.job.job.resident) is not None:
         rows.insert(2, ("stays where it is", plan.shards[resident.shard].path.name))
     out.print(key_value_table(rows, "would merge"))
-    if thrifty is None:
+    if inplace is None:
         require_space(target.parent, plan.file_bytes, "--in-place and --consume need no second copy")
 
 
 def describe_merge(
-    plan: MergePlan, thrifty: ThriftyPlan | None, target: Path, result: MergeResult | None
+    plan: MergePlan, inplace: InplacePlan | None, target: Path, result: MergeResult | None
 ) -> dict[str, Any]:
     """Plan and outcome for programs; what is not known is null."""
     hashes = result.shard_sha256 if result else (None,) * len(plan.shards)
-    job = thrifty.job.job if thrifty is not None else None
+    job = inplace.job.job if inplace is not None else None
     return {
         "schema": "dfqs.merge/1",
         "output": str(target),
@@ -187,10 +187,10 @@ def describe_merge(
         "file_bytes": job.file_bytes if job is not None else plan.file_bytes,
         "tensors": len(plan.tensors),
         "moved_bytes": job.moved_bytes if job is not None else len(plan.header) + plan.copied_bytes,
-        "peak_extra_bytes": thrifty.peak_bytes if thrifty is not None else plan.file_bytes,
+        "peak_extra_bytes": inplace.peak_bytes if inplace is not None else plan.file_bytes,
         "resident_shard": plan.shards[job.resident.shard].path.name if job is not None and job.resident else None,
         "wall_s": result.wall_s if result else None,
-        "notes": list(thrifty.notes if thrifty is not None else plan.notes),
+        "notes": list(inplace.notes if inplace is not None else plan.notes),
         "shards": [
             {
                 "path": shard.source,

@@ -22,9 +22,9 @@ from dfqs.model.hashes import ModelDigest
 from dfqs.progress import Progress, no_progress
 from dfqs.pull import (
     Hub,
-    Patience,
     PullPlan,
     PullResult,
+    RetryPolicy,
     forget_pull,
     hub_endpoint,
     output_path,
@@ -32,7 +32,7 @@ from dfqs.pull import (
     pull,
     require_room,
 )
-from dfqs.pull.target import taken_bytes
+from dfqs.pull.output import taken_bytes
 from dfqs.shards.hub_address import parse_hub_address
 from dfqs.storage.atomic import check_writable_target
 from dfqs.units import format_bytes, parse_size
@@ -76,15 +76,15 @@ def command(
     address = parse_hub_address(repo, endpoint=hub_endpoint())
     if pattern is not None and address.pattern is not None:
         raise UsageError(f"'{printable(repo)}' says which model is meant already; leave out '{printable(pattern)}'")
-    patience = Patience(attempts=retries, stall_s=timeout)
-    hub = Hub(patience=patience)
+    retry = RetryPolicy(attempts=retries, stall_s=timeout)
+    hub = Hub(retry=retry)
     plan = plan_pull(
         hub,
         address.repo,
         revision=address.revision,
         pattern=pattern or address.pattern,
         chunk_bytes=parse_size(chunk),
-        patience=patience,
+        retry=retry,
         connections=connections,
     )
     target = output_path(output, plan.choice)
@@ -95,7 +95,7 @@ def command(
         return
     if not no_manifest:
         check_manifest_place(target)
-    options: dict[str, Any] = {"connections": connections, "patience": patience, "use_cache": not no_cache}
+    options: dict[str, Any] = {"connections": connections, "retry": retry, "use_cache": not no_cache}
     result = _fetch(plan, hub, target, restart=restart, recorder_for=None if no_manifest else ModelDigest, **options)
     for line in result.refetched_chunks:
         warn(f"fetched again: {printable(line, 200)}")

@@ -16,11 +16,11 @@ from dfqs.units import format_bytes
 def command(
     model: Annotated[Path, typer.Argument(help="The damaged file, or one of its raw pieces.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be mended and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fixed and write nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Make a correct file of shards joined with cat, of raw pieces, or of a model with bytes after its end or tensors
-    out of place. The damaged file stays. What cannot be mended is refused, with the reason.
+    out of place. The damaged file stays. What cannot be fixed is refused, with the reason.
 
     Example: dfqs repair joined.gguf -o model.gguf
     """
@@ -46,7 +46,7 @@ def describe_repair(plan: RepairPlan, output: Path, left: list[str], *, dry_run:
         "sources": [str(path) for path in plan.sources],
         "output": str(output),
         "dry_run": dry_run,
-        "mended": plan.what,
+        "fixed": plan.what,
         "file_bytes": plan.file_bytes,
         "tensors": plan.tensors or None,
         "left": None if dry_run else left,

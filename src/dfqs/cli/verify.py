@@ -95,14 +95,14 @@ def _print_class(match: ClassMatch | None, declared: object) -> None:
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """Each on a line with its severity and place; a mend that several share stands once, below the last of them."""
+    """Each on a line with its severity and place; a fix that several share stands once, below the last of them."""
     for index, finding in enumerate(findings):
         where = f"{finding.name}: " if finding.name else ""
         at = f" (byte {finding.offset:,})" if finding.offset is not None else ""
         style = _STYLES[finding.severity]
         out.print(Text.assemble((f"{finding.severity}: ", style), f"{where}{printable(finding.message, 600)}{at}"))
-        if index + 1 == len(findings) or findings[index + 1].mend != finding.mend:
-            out.print(Text(f"  {printable(finding.mend, 600)}", style="dim"))
+        if index + 1 == len(findings) or findings[index + 1].fix != finding.fix:
+            out.print(Text(f"  {printable(finding.fix, 600)}", style="dim"))
 
 
 def describe_finding(finding: Finding) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def describe_finding(finding: Finding) -> dict[str, Any]:
         "severity": finding.severity.value,
         "code": finding.code,
         "message": finding.message,
-        "mend": finding.mend,
+        "fix": finding.fix,
         "offset": finding.offset,
         "name": finding.name,
     }

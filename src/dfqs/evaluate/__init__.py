@@ -1,4 +1,4 @@
-"""The five required metrics: frozen prompt sets, scorers, a sandbox, targets to ask, and the run that stores results.
+"""The five required metrics: frozen prompt sets, scorers, a sandbox, answerers to ask, and the run that stores results.
 
 Asking is separate from judging, and judging is pure: a scorer sees an item and a completion, wherever that came from.
 """

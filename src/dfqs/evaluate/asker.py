@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dfqs.evaluate.answerer import Answerer, LengthFailure
 from dfqs.evaluate.boundary import LengthResult
 from dfqs.evaluate.context import Question, is_right, note
 from dfqs.evaluate.prompts import read_context_set
@@ -10,7 +11,6 @@ from dfqs.evaluate.stages import CONTEXT
 from dfqs.evaluate.statistics import Count
 from dfqs.evaluate.store import Store
 from dfqs.evaluate.suites import Suite
-from dfqs.evaluate.target import ChatTarget, LengthFailure
 from dfqs.progress import Progress
 
 ATTEMPTS = 2
@@ -21,9 +21,9 @@ class Asker:
     """Measures one context length after the other, and remembers through the store."""
 
     def __init__(
-        self, target: ChatTarget, store: Store, suite: Suite, progress: Progress, lengths: Sequence[int]
+        self, answerer: Answerer, store: Store, suite: Suite, progress: Progress, lengths: Sequence[int]
     ) -> None:
-        self._target = target
+        self._answerer = answerer
         self._store = store
         self._suite = suite
         self._progress = progress
@@ -55,7 +55,7 @@ class Asker:
         """Ask, and once more what got no answer.
 
         Returns:
-            The questions, and whether a target that answered none of them did answer a shorter one, each time.
+            The questions, and whether an answerer that answered none of them did answer a shorter one, each time.
         """
         questions: Sequence[Question] = ()
         alive = False
@@ -89,7 +89,9 @@ class Asker:
         try:
             question = self._plan(shortest)[:1]
             cap = self._set.entry.max_tokens
-            self._target.ask(self._set.items[0], shortest, question, cap, lambda _index, answer: answers.append(answer))
+            self._answerer.ask(
+                self._set.items[0], shortest, question, cap, lambda _index, answer: answers.append(answer)
+            )
         except LengthFailure:
             return False
         return any(answer.refusal() is not Verdict.UNUSABLE for answer in answers)
@@ -102,7 +104,7 @@ class Asker:
                 Question(note(vocabulary, index), depth)
                 for index, depth in zip(stored["notes"], stored["depths"], strict=True)
             ]
-        questions = self._target.plan_length(vocabulary, length, self._suite.context_questions)
+        questions = self._answerer.plan_length(vocabulary, length, self._suite.context_questions)
         plan = {"notes": [q.note.index for q in questions], "depths": [q.depth for q in questions]}
         self._store.append(CONTEXT, f"{length}/plan", plan)
         return questions
@@ -116,7 +118,7 @@ class Asker:
         def read(done: int, total: int | None = None, note: str = "") -> None:
             self._tell(length, f", {done:,} of them read")
 
-        self._target.ask(self._set.items[0], length, questions, self._set.entry.max_tokens, store, read)
+        self._answerer.ask(self._set.items[0], length, questions, self._set.entry.max_tokens, store, read)
 
     def _tell(self, length: int, detail: str = "") -> None:
         """Progress in questions, over all lengths that are known to be asked at."""
@@ -134,7 +136,7 @@ class Asker:
 
 
 def is_open(store: Store, stage: str, key: str) -> bool:
-    """Not asked yet, or asked in vain: a target that gave no answer is asked again."""
+    """Not asked yet, or asked in vain: an answerer that gave no answer is asked again."""
     stored = store.get(stage, key)
     return stored is None or stored["verdict"] == Verdict.UNUSABLE
 

@@ -72,7 +72,7 @@ def _bare_code(text: str, entry_point: str) -> str | None:
         fault = _first_fault(source)
         if fault is None:
             return source if _defines(source, entry_point) else None
-        # What comes behind a fault cannot mend it.
+        # What comes behind a fault cannot fix it.
         end = start + min(fault, end - start) - 1
         if end <= start:
             return None

@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import Self
 
 from dfqs.errors import EndpointError, EndpointFault, UsageError, printable
+from dfqs.evaluate.answerer import AnswererInfo, LengthFailure
 from dfqs.evaluate.context import Question, document, fitting_notes, note, plan_questions
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
-from dfqs.evaluate.target import LengthFailure, TargetInfo
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.client import Client
 
@@ -38,7 +38,7 @@ FRAME_TOKENS = 64
 _SAMPLE_NOTES = 64
 
 
-class EndpointTarget:
+class EndpointAnswerer:
     """For use in a `with` block. `model` names the model where the server has several.
 
     Raises:
@@ -78,8 +78,8 @@ class EndpointTarget:
         return f"{self._client.url} {self._name}"
 
     @property
-    def info(self) -> TargetInfo:
-        return TargetInfo(
+    def info(self) -> AnswererInfo:
+        return AnswererInfo(
             name=self._name,
             template_sha256=None,
             thinking="server default",

@@ -12,7 +12,7 @@ from typing import Any
 
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
-from dfqs.runtime.session import Context, Logits, Model
+from dfqs.runtime.context import Context, Logits, Model
 from dfqs.runtime.template import observe_thinking
 from dfqs.runtime.worker_context import WorkerContext
 

@@ -6,12 +6,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
+from dfqs.evaluate.answerer import AnswererInfo, LengthFailure
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import Question, fitting_notes, note, plan_questions
 from dfqs.evaluate.jobs import Generated, OpenedModel, ReadSoFar
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
-from dfqs.evaluate.target import LengthFailure, TargetInfo
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
@@ -25,7 +25,7 @@ QUESTION_TOKENS = 64
 _BATCH_NOTES = 256
 
 
-class LocalTarget:
+class LocalAnswerer:
     """For use in a `with` block; starts and, after a crash, restarts its worker.
 
     Raises:
@@ -64,14 +64,14 @@ class LocalTarget:
         return self._model.path
 
     @property
-    def info(self) -> TargetInfo:
+    def info(self) -> AnswererInfo:
         assert self._opened is not None
         notices = []
         if self._opened.template_sha256 is None:
             notices.append("the model has no chat template; prompts are continued as plain text")
         if self._opened.trained_context_tokens < self._max_context:
             notices.append(f"the model is trained for {self._opened.trained_context_tokens:,} tokens of context")
-        return TargetInfo(
+        return AnswererInfo(
             name=self._model.name,
             template_sha256=self._opened.template_sha256,
             thinking=self._opened.thinking,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dfqs.errors import SandboxUnavailable, UsageError
+from dfqs.evaluate.answerer import Answerer
 from dfqs.evaluate.asker import Asker, is_open
 from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, find_boundary
 from dfqs.evaluate.code import score_code
@@ -24,7 +25,6 @@ from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs, sp
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
-from dfqs.evaluate.target import ChatTarget
 from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
 from dfqs.progress import Progress
 
@@ -94,7 +94,7 @@ class Request:
 
 
 def evaluate(
-    target: ChatTarget, subject: Subject, model_path: Path | None, request: Request, out: Path, draw: StageProgress
+    answerer: Answerer, subject: Subject, model_path: Path | None, request: Request, out: Path, draw: StageProgress
 ) -> Path:
     """Measure what is still missing; returns the run's directory, of which `dfqs.report.record` makes the report.
 
@@ -111,7 +111,7 @@ def evaluate(
     if request.limit is not None and request.limit < 1:
         raise UsageError("--limit must be at least 1")
     sandbox, refusal = _find_sandbox() if CODE in request.stages else (None, None)
-    conditions = score_conditions(target, request, sandbox)
+    conditions = score_conditions(answerer, request, sandbox)
     planned = RunRecord(
         subject=subject,
         conditions=conditions,
@@ -121,34 +121,34 @@ def evaluate(
     )
     with open_store(out, planned) as store:
         _note(store, "machine", read_machine().model_dump(mode="json"))
-        _note(store, "target", {"notices": list(target.info.notices), "context_tokens": target.info.context_tokens})
+        _note(store, "target", {"notices": list(answerer.info.notices), "context_tokens": answerer.info.context_tokens})
         if REASONING in request.stages:
             with draw(REASONING) as progress:
-                _measure_reasoning(target, store, request.sized, progress)
+                _measure_reasoning(answerer, store, request.sized, progress)
         if CODE in request.stages:
             _note(store, "code_unavailable", {"reason": refusal})
             if sandbox is not None:
                 with draw(CODE) as progress:
-                    _measure_code(target, store, request.sized, sandbox, progress)
+                    _measure_code(answerer, store, request.sized, sandbox, progress)
         if CONTEXT in request.stages:
             with draw(CONTEXT) as progress:
-                asker = Asker(target, store, request.sized, progress, request.suite.context_lengths)
+                asker = Asker(answerer, store, request.sized, progress, request.suite.context_lengths)
                 for length in request.suite.context_lengths:
                     asker.measure(length)
         if BOUNDARY in request.stages:
             with draw(BOUNDARY) as progress:
-                _measure_boundary(target, store, request, progress)
+                _measure_boundary(answerer, store, request, progress)
         if SPEED in request.stages and model_path is not None:
             # The model's own worker would share the processor and the memory with the one that is timed.
-            getattr(target, "close", lambda: None)()
+            getattr(answerer, "close", lambda: None)()
             with draw(SPEED) as progress:
                 _measure_speed(model_path, store, request, progress)
         return store.directory
 
 
-def score_conditions(target: ChatTarget, request: Request, sandbox: Sandbox | None) -> ScoreConditions:
+def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | None) -> ScoreConditions:
     """What the scores will depend on, besides the model."""
-    suite, info = request.sized, target.info
+    suite, info = request.sized, answerer.info
     sets = (read_reasoning_set(), read_code_set(), read_context_set())
     return ScoreConditions(
         suite=suite.name,
@@ -164,22 +164,22 @@ def score_conditions(target: ChatTarget, request: Request, sandbox: Sandbox | No
     )
 
 
-def _measure_reasoning(target: ChatTarget, store: Store, suite: Suite, progress: Progress) -> None:
+def _measure_reasoning(answerer: Answerer, store: Store, suite: Suite, progress: Progress) -> None:
     set_ = read_reasoning_set()
 
     def measure(item: ReasoningItem, progress: Progress) -> ScoredItem:
-        completion = target.complete(set_.prompt(item.question), set_.entry.max_tokens, progress)
+        completion = answerer.complete(set_.prompt(item.question), set_.entry.max_tokens, progress)
         place = {"family": item.family, "level": item.level}
         return judged(partial(score_reasoning, item), REASONING, item.id, completion, place)
 
     _measure_items(store, REASONING, set_.items[: suite.reasoning_items], measure, progress)
 
 
-def _measure_code(target: ChatTarget, store: Store, suite: Suite, sandbox: Sandbox, progress: Progress) -> None:
+def _measure_code(answerer: Answerer, store: Store, suite: Suite, sandbox: Sandbox, progress: Progress) -> None:
     set_ = read_code_set()
 
     def measure(item: CodeItem, progress: Progress) -> ScoredItem:
-        completion = target.complete(set_.prompt(item.prompt), set_.entry.max_tokens, progress)
+        completion = answerer.complete(set_.prompt(item.prompt), set_.entry.max_tokens, progress)
         return judged(partial(score_code, item, sandbox=sandbox), CODE, item.id, completion, {"level": item.level})
 
     _measure_items(store, CODE, set_.items[: suite.code_items], measure, progress)
@@ -240,14 +240,14 @@ def _measure_speed(path: Path, store: Store, request: Request, progress: Progres
         store.append(NOTES, "bandwidth", {"bytes_per_s": measured, "threads": threads, "machine": here})
 
 
-def _measure_boundary(target: ChatTarget, store: Store, request: Request, progress: Progress) -> None:
-    longest = target.info.context_tokens
+def _measure_boundary(answerer: Answerer, store: Store, request: Request, progress: Progress) -> None:
+    longest = answerer.info.context_tokens
     lengths = [length for length in request.lengths if longest is None or length <= longest]
     if not lengths:
         reason = f"its longest context of {longest:,} tokens is below the shortest length of {request.lengths[0]:,}"
         _store_boundary(store, Boundary(None, False, "undecided", reason, (), 0.0))
         return
-    asker = Asker(target, store, request.sized, progress, lengths)
+    asker = Asker(answerer, store, request.sized, progress, lengths)
     _store_boundary(store, find_boundary(asker.measure, lengths))
 
 

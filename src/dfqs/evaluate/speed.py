@@ -18,8 +18,8 @@ from dfqs.hardware import Machine
 from dfqs.model.spec import ModelSpec, Role
 from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.runtime import Worker
-from dfqs.runtime.session import Context, Model
-from dfqs.runtime.waiting import LoadSample, free_cpus
+from dfqs.runtime.context import Context, Model
+from dfqs.runtime.omp_policy import LoadSample, free_cpus
 from dfqs.runtime.worker_context import WorkerContext
 
 # llama.cpp's own defaults.

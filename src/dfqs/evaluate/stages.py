@@ -8,4 +8,4 @@ SPEED = "speed"
 STAGES = (REASONING, CODE, CONTEXT, BOUNDARY, SPEED)
 
 NOTES = "notes"
-"""Not a stage: what a run writes down about its machine and its target."""
+"""Not a stage: what a run writes down about its machine and its answerer."""

@@ -43,7 +43,7 @@ class StoredCode(Record):
 
 
 class StoredTarget(Record):
-    """What the target told."""
+    """What the answerer told."""
 
     notices: list[str]
     context_tokens: Whole | None

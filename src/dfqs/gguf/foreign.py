@@ -31,7 +31,7 @@ class NotGGUF:
     code: str
     """Its kind, for programs."""
     message: str
-    mend: str
+    fix: str
     """What to do about it, in a sentence."""
     offset: int | None = None
 
@@ -44,11 +44,11 @@ def explain_not_gguf(source: FileSource) -> NotGGUF | None:
     if not sample:
         return NotGGUF("empty", "the file is empty", "Its download or copy never began; fetch it again.", offset=0)
     if pieces := find_raw_pieces(source.path):
-        mend = f"`dfqs repair {pieces.paths[0].name} -o OUT` joins them."
+        fix = f"`dfqs repair {pieces.paths[0].name} -o OUT` joins them."
         if not pieces.complete:
-            mend = f"Here are {pieces.joined_bytes:,} of its {pieces.expected_bytes:,} bytes; fetch the missing pieces."
+            fix = f"Here are {pieces.joined_bytes:,} of its {pieces.expected_bytes:,} bytes; fetch the missing pieces."
         message = f"it is a raw piece; the first of {len(pieces.paths)} is {pieces.paths[0].name}"
-        return NotGGUF("raw-piece", message, mend)
+        return NotGGUF("raw-piece", message, fix)
     if not any(sample[:64]):
         return _zeroes(source)
     if sample.startswith(b"version https://git-lfs"):
@@ -60,8 +60,8 @@ def explain_not_gguf(source: FileSource) -> NotGGUF | None:
     if text is not None:
         what = "a web page" if re.search(r"<(!doctype|html)", text, re.IGNORECASE) else "a text file"
         line = text.strip().splitlines()[0][:60] if text.strip() else ""
-        mend = "A server answered with it in place of the model; fetch the model again and look at the answer."
-        return NotGGUF("not-gguf", f"it is {what} (it begins {line!r})", mend, offset=0)
+        fix = "A server answered with it in place of the model; fetch the model again and look at the answer."
+        return NotGGUF("not-gguf", f"it is {what} (it begins {line!r})", fix, offset=0)
     if len(sample) >= 9 and sample[8:9] == b"{" and int.from_bytes(sample[:8], "little") < 1 << 28:
         return NotGGUF("not-gguf", "it is a safetensors file", "Convert it with llama.cpp's converter.", offset=0)
     message = f"it does not begin with GGUF but with {sample[:8]!r}"
@@ -74,8 +74,8 @@ def _zeroes(source: FileSource) -> NotGGUF:
         message = f"all of its {source.size:,} bytes are zero: space was taken and nothing was written"
     else:
         message = "its header is zeroes and data follows; an interrupted llama-gguf-split --merge leaves that"
-    mend = "Names and types of the tensors are nowhere in it; merge or fetch again (`dfqs merge` can be interrupted)."
-    return NotGGUF("zeroes", message, mend, offset=0)
+    fix = "Names and types of the tensors are nowhere in it; merge or fetch again (`dfqs merge` can be interrupted)."
+    return NotGGUF("zeroes", message, fix, offset=0)
 
 
 def _only_zeroes(source: FileSource) -> bool:
@@ -96,8 +96,8 @@ def _only_zeroes(source: FileSource) -> bool:
 def _pointer(sample: bytes) -> NotGGUF:
     match = re.search(rb"oid sha256:([0-9a-f]{64})", sample)
     which = f" to the file with SHA-256 {match[1].decode()}" if match else ""
-    mend = "Run `git lfs pull` there, or fetch the file with `dfqs pull`."
-    return NotGGUF("not-gguf", f"it is a Git LFS pointer{which}, not the file itself", mend, offset=0)
+    fix = "Run `git lfs pull` there, or fetch the file with `dfqs pull`."
+    return NotGGUF("not-gguf", f"it is a Git LFS pointer{which}, not the file itself", fix, offset=0)
 
 
 def _text(sample: bytes) -> str | None:
@@ -115,4 +115,4 @@ def explained(source: FileSource, error: FormatError) -> FormatError:
     found = explain_not_gguf(source)
     if found is None:
         return error
-    return FormatError(f"{found.message}. {found.mend}", path=source.name, offset=found.offset)
+    return FormatError(f"{found.message}. {found.fix}", path=source.name, offset=found.offset)

@@ -225,11 +225,9 @@ def _take_head(cursor: Cursor) -> tuple[int, int, int]:
 
 
 def _unsupported(
-    cursor: Cursor, code: str, message: str, mend: str, offset: int = 4, name: str | None = None
+    cursor: Cursor, code: str, message: str, fix: str, offset: int = 4, name: str | None = None
 ) -> UnsupportedGGUF:
-    return UnsupportedGGUF(
-        message, code=code, mend=mend, path=cursor.source.name, offset=cursor.base + offset, name=name
-    )
+    return UnsupportedGGUF(message, code=code, fix=fix, path=cursor.source.name, offset=cursor.base + offset, name=name)
 
 
 def _check_count(cursor: Cursor, count: int, each: int, what: str, offset: int) -> None:

@@ -16,7 +16,7 @@ SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"
 SPLIT_TENSORS_COUNT = "split.tensors.count"
 SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT)
-STALE_COUNT_MEND = "`dfqs repair MODEL -o OUT` sets split.count to 0, as in a whole model"
+STALE_COUNT_FIX = "`dfqs repair MODEL -o OUT` sets split.count to 0, as in a whole model"
 _LAYER = re.compile(r"blk\.(\d+)\.")
 NAMED_MISSING = 3
 """So many missing shards are named one by one; a set may claim 65,535."""
@@ -79,7 +79,7 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
     except ShardError as error:
         if not is_whole_model(shard.header, Path(first)):
             raise
-        whole = f"or, as the first has every tensor, it is a whole model, not a shard: {STALE_COUNT_MEND}"
+        whole = f"or, as the first has every tensor, it is a whole model, not a shard: {STALE_COUNT_FIX}"
         raise ShardError(f"{error.detail}; {whole}", path=error.path) from None
     check_layout(shard)
     shards = [shard]
@@ -146,7 +146,7 @@ def read_shard_count(shard: Shard) -> int:
     # Named as the first of so many, the key is not left over: later shards may hold no tensor.
     in_its_set = name is not None and (name.number, name.count) == (1, count)
     if not in_its_set and is_whole_model(shard.header, Path(shard.source)):
-        raise ShardError(f"a whole model, not a shard; {STALE_COUNT_MEND}", path=shard.source, name=SPLIT_COUNT)
+        raise ShardError(f"a whole model, not a shard; {STALE_COUNT_FIX}", path=shard.source, name=SPLIT_COUNT)
     if count is None or count == 0:
         kind = "a whole model, not a shard" if count == 0 or name is None else "named as a shard but is none"
         hint = "" if count == 0 or name is None else "; `dfqs repair` joins raw pieces made by `split -b`"

@@ -11,7 +11,7 @@ from dfqs.storage.disk import Disk, is_opened_elsewhere
 _PROC = Path("/proc")
 
 
-def refuse_occupied(disk: Disk, paths: Iterable[Path]) -> None:
+def refuse_in_use(disk: Disk, paths: Iterable[Path]) -> None:
     """Refuse shards whose bytes others may need.
 
     Raises:

@@ -14,13 +14,13 @@ from pathlib import Path
 from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError, printable
 from dfqs.gguf.shard_names import parse_shard_name, shard_paths
 from dfqs.inplace.execute import WINDOW_BYTES, Place, begin, carry_on, undo
-from dfqs.inplace.in_use import refuse_occupied
+from dfqs.inplace.in_use import refuse_in_use
 from dfqs.inplace.job import Freeing, Mode, State
 from dfqs.inplace.journal import RESERVED_BYTES, Journal, journal_path, working_path
 from dfqs.inplace.plan_consume import plan_consume
 from dfqs.inplace.plan_inplace import JobPlan, largest_shard, plan_in_place
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.locks import held_for_use
+from dfqs.shards.locks import locked_for_use
 from dfqs.shards.merge import MergeResult, hash_file, refuse_source_as_target
 from dfqs.shards.plan import MergePlan
 from dfqs.shards.provenance import require_expected_sha256
@@ -34,7 +34,7 @@ MARGIN_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class ThriftyPlan:
+class InplacePlan:
     """A merge without a second copy, checked, and what it costs."""
 
     merge: MergePlan
@@ -50,9 +50,9 @@ class ThriftyPlan:
         return self.job.job.moved_bytes
 
 
-def plan_thrifty(
+def plan_inplace(
     plan: MergePlan, out: Path, mode: Mode, *, window_bytes: int = WINDOW_BYTES, disk: Disk | None = None
-) -> ThriftyPlan:
+) -> InplacePlan:
     """Check that the shards may be taken apart, find out what the file system can do, and plan.
 
     Raises:
@@ -67,7 +67,7 @@ def plan_thrifty(
     check_writable_target(out)
     if disk.identify(working_path(out)) is not None:
         raise UsageError(f"{working_path(out)} is in the way and belongs to no merge that is known here; move it")
-    refuse_occupied(disk, [shard.path for shard in plan.shards])
+    refuse_in_use(disk, [shard.path for shard in plan.shards])
     with storage_errors(out):
         freeing: Freeing = "punch" if probe_punch(place.shards) else "delete"
     if mode == "in-place":
@@ -81,11 +81,11 @@ def plan_thrifty(
             f"{place.shards} is on a file system without hole punching: shards are deleted one by one as they are "
             f"merged, which takes up to {format_bytes(peak_bytes)} beyond what they take now"
         )
-    return ThriftyPlan(plan, job, place, window_bytes, peak_bytes, tuple(notes))
+    return InplacePlan(plan, job, place, window_bytes, peak_bytes, tuple(notes))
 
 
-def merge_thrifty(
-    plan: ThriftyPlan, *, hash_first: bool = False, disk: Disk | None = None, progress: Progress = no_progress
+def merge_inplace(
+    plan: InplacePlan, *, hash_first: bool = False, disk: Disk | None = None, progress: Progress = no_progress
 ) -> MergeResult:
     """Merge, and remove the shards. Cut off at any instant it can be resumed with `resume_merge`.
 
@@ -107,9 +107,9 @@ def merge_thrifty(
     if hash_first:
         known = _hash_all(plan.merge)
         # That took minutes; whoever opened a shard meanwhile still needs it.
-        refuse_occupied(disk, [shard.path for shard in plan.merge.shards])
+        refuse_in_use(disk, [shard.path for shard in plan.merge.shards])
         plan = replace(plan, job=_with_hashes(plan.job, known))
-    with held_for_use(disk, [plan.merge.shards[0].path]):
+    with locked_for_use(disk, [plan.merge.shards[0].path]):
         check_writable_target(plan.place.out)
         journal = _begin(disk, plan)
         with _closing(journal):
@@ -259,7 +259,7 @@ def _device(disk: Disk, directory: Path) -> int | None:
     return found.device if found is not None else None
 
 
-def _begin(disk: Disk, plan: ThriftyPlan) -> Journal:
+def _begin(disk: Disk, plan: InplacePlan) -> Journal:
     """Begin; what goes wrong before anything is moved has been put back when this raises, or is by the same command."""
     out = plan.place.out
     try:
@@ -275,7 +275,7 @@ def _opened(disk: Disk, place: Place, first_shard: Path, *, trusted: bool) -> It
     if not is_unfinished(place.out):
         yield None
         return
-    with held_for_use(disk, [Path(first_shard), place.working]):
+    with locked_for_use(disk, [Path(first_shard), place.working]):
         journal = Journal.open(disk, place.out, trusted=trusted)
         if journal is None:
             yield None

@@ -94,12 +94,12 @@ def verify_against(
                 f"{Path(first_shard).name} is of another model: of its {len(seen):,} tensors {len(pairs):,} are here "
                 "with the same type and shape"
             )
-            mend = "Give the shards that this model was made of, or the model that was made of these."
-            return Comparison(len(seen), 0, (Finding("another-model", message, mend),))
+            fix = "Give the shards that this model was made of, or the model that was made of these."
+            return Comparison(len(seen), 0, (Finding("another-model", message, fix),))
         if not seen and not header.tensors:
             # Nothing compared is no agreement.
-            mend = "Give the files that hold the model's tensors; two files without any are compared with `cmp`."
-            findings.append(Finding("no-tensors", "neither side has a tensor, so no byte was compared", mend))
+            fix = "Give the files that hold the model's tensors; two files without any are compared with `cmp`."
+            findings.append(Finding("no-tensors", "neither side has a tensor, so no byte was compared", fix))
         findings += _compare_all(ours, pairs, progress)
         findings += _key_findings(header, shards[0].header, Severity.WARNING if content_only else Severity.ERROR)
         return Comparison(len(seen), sum(pair.tensor.length for pair in pairs), tuple(findings))

@@ -1,4 +1,4 @@
-"""A defect as a value: what is wrong, where, and how to mend it."""
+"""A defect as a value: what is wrong, where, and how to fix it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Finding:
     """Its kind, for programs: `truncated`, `trailing`, `concatenated`, ..."""
     message: str
     """What is wrong, in a sentence."""
-    mend: str
+    fix: str
     """What to do about it, in a sentence."""
     severity: Severity = Severity.ERROR
     offset: int | None = None

@@ -78,17 +78,17 @@ def tensor_findings(header: Header) -> Iterator[Finding]:
     if (header.metadata.integer(SPLIT_COUNT) or 0) > 1:
         return
     declared = header.metadata.integer(SPLIT_TENSORS_COUNT)
-    mend = "Merge the shards again (`dfqs merge`), or fetch the file again."
+    fix = "Merge the shards again (`dfqs merge`), or fetch the file again."
     if declared is not None and declared != len(header.tensors):
         message = f"the model has {declared:,} tensors by its own account, the file {len(header.tensors):,}"
-        yield Finding("missing-tensor", message, mend, name=SPLIT_TENSORS_COUNT)
+        yield Finding("missing-tensor", message, fix, name=SPLIT_TENSORS_COUNT)
     layers = header.metadata.integer(f"{architecture}.block_count")
     if layers is None or not header.tensors:
         return
     present = {int(match[1]) for t in header.tensors if (match := _LAYER.match(t.name))}
     # A count from outside may be absurd: look for the layers that are there, not for those that are not.
     if absent := next((i for i in range(min(layers, len(present) + 1)) if i not in present), None):
-        yield Finding("missing-tensor", f"layer {absent} of {layers:,} has no tensors", mend, name=f"blk.{absent}.")
+        yield Finding("missing-tensor", f"layer {absent} of {layers:,} has no tensors", fix, name=f"blk.{absent}.")
     if present and max(present) >= layers:
         message = f"is {layers:,}, and the file has tensors of layer {max(present):,}; llama.cpp refuses what is left"
         yield Finding("key-value", message, _CONTRADICTION, name=f"{architecture}.block_count")
@@ -171,8 +171,8 @@ def _value_findings(header: Header) -> Iterator[Finding]:
                 yield _value_finding(entry.name, "is no finite number, and so will be what the model computes")
 
 
-def _value_finding(name: str, message: str, mend: str = _MAKE_AGAIN) -> Finding:
-    return Finding("key-value", message, mend, name=name)
+def _value_finding(name: str, message: str, fix: str = _MAKE_AGAIN) -> Finding:
+    return Finding("key-value", message, fix, name=name)
 
 
 def _layer_findings(header: Header, prefix: str) -> Iterator[Finding]:

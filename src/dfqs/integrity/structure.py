@@ -8,13 +8,13 @@ from dfqs.errors import DfqsError, FormatError, UnsupportedGGUF
 from dfqs.gguf import FileSource, Header, align_up, layout_problems, parse_header
 from dfqs.gguf.kinds import MODEL, file_kind
 from dfqs.gguf.pieces import find_raw_pieces
-from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_MEND, is_whole_model, read_shards
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_FIX, is_whole_model, read_shards
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.foreign import explain_not_gguf
 from dfqs.integrity.keys import key_findings, size_findings, tensor_findings
 from dfqs.model.hashes import TensorHash
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
-from dfqs.shards.consistency import belonging_problems
+from dfqs.shards.consistency import consistency_problems
 from dfqs.shards.repair import plan_repair
 
 FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
@@ -56,26 +56,26 @@ def verify_structure(path: Path) -> Structure:
             *_content_findings(header),
             *_shard_findings(Path(path), header, files),
         )
-        return Structure(Path(path), source.size, header, _with_possible_mends(Path(path), findings))
+        return Structure(Path(path), source.size, header, _with_possible_fixes(Path(path), findings))
 
 
-def _with_possible_mends(path: Path, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+def _with_possible_fixes(path: Path, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """The findings; where repair is named and would refuse, its reason stands there instead."""
-    if not any(_REPAIR in finding.mend for finding in findings):
+    if not any(_REPAIR in finding.fix for finding in findings):
         return findings
     try:
         plan_repair(path)
     except DfqsError as error:
-        reason = f"`dfqs repair` cannot mend it: {error}."
-        return tuple(replace(f, mend=reason) if _REPAIR in f.mend else f for f in findings)
+        reason = f"`dfqs repair` cannot fix it: {error}."
+        return tuple(replace(f, fix=reason) if _REPAIR in f.fix else f for f in findings)
     return findings
 
 
 def zero_findings(tensors: Iterable[TensorHash]) -> tuple[Finding, ...]:
     """Tensors of two axes or more that hold nothing but zeroes: space was taken and their bytes never came."""
-    mend = "No trained weight is all zeroes; compare with the source (`dfqs verify --against`), or fetch it again."
+    fix = "No trained weight is all zeroes; compare with the source (`dfqs verify --against`), or fetch it again."
     return tuple(
-        Finding("zeroes", "all of its bytes are zero", mend, severity=Severity.WARNING, name=tensor.name)
+        Finding("zeroes", "all of its bytes are zero", fix, severity=Severity.WARNING, name=tensor.name)
         for tensor in tensors
         if tensor.zeroes and len(tensor.shape) > 1
     )
@@ -86,12 +86,12 @@ def _header_finding(source: FileSource, error: FormatError) -> Finding:
     if foreign is not None:
         return foreign
     if isinstance(error, UnsupportedGGUF):
-        return Finding(error.code, error.detail, error.mend, offset=error.offset, name=error.name)
+        return Finding(error.code, error.detail, error.fix, offset=error.offset, name=error.name)
     if pieces := find_raw_pieces(source.path):
         return _pieces_finding(source.path, pieces.paths, pieces.complete)
     ends = error.offset is not None and ("left" in error.detail or "ended" in error.detail)
-    code, mend = ("truncated", FETCH_AGAIN) if ends else ("header", "The header is broken; fetch or make it again.")
-    return Finding(code, f"the header is not readable: {error.detail}", mend, offset=error.offset, name=error.name)
+    code, fix = ("truncated", FETCH_AGAIN) if ends else ("header", "The header is broken; fetch or make it again.")
+    return Finding(code, f"the header is not readable: {error.detail}", fix, offset=error.offset, name=error.name)
 
 
 def _length_findings(source: FileSource, header: Header, files: tuple[EmbeddedFile, ...]) -> Iterator[Finding]:
@@ -154,13 +154,13 @@ def _layout_findings(header: Header) -> Iterator[Finding]:
                 code, what = "gap", f"leaves {tensor.offset - expected:,} bytes unused before it"
             wrong[code] += 1
             if wrong[code] <= _LISTED:
-                mend = "`dfqs repair MODEL -o OUT` writes the tensors one behind the other."
+                fix = "`dfqs repair MODEL -o OUT` writes the tensors one behind the other."
                 if code == "overlap":
-                    mend = "Two tensors cannot share bytes; make or fetch the file again."
+                    fix = "Two tensors cannot share bytes; make or fetch the file again."
                 yield Finding(
                     code,
                     f"its offset {tensor.offset:,} {what}; llama.cpp refuses the file",
-                    mend,
+                    fix,
                     offset=header.data_offset + tensor.offset,
                     name=tensor.name,
                 )
@@ -194,18 +194,18 @@ def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...])
         yield Finding(
             "shard-keys",
             f"it holds all {len(header.tensors):,} tensors, but split.count says that it is shard 1 of {count}",
-            f"{STALE_COUNT_MEND}.",
+            f"{STALE_COUNT_FIX}.",
             name=SPLIT_COUNT,
         )
         return
     if number != 0:
         message = f"it is shard {number + 1} of {count}; only its own form was looked at"
-        mend = "Give the first shard to look at the whole set."
-        yield Finding("shard", message, mend, severity=Severity.WARNING)
+        fix = "Give the first shard to look at the whole set."
+        yield Finding("shard", message, fix, severity=Severity.WARNING)
         return
     try:
         shards = read_shards(path)
-        problems = [str(problem) for problem in belonging_problems(shards)]
+        problems = [str(problem) for problem in consistency_problems(shards)]
     except DfqsError as error:
         problems = [str(error)]
     for problem in problems[:_LISTED]:
@@ -219,11 +219,11 @@ def _pieces_finding(path: Path, paths: tuple[Path, ...], complete: bool) -> Find
     names = " ".join(p.name for p in paths[:8]) + (" ..." if len(paths) > 8 else "")
     which = "the first" if paths[0].name == path.name else "a later"
     if complete:
-        mend = f"`dfqs repair {paths[0].name} -o OUT` joins them (or: cat {names} > OUT)."
+        fix = f"`dfqs repair {paths[0].name} -o OUT` joins them (or: cat {names} > OUT)."
     else:
-        mend = f"Found here are {names}, which do not add up to the whole; fetch the missing pieces."
+        fix = f"Found here are {names}, which do not add up to the whole; fetch the missing pieces."
     message = f"it is {which} of {len(paths)} raw pieces of one file (made by `split -b`, not by gguf-split)"
-    return Finding("raw-piece", message, mend)
+    return Finding("raw-piece", message, fix)
 
 
 def _word(count: int, noun: str) -> str:

@@ -2,15 +2,15 @@
 
 from dfqs.pull.headers import read_remote_headers
 from dfqs.pull.hub import Hub, hub_endpoint
-from dfqs.pull.patience import Patience
 from dfqs.pull.plan import PullPlan, output_path
 from dfqs.pull.pull import PullResult, forget_pull, plan_pull, pull, require_room
+from dfqs.pull.retry import RetryPolicy
 
 __all__ = [
     "Hub",
-    "Patience",
     "PullPlan",
     "PullResult",
+    "RetryPolicy",
     "forget_pull",
     "hub_endpoint",
     "output_path",

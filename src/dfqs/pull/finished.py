@@ -16,8 +16,8 @@ from dfqs.errors import FormatError, IntegrityError, printable
 from dfqs.gguf import Header, parse_header
 from dfqs.gguf.source import ByteSource
 from dfqs.progress import Progress
+from dfqs.pull.output import BUFFER_BYTES, digest_for, rest_path
 from dfqs.pull.plan import Layout, Piece, Place, PullPlan, plan_pull_of
-from dfqs.pull.target import BUFFER_BYTES, digest_for, rest_path
 
 
 class Stored(Protocol):

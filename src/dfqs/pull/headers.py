@@ -9,8 +9,8 @@ from dfqs.gguf import Header, parse_header
 from dfqs.gguf.layout import MAGIC
 from dfqs.gguf.shard import SPLIT_COUNT
 from dfqs.pull.hub import Hub, Listing
-from dfqs.pull.patience import Patience
 from dfqs.pull.ranges import RangeClient, RemoteSource
+from dfqs.pull.retry import RetryPolicy
 from dfqs.pull.selection import Choice, choose, describe_choices
 
 FIRST_LIMIT_BYTES = 160 << 20
@@ -29,7 +29,7 @@ def read_remote_headers(
     *,
     revision: str = "main",
     pattern: str | None = None,
-    patience: Patience | None = None,
+    retry: RetryPolicy | None = None,
     connections: int = 8,
 ) -> tuple[Listing, Choice, tuple[Header, ...]]:
     """The headers of the model that is meant, one for each of its files, in order.
@@ -45,7 +45,7 @@ def read_remote_headers(
     choice = choose(listing, pattern)
     budget = _Budget()
     with (
-        RangeClient(hub, listing, patience=patience, connections=connections) as client,
+        RangeClient(hub, listing, retry=retry, connections=connections) as client,
         ThreadPoolExecutor(max_workers=connections, thread_name_prefix="header") as pool,
     ):
         try:

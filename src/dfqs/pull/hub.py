@@ -22,7 +22,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from dfqs.errors import DfqsError, FormatError, IntegrityError, NetworkError, UsageError, printable
 from dfqs.pull.metadata import Answer, MetadataClient, origin
 from dfqs.pull.naming import may_be_model
-from dfqs.pull.patience import RETRIED_STATUS, Patience, retry_after_s
+from dfqs.pull.retry import RETRIED_STATUS, RetryPolicy, retry_after_s
 
 METADATA_ATTEMPTS = 4
 MAX_FILE_BYTES = (1 << 63) - 1
@@ -85,14 +85,14 @@ class Hub:
     Args:
         endpoint: `HF_ENDPOINT` or the public Hub by default.
         token: `HF_TOKEN` or the stored login by default.
-        patience: its `stall_s` is also the time for a whole answer about a repository or a file.
+        retry: its `stall_s` is also the time for a whole answer about a repository or a file.
     """
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None, patience: Patience | None = None) -> None:
+    def __init__(self, endpoint: str | None = None, token: str | None = None, retry: RetryPolicy | None = None) -> None:
         self.endpoint = (endpoint or hub_endpoint()).rstrip("/")
         self._token = token or get_token()
-        self._patience = patience or Patience()
-        self._client = MetadataClient(self._token, self._patience.stall_s)
+        self._retry = retry or RetryPolicy()
+        self._client = MetadataClient(self._token, self._retry.stall_s)
 
     def list_repo(self, repo: str, revision: str = "main") -> Listing:
         """The GGUF files of a repository, pinned to a commit.
@@ -178,12 +178,12 @@ class Hub:
                 refusal = self._refusal(what, answer)
                 if refusal is not None:
                     raise refusal
-                if answer.status not in RETRIED_STATUS or attempt >= self._patience.attempts:
+                if answer.status not in RETRIED_STATUS or attempt >= self._retry.attempts:
                     raise NetworkError(f"the Hub answered {what} with HTTP {answer.status}")
                 wait_s = retry_after_s(answer.headers.get("Retry-After"))
             except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
                 # A Hub that cannot be reached at all is said soon; ranges under way are waited for longer.
-                if attempt >= min(self._patience.attempts, METADATA_ATTEMPTS):
+                if attempt >= min(self._retry.attempts, METADATA_ATTEMPTS):
                     raise _unreachable(self.endpoint, error) from None
             except (FormatError, KeyError, TypeError, ValueError) as error:
                 raise NetworkError(
@@ -193,7 +193,7 @@ class Hub:
                 if what in str(error):
                     raise
                 raise type(error)(f"{self.endpoint}, asked for {what}: {error}") from None
-            time.sleep(self._patience.wait_s(attempt, wait_s))
+            time.sleep(self._retry.wait_s(attempt, wait_s))
             attempt += 1
 
     def _refusal(self, what: str, answer: Answer) -> DfqsError | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import FormatError, UsageError, printable
+from dfqs.pull.output import open_regular
 from dfqs.pull.plan import MAX_CHUNKS, MIN_CHUNK_BYTES
-from dfqs.pull.target import open_regular
 from dfqs.records import parse_json, sha256_of
 from dfqs.storage.atomic import fsync_directory, storage_errors
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import Header, layout_problems
-from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_TENSORS_COUNT, STALE_COUNT_MEND, Shard, check_layout, read_shard_count
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_TENSORS_COUNT, STALE_COUNT_FIX, Shard, check_layout, read_shard_count
 from dfqs.gguf.shard_names import ShardName
 from dfqs.pull.hub import Listing, RemoteFile
 from dfqs.pull.naming import whole_name
@@ -188,7 +188,7 @@ def _plan_one_file(listing: Listing, choice: Choice, header: Header, chunk_bytes
     if extra > 0:
         notes = (f"{extra:,} bytes stand after the last tensor; they are fetched as they are",)
     if stale:
-        notes += (f"it holds every tensor, but calls itself one of {count:,} shards; {STALE_COUNT_MEND}",)
+        notes += (f"it holds every tensor, but calls itself one of {count:,} shards; {STALE_COUNT_FIX}",)
     layouts, position = [], 0
     for file in choice.files:
         layouts.append(Layout(file, (Piece(0, file.size, Place.MODEL, position),), (0,)))

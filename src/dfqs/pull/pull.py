@@ -24,10 +24,10 @@ from dfqs.pull.finished import (
 from dfqs.pull.headers import read_remote_headers
 from dfqs.pull.hub import Hub
 from dfqs.pull.journal import Progressed, PullJournal
-from dfqs.pull.patience import Patience
+from dfqs.pull.output import PullOutput, journal_path, part_path, rest_path, taken_bytes
 from dfqs.pull.plan import CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, PullPlan, plan_pull_of, require_few_chunks
 from dfqs.pull.ranges import RangeClient
-from dfqs.pull.target import PullTarget, journal_path, part_path, rest_path, taken_bytes
+from dfqs.pull.retry import RetryPolicy
 from dfqs.pull.transfer import Transfer
 from dfqs.storage.atomic import check_writable_target
 from dfqs.units import format_bytes
@@ -62,7 +62,7 @@ def plan_pull(
     revision: str = "main",
     pattern: str | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-    patience: Patience | None = None,
+    retry: RetryPolicy | None = None,
     connections: int = 8,
 ) -> PullPlan:
     """Read the headers of the model that is meant, by ranges, and plan where every byte goes.
@@ -77,7 +77,7 @@ def plan_pull(
     if chunk_bytes < MIN_CHUNK_BYTES:
         raise UsageError(f"a chunk has at least {MIN_CHUNK_BYTES:,} bytes")
     listing, choice, headers = read_remote_headers(
-        hub, repo, revision=revision, pattern=pattern, patience=patience, connections=connections
+        hub, repo, revision=revision, pattern=pattern, retry=retry, connections=connections
     )
     plan = plan_pull_of(listing, choice, headers, chunk_bytes=chunk_bytes)
     require_few_chunks(plan)
@@ -104,7 +104,7 @@ def pull(
     out: Path,
     *,
     connections: int = 8,
-    patience: Patience | None = None,
+    retry: RetryPolicy | None = None,
     use_cache: bool = True,
     restart: bool = False,
     recorder_for: RecorderFor | None = None,
@@ -153,7 +153,7 @@ def pull(
         if plan.all_chunks(known.chunk_bytes) > MAX_CHUNKS:
             known = journal.start(plan.identity(), origin, plan.chunk_bytes, fresh=True)
         plan = dataclasses.replace(plan, chunk_bytes=known.chunk_bytes)
-        client = RangeClient(hub, plan.listing, patience=patience, connections=connections)
+        client = RangeClient(hub, plan.listing, retry=retry, connections=connections)
         return _fetch(plan, client, out, journal, known, connections, hub if use_cache else None, progress, finish)
     except PlanIsWrong:
         part_path(out).unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def _fetch(
     finish: "_Finish",
 ) -> PullResult:
     cached = {i: cache.cached(plan.listing, layout.file) if cache else None for i, layout in enumerate(plan.layouts)}
-    target = PullTarget(plan, out)
+    target = PullOutput(plan, out)
     try:
         with client:
             transfer = Transfer(plan, target, journal, client, known, cached)

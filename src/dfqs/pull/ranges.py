@@ -18,7 +18,7 @@ from dfqs import __version__
 from dfqs.errors import IntegrityError, NetworkError, printable
 from dfqs.pull.bounded import SlowAnswer, bounded_client, exchange
 from dfqs.pull.hub import Address, Hub, Listing, RemoteFile
-from dfqs.pull.patience import RETRIED_STATUS, Patience, retry_after_s
+from dfqs.pull.retry import RETRIED_STATUS, RetryPolicy, retry_after_s
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 HEAD_LIMIT_BYTES = 4 << 20
@@ -58,12 +58,12 @@ class _State:
 class RangeClient:
     """Fetches ranges of one repository's files, on several connections at once. Closes with its `with` block."""
 
-    def __init__(self, hub: Hub, listing: Listing, *, patience: Patience | None = None, connections: int = 8) -> None:
+    def __init__(self, hub: Hub, listing: Listing, *, retry: RetryPolicy | None = None, connections: int = 8) -> None:
         self._hub = hub
         self._listing = listing
-        self._patience = patience or Patience()
+        self._retry = retry or RetryPolicy()
         self._client = bounded_client(
-            timeout=httpx.Timeout(self._patience.stall_s, connect=min(self._patience.stall_s, 15.0)),
+            timeout=httpx.Timeout(self._retry.stall_s, connect=min(self._retry.stall_s, 15.0)),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             headers={"User-Agent": f"dfqs/{__version__}", "Accept-Encoding": "identity"},
             follow_redirects=True,
@@ -113,12 +113,12 @@ class RangeClient:
             if self._stopped.is_set():
                 raise NetworkError("stopped")
             failures += 1
-            if trickles > self._patience.attempts:
+            if trickles > self._retry.attempts:
                 raise NetworkError(
                     f"{printable(file.name)}: {reason}, on {trickles} connections one after the other; "
                     "the same command goes on from here"
                 )
-            if failures > self._patience.attempts:
+            if failures > self._retry.attempts:
                 raise NetworkError(
                     f"{printable(file.name)}: no byte came in {failures} attempts ({printable(reason, 200)}); "
                     "the same command goes on from here"
@@ -155,7 +155,7 @@ class RangeClient:
         headers = {**address.headers, "Range": f"bytes={start}-{end - 1}"}
         with ExitStack() as stack:
             # Connecting, redirects and the head of the answer have one clock; the body then has its pace.
-            with exchange(self._patience.stall_s, HEAD_LIMIT_BYTES):
+            with exchange(self._retry.stall_s, HEAD_LIMIT_BYTES):
                 response = stack.enter_context(self._client.stream("GET", address.url, headers=headers))
             with self._lock:
                 self.requests += 1
@@ -187,15 +187,15 @@ class RangeClient:
         while True:
             # Only the waiting counts: what is done with a piece may take long, too.
             asked = time.monotonic()
-            with exchange(self._patience.stall_s, PIECE_LIMIT_BYTES):
+            with exchange(self._retry.stall_s, PIECE_LIMIT_BYTES):
                 piece = next(pieces, None)
             waited_s += time.monotonic() - asked
             if piece is None:
                 return
             yield piece
             received += len(piece)
-            if waited_s >= self._patience.stall_s:
-                if received < waited_s * self._patience.slowest_bytes_per_s:
+            if waited_s >= self._retry.stall_s:
+                if received < waited_s * self._retry.slowest_bytes_per_s:
                     raise _Again(f"only {received:,} bytes came in {waited_s:.0f} s", trickles=True)
                 received, waited_s = 0, 0.0
 
@@ -262,7 +262,7 @@ class RangeClient:
             state.address = None
 
     def _wait(self, attempt: int, told_s: float | None, *, everyone: bool) -> None:
-        seconds = self._patience.wait_s(attempt, told_s)
+        seconds = self._retry.wait_s(attempt, told_s)
         if everyone:
             with self._lock:
                 self._not_before = max(self._not_before, time.monotonic() + seconds)

@@ -19,9 +19,9 @@ from dfqs.gguf import FileSource
 from dfqs.progress import Progress
 from dfqs.pull.finished import plan_as_verified
 from dfqs.pull.journal import Progressed, PullJournal
+from dfqs.pull.output import PullOutput, digest_for
 from dfqs.pull.plan import PullPlan
 from dfqs.pull.ranges import RangeClient, RangeIgnored
-from dfqs.pull.target import PullTarget, digest_for
 
 READ_BYTES = 1 << 20
 _POLL_S = 0.2
@@ -41,7 +41,7 @@ class Transfer:
     def __init__(
         self,
         plan: PullPlan,
-        target: PullTarget,
+        target: PullOutput,
         journal: PullJournal,
         client: RangeClient,
         known: Progressed,

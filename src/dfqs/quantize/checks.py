@@ -25,7 +25,7 @@ def check_experts(source: Source, class_: DeploymentClass) -> None:
     spec = read_model_spec(source.first, tensors)
     for problem in expert_problems(class_, spec.experts, tensors):
         where = f"'{printable(problem.name)}': " if problem.name else ""
-        raise UsageError(f"{source.first.source_name}: {where}{problem.message}. {problem.mend}")
+        raise UsageError(f"{source.first.source_name}: {where}{problem.message}. {problem.fix}")
 
 
 def gain_problem(plan: QuantizationPlan) -> str | None:

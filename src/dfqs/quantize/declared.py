@@ -17,7 +17,7 @@ from dfqs.records import parse_json
 LISTED = 10
 RECIPE_LIMIT_BYTES = 1 << 20
 """A recipe of two exceptions a layer has some kilobytes."""
-_MEND = "Get the file again from where it came from, or make it again with `dfqs quantize`."
+_FIX = "Get the file again from where it came from, or make it again with `dfqs quantize`."
 
 
 def class_findings(header: Header) -> tuple[Finding, ...]:
@@ -29,7 +29,7 @@ def class_findings(header: Header) -> tuple[Finding, ...]:
         return ()
     found = list(_findings(header))
     if len(found) > LISTED:
-        found = [*found[:LISTED], Finding("class", f"and {len(found) - LISTED:,} more tensors likewise", _MEND)]
+        found = [*found[:LISTED], Finding("class", f"and {len(found) - LISTED:,} more tensors likewise", _FIX)]
     return tuple(found)
 
 
@@ -38,27 +38,27 @@ def _findings(header: Header) -> Iterator[Finding]:
         name = header.metadata.text(CLASS_KEY)
         recipe = header.metadata.text(RECIPE_KEY, RECIPE_LIMIT_BYTES)
     except FormatError as error:
-        yield Finding("class", error.detail, _MEND, offset=error.offset, name=error.name)
+        yield Finding("class", error.detail, _FIX, offset=error.offset, name=error.name)
         return
     if name is None:
-        yield Finding("class", "must be a string", _MEND, name=CLASS_KEY)
+        yield Finding("class", "must be a string", _FIX, name=CLASS_KEY)
         return
     try:
         class_ = class_from_record(parse_json(recipe or ""))
         plan = plan_quantization([header.tensors], class_)
     except (UsageError, FormatError) as error:
-        yield Finding("class", f"it says class {name}, but its recipe cannot be read: {error}", _MEND, name=RECIPE_KEY)
+        yield Finding("class", f"it says class {name}, but its recipe cannot be read: {error}", _FIX, name=RECIPE_KEY)
         return
     if class_.name != name or _is_another(class_, header):
-        yield Finding("class", f"it says class {name}, but its recipe is another", _MEND, name=RECIPE_KEY)
+        yield Finding("class", f"it says class {name}, but its recipe is another", _FIX, name=RECIPE_KEY)
     if not _is_shard(header):
         experts = _count_experts(header)
         for problem in expert_problems(class_, experts, header.tensors):
-            yield Finding("class", f"it says class {name}, but {problem.message}", problem.mend, name=problem.name)
+            yield Finding("class", f"it says class {name}, but {problem.message}", problem.fix, name=problem.name)
     for tensor in plan.tensors:
         if tensor.type is not tensor.source.type:
             message = f"is {tensor.source.type.name}, class {name} has {tensor.type.name}"
-            yield Finding("class", message, _MEND, name=tensor.name)
+            yield Finding("class", message, _FIX, name=tensor.name)
 
 
 def _is_another(class_: DeploymentClass, header: Header) -> bool:

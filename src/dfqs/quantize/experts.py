@@ -26,7 +26,7 @@ class ExpertProblem:
     name: str | None
     """A tensor's, or a layer's."""
     message: str
-    mend: str
+    fix: str
 
 
 _REPAIR = "Make stacked experts of them with `dfqs repair` (`dfqs merge` first, if the model is in shards)."

@@ -32,8 +32,8 @@ from dfqs.quantize.imatrix_file import (
 )
 from dfqs.quantize.imatrix_sums import Float32
 from dfqs.records import parse_json, sha256_of
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.observe import EvalCallback, TensorView
-from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
 STATE_KEY = "dfqs.imatrix.state"

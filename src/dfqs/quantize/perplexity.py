@@ -30,8 +30,8 @@ from dfqs.quantize.logits_file import (
     require_storable,
 )
 from dfqs.records import sha256_of
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.library import LIBRARY_VARIABLE, PINNED_VERSION
-from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
 WINDOW_TOKENS, STRIDE_TOKENS = 512, 256

@@ -11,7 +11,7 @@ from dfqs.model.classes import DeploymentClass
 from dfqs.quantize.mixtures import find_mixture, mixture_class
 from dfqs.quantize.plan import QuantizationPlan, plan_quantization
 from dfqs.quantize.recipe import find_class
-from dfqs.shards.consistency import belonging_problems
+from dfqs.shards.consistency import consistency_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def read_source(path: Path) -> Source:
     shards = read_model_shards(path)
     require_model(shards[0].header)
     if len(shards) > 1:
-        for problem in belonging_problems(shards):
+        for problem in consistency_problems(shards):
             raise problem
     return Source(tuple(shard.header for shard in shards))
 

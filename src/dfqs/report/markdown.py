@@ -224,7 +224,7 @@ def _conditions(report: Report) -> str:
             (
                 "speed settings",
                 _text(
-                    f"{speed.threads} threads, OpenMP waiting {speed.omp_wait_policy}, "
+                    f"{speed.threads} threads, OpenMP wait policy {speed.omp_wait_policy}, "
                     f"flash attention {speed.flash_attention}, batch {speed.batch}/{speed.ubatch}, "
                     f"load mode {speed.load_mode}"
                 ),

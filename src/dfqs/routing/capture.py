@@ -16,8 +16,8 @@ from dfqs.routing.tap import BatchToken, RouterTap, Routing, decode_batch
 from dfqs.routing.trace import RouteConditions, TraceChunk, TraceHeader
 from dfqs.routing.tracefile import TraceWriter
 from dfqs.runtime import Worker
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.library import PACKAGE, PINNED_VERSION
-from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import atomic_writer
 

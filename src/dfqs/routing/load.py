@@ -16,7 +16,7 @@ from dfqs.routing.capture import load_model
 from dfqs.routing.prompts import Prompt
 from dfqs.routing.runs import LOGITS_HASH_BYTES, RoutingRun, join_runs
 from dfqs.routing.tap import BatchToken, RouterTap, decode_batch
-from dfqs.runtime.session import Context, Model
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
 CHECKPOINT_TOKENS = 4

@@ -27,7 +27,7 @@ from dfqs.routing.runs import RoutingRun, same_sets
 from dfqs.routing.stats import entropy_bits, one_hot
 from dfqs.routing.tap import BatchToken, RouterTap
 from dfqs.runtime import Worker
-from dfqs.runtime.session import Context
+from dfqs.runtime.context import Context
 from dfqs.runtime.worker_context import WorkerContext
 
 PROBE_TEXT = "load-3"

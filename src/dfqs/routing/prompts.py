@@ -11,7 +11,7 @@ from dfqs.errors import FormatError, UsageError
 from dfqs.records import parse_json, read_bounded
 
 if TYPE_CHECKING:
-    from dfqs.runtime.session import Model
+    from dfqs.runtime.context import Model
 
 LOAD_TEXTS = ("load-1", "load-2", "load-3", "load-4")
 """The requests of the standard load, in order of their slots (docs/routing.md)."""

@@ -22,7 +22,7 @@ from dfqs.errors import RuntimeFailure
 from dfqs.routing.numbers import broken_row, require_numbers
 from dfqs.routing.trace import Ids, Scores
 from dfqs.runtime import abi
-from dfqs.runtime.session import Context, EvalCallback, TensorView
+from dfqs.runtime.context import Context, EvalCallback, TensorView
 
 NOT_COMPUTED = -1
 """Id where a layer skipped a token: the last layer computes only tokens whose logits are wanted."""

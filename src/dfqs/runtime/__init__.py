@@ -6,7 +6,7 @@ The caller's side; importing it never loads the native library:
         result = worker.call("package.module:function", argument)
         text = worker.call("package.module:function", argument, on_event=print)
 
-Inside the worker a function gets a context first, and builds on `dfqs.runtime.session`:
+Inside the worker a function gets a context first, and builds on `dfqs.runtime.context`:
 
     def function(context, path):                      # runs in the worker
         with Model(context.library, path) as model, Context(model, n_ctx=2048) as session:

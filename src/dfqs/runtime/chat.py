@@ -51,7 +51,7 @@ class ChatSession:
         with ExitStack() as started:
             worker = started.enter_context(self._worker)
             self.info = worker.call(
-                "dfqs.runtime.jobs:open_session",
+                "dfqs.runtime.jobs:open_conversation",
                 self.model.path,
                 self._settings,
                 on_event=self._report_load,

@@ -6,7 +6,7 @@ from pathlib import Path
 from dfqs.errors import ShardError, printable
 from dfqs.gguf import Header
 from dfqs.gguf.kinds import require_model
-from dfqs.gguf.shard import SPLIT_COUNT, STALE_COUNT_MEND, Shard, is_whole_model, read_model_shards
+from dfqs.gguf.shard import SPLIT_COUNT, STALE_COUNT_FIX, Shard, is_whole_model, read_model_shards
 
 _DEMONSTRATION = "dfqs.embedded."
 """Keys of the model that dfqs builds to show itself with, and of what is quantized from it."""
@@ -67,7 +67,7 @@ def _loadable_shards(path: Path) -> tuple[Shard, ...]:
     if is_whole_model(shards[0].header, path):
         raise ShardError(
             f"it holds the whole model and calls itself one of several shards, which llama.cpp would look for; "
-            f"{STALE_COUNT_MEND}",
+            f"{STALE_COUNT_FIX}",
             path=path,
             name=SPLIT_COUNT,
         )

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import RuntimeFailure
-from dfqs.runtime.generation import TextSession
+from dfqs.runtime.context import Context, Model
+from dfqs.runtime.conversation import Conversation
 from dfqs.runtime.library import PACKAGE, find_library, runtime_name
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.server import EngineListening, ServerSettings, is_loopback
-from dfqs.runtime.session import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 
 
@@ -41,12 +41,12 @@ def measure_stub(
     return tuple(needs)
 
 
-def open_session(worker: WorkerContext, path: Path, settings: ContextSettings) -> SessionInfo:
+def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettings) -> SessionInfo:
     """Load a model and make a context for the calls of `answer` that follow. Emits `(done, total)` while loading."""
     started = time.perf_counter()
     model = Model(worker.library, path, progress=lambda done, total=None, note="": worker.emit((done, total)))
     context = Context(model, threads=worker.threads, **asdict(settings))
-    worker.state["session"] = TextSession(model, context)
+    worker.state["session"] = Conversation(model, context)
     return SessionInfo(
         runtime=runtime_name(),
         context_tokens=context.n_ctx,
@@ -60,7 +60,7 @@ def open_session(worker: WorkerContext, path: Path, settings: ContextSettings) -
 
 def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling) -> Answer:
     """Answer in the session opened before. Emits pieces of text."""
-    session: TextSession = worker.state["session"]
+    session: Conversation = worker.state["session"]
     return session.answer(prompt, sampling, worker.emit)
 
 

@@ -65,14 +65,14 @@ class Renderer:
         variables: Mapping[str, Any] | None = None,
         *,
         check: bool = True,
-        keep_waiting: Callable[[], object] = lambda: None,
+        check_stop: Callable[[], object] = lambda: None,
     ) -> str:
         """Text of a conversation; see `dfqs.runtime.template.render_conversation`.
 
         Args:
             variables: what else the template knows, as JSON can say it.
             check: refuse where the text of a message is not in the rendered one.
-            keep_waiting: called ten times a second; what it raises ends the rendering.
+            check_stop: called ten times a second; what it raises ends the rendering.
 
         Raises:
             TemplateExcess: the template takes more than the limits allow.
@@ -87,7 +87,7 @@ class Renderer:
             )
         with self._lock:
             try:
-                answer = self._ask(request, keep_waiting)
+                answer = self._ask(request, check_stop)
             except BaseException:
                 self._end()
                 raise
@@ -106,14 +106,14 @@ class Renderer:
         with self._lock:
             self._end()
 
-    def _ask(self, request: bytes, keep_waiting: Callable[[], object]) -> dict[str, Any]:
+    def _ask(self, request: bytes, check_stop: Callable[[], object]) -> dict[str, Any]:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         deadline = time.monotonic() + self.limits.wall_s
         writing, reading = process.stdin.fileno(), process.stdout.fileno()
         rest, answer = memoryview(request), bytearray()
         while not answer.endswith(b"\n"):
-            keep_waiting()
+            check_stop()
             if time.monotonic() > deadline:
                 raise _exceeded(f"more than {self.limits.wall_s:g} s")
             readable, writable, _ = select.select([reading], [writing] if rest else [], [], _POLL_S)

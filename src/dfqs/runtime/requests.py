@@ -12,7 +12,7 @@ Prompt = str | Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class ContextSettings:
-    """Settings of the context that a session runs in; see `dfqs.runtime.session.Context`."""
+    """Settings of the context that a session runs in; see `dfqs.runtime.context.Context`."""
 
     n_ctx: int | None = None
     n_batch: int = 512

@@ -4,9 +4,9 @@ from types import TracebackType
 from typing import Self
 
 from dfqs.errors import UsageError
+from dfqs.runtime.context import Context
 from dfqs.runtime.library import Library
 from dfqs.runtime.requests import Sampling
-from dfqs.runtime.session import Context
 
 
 class Sampler:

@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 
 from dfqs.errors import RuntimeFailure, WorkerCrash, printable
 from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
-from dfqs.runtime.waiting import check_wait_policy
+from dfqs.runtime.omp_policy import check_wait_policy
 
 STOP_GRACE_S = 5.0
 """How long a call may take to end after it was asked to stop, before its process is ended."""
@@ -31,7 +31,7 @@ class Worker:
 
     Args:
         threads: CPU threads for contexts made in it; None means one a physical core.
-        omp_wait_policy: one of `waiting.WAIT_POLICIES`; None lets the worker choose by how busy the machine is.
+        omp_wait_policy: one of `omp_policy.WAIT_POLICIES`; None lets the worker choose by how busy the machine is.
         env: further environment variables for it.
     """
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from dfqs.runtime import library as native
 from dfqs.runtime.channel import Sender
+from dfqs.runtime.omp_policy import LoadSample, settle_wait_policy
 from dfqs.runtime.stop import StopFlag
-from dfqs.runtime.waiting import LoadSample, settle_wait_policy
 
 
 class WorkerContext:
@@ -32,7 +32,7 @@ class WorkerContext:
         return library
 
     def settle_wait_policy(self) -> str:
-        """Choose how threads wait, for a library that is about to be loaded; see `dfqs.runtime.waiting`."""
+        """Choose how threads wait, for a library that is about to be loaded; see `dfqs.runtime.omp_policy`."""
         return settle_wait_policy(self._wait_policy, self.threads, self._load)
 
     def emit(self, event: Any) -> None:

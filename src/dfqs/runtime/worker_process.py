@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 from dfqs.errors import DfqsError, RuntimeFailure
 from dfqs.runtime import library as native
 from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
+from dfqs.runtime.omp_policy import LoadSample
 from dfqs.runtime.stop import Stopped
-from dfqs.runtime.waiting import LoadSample
 from dfqs.runtime.worker_context import WorkerContext
 
 _PR_SET_PDEATHSIG = 1

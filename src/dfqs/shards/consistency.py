@@ -27,7 +27,7 @@ _DIMENSION_AXES = (
 llama.cpp. Where one has not, no shard agrees with the key and nothing is concluded."""
 
 
-def belonging_problems(shards: Sequence[Shard]) -> Iterator[ShardError]:
+def consistency_problems(shards: Sequence[Shard]) -> Iterator[ShardError]:
     """Every reason to believe that a shard is not of this model, or not in its place."""
     yield from _number_problems(shards)
     yield from _name_problems(shards)
@@ -35,7 +35,7 @@ def belonging_problems(shards: Sequence[Shard]) -> Iterator[ShardError]:
     yield from _shape_problems(shards)
 
 
-def belonging_notes(shards: Sequence[Shard]) -> Iterator[str]:
+def consistency_notes(shards: Sequence[Shard]) -> Iterator[str]:
     """What is odd but legal: a kind of tensor whose types in one shard occur in no other shard."""
     types: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for index, shard in enumerate(shards):

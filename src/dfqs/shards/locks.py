@@ -20,7 +20,7 @@ from dfqs.storage.identity import FileStamp
 
 
 @contextlib.contextmanager
-def held_for_use(disk: Disk, candidates: Sequence[Path]) -> Iterator[None]:
+def locked_for_use(disk: Disk, candidates: Sequence[Path]) -> Iterator[None]:
     """Hold the first shard under the first of these names that is there. With none there, nothing is left to protect.
 
     Raises:
@@ -40,7 +40,7 @@ def held_for_use(disk: Disk, candidates: Sequence[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_for_reading(first: Shard) -> Iterator[None]:
+def locked_for_reading(first: Shard) -> Iterator[None]:
     """Keep merges that use shards up away while these are read.
 
     Raises:

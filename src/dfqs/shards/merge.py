@@ -12,7 +12,7 @@ from dfqs.errors import ShardError, SpaceError, UsageError
 from dfqs.gguf import FileSource
 from dfqs.gguf.shard import Shard
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.locks import held_for_reading, require_unchanged
+from dfqs.shards.locks import locked_for_reading, require_unchanged
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.shards.receipts import find_receipt, write_receipt
@@ -69,7 +69,7 @@ def merge(
     check_writable_target(out, overwrite=overwrite)
     require_space(out.parent, plan.file_bytes, "--in-place and --consume need no second copy")
     hashes: list[str | None] = []
-    with held_for_reading(plan.shards[0]), atomic_writer(out, overwrite=overwrite) as file:
+    with locked_for_reading(plan.shards[0]), atomic_writer(out, overwrite=overwrite) as file:
         target = file.fileno()
         os.ftruncate(target, plan.file_bytes)
         write_fully(target, plan.header, 0)

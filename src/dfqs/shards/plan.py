@@ -14,7 +14,7 @@ from dfqs.gguf import Header, KeyEntry, RawKeyValue, TensorInfo, ValueType, enco
 from dfqs.gguf.layout import data_section_length, place_tensors
 from dfqs.gguf.shard import SPLIT_COUNT, Shard, iter_tensors, read_shards
 from dfqs.gguf.writer import Key
-from dfqs.shards.consistency import belonging_notes, belonging_problems
+from dfqs.shards.consistency import consistency_notes, consistency_problems
 from dfqs.shards.provenance import provenance_notes
 
 
@@ -86,7 +86,7 @@ def plan_merge_of(shards: Sequence[Shard]) -> MergePlan:
         ShardError: they do not make one model.
     """
     shards = tuple(shards)
-    for problem in belonging_problems(shards):
+    for problem in consistency_problems(shards):
         raise problem
     first = shards[0].header
     keys = merged_keys(first)
@@ -101,7 +101,7 @@ def plan_merge_of(shards: Sequence[Shard]) -> MergePlan:
         tensors=tensors,
         copies=tuple(_copies(shards, tensors, len(header))),
         file_bytes=len(header) + data_section_length(tensors, first.alignment),
-        notes=tuple(belonging_notes(shards)),
+        notes=tuple(consistency_notes(shards)),
     )
 
 

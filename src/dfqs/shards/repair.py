@@ -1,6 +1,6 @@
 """Repair: a correct file out of a damaged one, where every byte of the model is there and only its form is wrong.
 
-What can be mended: shards joined with cat (in any order), trailing bytes, raw pieces, gaps and misalignment between
+What can be fixed: shards joined with cat (in any order), trailing bytes, raw pieces, gaps and misalignment between
 tensors, a whole model that calls itself a shard, experts that stand one tensor each. What cannot: bytes that are not
 there, or that two tensors claim.
 """
@@ -46,7 +46,7 @@ class RepairPlan:
     sources: tuple[Path, ...]
     source_bytes: tuple[int, ...]
     what: str
-    """What is mended, for people."""
+    """What is fixed, for people."""
     header: bytes
     """Written at the start; empty where the source's own is moved."""
     moves: tuple[Move, ...]
@@ -57,11 +57,11 @@ class RepairPlan:
 
 
 def plan_repair(path: Path) -> RepairPlan:
-    """Find out what is wrong with a file and how to mend it.
+    """Find out what is wrong with a file and how to fix it.
 
     Raises:
         UsageError: nothing is wrong with it, or it cannot be read.
-        FormatError: it cannot be mended; the message says why.
+        FormatError: it cannot be fixed; the message says why.
         ShardError: it holds shards that do not make a model.
     """
     path = Path(path)
@@ -82,7 +82,7 @@ def plan_repair(path: Path) -> RepairPlan:
 
 
 def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> None:
-    """Write the mended file; the sources stay.
+    """Write the fixed file; the sources stay.
 
     Args:
         progress: in bytes of the output.

@@ -36,7 +36,7 @@ def journal_path(out: Path) -> Path:
     return out.with_name(out.name + ".part.journal")
 
 
-class PullTarget:
+class PullOutput:
     """Both files, open for writing, their space taken.
 
     Raises:

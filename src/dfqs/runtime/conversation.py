@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from dfqs.errors import UsageError
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.requests import Answer, Prompt, Sampling
 from dfqs.runtime.sampling import Sampler
-from dfqs.runtime.session import Context, Model
 from dfqs.runtime.stop import Stopped
 
 
-class TextSession:
+class Conversation:
     """One conversation on one context. Remembers which tokens the cache holds, so that a longer version of the same
     conversation costs only its new part."""
 

@@ -11,7 +11,7 @@ LONGEST_RETRY_AFTER_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """When to give up. Failures count in a row: a byte that arrives begins the count anew."""
 
     attempts: int = 8

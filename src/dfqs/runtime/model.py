@@ -186,7 +186,7 @@ class Model:
             "eos_token": self._special_text(self.eos),
             "add_generation_prompt": add_generation_prompt,
         }
-        return shared.render(template, messages, variables, keep_waiting=self.library.stop.raise_if_requested)
+        return shared.render(template, messages, variables, check_stop=self.library.stop.raise_if_requested)
 
     def tokenize_chat(self, rendered: str) -> list[int]:
         """Tokens of a rendered conversation. BOS comes from the template or from the model, never twice."""

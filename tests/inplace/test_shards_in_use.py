@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import DfqsError, ShardError, UsageError
-from dfqs.inplace import abort_merge, is_unfinished, merge_thrifty, plan_thrifty
+from dfqs.inplace import abort_merge, is_unfinished, merge_inplace, plan_inplace
 from dfqs.inplace.execute import Place, begin
 from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import journal_path
 from dfqs.shards import MergeResult, merge, plan_merge
 from dfqs.storage.disk import LocalDisk
+from inplace_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, shards_fixture  # noqa: F401 - fixtures
 from shard_inputs import sha256
-from thrifty_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, shards_fixture  # noqa: F401 - fixtures
 
 Merge = Callable[[], MergeResult]
 
@@ -35,11 +35,11 @@ class Meanwhile:
 
 def test_second_merge_that_uses_the_same_shards_up_is_refused(shards: list[Path], tmp_path: Path, mode: Mode) -> None:
     # Both looked at the shards before either began.
-    first = plan_thrifty(plan_merge(shards[0]), tmp_path / "a.gguf", mode, window_bytes=1 << 16)
-    second = plan_thrifty(plan_merge(shards[0]), tmp_path / "b.gguf", "consume", window_bytes=1 << 16)
-    meanwhile = Meanwhile(lambda: merge_thrifty(second))
+    first = plan_inplace(plan_merge(shards[0]), tmp_path / "a.gguf", mode, window_bytes=1 << 16)
+    second = plan_inplace(plan_merge(shards[0]), tmp_path / "b.gguf", "consume", window_bytes=1 << 16)
+    meanwhile = Meanwhile(lambda: merge_inplace(second))
 
-    merge_thrifty(first, progress=meanwhile)
+    merge_inplace(first, progress=meanwhile)
 
     assert "another merge is at work on these shards" in str(meanwhile.refusal)
     assert_tensors(tmp_path / "a.gguf")
@@ -47,11 +47,11 @@ def test_second_merge_that_uses_the_same_shards_up_is_refused(shards: list[Path]
 
 
 def test_plain_merge_does_not_read_shards_that_are_being_used_up(shards: list[Path], tmp_path: Path) -> None:
-    first = plan_thrifty(plan_merge(shards[0]), tmp_path / "a.gguf", "consume", window_bytes=1 << 16)
+    first = plan_inplace(plan_merge(shards[0]), tmp_path / "a.gguf", "consume", window_bytes=1 << 16)
     second = plan_merge(shards[0])
     meanwhile = Meanwhile(lambda: merge(second, tmp_path / "b.gguf"))
 
-    merge_thrifty(first, progress=meanwhile)
+    merge_inplace(first, progress=meanwhile)
 
     assert "a merge is using up these shards" in str(meanwhile.refusal)
     assert_tensors(tmp_path / "a.gguf")
@@ -60,8 +60,8 @@ def test_plain_merge_does_not_read_shards_that_are_being_used_up(shards: list[Pa
 
 def test_shards_that_a_plain_merge_reads_are_not_used_up(shards: list[Path], tmp_path: Path, mode: Mode) -> None:
     before = [sha256(path) for path in shards]
-    second = plan_thrifty(plan_merge(shards[0]), tmp_path / "b.gguf", mode)
-    meanwhile = Meanwhile(lambda: merge_thrifty(second))
+    second = plan_inplace(plan_merge(shards[0]), tmp_path / "b.gguf", mode)
+    meanwhile = Meanwhile(lambda: merge_inplace(second))
 
     merge(plan_merge(shards[0]), tmp_path / "a.gguf", progress=meanwhile)
 
@@ -93,12 +93,12 @@ def overwrite_with_the_same_length(path: Path) -> None:
 def test_shard_written_to_after_it_was_planned_is_refused_and_nothing_is_begun(
     shards: list[Path], tmp_path: Path, mode: Mode
 ) -> None:
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", mode)
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", mode)
     overwrite_with_the_same_length(shards[1])
     before = [sha256(path) for path in shards]
 
     with pytest.raises(ShardError, match=r"00002-of-00003\.gguf.*was written to since"):
-        merge_thrifty(plan)
+        merge_inplace(plan)
 
     assert [sha256(path) for path in shards] == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
@@ -116,7 +116,7 @@ def test_plain_merge_refuses_a_shard_written_to_after_it_was_planned(shards: lis
 
 def test_unfinished_merge_is_not_undone_in_the_name_of_other_shards(shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    plan = plan_thrifty(plan_merge(shards[0]), out, "consume")
+    plan = plan_inplace(plan_merge(shards[0]), out, "consume")
     begin(LocalDisk(), plan.job, Place(out, shards[0].parent)).close()
     other = shards[0].with_name("other-00001-of-00003.gguf")
 
@@ -128,11 +128,11 @@ def test_unfinished_merge_is_not_undone_in_the_name_of_other_shards(shards: list
 
 def test_journal_that_another_process_is_about_to_write_is_not_written_over(shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    plan = plan_thrifty(plan_merge(shards[0]), out, "consume")
+    plan = plan_inplace(plan_merge(shards[0]), out, "consume")
     journal_path(out).write_bytes(b"")
 
     with pytest.raises(UsageError, match=r"another merge to .* has begun"):
-        merge_thrifty(plan)
+        merge_inplace(plan)
 
     assert journal_path(out).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.gguf.merge-journal"]

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 import gguf
 from dfqs.errors import SpaceError, UsageError
-from dfqs.inplace import is_unfinished, merge_thrifty, plan_thrifty
+from dfqs.inplace import is_unfinished, merge_inplace, plan_inplace
 from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import working_path
 from dfqs.inplace.plan_inplace import plan_in_place
 from dfqs.shards import merge, plan_merge
 from dfqs.storage.disk import LocalDisk
+from inplace_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, run_mode, shards_fixture  # noqa: F401 - fixtures
 from shard_inputs import (
     array_entry,
     sha256,
@@ -24,7 +25,6 @@ from shard_inputs import (
     tiny_tensors,
     write_shards,
 )
-from thrifty_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, run_mode, shards_fixture  # noqa: F401 - fixtures
 
 SHM = Path("/dev/shm")
 
@@ -35,10 +35,10 @@ def test_in_place_keeps_the_largest_shards_file_and_every_tensor(cuts: tuple[int
     shards = make_shards(tmp_path / "in", cuts)
     largest = max(shards, key=lambda path: path.stat().st_size)
     inode = largest.stat().st_ino
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
     moved = sum(path.stat().st_size for path in shards if path != largest)
 
-    result = merge_thrifty(plan)
+    result = merge_inplace(plan)
 
     assert (tmp_path / "out.gguf").stat().st_ino == inode
     assert result.moved_bytes <= moved + 40_000
@@ -51,9 +51,9 @@ def test_in_place_keeps_the_largest_shards_file_and_every_tensor(cuts: tuple[int
 def test_set_of_one_shard_needs_no_gap_and_gives_the_canonical_bytes(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "in", tiny_entries(), [tiny_tensors()])
     merge(plan_merge(shards[0]), tmp_path / "plain.gguf")
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
 
-    merge_thrifty(plan)
+    merge_inplace(plan)
 
     assert plan.job.job.resident is not None and plan.job.job.resident.gap == 0
     assert sha256(tmp_path / "out.gguf") == sha256(tmp_path / "plain.gguf")
@@ -62,7 +62,7 @@ def test_set_of_one_shard_needs_no_gap_and_gives_the_canonical_bytes(tmp_path: P
 @pytest.mark.usefixtures("insertable")
 def test_vocabulary_of_the_first_shard_is_not_written_again(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "in", (40, 45))
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "in-place")
 
     resident = plan.job.job.resident
     assert resident is not None
@@ -97,7 +97,7 @@ def test_consume_gives_the_bytes_of_a_plain_merge(shards: list[Path], tmp_path: 
 def test_hashes_of_consumed_shards_are_those_of_the_files_that_are_gone(shards: list[Path], tmp_path: Path) -> None:
     expected = tuple(map(sha256, shards))
 
-    result = merge_thrifty(plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "consume"))
+    result = merge_inplace(plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "consume"))
 
     assert result.shard_sha256 == expected
 
@@ -109,9 +109,9 @@ def test_shard_that_stays_is_hashed_only_when_asked(tmp_path: Path) -> None:
         expected = [sha256(path) for path in shards]
         if not hash_resident:
             expected[1] = None  # type: ignore[call-overload]
-        plan = plan_thrifty(plan_merge(shards[0]), tmp_path / f"out{hash_resident}.gguf", "in-place")
+        plan = plan_inplace(plan_merge(shards[0]), tmp_path / f"out{hash_resident}.gguf", "in-place")
 
-        assert list(merge_thrifty(plan, hash_first=hash_resident).shard_sha256) == expected
+        assert list(merge_inplace(plan, hash_first=hash_resident).shard_sha256) == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -242,11 +242,11 @@ def test_without_hole_punching_shards_go_one_by_one_and_that_is_said_beforehand(
 ) -> None:
     monkeypatch.setattr("dfqs.inplace.merge.probe_punch", lambda directory: False)
     merge(plan_merge(shards[0]), tmp_path / "plain.gguf")
-    plan = plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", "consume")
+    plan = plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", "consume")
 
     assert "without hole punching: shards are deleted one by one" in plan.notes[0]
     assert plan.peak_bytes > max(path.stat().st_size for path in shards) - 100_000
-    merge_thrifty(plan)
+    merge_inplace(plan)
     assert sha256(tmp_path / "out.gguf") == sha256(tmp_path / "plain.gguf")
 
 
@@ -256,6 +256,6 @@ def test_too_little_room_for_one_window_is_said_before_anything_is_touched(
     monkeypatch.setattr(LocalDisk, "free_bytes", lambda self, directory: 100_000)
 
     with pytest.raises(SpaceError, match=rf"has 100 kB free; a merge with --{mode} needs"):
-        plan_thrifty(plan_merge(shards[0]), tmp_path / "out.gguf", mode)
+        plan_inplace(plan_merge(shards[0]), tmp_path / "out.gguf", mode)
 
     assert not is_unfinished(tmp_path / "out.gguf")

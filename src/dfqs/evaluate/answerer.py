@@ -25,8 +25,8 @@ class LengthFailure(RuntimeFailure):
 
 
 @dataclass(frozen=True, slots=True)
-class TargetInfo:
-    """What the target told about itself."""
+class AnswererInfo:
+    """What the answerer told about itself."""
 
     name: str
     template_sha256: str | None
@@ -39,14 +39,14 @@ class TargetInfo:
     """For the report: no chat template, a shorter context than asked."""
 
 
-class ChatTarget(Protocol):
+class Answerer(Protocol):
     """A local model in a worker, or an OpenAI-compatible endpoint."""
 
     @property
-    def info(self) -> TargetInfo: ...
+    def info(self) -> AnswererInfo: ...
 
     def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
-        """Answer one user message, greedily. A target that gives no usable answer says so in the completion.
+        """Answer one user message, greedily. An answerer that gives no usable answer says so in the completion.
 
         Args:
             progress: called with the tokens so far; on a large model one answer takes minutes.
@@ -74,7 +74,7 @@ class ChatTarget(Protocol):
 
         Args:
             on_answer: called with the index in `questions` and the answer, as they come.
-            progress: called with the tokens of the document that are read, where the target tells.
+            progress: called with the tokens of the document that are read, where the answerer tells.
 
         Raises:
             LengthFailure: the runtime failed at this length.

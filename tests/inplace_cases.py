@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfqs.gguf.file import GGUFFile
-from dfqs.inplace import merge_thrifty, plan_thrifty
+from dfqs.inplace import merge_inplace, plan_inplace
 from dfqs.inplace.job import Mode
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import probe_insert_unit
@@ -37,7 +37,7 @@ def assert_tensors(path: Path) -> None:
 
 
 def run_mode(first: Path, out: Path, mode: Mode, **options: int) -> None:
-    merge_thrifty(plan_thrifty(plan_merge(first), out, mode, **options))
+    merge_inplace(plan_inplace(plan_merge(first), out, mode, **options))
 
 
 @pytest.fixture(name="mode", params=["in-place", "consume"])
