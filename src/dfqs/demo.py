@@ -30,7 +30,7 @@ from dfqs.model.hashes import hash_file
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.progress import Progress
-from dfqs.records import Record, read_json, write_json
+from dfqs.records import Document, Record, read_json, write_json
 from dfqs.report.record import build_report, write_report
 from dfqs.report.schema import Report
 from dfqs.runtime.chat import ChatSession
@@ -77,7 +77,7 @@ class DemoStep(Record):
     wall_s: float
 
 
-class DemoRecord(Record):
+class DemoRecord(Document):
     """What was done, on what, and what came of it."""
 
     schema_: Literal["dfqs.demo/1"] = Field(default="dfqs.demo/1", alias="schema")

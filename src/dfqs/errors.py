@@ -9,15 +9,19 @@ from pathlib import Path
 
 
 class DfqsError(Exception):
-    """Base of all. `exit_code` is what the command line returns: 2 usage, 3 operational."""
+    """Base of all."""
 
     exit_code = 3
+    """What the command line returns: 2 usage, 3 operational."""
+    kind = "failed"
+    """What went wrong, for programs: never another word for the same class. A class without its own has its base's."""
 
 
 class UsageError(DfqsError):
     """The request makes no sense as given: a wrong option, a target that exists, shard 2 in place of shard 1."""
 
     exit_code = 2
+    kind = "usage"
 
 
 class FormatError(DfqsError):
@@ -29,6 +33,8 @@ class FormatError(DfqsError):
         offset: byte in that file where the lie stands.
         name: key or tensor it concerns.
     """
+
+    kind = "format"
 
     def __init__(
         self,
@@ -64,6 +70,8 @@ class UnsupportedGGUF(FormatError):
         fix: what to do about it, in a sentence.
     """
 
+    kind = "unsupported"
+
     def __init__(
         self,
         message: str,
@@ -85,17 +93,25 @@ class UnsupportedGGUF(FormatError):
 class ShardError(FormatError):
     """Shards that do not make one model: one missing, of another model, numbered wrongly."""
 
+    kind = "shards"
+
 
 class IntegrityError(DfqsError):
     """Bytes that are not the bytes they were recorded to be."""
+
+    kind = "integrity"
 
 
 class SpaceError(DfqsError):
     """The disk has not the room that the work needs."""
 
+    kind = "no-space"
+
 
 class NetworkError(DfqsError):
     """A server could not be reached, or answered with something unusable."""
+
+    kind = "network"
 
 
 class EndpointFault(StrEnum):
@@ -124,6 +140,8 @@ class EndpointError(NetworkError):
         retry_after_s: how long the server asks to be left alone.
     """
 
+    kind = "endpoint"
+
     def __init__(self, message: str, fault: EndpointFault, retry_after_s: float | None = None) -> None:
         self.fault = fault
         self.retry_after_s = retry_after_s
@@ -136,9 +154,13 @@ class EndpointError(NetworkError):
 class RuntimeFailure(DfqsError):
     """llama.cpp refused or failed, and said so."""
 
+    kind = "runtime"
+
 
 class NonFiniteLogits(RuntimeFailure):
     """The model computed NaN or infinity where a distribution over tokens should be."""
+
+    kind = "non-finite"
 
 
 class WorkerCrash(DfqsError):
@@ -148,6 +170,8 @@ class WorkerCrash(DfqsError):
         message: one sentence with the signal's name and what was under way.
         log_lines: the native library's last lines, oldest first.
     """
+
+    kind = "worker-crash"
 
     def __init__(self, message: str, log_lines: tuple[str, ...] = ()) -> None:
         self.log_lines = log_lines
@@ -165,6 +189,8 @@ class WorkerCrash(DfqsError):
 
 class SandboxUnavailable(DfqsError):
     """Generated code cannot be run safely here, so it is not run."""
+
+    kind = "no-sandbox"
 
 
 def printable(text: str, limit: int = 80) -> str:

@@ -6,9 +6,17 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 from dfqs.errors import FormatError, UsageError, printable
@@ -29,10 +37,7 @@ _INTEGER_CHARACTERS = 20
 
 
 class Record(BaseModel):
-    """Base of everything stored: unknown keys are refused, fields do not change after it is made.
-
-    A record's version stands under the key `schema`; the field is `schema_`, as pydantic has a `schema` of its own.
-    """
+    """Base of everything stored: unknown keys are refused, fields do not change after it is made."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True, validate_by_alias=True
@@ -56,6 +61,39 @@ class Record(BaseModel):
         return schema
 
 
+class Document(Record):
+    """Base of everything that is stored or printed by itself. It begins with `schema`, its form's name and version.
+
+    A subclass says `schema_: Literal["dfqs.name/1"] = Field(default="dfqs.name/1", alias="schema")`: pydantic has a
+    `schema` of its own.
+    """
+
+    schema_: str = Field(alias="schema")
+    earlier_keys: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Keys of documents that were stored before, each with what it is called now. They are read for ever."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for before, now in cls.earlier_keys:
+                # Where both are there, the earlier one is what it would be in any document: an unknown key.
+                if before in value and now not in value:
+                    value = {now if key == before else key: entry for key, entry in value.items()}
+        return value
+
+
+def _whole_text(value: Any) -> Any:
+    """A path, or a stranger's words, as text that any reader of JSON takes: bytes that are no UTF-8 as numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_whole_text)]
+"""Text of a printed document: a path or words from outside. Half of a surrogate pair comes out as its number."""
 RecordT = TypeVar("RecordT", bound=Record)
 
 # Numbers as stored documents have them: bounded, so that nothing computed or printed from them overflows.
@@ -194,6 +232,12 @@ def _finite(text: str) -> float:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
+
+
+def compact_json(document: Document) -> bytes:
+    """A document without spaces, its keys in the order of its form: `schema` first."""
+    plain = document.model_dump(mode="json")
+    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def canonical_json(value: Any) -> bytes:

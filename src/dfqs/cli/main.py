@@ -5,6 +5,7 @@ A verb's module is imported only when that verb is asked for, so that `dfqs --he
 
 import contextlib
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from dfqs import __version__
-from dfqs.cli.output import complain, note, print_plain
+from dfqs.cli.output import complain, complain_json, note, print_plain
 from dfqs.cli.signals import WORDS, exit_code, let_signals_go, received, take_signals
 from dfqs.errors import DfqsError
 
@@ -108,10 +109,11 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
         # Not standalone: what is wrong with the words of a command is reported by the same mouth as every other error.
         return app(args=arguments, prog_name="dfqs", standalone_mode=False)
 
-    return _guarded(call)
+    # Also where the words themselves are wrong, and no option of them was taken.
+    return _guarded(call, as_json="--json" in itertools.takewhile(lambda word: word != "--", arguments))
 
 
-def _guarded(call: Callable[[], Any]) -> int:
+def _guarded(call: Callable[[], Any], *, as_json: bool = False) -> int:
     try:
         code = call()
     except SystemExit as end:
@@ -119,25 +121,31 @@ def _guarded(call: Callable[[], Any]) -> int:
         if isinstance(end.__context__, BrokenPipeError):
             return _leave_quietly()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except DfqsError as error:
-        return _report(error, str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        return _report(error, _INTERRUPTED_MESSAGE, INTERRUPTED)
     except BrokenPipeError:
         return _leave_quietly()
-    except MemoryError as error:
-        return _report(error, "out of memory", 3)
-    except OSError as error:
-        return _report(error, str(error), 3)
-    except Exception as error:
-        if hasattr(error, "format_message"):
-            return _report_usage(error)
-        message = f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it."
-        return _report(error, message, 3)
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = _words_of(error)
+        # Without words at all the help was shown in place of a message.
+        return _report(error, message, code, as_json=as_json) if message else code
     # typer has its own answer to Ctrl-C too: exit 130, not a word.
     if code == INTERRUPTED:
-        return _report(KeyboardInterrupt(), _INTERRUPTED_MESSAGE, INTERRUPTED)
+        return _report(KeyboardInterrupt(), _INTERRUPTED_MESSAGE, INTERRUPTED, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _words_of(error: BaseException) -> tuple[str, int]:
+    """What is said about an error, and the exit code."""
+    if isinstance(error, DfqsError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED_MESSAGE, INTERRUPTED
+    if isinstance(error, MemoryError):
+        return "out of memory", 3
+    if isinstance(error, OSError):
+        return str(error), 3
+    if hasattr(error, "format_message"):
+        return _usage_words(error)
+    return f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it.", 3
 
 
 def _leave_quietly() -> int:
@@ -146,7 +154,7 @@ def _leave_quietly() -> int:
     return 0
 
 
-def _report(error: BaseException, message: str, code: int) -> int:
+def _report(error: BaseException, message: str, code: int, *, as_json: bool) -> int:
     if (number := received()) is not None:
         # An error after it (of a terminal that is gone, say) came of it.
         message, code = f"{WORDS[number]}; {getattr(error, 'kept', _KEPT)}", exit_code(number)
@@ -154,18 +162,22 @@ def _report(error: BaseException, message: str, code: int) -> int:
         note("".join(traceback.format_exception(error)).rstrip("\n"))
     # Its terminal may be gone.
     with contextlib.suppress(OSError):
-        complain(message)
+        if as_json:
+            # pydantic is not on the way of a command that goes well, nor of help.
+            failure = importlib.import_module("dfqs.cli.failure")
+            complain_json(failure.describe_failure(error, message, code, interrupted=number is not None))
+        else:
+            complain(message)
     return code
 
 
-def _report_usage(error: Any) -> int:
+def _usage_words(error: Any) -> tuple[str, int]:
     """What typer says of a command's words: an unknown option, a missing argument, a value that is none."""
     context = getattr(error, "ctx", None)
     message = error.format_message().rstrip(".")
     if message and context is not None:
         message += f"; see '{context.command_path} --help'"
-    # Without words at all the help was shown in place of a message.
-    return _report(error, message, error.exit_code) if message else error.exit_code
+    return message, error.exit_code
 
 
 def _verb_module(verb: str) -> ModuleType:

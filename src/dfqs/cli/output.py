@@ -82,11 +82,14 @@ err = SafeConsole(stderr=True)
 
 def print_json(value: "BaseModel | dict[str, Any] | list[Any]", *, indent: int | None = 2) -> None:
     """Data for programs: one JSON document on stdout. Without `indent`, on one line."""
-    plain = value if isinstance(value, dict | list) else value.model_dump(mode="json")
-    # Outside ASCII, json escapes; of what is inside it leaves DEL as it is.
-    text = json.dumps(plain, indent=indent, ensure_ascii=True).replace("\x7f", "\\u007f")
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(_json_text(value, indent))
     sys.stdout.flush()
+
+
+def complain_json(document: "BaseModel") -> None:
+    """Why the program ends, for programs: one JSON document, a line of stderr."""
+    sys.stderr.write(_json_text(document, None))
+    sys.stderr.flush()
 
 
 def print_plain(text: str) -> None:
@@ -126,6 +129,12 @@ def key_value_table(rows: list[tuple[str, str]], title: str | None = None) -> Ta
     for name, value in rows:
         table.add_row(name, escape_controls(value))
     return table
+
+
+def _json_text(value: "BaseModel | dict[str, Any] | list[Any]", indent: int | None) -> str:
+    plain = value if isinstance(value, dict | list) else value.model_dump(mode="json")
+    # Outside ASCII, json escapes; of what is inside it leaves DEL as it is.
+    return json.dumps(plain, indent=indent, ensure_ascii=True).replace("\x7f", "\\u007f") + "\n"
 
 
 def _shown(code: int) -> str:

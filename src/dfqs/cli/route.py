@@ -152,7 +152,7 @@ def check(
     if out_path is not None:
         write_json(out_path, found, overwrite=overwrite)
     if json_:
-        print_json({**found.model_dump(mode="json"), "holds": found.holds})
+        print_json(found)
     else:
         if found.matrix:
             out.print(matrix_table(found))

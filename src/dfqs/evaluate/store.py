@@ -22,7 +22,7 @@ from pydantic import Field
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
 from dfqs.evaluate.stored import check_line
-from dfqs.records import AtLeastOne, Record, Whole, parse_record, read_bounded, read_json, write_json
+from dfqs.records import AtLeastOne, Document, Record, Whole, parse_record, read_bounded, read_json, write_json
 from dfqs.storage.atomic import fsync_directory, storage_errors
 
 RESULTS_LIMIT_BYTES = 32 << 20
@@ -48,10 +48,11 @@ class Subject(Record):
     """Size, time and inode of the file that was hashed."""
 
 
-class RunRecord(Record):
+class RunRecord(Document):
     """`run.json`."""
 
-    schema_id: Literal["dfqs.run-record/1"] = "dfqs.run-record/1"
+    schema_: Literal["dfqs.run-record/1"] = Field(default="dfqs.run-record/1", alias="schema")
+    earlier_keys = (("schema_id", "schema"),)
     subject: Subject
     conditions: ScoreConditions
     threads: AtLeastOne | None

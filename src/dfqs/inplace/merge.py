@@ -345,6 +345,7 @@ class Interrupted(DfqsError):
     """Ctrl-C during a merge that can be resumed. `kept` says what became of the work."""
 
     exit_code = 130
+    kind = "interrupted"
 
     def __init__(self, kept: str) -> None:
         self.kept = kept

@@ -12,7 +12,7 @@ from dfqs.errors import FormatError, UsageError
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
-from dfqs.records import Record, read_json, write_json
+from dfqs.records import Document, Record, read_json, write_json
 from dfqs.storage.atomic import check_writable_target
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -58,10 +58,11 @@ class Provenance(Record):
     shards: list[SourceFile] | None = None
 
 
-class Manifest(Record):
+class Manifest(Document):
     """A model's identity and origin: the record `dfqs.manifest/1`."""
 
-    schema_id: Literal["dfqs.manifest/1"] = "dfqs.manifest/1"
+    schema_: Literal["dfqs.manifest/1"] = Field(default="dfqs.manifest/1", alias="schema")
+    earlier_keys = (("schema_id", "schema"),)
     file_name: str
     file_bytes: int = Field(ge=0)
     file_sha256: Sha256

@@ -15,13 +15,13 @@ from pydantic import Field
 
 from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
-from dfqs.records import Record, read_json, write_json
+from dfqs.records import Document, read_json, write_json
 
 _KEPT = 200
 """Receipts; older ones are dropped."""
 
 
-class QuantizeReceipt(Record):
+class QuantizeReceipt(Document):
     """One quantization that was published."""
 
     schema_: Literal["dfqs.quantize-receipt/1"] = Field(default="dfqs.quantize-receipt/1", alias="schema")

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 from dfqs.evaluate.conditions import ScoreConditions, SpeedConditions
 from dfqs.evaluate.speed import SpeedSummary
 from dfqs.hardware import Machine
-from dfqs.records import Amount, AtLeastOne, Record, Share, Whole
+from dfqs.records import Amount, AtLeastOne, Document, Record, Share, Whole
 
 SCHEMA_ID = "dfqs.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report-1.schema.json")
@@ -134,7 +134,7 @@ class Conditions(Record):
     speed_fingerprint: str | None
 
 
-class Report(Record):
+class Report(Document):
     """One evaluation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)

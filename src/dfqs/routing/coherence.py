@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from dfqs.errors import UsageError
-from dfqs.records import Record
+from dfqs.records import Document, Record
 from dfqs.routing.identity import ModelIdentity
 from dfqs.routing.runs import same_sets
 from dfqs.routing.trace import Ids, RouteConditions, Scores, TraceChunk, TraceHeader, pair_chunks
@@ -73,10 +74,11 @@ class TraceSide(Record):
     conditions: RouteConditions
 
 
-class RouteDiff(Record):
+class RouteDiff(Document):
     """What `dfqs route diff` found."""
 
-    format: Literal["dfqs.route-diff/1"] = "dfqs.route-diff/1"
+    schema_: Literal["dfqs.route-diff/1"] = Field(default="dfqs.route-diff/1", alias="schema")
+    earlier_keys = (("format", "schema"),)
     reference: TraceSide
     other: TraceSide
     differing_conditions: tuple[str, ...]

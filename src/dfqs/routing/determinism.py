@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field, model_validator
+
 from dfqs.errors import RuntimeFailure
 from dfqs.progress import Progress, no_progress
-from dfqs.records import Record
+from dfqs.records import Document, Record
 from dfqs.routing.capture import REFERENCE, RUNTIME, processor_name
 from dfqs.routing.fitting import fit_requests, fit_text
 from dfqs.routing.identity import ModelIdentity, read_identity
@@ -116,10 +118,11 @@ class LoadCheck(Record):
     holds: bool
 
 
-class RouteCheck(Record):
+class RouteCheck(Document):
     """What `dfqs route check` found."""
 
-    format: Literal["dfqs.route-check/1"] = "dfqs.route-check/1"
+    schema_: Literal["dfqs.route-check/1"] = Field(default="dfqs.route-check/1", alias="schema")
+    earlier_keys = (("format", "schema"),)
     model: ModelIdentity
     runtime: str = RUNTIME
     processor: str | None
@@ -133,10 +136,16 @@ class RouteCheck(Record):
     load: LoadCheck
     notices: tuple[str, ...] = ()
     """What was done otherwise than asked for, a sentence each."""
+    holds: bool
+    """The clause: as the load found it."""
 
-    @property
-    def holds(self) -> bool:
-        return self.load.holds
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from_load(cls, value: Any) -> Any:
+        """Earlier documents say it in `load` alone."""
+        if isinstance(value, dict) and "holds" not in value and isinstance(load := value.get("load"), dict):
+            return {**value, "holds": load.get("holds")}
+        return value
 
 
 def check_routing(
@@ -196,6 +205,7 @@ def check_routing(
         matrix=tuple(rows),
         load=load.model_copy(update={"shortened": cut is not None}),
         notices=tuple(notice for notice in (cut, shorter) if notice is not None),
+        holds=load.holds,
     )
 
 

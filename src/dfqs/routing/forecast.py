@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from dfqs.errors import RuntimeFailure
 from dfqs.progress import Progress, no_progress
-from dfqs.records import Record
+from dfqs.records import Document
 from dfqs.routing.capture import RUNTIME, processor_name
 from dfqs.routing.determinism import Condition, run_condition
 from dfqs.routing.fitting import fit_text
@@ -42,10 +43,11 @@ PERTURBATIONS = (
 )
 
 
-class MarginReport(Record):
+class MarginReport(Document):
     """Router margins of a model and the flips that they forecast."""
 
-    format: Literal["dfqs.route-margins/1"] = "dfqs.route-margins/1"
+    schema_: Literal["dfqs.route-margins/1"] = Field(default="dfqs.route-margins/1", alias="schema")
+    earlier_keys = (("format", "schema"),)
     model: ModelIdentity
     runtime: str = RUNTIME
     processor: str | None

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from dfqs.errors import UsageError
 from dfqs.progress import Progress, no_progress
-from dfqs.records import Record
+from dfqs.records import Document, Record
 from dfqs.routing.capture import REFERENCE, RUNTIME, load_model, processor_name
 from dfqs.routing.coherence import jaccard, router_distribution
 from dfqs.routing.identity import ModelIdentity, read_identity
@@ -53,10 +54,11 @@ class PressurePoint(Record):
     """Entropy of the probe's load, mean over layers."""
 
 
-class PressureReport(Record):
+class PressureReport(Document):
     """What `dfqs route pressure` found."""
 
-    format: Literal["dfqs.route-pressure/1"] = "dfqs.route-pressure/1"
+    schema_: Literal["dfqs.route-pressure/1"] = Field(default="dfqs.route-pressure/1", alias="schema")
+    earlier_keys = (("format", "schema"),)
     model: ModelIdentity
     runtime: str = RUNTIME
     processor: str | None

@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from dfqs.errors import UsageError
-from dfqs.records import Record
+from dfqs.records import Document, Record
 from dfqs.routing.coherence import are_logits, bin_start, context_bins, router_distribution
 from dfqs.routing.identity import ModelIdentity
 from dfqs.routing.reuse import ReuseProfile, StackDistances
@@ -73,10 +74,11 @@ class ContextEntropy(Record):
     """Of the router's distribution for one token; null: the trace holds no scores."""
 
 
-class RouteStats(Record):
+class RouteStats(Document):
     """What `dfqs route stats` found."""
 
-    format: Literal["dfqs.route-stats/1"] = "dfqs.route-stats/1"
+    schema_: Literal["dfqs.route-stats/1"] = Field(default="dfqs.route-stats/1", alias="schema")
+    earlier_keys = (("format", "schema"),)
     trace_sha256: str
     model: ModelIdentity
     conditions: RouteConditions

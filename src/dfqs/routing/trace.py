@@ -6,10 +6,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dfqs.errors import UsageError
-from dfqs.records import Record
+from dfqs.records import Document, Record
 from dfqs.routing.identity import ModelIdentity, Words
 
 Ids = NDArray[Any]
@@ -42,10 +42,11 @@ class RouteConditions(Record):
         return tuple(f"{key}: {mine[key]} / {theirs[key]}" for key in mine if mine[key] != theirs[key])
 
 
-class TraceHeader(Record):
+class TraceHeader(Document):
     """The first thing in a trace file."""
 
-    format: Literal["dfqs.route-trace/1"] = "dfqs.route-trace/1"
+    schema_: Literal["dfqs.route-trace/1"] = Field(default="dfqs.route-trace/1", alias="schema")
+    earlier_keys = (("format", "schema"),)
     model: ModelIdentity
     layers: tuple[int, ...]
     """Numbers of the blocks that route, ascending: row `i` of a chunk is layer `layers[i]`."""

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.records import canonical_json, parse_json
+from dfqs.records import compact_json, parse_json
 from dfqs.routing.trace import Trace, TraceChunk, TraceHeader, names_twice
 from dfqs.storage.atomic import atomic_writer
 
@@ -50,7 +50,7 @@ class TraceWriter:
         self._chunks = self.tokens = 0
         if header.token_bytes > MAX_TOKEN_BYTES:
             raise UsageError(f"one token takes {header.token_bytes:,} bytes; leave the router scores out")
-        text = canonical_json(header)
+        text = compact_json(header)
         if len(text) > MAX_HEADER_BYTES:
             raise UsageError(f"a trace header of {len(text):,} bytes is too large; the limit is {MAX_HEADER_BYTES:,}")
         self._emit(START.pack(MAGIC, len(text)) + text)

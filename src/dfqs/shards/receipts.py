@@ -17,7 +17,7 @@ from pydantic import Field
 from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
 from dfqs.gguf import FileSource
-from dfqs.records import Record, read_json, write_json
+from dfqs.records import Document, Record, read_json, write_json
 from dfqs.shards.plan import MergePlan
 from dfqs.storage.identity import FileStamp
 
@@ -35,7 +35,7 @@ class Stamp(Record):
     changed_ns: int | None
 
 
-class Receipt(Record):
+class Receipt(Document):
     """One merge that was about to be published, or was."""
 
     schema_: Literal["dfqs.merge-receipt/1"] = Field(default="dfqs.merge-receipt/1", alias="schema")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dfqs.errors import IntegrityError
-from dfqs.records import Record, read_json, sha256_of
+from dfqs.records import Document, Record, read_json, sha256_of
 
 DIRECTORY = Path(__file__).parent
 
@@ -82,10 +82,10 @@ class SetEntry(Record):
         return sha256_of(self.model_dump(mode="json", exclude={"set_sha256"}))
 
 
-class Manifest(Record):
+class Manifest(Document):
     """All sets."""
 
-    schema_id: Literal["dfqs.prompts/1"]
+    schema_: Literal["dfqs.prompts/1"] = Field(default="dfqs.prompts/1", alias="schema")
     sets: tuple[SetEntry, ...]
 
 

@@ -30,7 +30,7 @@ def build_manifest(directory: Path) -> Manifest:
         data = (directory / file).read_bytes()
         items = len(data.splitlines()) if file.endswith(".jsonl") else 1
         sets.append(build_entry(name, 1, file, data, items, instruction, max_tokens))
-    return Manifest(schema_id="dfqs.prompts/1", sets=tuple(sets))
+    return Manifest(sets=tuple(sets))
 
 
 if __name__ == "__main__":
