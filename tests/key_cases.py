@@ -54,11 +54,18 @@ class Runtime:
 
     def loads(self, path: Path, *, context: bool = False) -> bool:
         """Whether it loads a model (and makes a context); not when it refuses it, or dies of it."""
+        return self._does("key_cases:load", path, context)
+
+    def decodes(self, path: Path) -> bool:
+        """Whether it computes a few tokens with a model."""
+        return self._does("key_cases:decode", path)
+
+    def _does(self, job: str, *arguments: object) -> bool:
         if self._worker is None:
             self._worker = Worker(env=WORKER_ENV, threads=1)
             self._worker.__enter__()
         try:
-            self._worker.call("key_cases:load", path, context)
+            self._worker.call(job, *arguments)
         except RuntimeFailure:
             return False
         except WorkerCrash:
@@ -76,3 +83,9 @@ def load(worker: WorkerContext, path: Path, context: bool) -> None:
     with Model(worker.library, path, load_mode="none", no_alloc=True) as model:
         if context:
             Context(model, CONTEXT_TOKENS, threads=1).close()
+
+
+def decode(worker: WorkerContext, path: Path) -> None:
+    """In the worker: load with weights, and decode."""
+    with Model(worker.library, path) as model, Context(model, CONTEXT_TOKENS, threads=1) as context:
+        context.decode(list(range(1, 9)))

@@ -12,8 +12,10 @@ from dfqs.gguf import Header, ValueType
 from dfqs.gguf.layout import squeeze_shape
 from dfqs.gguf.metadata import TEXT_LIMIT_BYTES
 from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT
+from dfqs.integrity.architectures import known_architectures, known_pre_tokenizers
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.runtime_keys import (
+    BYTE_PAIRS,
     MAX_EXPERTS,
     MAX_LAYERS,
     NO_TOKENIZER,
@@ -26,20 +28,14 @@ from dfqs.integrity.runtime_keys import (
 
 _MAKE_AGAIN = "The converter that made the file is at fault; make it again with a current one."
 _CONTRADICTION = "Keys and tensors contradict each other; make the file again."
-_EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon")
 _QUERIES = re.compile(r"blk\.\d+\.attn_(?:q|qkv)\.weight")
 _EXPERTS = re.compile(r"(?:.*\.)?ffn_(?:gate|up|down|gate_up)_exps\.weight")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _NAMES = frozenset(
     {"general.architecture", "general.name", "general.type", "tokenizer.ggml.model", "tokenizer.ggml.pre"}
 )
-_WHOLE_ROPE = frozenset(
-    {
-        *("llama", "falcon", "qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss", "llama4", "smallthinker"),
-        *("grovemoe", "hunyuan-moe"),
-    }
-)
-"""Architectures that llama.cpp refuses, or dies of, where only a part of each head is turned."""
+_NORMS = ("output_norm.weight", "token_embd_norm.weight", "dec.output_norm.weight", "enc.output_norm.weight")
+"""Every model ends with one of these; without, a file is a part of one, and is not loaded by itself."""
 
 
 def size_findings(header: Header) -> Iterator[Finding]:
@@ -136,25 +132,40 @@ def _missing_findings(header: Header) -> Iterator[Finding]:
     for key in ("block_count", "context_length", "embedding_length"):
         if (name := f"{architecture}.{key}") not in header.metadata:
             yield Finding("missing-key", "the key is missing; llama.cpp needs it", _MAKE_AGAIN, name=name)
-    if not any(f"{architecture}.attention.{key}" in header.metadata for key in _EPSILONS):
-        message = "the key is missing (and layer_norm_epsilon too); llama.cpp needs what its norms add"
-        name = f"{architecture}.attention.layer_norm_rms_epsilon"
-        yield Finding("missing-key", message, _MAKE_AGAIN, severity=Severity.WARNING, name=name)
-    name = f"{architecture}.attention.head_count"
-    if name not in header.metadata and any(_QUERIES.fullmatch(tensor.name) for tensor in header.tensors):
-        message = "the key is missing; llama.cpp needs it for attention"
-        yield Finding("missing-key", message, _MAKE_AGAIN, severity=Severity.WARNING, name=name)
-    tokenizer = header.metadata.text("tokenizer.ggml.model")
-    needed = ["tokenizer.ggml.model"]
-    if tokenizer not in NO_TOKENIZER:
-        needed.append("tokenizer.ggml.tokens")
-    for name in needed:
+    yield from _unknown_findings(header, architecture)
+    whole = any(header.has_tensor(name) for name in _NORMS)
+    severity = Severity.ERROR if whole else Severity.WARNING
+    for name, message in _needed(header, architecture):
         if name not in header.metadata:
-            message = "the key is missing; text cannot be tokenized without it"
-            yield Finding("missing-key", message, _MAKE_AGAIN, severity=Severity.WARNING, name=name)
-    if tokenizer == "gpt2" and "tokenizer.ggml.merges" not in header.metadata:
-        message = "the key is missing; llama.cpp needs it for this tokenizer"
-        yield Finding("missing-key", message, _MAKE_AGAIN, name="tokenizer.ggml.merges")
+            yield Finding("missing-key", f"the key is missing; {message}", _MAKE_AGAIN, severity=severity, name=name)
+
+
+def _needed(header: Header, architecture: str) -> Iterator[tuple[str, str]]:
+    """Keys that a model of this architecture and with this tokenizer has, with what llama.cpp wants them for."""
+    known = known_architectures().get(architecture)
+    for key in sorted(known.required if known else ()):
+        yield f"{architecture}.{key}", "llama.cpp refuses this architecture without it"
+    if any(_QUERIES.fullmatch(tensor.name) for tensor in header.tensors):
+        yield f"{architecture}.attention.head_count", "llama.cpp needs it for attention"
+    tokenizer = header.metadata.text("tokenizer.ggml.model")
+    yield "tokenizer.ggml.model", "llama.cpp refuses the file without it"
+    if tokenizer not in NO_TOKENIZER:
+        yield "tokenizer.ggml.tokens", "llama.cpp refuses the file without it"
+    if tokenizer in BYTE_PAIRS and header.metadata.text("tokenizer.ggml.pre") != "kimi-k2":
+        yield "tokenizer.ggml.merges", "llama.cpp needs it for this tokenizer"
+
+
+def _unknown_findings(header: Header, architecture: str) -> Iterator[Finding]:
+    """Names that this llama.cpp does not know; another version may."""
+    mend = "A newer llama.cpp may know it; dfqs cannot run the model."
+    if architecture not in known_architectures():
+        message = f"is {architecture[:40]!r}, which the llama.cpp of dfqs does not know"
+        yield Finding("unknown", message, mend, severity=Severity.WARNING, name="general.architecture")
+    pre = header.metadata.text("tokenizer.ggml.pre")
+    byte_pairs = header.metadata.text("tokenizer.ggml.model") in BYTE_PAIRS - {"gemma4"}
+    if byte_pairs and pre and pre not in known_pre_tokenizers():
+        message = f"is {pre[:40]!r}, which the llama.cpp of dfqs does not know"
+        yield Finding("unknown", message, mend, severity=Severity.WARNING, name="tokenizer.ggml.pre")
 
 
 def _value_findings(header: Header) -> Iterator[Finding]:
@@ -180,6 +191,11 @@ def _layer_findings(header: Header, prefix: str) -> Iterator[Finding]:
     layers = metadata.integer(f"{prefix}block_count")
     if layers is not None and not 0 < layers <= MAX_LAYERS:
         yield _value_finding(f"{prefix}block_count", f"is {layers:,}; llama.cpp has 1 to {MAX_LAYERS} layers")
+    further = metadata.integer(f"{prefix}nextn_predict_layers") or 0
+    if layers is not None and further > layers:
+        yield _value_finding(
+            f"{prefix}nextn_predict_layers", f"is {further:,} of {layers:,} layers; llama.cpp dies of it"
+        )
     scaling = metadata.text(f"{prefix}rope.scaling.type")
     if scaling is not None and scaling not in ROPE_SCALINGS:
         known = ", ".join(sorted(ROPE_SCALINGS))
@@ -208,6 +224,8 @@ def _expert_findings(header: Header, prefix: str) -> Iterator[Finding]:
         yield Finding("missing-key", "the key is missing; llama.cpp dies without it", _MAKE_AGAIN, name=name)
     elif experts and max(used) == 0:
         yield _value_finding(name, f"is 0 of {experts:,} experts; llama.cpp dies of it")
+    elif not experts and groups:
+        yield _value_finding(f"{prefix}expert_group_count", f"is {groups:,} without experts; llama.cpp dies of it")
     elif experts and groups > 0 and (groups >= experts or (groups > 1 and experts % groups)):
         message = f"is {groups:,}, into which {experts:,} experts do not divide; llama.cpp dies of it"
         yield _value_finding(f"{prefix}expert_group_count", message)
@@ -227,15 +245,17 @@ def _head_findings(header: Header, prefix: str) -> Iterator[Finding]:
         yield _value_finding(f"{prefix}attention.head_count_kv", message)
     name = f"{prefix}rope.dimension_count"
     turned = metadata.integer(name)
-    if turned is None or not heads or max(heads) <= 0 or f"{prefix}ssm.inner_size" in metadata:
+    known = known_architectures().get(prefix.rstrip("."))
+    # llama.cpp takes the first layer's heads for the whole; where that has none, it reads nothing of this.
+    if turned is None or known is None or known.no_rope or not heads or heads[0] <= 0:
         return
     width = metadata.integer(f"{prefix}embedding_length")
-    head = metadata.integer(f"{prefix}attention.key_length") or (width // max(heads) if width else None)
+    head = metadata.integer(f"{prefix}attention.key_length") or (width // heads[0] if width else None)
     if turned % 2:
         yield _value_finding(name, f"is {turned:,}; llama.cpp dies unless it is even")
     elif head is not None and turned > max(head, metadata.integer(f"{prefix}attention.key_length_swa") or 0):
         yield _value_finding(name, f"is {turned:,} where a head has {head:,}; llama.cpp dies of it")
-    elif head is not None and turned != head and prefix.rstrip(".") in _WHOLE_ROPE:
+    elif head is not None and turned != head and known.whole_rope:
         yield _value_finding(
             name, f"is {turned:,} where a head has {head:,}; no other value works with this architecture"
         )

@@ -8,6 +8,7 @@ holds the rows against the runtime. Keys that are not here are not read, or only
 from dataclasses import dataclass
 
 from dfqs.gguf import Header, KeyEntry, ValueType
+from dfqs.integrity.architectures import known_architectures
 
 UINT16, UINT32, INT32 = ValueType.UINT16, ValueType.UINT32, ValueType.INT32
 FLOAT32, BOOL, STRING = ValueType.FLOAT32, ValueType.BOOL, ValueType.STRING
@@ -75,8 +76,10 @@ _VOCABULARY: dict[str, KeyForm] = {
     },
 }
 """Read where there is a tokenizer."""
+BYTE_PAIRS = frozenset({"gpt2", "gemma4", "hybriddna", "whitespace"})
+"""Tokenizers of byte pairs, which need merges."""
 _BY_TOKENIZER: dict[str, dict[str, KeyForm]] = {
-    "gpt2": {"tokenizer.ggml.merges": KeyForm(None, (STRING,))},
+    **{name: {"tokenizer.ggml.merges": KeyForm(None, (STRING,))} for name in BYTE_PAIRS},
     "t5": {"tokenizer.ggml.precompiled_charsmap": KeyForm(None, (ValueType.UINT8, ValueType.INT8))},
 }
 SPECIAL_TOKENS = frozenset(
@@ -87,7 +90,7 @@ SPECIAL_TOKENS = frozenset(
     )
 )
 """Keys that name one token of the vocabulary."""
-TOKENIZERS = frozenset({"none", "no_vocab", "llama", "bert", "gpt2", "t5", "rwkv", "plamo2", "gemma4", "hybriddna"})
+TOKENIZERS = BYTE_PAIRS | {"none", "no_vocab", "llama", "bert", "t5", "rwkv", "plamo2", "plamo3", "test"}
 """What `tokenizer.ggml.model` may be."""
 NO_TOKENIZER = frozenset({"none", "no_vocab"})
 ROPE_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
@@ -112,7 +115,8 @@ attention.output_group_count attention.output_lora_rank attention.indexer.head_c
 attention.indexer.top_k hyper_connection.count hyper_connection.sinkhorn_iterations pooling_type
 rope.dimension_count rope.dimension_count_swa rope.scaling.original_context_length ssm.conv_kernel ssm.inner_size
 ssm.state_size ssm.time_step_rank ssm.group_count rescale_every_n_layers time_mix_extra_dim time_decay_extra_dim
-wkv.head_size token_shift_count n_deepstack_layers decoder_block_count decoder_start_token_id kda.head_dim""")
+wkv.head_size token_shift_count n_deepstack_layers decoder_block_count decoder_start_token_id kda.head_dim
+full_attention_interval attention.shared_kv_layers expert_latent_length moe_latent_size""")
 _FLOATS = _words("""
 attention.layer_norm_epsilon attention.layer_norm_rms_epsilon attention.group_norm_epsilon attention.scale
 attention.output_scale attention.temperature_scale attention.max_alibi_bias attention.clamp_kqv
@@ -120,7 +124,14 @@ attention.compress_rope_freq_base logit_scale attn_logit_softcapping router_logi
 expert_weights_scale expert_group_scale residual_scale embedding_scale hyper_connection.epsilon rope.freq_base
 rope.freq_base_swa rope.scale_linear rope.scaling.factor rope.scaling.attn_factor rope.scaling.yarn_log_multiplier
 rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow""")
-_FLAGS = ("attention.causal", "expert_weights_norm", "rope.scaling.finetuned", "use_parallel_residual", "swin_norm")
+_FLAGS = (
+    "attention.causal",
+    "expert_weights_norm",
+    "rope.scaling.finetuned",
+    "use_parallel_residual",
+    "swin_norm",
+    "ssm.dt_b_c_rms",
+)
 _BY_ARCHITECTURE: dict[str, KeyForm] = {
     **dict.fromkeys(_NUMBERS, _U32),
     **dict.fromkeys(_FLOATS, _F32),
@@ -140,11 +151,15 @@ _BY_ARCHITECTURE: dict[str, KeyForm] = {
     "attention.compress_ratios": KeyForm(None, (UINT32, INT32), at_least_layers=True),
     "rope.dimension_sections": KeyForm(INT32, NUMBERS, length=4),
 }
-_NOT_READ: dict[str, frozenset[str]] = {
-    "olmoe": frozenset({"expert_feed_forward_length"}),
-    "granitemoe": frozenset({"expert_feed_forward_length"}),
-}
-"""Keys that an architecture's own reading passes over."""
+_OF_EVERY_MODEL = frozenset(
+    _words("""
+context_length embedding_length embedding_length_out block_count nextn_predict_layers pooling_type expert_count
+expert_used_count expert_group_count expert_group_used_count feed_forward_length attention.causal attention.head_count
+attention.head_count_kv attention.key_length attention.value_length attention.key_length_swa attention.value_length_swa
+rope.dimension_count rope.dimension_count_swa rope.freq_base rope.scale_linear rope.scaling.type rope.scaling.factor
+rope.scaling.attn_factor rope.scaling.original_context_length rope.scaling.finetuned""")
+)
+"""Read whatever the architecture; the others only where its own reading asks (`architectures`)."""
 
 
 def read_forms(header: Header) -> dict[str, KeyForm]:
@@ -155,8 +170,9 @@ def read_forms(header: Header) -> dict[str, KeyForm]:
         forms |= _SHARD
     architecture = _word(header, "general.architecture")
     if architecture is not None:
-        skipped = _NOT_READ.get(architecture, frozenset())
-        forms |= {f"{architecture}.{name}": form for name, form in _BY_ARCHITECTURE.items() if name not in skipped}
+        known = known_architectures().get(architecture)
+        read = _OF_EVERY_MODEL | (known.read if known else frozenset())
+        forms |= {f"{architecture}.{name}": form for name, form in _BY_ARCHITECTURE.items() if name in read}
     forms["tokenizer.ggml.model"] = _TEXT
     tokenizer = _word(header, "tokenizer.ggml.model")
     if tokenizer in NO_TOKENIZER:
