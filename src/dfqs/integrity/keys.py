@@ -157,15 +157,15 @@ def _needed(header: Header, architecture: str) -> Iterator[tuple[str, str]]:
 
 def _unknown_findings(header: Header, architecture: str) -> Iterator[Finding]:
     """Names that this llama.cpp does not know; another version may."""
-    mend = "A newer llama.cpp may know it; dfqs cannot run the model."
+    fix = "A newer llama.cpp may know it; dfqs cannot run the model."
     if architecture not in known_architectures():
         message = f"is {architecture[:40]!r}, which the llama.cpp of dfqs does not know"
-        yield Finding("unknown", message, mend, severity=Severity.WARNING, name="general.architecture")
+        yield Finding("unknown", message, fix, severity=Severity.WARNING, name="general.architecture")
     pre = header.metadata.text("tokenizer.ggml.pre")
     byte_pairs = header.metadata.text("tokenizer.ggml.model") in BYTE_PAIRS - {"gemma4"}
     if byte_pairs and pre and pre not in known_pre_tokenizers():
         message = f"is {pre[:40]!r}, which the llama.cpp of dfqs does not know"
-        yield Finding("unknown", message, mend, severity=Severity.WARNING, name="tokenizer.ggml.pre")
+        yield Finding("unknown", message, fix, severity=Severity.WARNING, name="tokenizer.ggml.pre")
 
 
 def _value_findings(header: Header) -> Iterator[Finding]:
