@@ -83,7 +83,7 @@ class Document(Record):
         return value
 
 
-def _whole_text(value: Any) -> Any:
+def readable_text(value: Any) -> Any:
     """A path, or a stranger's words, as text that any reader of JSON takes: bytes that are no UTF-8 as numbers."""
     if isinstance(value, os.PathLike):
         return os.fsencode(value).decode("utf-8", "backslashreplace")
@@ -92,7 +92,7 @@ def _whole_text(value: Any) -> Any:
     return value
 
 
-Text = Annotated[str, BeforeValidator(_whole_text)]
+Text = Annotated[str, BeforeValidator(readable_text)]
 """Text of a printed document: a path or words from outside. Half of a surrogate pair comes out as its number."""
 RecordT = TypeVar("RecordT", bound=Record)
 

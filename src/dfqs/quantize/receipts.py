@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
-from dfqs.records import Document, read_json, write_json
+from dfqs.records import Document, read_json, readable_text, write_json
 
 _KEPT = 200
 """Receipts; older ones are dropped."""
@@ -55,7 +55,7 @@ def _stamps(outputs: Sequence[Path]) -> list[list[str]]:
     for path in outputs:
         found = path.lstat()
         numbers = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        stamps.append([str(path.absolute()), *map(str, numbers)])
+        stamps.append([readable_text(path.absolute()), *map(str, numbers)])
     return stamps
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
 from dfqs.gguf import FileSource
-from dfqs.records import Document, Record, read_json, write_json
+from dfqs.records import Document, Record, read_json, readable_text, write_json
 from dfqs.shards.plan import MergePlan
 from dfqs.storage.identity import FileStamp
 
@@ -58,10 +58,10 @@ def write_receipt(
     output = Stamp(**{**asdict(stamp), "changed_ns": stamp.changed_ns if named else None})
     stamps = [shard.stamp for shard in plan.shards if shard.stamp is not None]
     receipt = Receipt(
-        output=str(out.absolute()),
+        output=readable_text(out.absolute()),
         output_stamp=output,
         header_sha256=hashlib.sha256(plan.header).hexdigest(),
-        shards=[str(shard.path.absolute()) for shard in plan.shards],
+        shards=[readable_text(shard.path.absolute()) for shard in plan.shards],
         shard_stamps=[Stamp(**asdict(found)) for found in stamps],
         shard_sha256=shard_sha256,
     )
@@ -84,8 +84,8 @@ def find_receipt(plan: MergePlan, out: Path) -> Receipt | None:
         return None
     stamps = [shard.stamp for shard in plan.shards if shard.stamp is not None]
     same = (
-        receipt.output == str(out.absolute())
-        and receipt.shards == [str(shard.path.absolute()) for shard in plan.shards]
+        receipt.output == readable_text(out.absolute())
+        and receipt.shards == [readable_text(shard.path.absolute()) for shard in plan.shards]
         and [_as_stamp(stamp, 0) for stamp in receipt.shard_stamps] == stamps
         and _as_stamp(receipt.output_stamp, found.changed_ns) == found
         and header == plan.header
