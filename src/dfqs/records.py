@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
@@ -34,6 +35,7 @@ MAX_KEYS = 10_000
 _SEQUENCES = frozenset({"list", "tuple", "set", "frozenset"})
 _INTEGER_CHARACTERS = 20
 """Of a 64-bit integer with its sign."""
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Record(BaseModel):
@@ -106,7 +108,8 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 def write_json(path: Path, value: Record | dict[str, Any], *, overwrite: bool = False) -> None:
     """Write a record as readable JSON (two spaces, sorted only where the record sorts), whole or not at all."""
     plain = value.model_dump(mode="json") if isinstance(value, Record) else value
-    write_bytes_atomic(path, (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode(), overwrite=overwrite)
+    text = _whole(json.dumps(plain, indent=2, ensure_ascii=False))
+    write_bytes_atomic(path, (text + "\n").encode(), overwrite=overwrite)
 
 
 def read_json(path: Path, model: type[RecordT], *, limit_bytes: int = RECORD_LIMIT_BYTES) -> RecordT:
@@ -244,7 +247,14 @@ def canonical_json(value: Any) -> bytes:
     """The one byte form of a JSON value: sorted keys, no spaces, UTF-8. Hashes are taken of this."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _whole(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    ).encode()
+
+
+def _whole(json_text: str) -> str:
+    """JSON text without halves of surrogate pairs: what no file can hold stands there as its number."""
+    return _HALF.sub(lambda match: f"\\\\u{ord(match[0]):04x}", json_text)
 
 
 def sha256_of(value: Any) -> str:

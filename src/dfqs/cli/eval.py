@@ -20,6 +20,7 @@ from dfqs.evaluate.store import Subject, read_run, runs_of
 from dfqs.evaluate.suites import SUITES, find_suite
 from dfqs.integrity import hash_model
 from dfqs.progress import Progress
+from dfqs.records import readable_text
 from dfqs.report.markdown import render_summary
 from dfqs.report.record import build_report, check_report_place, write_report
 from dfqs.runtime.checks import check_model, shard_paths
@@ -116,14 +117,14 @@ def command(
 def identify(model: Path, output: Path) -> Subject:
     """The file's identity. It is hashed once; a run in `output` that knows the file's size, time and place keeps it."""
     checked = check_model(model)
-    stamp = _stamp(model)
+    stamp, location = _stamp(model), readable_text(model.resolve())
     for directory in reversed(runs_of(output)):
         if (directory / "run.json").exists():
             before = read_run(directory).subject
-            if before.stamp == stamp and before.location == str(model.resolve()):
+            if before.stamp == stamp and before.location == location:
                 return before
     subject = Subject(
-        kind="file", name=checked.name, location=str(model.resolve()), file_bytes=checked.file_bytes, stamp=stamp
+        kind="file", name=readable_text(checked.name), location=location, file_bytes=checked.file_bytes, stamp=stamp
     )
     if len(shard_paths(model)) > 1:
         # A set of shards has no one hash; merged it has.

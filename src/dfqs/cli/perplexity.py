@@ -111,7 +111,7 @@ def read_text(path: Path | None) -> str:
     if path is None:
         return calibration.heldout_text()
     try:
-        return calibration.read_text(path, calibration.MAX_HELDOUT_BYTES)
+        return calibration.read_text(path)
     except OSError as error:
         raise UsageError(f"the text {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

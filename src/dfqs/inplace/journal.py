@@ -19,6 +19,7 @@ from typing import Any
 from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError, printable
 from dfqs.inplace.job import MAX_UNDO_BYTES, Job, State, stamp_from_json
 from dfqs.inplace.lines import decode_lines, encode_line, how_to_go_on, whole_lines
+from dfqs.records import readable_text
 from dfqs.storage.disk import Disk, DiskFile, LocalDisk
 from dfqs.storage.identity import FileStamp
 
@@ -85,9 +86,16 @@ class Journal:
         """Write the job of a merge to `out` down; from here on it can be resumed or undone.
 
         Raises:
-            UsageError: another process is at work on a merge to `out`; its header is too large to be kept.
+            UsageError: another process is at work on a merge to `out`; its header is too large to be kept, or the name
+                of a shard is no text.
         """
         path = journal_path(out)
+        for source in job.sources:
+            if readable_text(source.name) != source.name:
+                # Read back it would be another name, and the merge could be neither finished nor undone.
+                raise UsageError(
+                    f"a journal cannot hold the name of {source.name}, which is not UTF-8; rename the shards"
+                )
         try:
             file = disk.create(path)
         except FileExistsError:

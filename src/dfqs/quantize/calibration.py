@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import UsageError
-from dfqs.records import sha256_of
+from dfqs.errors import FormatError, UsageError
+from dfqs.records import read_bounded, sha256_of
 from dfqs.units import format_bytes
 
 DATA = Path(__file__).parent / "data"
 NAME = "dfqs-calibration-1"
 """Another mix gets another number."""
 PROBLEMS = 120
-MAX_CORPUS_BYTES = 1 << 30
-MAX_HELDOUT_BYTES = 64 << 20
+MAX_TEXT_BYTES = 32 << 20
+"""Of a file of the user's text: some ten million tokens. In memory a text can take four times as much, and more than
+once."""
 
 Message = tuple[str, str]
 """(role, text)"""
@@ -73,12 +74,12 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
     """A user's own text files, one stream each.
 
     Raises:
-        UsageError: a file is missing, no UTF-8 text, empty, or larger than 1 GiB.
+        UsageError: a file is missing, no UTF-8 text, empty, no regular file, or larger than 32 MiB.
     """
     streams = []
     for path in paths:
         try:
-            text = read_text(path, MAX_CORPUS_BYTES)
+            text = read_text(path)
         except OSError as error:
             raise UsageError(f"the corpus {path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:
@@ -89,17 +90,19 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
     return Corpus(", ".join(path.name for path in paths), tuple(streams))
 
 
-def read_text(path: Path, most_bytes: int) -> str:
+def read_text(path: Path) -> str:
     """A text file of the user's.
 
     Raises:
-        UsageError: it is larger than anybody needs; a device has no end.
+        UsageError: it is larger than anybody needs, or no regular file: a device has no end, a pipe may have no writer.
         OSError, UnicodeDecodeError: it cannot be read, or is no UTF-8.
     """
-    with path.open("rb") as file:
-        if path.stat().st_size <= most_bytes and len(data := file.read(most_bytes + 1)) <= most_bytes:
-            return data.decode()
-    raise UsageError(f"{path} is larger than {format_bytes(most_bytes)}; some megabytes of varied text do")
+    try:
+        return read_bounded(path, MAX_TEXT_BYTES).decode()
+    except FormatError:
+        raise UsageError(
+            f"{path} is larger than {format_bytes(MAX_TEXT_BYTES)}; some megabytes of varied text do"
+        ) from None
 
 
 def worked_problems(count: int) -> list[str]:

@@ -36,7 +36,7 @@ def write_receipt(fingerprint: str, outputs: Sequence[Path]) -> None:
     with contextlib.suppress(OSError, DfqsError):
         path = _receipt_path(outputs)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(path, QuantizeReceipt(fingerprint=fingerprint, outputs=_stamps(outputs)))
+        write_json(path, QuantizeReceipt(fingerprint=fingerprint, outputs=_stamps(outputs)), overwrite=True)
         for old in sorted(path.parent.glob("*.json"), key=lambda found: found.stat().st_mtime_ns)[:-_KEPT]:
             old.unlink(missing_ok=True)
 
