@@ -104,7 +104,7 @@ class EvalCallback:
         self._known: dict[tuple[bytes, int], tuple[bool, str, str]] = {}
         self._error: BaseException | None = None
         self._library: Any = None
-        self._function = abi.EVAL_CALLBACK(self._called)
+        self._function = abi.EVAL_CALLBACK(self.called)
 
     def attach(self, library: Any) -> int | None:
         """Address to pass as `cb_eval`; valid while this object lives."""
@@ -117,7 +117,8 @@ class EvalCallback:
         if error is not None:
             raise error
 
-    def _called(self, pointer: Any, ask: bool, _data: Any) -> bool:
+    def called(self, pointer: Any, ask: bool, _data: Any = None) -> bool:
+        """The callback itself, for another callback that stands in front of this one."""
         try:
             tensor = pointer.contents
             key = (tensor.name, tensor.op)

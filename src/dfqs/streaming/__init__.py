@@ -1,0 +1,1 @@
+"""Models larger than memory: experts read from disk when the router has chosen them. See docs/streaming.md."""

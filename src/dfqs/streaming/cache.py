@@ -1,0 +1,130 @@
+"""The experts that are in memory: brought in when chosen, given up when another needs the place."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from dfqs.streaming.layout import ExpertKey, PageRange, StreamLayout
+from dfqs.streaming.pages import MappedFiles
+from dfqs.streaming.policy import DecayedFrequency
+from dfqs.streaming.reader import Arrival, PageReader
+
+
+@dataclass(slots=True)
+class StreamCounts:
+    """What streaming has done."""
+
+    passes: int = 0
+    """Graphs that were computed: one a token when generating, one a batch before."""
+    hits: int = 0
+    misses: int = 0
+    """Experts that a layer chose, in memory or not."""
+    uncached: int = 0
+    """Of the misses, those that found no place: their pages come through the kernel's cache."""
+    read_bytes: int = 0
+    wait_s: float = 0.0
+    """How long the computation stood still for the disk."""
+
+
+@dataclass(slots=True)
+class _Held:
+    inner: Arrival
+    outer: Arrival
+
+
+class ExpertCache:
+    """Anonymous memory of at most `budget_bytes` over the mapping, filled with the experts that are used most."""
+
+    def __init__(self, layout: StreamLayout, files: MappedFiles, reader: PageReader, budget_bytes: int) -> None:
+        self.counts = StreamCounts()
+        self.budget_bytes = budget_bytes
+        self._layout = layout
+        self._files = files
+        self._reader = reader
+        self._policy: DecayedFrequency[ExpertKey] = DecayedFrequency()
+        self._held: dict[ExpertKey, _Held] = {}
+        self._used_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used_bytes
+
+    def begin_pass(self) -> None:
+        """Another graph is about to be computed."""
+        self.counts.passes += 1
+
+    def require(self, layer: int, experts: Sequence[int]) -> list[Arrival]:
+        """Bring the experts that a layer has chosen; returns when their first matrices are there.
+
+        Returns:
+            What must be waited for before their last matrix is used.
+
+        Raises:
+            RuntimeFailure: the disk or the file failed.
+        """
+        keys = [key for expert in experts if (key := (layer, expert)) in self._layout.experts]
+        self._start(keys)
+        held = [self._held[key] for key in keys if key in self._held]
+        self.wait([entry.inner for entry in held])
+        return [entry.outer for entry in held if not entry.outer.is_done]
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> None:
+        """Begin to bring experts that are known to be chosen soon."""
+        self._start([key for expert in experts if (key := (layer, expert)) in self._layout.experts], counted=False)
+
+    def wait(self, arrivals: Sequence[Arrival]) -> None:
+        """Stand still until all are there."""
+        started = time.perf_counter()
+        for arrival in arrivals:
+            arrival.wait()
+        self.counts.wait_s += time.perf_counter() - started
+
+    def _start(self, keys: Sequence[ExpertKey], counted: bool = True) -> None:
+        now, keep = self.counts.passes, set(keys)
+        late: list[tuple[PageRange, int, Arrival]] = []
+        for key in keys:
+            if key in self._held:
+                self.counts.hits += counted
+                self._policy.touch(key, now)
+                continue
+            self.counts.misses += counted
+            pages = self._layout.experts[key]
+            addresses = self._make_room(key, keep)
+            if addresses is None:
+                self.counts.uncached += 1
+                for part in pages.ranges:
+                    self._files.want_soon(part)
+                continue
+            self._policy.touch(key, now)
+            entry = _Held(Arrival(len(pages.inner)), Arrival(len(pages.outer)))
+            self._held[key] = entry
+            self.counts.read_bytes += pages.length
+            arrivals = [entry.inner] * len(pages.inner) + [entry.outer] * len(pages.outer)
+            for part, address, arrival in zip(pages.ranges, addresses, arrivals, strict=True):
+                if arrival is entry.inner:
+                    self._reader.start(part, address, arrival)
+                else:
+                    late.append((part, address, arrival))
+        # What is needed last is read last.
+        for part, address, arrival in late:
+            self._reader.start(part, address, arrival)
+
+    def _make_room(self, key: ExpertKey, keep: Collection[ExpertKey]) -> list[int] | None:
+        """Anonymous memory over a key's pages, one address a range; None where there is no room."""
+        pages = self._layout.experts[key]
+        needed = pages.length
+        while self._used_bytes + needed > self.budget_bytes:
+            victim = self._policy.take_victim(keep)
+            if victim is None:
+                return None
+            entry = self._held.pop(victim)
+            for arrival in (entry.inner, entry.outer):
+                arrival.wait()
+            given_up = self._layout.experts[victim]
+            if [part.length for part in given_up.ranges] == [part.length for part in pages.ranges]:
+                return [self._files.move(old, new) for old, new in zip(given_up.ranges, pages.ranges, strict=True)]
+            for part in given_up.ranges:
+                self._files.uncover(part)
+            self._used_bytes -= given_up.length
+        self._used_bytes += needed
+        return [self._files.lay_over(part) for part in pages.ranges]

@@ -1,0 +1,140 @@
+"""Which pages of a model's files hold what: the slices of single experts, and everything else.
+
+Pure. llama.cpp maps a model's files into memory and keeps pointers into the mapping, so what can be exchanged under it
+is whole pages. The pages that lie wholly inside one expert's slice of a tensor come and go with that expert; all
+others (attention, embeddings, norms, and the pages that two slices share) stay. Where tensor data is aligned to pages
+no page is shared; at llama.cpp's usual alignment of 32 bytes one page a slice is.
+"""
+
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dfqs.gguf.layout import TensorInfo
+from dfqs.gguf.reader import Header
+
+PAGE_BYTES = mmap.PAGESIZE
+_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps\.weight")
+
+ExpertKey = tuple[int, int]
+"""(layer, expert)"""
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """Whole pages of one file."""
+
+    file: int
+    """Index into the model's files."""
+    offset: int
+    """Bytes from the start of the file."""
+    length: int
+
+    def pieces(self, piece_bytes: int) -> Iterator["PageRange"]:
+        """The range in parts of at most `piece_bytes`, which must be whole pages."""
+        for start in range(0, self.length, piece_bytes):
+            yield PageRange(self.file, self.offset + start, min(piece_bytes, self.length - start))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPages:
+    """The pages of one expert of one layer, in the order in which the layer needs them."""
+
+    inner: tuple[PageRange, ...]
+    """Of gate and up, which are multiplied first."""
+    outer: tuple[PageRange, ...]
+    """Of down, which waits for their product."""
+
+    @property
+    def ranges(self) -> tuple[PageRange, ...]:
+        return self.inner + self.outer
+
+    @property
+    def length(self) -> int:
+        return sum(pages.length for pages in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedTensor:
+    """A tensor that holds one matrix of every expert of a layer."""
+
+    name: str
+    layer: int
+    file: int
+    offset: int
+    """Bytes from the start of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLayout:
+    """A model's files, cut into what stays and what streams."""
+
+    experts: dict[ExpertKey, ExpertPages]
+    tensors: tuple[StackedTensor, ...]
+    """Those that `experts` are pages of."""
+    resident: tuple[PageRange, ...]
+    """In file order; the last range of a file may reach past its end."""
+
+    @property
+    def resident_bytes(self) -> int:
+        return sum(pages.length for pages in self.resident)
+
+    @property
+    def largest_layer_bytes(self) -> int:
+        """All experts of the layer that has the largest: what a long batch needs at once."""
+        layers: dict[int, int] = {}
+        for (layer, _), pages in self.experts.items():
+            layers[layer] = layers.get(layer, 0) + pages.length
+        return max(layers.values(), default=0)
+
+
+def plan_layout(headers: Sequence[Header]) -> StreamLayout:
+    """Cut the files of a model, given by their headers in the order of its shards."""
+    inner: dict[ExpertKey, list[PageRange]] = {}
+    outer: dict[ExpertKey, list[PageRange]] = {}
+    tensors: list[StackedTensor] = []
+    resident: list[PageRange] = []
+    for file, header in enumerate(headers):
+        taken: list[PageRange] = []
+        for tensor in header.tensors:
+            match = _EXPERTS.fullmatch(tensor.name)
+            slots = _slots(tensor, file, header.span(tensor).offset) if match else ()
+            if not slots or match is None:
+                continue
+            layer = int(match[1])
+            tensors.append(StackedTensor(tensor.name, layer, file, header.span(tensor).offset))
+            pages = outer if match[2] == "down" else inner
+            for expert, slot in enumerate(slots):
+                pages.setdefault((layer, expert), []).append(slot)
+            taken.extend(slots)
+        resident.extend(_complement(taken, file, header.data_offset, header.file_size))
+    keys = sorted(set(inner) | set(outer))
+    experts = {key: ExpertPages(tuple(inner.get(key, ())), tuple(outer.get(key, ()))) for key in keys}
+    return StreamLayout(experts, tuple(tensors), tuple(resident))
+
+
+def _slots(tensor: TensorInfo, file: int, offset: int) -> tuple[PageRange, ...]:
+    """The pages inside each expert's slice, equally many for every expert so that one can take another's place."""
+    count = tensor.shape[-1]
+    if len(tensor.shape) != 3 or tensor.length % count:
+        return ()
+    slice_bytes = tensor.length // count
+    starts = [-(-(offset + expert * slice_bytes) // PAGE_BYTES) * PAGE_BYTES for expert in range(count)]
+    ends = [(offset + (expert + 1) * slice_bytes) // PAGE_BYTES * PAGE_BYTES for expert in range(count)]
+    length = min(end - start for start, end in zip(starts, ends, strict=True))
+    return tuple(PageRange(file, start, length) for start in starts) if length > 0 else ()
+
+
+def _complement(taken: Sequence[PageRange], file: int, data_offset: int, file_size: int) -> list[PageRange]:
+    """The pages of a file's data section that are in no slot."""
+    ranges: list[PageRange] = []
+    position = data_offset // PAGE_BYTES * PAGE_BYTES
+    for slot in sorted(taken, key=lambda pages: pages.offset):
+        if slot.offset > position:
+            ranges.append(PageRange(file, position, slot.offset - position))
+        position = slot.offset + slot.length
+    end = -(-file_size // PAGE_BYTES) * PAGE_BYTES
+    if end > position:
+        ranges.append(PageRange(file, position, end - position))
+    return ranges

@@ -1,0 +1,95 @@
+"""Loading a model that streams: the part that every token needs in memory, experts on disk with a cache before them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from dfqs.errors import UsageError
+from dfqs.gguf.reader import read_header
+from dfqs.progress import Progress, no_progress
+from dfqs.runtime.library import Library
+from dfqs.runtime.loaded import Model
+from dfqs.runtime.observe import EvalCallback
+from dfqs.streaming.cache import ExpertCache
+from dfqs.streaming.layout import StreamLayout, plan_layout
+from dfqs.streaming.pages import MappedFiles
+from dfqs.streaming.reader import Arrival, PageReader
+from dfqs.streaming.stream import ExpertStream
+
+_RESIDENT_PIECE_BYTES = 16 << 20
+
+
+@dataclass(slots=True)
+class StreamedModel:
+    """A loaded model whose experts stream. Make contexts of `model` with `stream` as their `eval_callback`."""
+
+    model: Model
+    stream: ExpertStream
+    layout: StreamLayout
+    _files: MappedFiles
+    _reader: PageReader
+
+    def close(self) -> None:
+        """Contexts first, then this."""
+        self._reader.close()
+        self.model.close()
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_streamed(
+    library: Library,
+    paths: Sequence[Path],
+    cache_bytes: int,
+    *,
+    also: EvalCallback | None = None,
+    progress: Progress = no_progress,
+) -> StreamedModel:
+    """Load a model so that at most `cache_bytes` of its experts are in memory, beside the part that stays.
+
+    Args:
+        paths: the file, or all shards of a set in their order.
+        also: another callback that looks at the same graphs.
+        progress: in bytes of the part that stays.
+
+    Raises:
+        UsageError: there is nothing to stream in this model.
+        RuntimeFailure: llama.cpp refused the file, or did not map it.
+    """
+    layout = plan_layout([read_header(path) for path in paths])
+    if not layout.experts:
+        raise UsageError(f"{paths[0]} has no experts of at least a page each, so nothing of it can be streamed")
+    # Repacking copies weights into anonymous memory, which then holds the whole model.
+    model = Model(library, paths[0], load_mode="mmap", gpu_layers=0, repack=False)
+    try:
+        files = MappedFiles(paths)
+        reader = PageReader(paths)
+        _make_resident(layout, files, reader, progress)
+        cache = ExpertCache(layout, files, reader, cache_bytes)
+        return StreamedModel(model, ExpertStream(layout, files, reader, cache, also), layout, files, reader)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _make_resident(layout: StreamLayout, files: MappedFiles, reader: PageReader, progress: Progress) -> None:
+    """Copy what every token needs into anonymous memory, where the kernel does not take it away for the experts."""
+    done, total = 0, layout.resident_bytes
+    for pages in layout.resident:
+        address = files.lay_over(pages)
+        pieces = list(pages.pieces(_RESIDENT_PIECE_BYTES))
+        arrival = Arrival(len(pieces))
+        for piece in pieces:
+            reader.start(piece, address + piece.offset - pages.offset, arrival)
+        arrival.wait()
+        done += pages.length
+        progress(done, total)
+    for expert in layout.experts.values():
+        for pages in expert.ranges:
+            files.forget(pages)

@@ -1,0 +1,145 @@
+"""Reads page ranges of files straight into memory with several threads, past the page cache where that is possible."""
+
+import ctypes
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.errors import RuntimeFailure
+from dfqs.streaming.layout import PageRange
+
+THREADS = 8
+"""Reads under way at once: enough to keep a fast disk busy with pieces of a megabyte."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.pread.restype = ctypes.c_ssize_t
+_libc.pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
+
+
+class Arrival:
+    """Reads that are waited for together."""
+
+    def __init__(self, reads: int) -> None:
+        self._left = reads
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._error: str | None = None
+        if not reads:
+            self._done.set()
+
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_set()
+
+    def count_down(self, error: str | None) -> None:
+        """One read is over."""
+        with self._lock:
+            self._error = self._error or error
+            self._left -= 1
+            if not self._left:
+                self._done.set()
+
+    def wait(self) -> None:
+        """Return when all bytes are there.
+
+        Raises:
+            RuntimeFailure: the disk or the file failed.
+        """
+        self._done.wait()
+        if self._error:
+            raise RuntimeFailure(self._error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    pages: PageRange
+    address: int
+    arrival: Arrival
+
+
+class PageReader:
+    """Threads that fill memory with pages of a model's files.
+
+    Args:
+        paths: the files, in the order in which `PageRange.file` counts them.
+    """
+
+    def __init__(self, paths: Sequence[Path], threads: int = THREADS) -> None:
+        self._paths = tuple(paths)
+        self._buffered = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+        self._direct = [_open_direct(path) for path in paths]
+        self._sizes = [os.fstat(handle).st_size for handle in self._buffered]
+        self._stamps = [_stamp(handle) for handle in self._buffered]
+        self._queue: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether every file is read past the page cache."""
+        return all(handle is not None for handle in self._direct)
+
+    def start(self, pages: PageRange, address: int, arrival: Arrival) -> None:
+        """Begin to read `pages` to `address`, which must be whole pages of memory."""
+        self._queue.put(_Read(pages, address, arrival))
+
+    def require_unchanged(self) -> None:
+        """
+        Raises:
+            RuntimeFailure: a file was written to or cut since it was opened; what was computed with it may be wrong.
+        """
+        for path, handle, stamp in zip(self._paths, self._buffered, self._stamps, strict=True):
+            if _stamp(handle) != stamp:
+                raise RuntimeFailure(f"{path} changed while it was in use; load it again")
+
+    def close(self) -> None:
+        """End the threads and close the files."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        for handle in (*self._buffered, *(handle for handle in self._direct if handle is not None)):
+            os.close(handle)
+
+    def _work(self) -> None:
+        while (read := self._queue.get()) is not None:
+            read.arrival.count_down(self._fill(read))
+
+    def _fill(self, read: _Read) -> str | None:
+        """Read one range; a sentence where that failed."""
+        pages = read.pages
+        # The last page of a file may reach past its end.
+        length = min(pages.length, self._sizes[pages.file] - pages.offset)
+        done = 0
+        handle = self._direct[pages.file]
+        while done < length:
+            # Whole pages are asked for: direct reads take nothing else, and past the end there is nothing to get.
+            wanted = pages.length - done if handle is not None else length - done
+            got = -1
+            if handle is not None:
+                got = _libc.pread(handle, read.address + done, wanted, pages.offset + done)
+            if got < 0 or (handle is None and got <= 0):
+                # Alignment that this file system does not take, or none of it: through the page cache.
+                handle = None
+                got = _libc.pread(self._buffered[pages.file], read.address + done, length - done, pages.offset + done)
+            if got <= 0:
+                why = os.strerror(ctypes.get_errno()) if got < 0 else "it ends earlier than it did"
+                return f"{self._paths[pages.file]} cannot be read at byte {pages.offset + done:,}: {why}"
+            done += got
+        return None
+
+
+def _open_direct(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        return None
+
+
+def _stamp(handle: int) -> tuple[int, int, int]:
+    status = os.fstat(handle)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,0 +1,160 @@
+"""Streaming under llama.cpp's feet: sees which experts a layer has chosen, and has them there before they are used.
+
+The graph's nodes are named: `ffn_moe_topk-<layer>` holds the choice, and the matrix product with
+`blk.<layer>.ffn_down_exps.weight` says by its input's name which node comes before the last matrix is needed.
+"""
+
+import ctypes
+import re
+from typing import Any
+
+import numpy as np
+
+from dfqs.errors import RuntimeFailure
+from dfqs.runtime import abi
+from dfqs.runtime.observe import EvalCallback
+from dfqs.streaming.cache import ExpertCache
+from dfqs.streaming.layout import StreamLayout
+from dfqs.streaming.pages import MappedFiles
+from dfqs.streaming.reader import Arrival, PageReader
+
+_CHOICE = re.compile(rb"ffn_moe_topk-(\d+)")
+_DOWN = re.compile(rb"blk\.(\d+)\.ffn_down_exps\.weight")
+_PRODUCT_OP = "MUL_MAT_ID"
+
+
+class ExpertStream:
+    """An evaluation callback (see `dfqs.runtime.observe`) that streams experts.
+
+    Args:
+        also: another callback that looks at the same graph.
+    """
+
+    def __init__(
+        self,
+        layout: StreamLayout,
+        files: MappedFiles,
+        reader: PageReader,
+        cache: ExpertCache,
+        also: EvalCallback | None = None,
+    ) -> None:
+        self.cache = cache
+        self._reader = reader
+        self._also = also
+        self._layers = {layer for layer, _ in layout.experts}
+        self._addresses = {t.name.encode(): files.bases[t.file] + t.offset for t in layout.tensors}
+        self._unchecked = set(self._addresses)
+        self._choices: dict[bytes, int | None] = {}
+        self._last_inputs: dict[bytes, int] = {}
+        """Node that is multiplied by a layer's last matrix -> that layer."""
+        self._learned: set[int] = set()
+        self._pending: dict[int, list[Arrival]] = {}
+        self._last_layer: int | None = None
+        self._product_op: int | None = None
+        self._other_ops: set[int] = set()
+        self._library: Any = None
+        self._error: BaseException | None = None
+        self._function = abi.EVAL_CALLBACK(self._called)
+
+    def attach(self, library: Any) -> int | None:
+        """Address to pass as `cb_eval`; valid while this object lives."""
+        self._library = library
+        if self._also is not None:
+            self._also.attach(library)
+        return ctypes.cast(self._function, ctypes.c_void_p).value
+
+    def raise_pending(self) -> None:
+        """
+        Raises:
+            RuntimeFailure: bytes of the model could not be had, or are no longer what they were. What was computed in
+                this pass is worth nothing.
+        """
+        error, self._error = self._error, None
+        self._last_layer = None
+        self._pending.clear()
+        if error is not None:
+            raise error
+        self._reader.require_unchanged()
+        if self._also is not None:
+            self._also.raise_pending()
+
+    def _called(self, pointer: Any, ask: bool, data: Any) -> bool:
+        try:
+            tensor = pointer.contents
+            name = tensor.name
+            layer = self._choices.get(name, -1)
+            if layer == -1:
+                match = _CHOICE.fullmatch(name)
+                layer = int(match[1]) if match else None
+                layer = self._choices[name] = layer if layer in self._layers else None
+            wanted = layer is not None or name in self._last_inputs
+            if ask:
+                if self._unchecked:
+                    self._learn(tensor)
+                return wanted or (self._also is not None and self._also.called(pointer, True))
+            if self._error is not None:
+                # Without its bytes the rest of the graph is not worth computing.
+                return False
+            if layer is not None:
+                self._chosen(layer, tensor)
+            elif name in self._last_inputs:
+                self.cache.wait(self._pending.pop(self._last_inputs[name], ()))
+            if self._also is not None:
+                self._also.called(pointer, False)
+        except BaseException as error:
+            self._error = self._error or error
+            return ask
+        return True
+
+    def _chosen(self, layer: int, tensor: Any) -> None:
+        if self._last_layer is None or layer < self._last_layer:
+            self.cache.begin_pass()
+        self._last_layer = layer
+        # Architectures that choose twice in a layer.
+        self.cache.wait(self._pending.pop(layer, ()))
+        rest = self.cache.require(layer, _expert_ids(tensor))
+        if layer in self._learned:
+            self._pending[layer] = rest
+        else:
+            self.cache.wait(rest)
+
+    def _learn(self, tensor: Any) -> None:
+        """Check, once for each tensor of experts, that its bytes are where they are exchanged."""
+        if not self._is_product(tensor.op):
+            return
+        weight = tensor.src[0].contents
+        if weight.name not in self._unchecked:
+            return
+        if weight.data != self._addresses[weight.name]:
+            raise RuntimeFailure(
+                f"llama.cpp keeps {weight.name.decode()} elsewhere than in the mapped file; it cannot be streamed"
+            )
+        self._unchecked.discard(weight.name)
+        match = _DOWN.fullmatch(weight.name)
+        if match:
+            self._last_inputs[tensor.src[1].contents.name] = int(match[1])
+            self._learned.add(int(match[1]))
+
+    def _is_product(self, op: int) -> bool:
+        if op == self._product_op:
+            return True
+        if op in self._other_ops:
+            return False
+        if self._library.ggml_op_name(op).decode() == _PRODUCT_OP:
+            self._product_op = op
+            return True
+        self._other_ops.add(op)
+        return False
+
+
+def _expert_ids(tensor: Any) -> list[int]:
+    """The different experts in a choice: int32 [used, tokens], rows apart by the tensor's stride."""
+    used, tokens, row = tensor.ne[0], tensor.ne[1], tensor.nb[1]
+    span = (tokens - 1) * row + used * 4
+    buffer = (ctypes.c_char * span).from_address(tensor.data)
+    ids = np.ndarray((tokens, used), np.int32, buffer, 0, (row, 4))
+    if tokens == 1:
+        return [int(i) for i in ids[0]]
+    values, counts = np.unique(ids, return_counts=True)
+    # Those that most tokens chose first: they are the ones to have a place where there is not one for all.
+    return [int(i) for i in values[np.argsort(-counts, kind="stable")]]
