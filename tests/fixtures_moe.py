@@ -23,6 +23,7 @@ from dfqs.gguf import (
     u32,
     write_gguf,
 )
+from dfqs.gguf.layout import DEFAULT_ALIGNMENT
 from dfqs.gguf.quants import quantize
 from moe_families import (
     CONTEXT,
@@ -42,8 +43,14 @@ from moe_families import (
 )
 
 
-def write_tiny_moe(path: Path, tokenizer_from: Path, architecture: str, *, seed: int = 0) -> Path:
-    """Write the model with the beginning of another GGUF's vocabulary; returns `path`."""
+def write_tiny_moe(
+    path: Path, tokenizer_from: Path, architecture: str, *, seed: int = 0, alignment: int = DEFAULT_ALIGNMENT
+) -> Path:
+    """Write the model with the beginning of another GGUF's vocabulary; returns `path`.
+
+    Args:
+        alignment: of tensor data in bytes; at 4,096 each expert's slice is one page of its own.
+    """
     family = FAMILIES[architecture]
     shapes: Shapes = {
         "token_embd": (WIDTH, VOCABULARY),
@@ -54,7 +61,10 @@ def write_tiny_moe(path: Path, tokenizer_from: Path, architecture: str, *, seed:
     for layer in range(family.layers):
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in family.layer(layer).items()}
     keys = [*_keys(architecture, family), *_small_tokenizer(tokenizer_from)]
-    write_gguf(path, keys, [_random_tensor(name, shape, seed) for name, shape in shapes.items()])
+    if alignment != DEFAULT_ALIGNMENT:
+        keys.append(u32("general.alignment", alignment))
+    tensors = [_random_tensor(name, shape, seed) for name, shape in shapes.items()]
+    write_gguf(path, keys, tensors, alignment=alignment)
     return path
 
 

@@ -92,7 +92,7 @@ def count_maps() -> int:
 
 def _base_of(path: Path) -> int:
     """Where the first byte of a mapped file would be."""
-    status = os.stat(path)
+    status = path.stat()
     real = os.fsencode(path.resolve())
     with _MAPS.open("rb") as file:
         for line in file:

@@ -150,6 +150,9 @@ class ExpertStream:
 def _expert_ids(tensor: Any) -> list[int]:
     """The different experts in a choice: int32 [used, tokens], rows apart by the tensor's stride."""
     used, tokens, row = tensor.ne[0], tensor.ne[1], tensor.nb[1]
+    if not tokens:
+        # The last layer, in a batch of which no logits are wanted.
+        return []
     span = (tokens - 1) * row + used * 4
     buffer = (ctypes.c_char * span).from_address(tensor.data)
     ids = np.ndarray((tokens, used), np.int32, buffer, 0, (row, 4))

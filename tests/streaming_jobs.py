@@ -1,0 +1,77 @@
+"""What the tests of streaming run in a worker: the same tokens through a model in memory and a streamed one."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfqs.runtime.session import Context, Model
+from dfqs.runtime.worker_context import WorkerContext
+from dfqs.streaming.cache import StreamCounts
+from dfqs.streaming.opening import open_streamed
+
+PROMPT_TOKENS = 40
+SEQUENCES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out, as a hash of every logit; for a streamed run, what it took."""
+
+    logits_sha256: str
+    counts: StreamCounts | None = None
+
+
+def run_in_memory(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int]) -> Outcome:
+    """As `run_streamed`, without streaming."""
+    with Model(worker.library, paths[0], load_mode="mmap", gpu_layers=0, repack=False) as model:
+        return Outcome(_decode(model, None, tokens))
+
+
+def run_streamed(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int], cache_bytes: int) -> Outcome:
+    """A prompt in batches, then token by token, then a second sequence beside the first."""
+    with open_streamed(worker.library, paths, cache_bytes) as streamed:
+        logits = _decode(streamed.model, streamed.stream, tokens)
+        return Outcome(logits, streamed.stream.cache.counts)
+
+
+def run_while_the_file_changes(worker: WorkerContext, path: Path, tokens: Sequence[int], how: str) -> None:
+    """Decode, let something happen to the file, and decode on."""
+    with (
+        open_streamed(worker.library, [path], 0 if how == "cut" else 1 << 30) as streamed,
+        Context(streamed.model, 256, flash_attention="off", eval_callback=streamed.stream) as context,
+    ):
+        context.decode(tokens[:8])
+        if how == "written":
+            with path.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x55")
+        else:
+            os.truncate(path, path.stat().st_size // 2)
+        context.decode(tokens[8:16], 8)
+
+
+def _decode(model: Model, stream: object, tokens: Sequence[int]) -> str:
+    digest = hashlib.sha256()
+    with Context(
+        model,
+        512,
+        n_batch=32,
+        n_ubatch=16,
+        flash_attention="off",
+        n_seq_max=SEQUENCES,
+        kv_unified=True,
+        eval_callback=stream,  # type: ignore[arg-type]
+    ) as context:
+        rows = context.decode(tokens[:PROMPT_TOKENS], logits="all")
+        assert rows is not None
+        digest.update(rows.tobytes())
+        for position in range(PROMPT_TOKENS, len(tokens)):
+            row = context.decode([tokens[position]], position)
+            assert row is not None
+            digest.update(row.tobytes())
+        other = context.decode(list(reversed(tokens[:PROMPT_TOKENS])), 0, sequence=1)
+        assert other is not None
+        digest.update(other.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""A streamed model says what the model in memory says, bit for bit, whatever fits into the cache."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import streaming_jobs
+from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
+from dfqs.gguf import read_header
+from dfqs.runtime import Worker
+from dfqs.shards.split import plan_split, split
+from dfqs.streaming.layout import plan_layout
+from fixtures_moe import write_tiny_moe
+from runtime_functions import WORKER_ENV
+
+ARCHITECTURES = ("qwen3moe", "gpt-oss", "llama4", "deepseek2", "grovemoe", "gemma4", "nemotron_h_moe", "lfm2moe")
+TOKENS = [(7 * i * i + 13 * i) % 4000 for i in range(120)]
+JOBS = "streaming_jobs:"
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(threads=2, omp_wait_policy="passive", env=WORKER_ENV) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Path:
+    path = tmp_path_factory.mktemp("streaming") / "model.gguf"
+    return write_tiny_moe(path, smollm2_gguf, request.param, alignment=4096)
+
+
+def streamed(worker: Worker, paths: list[Path], cache_bytes: int) -> streaming_jobs.Outcome:
+    result: streaming_jobs.Outcome = worker.call(JOBS + "run_streamed", paths, TOKENS, cache_bytes)
+    return result
+
+
+def test_streamed_logits_are_those_in_memory_with_no_one_ten_and_all_experts_cached(worker: Worker, tiny: Path) -> None:
+    experts = plan_layout([read_header(tiny)]).experts
+    one = max(pages.length for pages in experts.values())
+    wanted = worker.call(JOBS + "run_in_memory", [tiny], TOKENS)
+
+    for cached in (0, 1, 10, len(experts)):
+        outcome = streamed(worker, [tiny], cached * one)
+        counts = outcome.counts
+        assert outcome.logits_sha256 == wanted.logits_sha256, f"{cached} experts cached"
+        assert counts is not None
+        assert counts.hits + counts.misses > 0
+        assert (counts.uncached == counts.misses) == (cached == 0)
+    # With room for all, each expert is read once.
+    assert counts.read_bytes <= sum(pages.length for pages in experts.values())
+    assert counts.uncached == 0
+
+
+def test_deepseek4_with_hash_routed_layers_streams_to_the_same_logits(worker: Worker, tiny_deepseek4: Path) -> None:
+    layout = plan_layout([read_header(tiny_deepseek4)])
+    wanted = worker.call(JOBS + "run_in_memory", [tiny_deepseek4], TOKENS)
+
+    assert {layer for layer, _ in layout.experts} == set(range(6))
+    assert streamed(worker, [tiny_deepseek4], layout.largest_layer_bytes).logits_sha256 == wanted.logits_sha256
+
+
+def test_the_demonstration_model_streams_from_one_file_and_from_shards(
+    worker: Worker, embedded_model: Path, tmp_path: Path
+) -> None:
+    layout = plan_layout([read_header(embedded_model)])
+    shards = split(plan_split(embedded_model, tmp_path / "m", max_bytes=80_000_000))
+    wanted = worker.call(JOBS + "run_in_memory", [embedded_model], TOKENS)
+
+    whole = streamed(worker, [embedded_model], layout.largest_layer_bytes)
+    assert whole.logits_sha256 == wanted.logits_sha256
+    assert whole.counts is not None
+    assert whole.counts.uncached == 0
+    assert whole.counts.read_bytes > layout.largest_layer_bytes
+    assert streamed(worker, shards, layout.largest_layer_bytes).logits_sha256 == wanted.logits_sha256
+
+
+def test_a_file_written_to_while_it_runs_ends_in_a_sentence_and_not_in_other_words(
+    worker: Worker, tmp_path: Path, smollm2_gguf: Path
+) -> None:
+    model = write_tiny_moe(tmp_path / "m.gguf", smollm2_gguf, "qwen3moe", alignment=4096)
+
+    with pytest.raises(RuntimeFailure, match=r"m\.gguf changed while it was in use"):
+        worker.call(JOBS + "run_while_the_file_changes", model, TOKENS, "written")
+
+
+def test_a_file_cut_while_it_runs_ends_in_a_sentence(tmp_path: Path, smollm2_gguf: Path) -> None:
+    model = write_tiny_moe(tmp_path / "m.gguf", smollm2_gguf, "qwen3moe", alignment=4096)
+
+    with (
+        Worker(threads=2, env=WORKER_ENV) as own,
+        pytest.raises((RuntimeFailure, WorkerCrash), match=r"changed|SIGBUS"),
+    ):
+        own.call(JOBS + "run_while_the_file_changes", model, TOKENS, "cut", doing="computing")
+
+
+def test_a_dense_model_has_nothing_to_stream_and_is_told_so(worker: Worker, smollm2_gguf: Path) -> None:
+    with pytest.raises(UsageError, match="nothing of it can be streamed"):
+        streamed(worker, [smollm2_gguf], 0)

@@ -1,0 +1,103 @@
+"""The parts of streaming by themselves: where pages lie, which expert is given up, and reads that fail."""
+
+import ctypes
+import mmap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfqs.errors import RuntimeFailure
+from dfqs.gguf import GGMLType, TensorSource, read_header, string, u32, write_gguf
+from dfqs.streaming.layout import PAGE_BYTES, PageRange, plan_layout
+from dfqs.streaming.policy import DecayedFrequency
+from dfqs.streaming.reader import Arrival, PageReader
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9000), min_size=1, max_size=6),
+    experts=st.integers(1, 5),
+    alignment=st.sampled_from([32, 4096]),
+)
+def test_every_page_of_the_data_either_stays_or_streams_with_one_expert_and_none_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], experts: int, alignment: int
+) -> None:
+    path = tmp_path_factory.mktemp("layout") / "m.gguf"
+    tensors = []
+    for index, length in enumerate(lengths):
+        kind = ("gate", "up", "down")[index % 3]
+        shape = (length, 1, experts)
+        name = f"blk.{index // 3}.ffn_{kind}_exps.weight"
+        tensors += [
+            TensorSource(f"blk.{index}.attn_q.weight", (8, 3), GGMLType.F32, lambda: iter([bytes(96)])),
+            TensorSource(name, shape, GGMLType.F32, lambda n=length * experts * 4: iter([bytes(n)])),
+        ]
+    keys = [string("general.architecture", "x"), u32("general.alignment", alignment)]
+    write_gguf(path, keys, tensors, alignment=alignment)
+    header = read_header(path)
+    layout = plan_layout([header])
+
+    streamed = [pages for expert in layout.experts.values() for pages in expert.ranges]
+    pages = sorted([*streamed, *layout.resident], key=lambda pages: pages.offset)
+    position = header.data_offset // PAGE_BYTES * PAGE_BYTES
+    for part in pages:
+        assert part.offset == position
+        assert part.offset % PAGE_BYTES == part.length % PAGE_BYTES == 0
+        position += part.length
+    assert 0 <= position - header.file_size < PAGE_BYTES
+    for tensor in layout.tensors:
+        span = header.span(header.tensor(tensor.name))
+        size = span.length // experts
+        kinds = [layout.experts[(tensor.layer, e)].ranges for e in range(experts)]
+        for expert, ranges in enumerate(kinds):
+            start = span.offset + expert * size
+            inside = [r for r in ranges if start <= r.offset and r.offset + r.length <= start + size]
+            assert len(inside) == 1, tensor.name
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=80))
+def test_the_victim_is_the_key_whose_decayed_frequency_is_lowest(touches: list[tuple[int, int]]) -> None:
+    policy: DecayedFrequency[int] = DecayedFrequency(half_life=3.0)
+    uses: dict[int, list[int]] = {}
+    now = 0
+    for key, step in touches:
+        now += step
+        policy.touch(key, now)
+        uses.setdefault(key, []).append(now)
+
+    def frequency(key: int) -> float:
+        return float(sum(2.0 ** ((then - now) / 3.0) for then in uses[key]))
+
+    keep = {touches[-1][0]}
+    victim = policy.take_victim(keep)
+    rest = {key: frequency(key) for key in uses if key not in keep}
+    if not rest:
+        assert victim is None
+    else:
+        assert victim is not None
+        assert rest[victim] == pytest.approx(min(rest.values()))
+        assert policy.take_victim({*uses} - {victim}) is None
+
+
+def test_a_read_behind_the_end_of_a_file_fails_in_a_sentence_and_is_no_zeroes(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    path.write_bytes(b"\x11" * (4 * PAGE_BYTES))
+    memory = mmap.mmap(-1, 4 * PAGE_BYTES)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    reader = PageReader([path], threads=2)
+    try:
+        whole = Arrival(1)
+        reader.start(PageRange(0, 0, 4 * PAGE_BYTES), address, whole)
+        whole.wait()
+        assert memory[:] == b"\x11" * (4 * PAGE_BYTES)
+
+        path.write_bytes(b"\x11" * PAGE_BYTES)
+        cut = Arrival(1)
+        reader.start(PageRange(0, 2 * PAGE_BYTES, PAGE_BYTES), address, cut)
+        with pytest.raises(RuntimeFailure, match=r"m\.bin cannot be read at byte 8,192: it ends earlier than it did"):
+            cut.wait()
+        with pytest.raises(RuntimeFailure, match="changed while it was in use"):
+            reader.require_unchanged()
+    finally:
+        reader.close()
