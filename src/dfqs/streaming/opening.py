@@ -1,11 +1,13 @@
 """Loading a model that streams: the part that every token needs in memory, experts on disk with a cache before them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from dfqs.errors import UsageError
+from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.reader import read_header
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.library import Library
@@ -15,9 +17,10 @@ from dfqs.streaming.cache import ExpertCache
 from dfqs.streaming.layout import StreamLayout, plan_layout
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.reader import Arrival, PageReader
-from dfqs.streaming.stream import ExpertStream
+from dfqs.streaming.stream import ExpertStream, ExpertTables
 
 _RESIDENT_PIECE_BYTES = 16 << 20
+_TABLE = re.compile(r"blk\.(\d+)\.ffn_gate_tid2eid\.weight")
 
 
 @dataclass(slots=True)
@@ -72,7 +75,9 @@ def open_streamed(
         reader = PageReader(paths)
         _make_resident(layout, files, reader, progress)
         cache = ExpertCache(layout, files, reader, cache_bytes)
-        return StreamedModel(model, ExpertStream(layout, files, reader, cache, also), layout, files, reader)
+        return StreamedModel(
+            model, ExpertStream(layout, files, reader, cache, _read_tables(paths), also), layout, files, reader
+        )
     except BaseException:
         model.close()
         raise
@@ -93,3 +98,14 @@ def _make_resident(layout: StreamLayout, files: MappedFiles, reader: PageReader,
     for expert in layout.experts.values():
         for pages in expert.ranges:
             files.forget(pages)
+
+
+def _read_tables(paths: Sequence[Path]) -> ExpertTables:
+    """The tables of layers in which a token's experts stand written."""
+    tables = {}
+    for path in paths:
+        with GGUFFile(path) as file:
+            for tensor in file.header.tensors:
+                if match := _TABLE.fullmatch(tensor.name):
+                    tables[int(match[1])] = file.array(tensor.name)
+    return tables

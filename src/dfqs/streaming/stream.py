@@ -1,14 +1,18 @@
 """Streaming under llama.cpp's feet: sees which experts a layer has chosen, and has them there before they are used.
 
 The graph's nodes are named: `ffn_moe_topk-<layer>` holds the choice, and the matrix product with
-`blk.<layer>.ffn_down_exps.weight` says by its input's name which node comes before the last matrix is needed.
+`blk.<layer>.ffn_down_exps.weight` says by its input's name which node comes before the last matrix is needed. Layers
+that are routed by a table from token to experts (DeepSeek-V4's first ones) are known as soon as the tokens are, which
+the lookup of their embeddings reads.
 """
 
 import ctypes
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime import abi
@@ -20,13 +24,18 @@ from dfqs.streaming.reader import Arrival, PageReader
 
 _CHOICE = re.compile(rb"ffn_moe_topk-(\d+)")
 _DOWN = re.compile(rb"blk\.(\d+)\.ffn_down_exps\.weight")
-_PRODUCT_OP = "MUL_MAT_ID"
+_PRODUCT_OP, _LOOKUP_OP = "MUL_MAT_ID", "GET_ROWS"
+_EMBEDDINGS, _INPUT_TOKENS = b"token_embd.weight", b"inp_tokens"
+
+ExpertTables = Mapping[int, NDArray[np.int32]]
+"""Layer -> int32 [vocabulary, used]: the experts of each token."""
 
 
 class ExpertStream:
     """An evaluation callback (see `dfqs.runtime.observe`) that streams experts.
 
     Args:
+        tables: of the layers whose experts the token alone decides.
         also: another callback that looks at the same graph.
     """
 
@@ -36,11 +45,13 @@ class ExpertStream:
         files: MappedFiles,
         reader: PageReader,
         cache: ExpertCache,
+        tables: ExpertTables,
         also: EvalCallback | None = None,
     ) -> None:
         self.cache = cache
         self._reader = reader
         self._also = also
+        self._tables = tables
         self._layers = {layer for layer, _ in layout.experts}
         self._addresses = {t.name.encode(): files.bases[t.file] + t.offset for t in layout.tensors}
         self._unchecked = set(self._addresses)
@@ -50,8 +61,9 @@ class ExpertStream:
         self._learned: set[int] = set()
         self._pending: dict[int, list[Arrival]] = {}
         self._last_layer: int | None = None
-        self._product_op: int | None = None
-        self._other_ops: set[int] = set()
+        self._op_names: dict[int, str] = {}
+        self._lookups: dict[bytes, bool] = {}
+        """Nodes that read rows of a table: whether it is the tokens' embeddings."""
         self._library: Any = None
         self._error: BaseException | None = None
         self._function = abi.EVAL_CALLBACK(self._called)
@@ -91,6 +103,8 @@ class ExpertStream:
             if ask:
                 if self._unchecked:
                     self._learn(tensor)
+                if self._tables and self._is_lookup(name, tensor):
+                    self._prefetch(tensor.src[1].contents)
                 return wanted or (self._also is not None and self._also.called(pointer, True))
             if self._error is not None:
                 # Without its bytes the rest of the graph is not worth computing.
@@ -120,7 +134,7 @@ class ExpertStream:
 
     def _learn(self, tensor: Any) -> None:
         """Check, once for each tensor of experts, that its bytes are where they are exchanged."""
-        if not self._is_product(tensor.op):
+        if self._op_name(tensor.op) != _PRODUCT_OP:
             return
         weight = tensor.src[0].contents
         if weight.name not in self._unchecked:
@@ -135,16 +149,26 @@ class ExpertStream:
             self._last_inputs[tensor.src[1].contents.name] = int(match[1])
             self._learned.add(int(match[1]))
 
-    def _is_product(self, op: int) -> bool:
-        if op == self._product_op:
-            return True
-        if op in self._other_ops:
-            return False
-        if self._library.ggml_op_name(op).decode() == _PRODUCT_OP:
-            self._product_op = op
-            return True
-        self._other_ops.add(op)
-        return False
+    def _is_lookup(self, name: bytes, tensor: Any) -> bool:
+        known = self._lookups.get(name)
+        if known is None:
+            known = False
+            if self._op_name(tensor.op) == _LOOKUP_OP and tensor.src[1]:
+                names = (tensor.src[0].contents.name, tensor.src[1].contents.name)
+                known = names == (_EMBEDDINGS, _INPUT_TOKENS)
+            self._lookups[name] = known
+        return known
+
+    def _prefetch(self, inputs: Any) -> None:
+        """The graph is about to look these tokens up; its inputs were set before."""
+        tokens = np.ctypeslib.as_array(ctypes.cast(inputs.data, ctypes.POINTER(ctypes.c_int32)), (inputs.ne[0],))
+        for layer, table in sorted(self._tables.items()):
+            self.cache.prefetch(layer, np.unique(table[tokens]).tolist())
+
+    def _op_name(self, op: int) -> str:
+        if op not in self._op_names:
+            self._op_names[op] = self._library.ggml_op_name(op).decode()
+        return self._op_names[op]
 
 
 def _expert_ids(tensor: Any) -> list[int]:
