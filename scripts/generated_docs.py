@@ -13,7 +13,7 @@ TREE_END = "<!-- end of tree -->\n"
 ORDER = (
     *("errors", "units", "progress", "cache", "storage", "seal", "records"),
     *("gguf", "model", "shards", "inplace", "pull", "integrity", "find", "hardware"),
-    *("runtime", "quantize", "routing", "planning", "evaluate", "report", "targets"),
+    *("runtime", "streaming", "quantize", "routing", "planning", "evaluate", "report", "targets"),
     *("embedded", "demo", "cli", "__main__"),
 )
 

@@ -20,6 +20,7 @@ LAYERS = (
     ("find",),
     ("hardware",),
     ("runtime",),
+    ("streaming",),
     ("quantize",),
     ("routing",),
     ("planning",),

@@ -59,6 +59,8 @@ _STACKED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_(exps|chexps)\.")
 """Tensors whose last axis counts experts; `chexps` are those that GroveMoE's groups of experts share."""
 _IN_A_BLOCK = re.compile(r"(?:^|\.)blk\.\d+\.")
 """Encoders and decoders count their blocks apart: `enc.blk.0.`."""
+_ROUTED_MATRIX = re.compile(r"blk\.(\d+)\.ffn_(gate|up|gate_up|down)_exps\.weight")
+_EXPERT_TABLE = re.compile(r"blk\.(\d+)\.ffn_gate_tid2eid\.weight")
 _SHARED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_shexp\.")
 
 
@@ -139,6 +141,18 @@ def tensor_role(name: str) -> Role:
 def tensor_layer(name: str) -> int | None:
     """The layer a tensor belongs to; None for embeddings, output and the like."""
     match = _LAYER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def stacked_matrix(name: str) -> tuple[int, str] | None:
+    """(layer, which matrix: gate, up, gate_up or down) of a tensor that stacks the routed experts' matrices."""
+    match = _ROUTED_MATRIX.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
+def expert_table_layer(name: str) -> int | None:
+    """The layer whose experts the token alone decides, by this table: int32 [vocabulary, experts used]."""
+    match = _EXPERT_TABLE.fullmatch(name)
     return int(match[1]) if match else None
 
 

@@ -7,15 +7,14 @@ no page is shared; at llama.cpp's usual alignment of 32 bytes one page a slice i
 """
 
 import mmap
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.reader import Header
+from dfqs.model.spec import stacked_matrix
 
 PAGE_BYTES = mmap.PAGESIZE
-_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps\.weight")
 
 ExpertKey = tuple[int, int]
 """(layer, expert)"""
@@ -64,6 +63,8 @@ class StackedTensor:
     file: int
     offset: int
     """Bytes from the start of the file."""
+    is_last: bool
+    """Whether it is multiplied by what the others gave (down)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +99,17 @@ def plan_layout(headers: Sequence[Header]) -> StreamLayout:
     for file, header in enumerate(headers):
         taken: list[PageRange] = []
         for tensor in header.tensors:
-            match = _EXPERTS.fullmatch(tensor.name)
-            slots = _slots(tensor, file, header.span(tensor).offset) if match else ()
-            if not slots or match is None:
+            stacked = stacked_matrix(tensor.name)
+            if stacked is None:
                 continue
-            layer = int(match[1])
-            tensors.append(StackedTensor(tensor.name, layer, file, header.span(tensor).offset))
-            pages = outer if match[2] == "down" else inner
+            layer, matrix = stacked
+            offset = header.span(tensor).offset
+            slots = _slots(tensor, file, offset)
+            if not slots:
+                continue
+            is_last = matrix == "down"
+            tensors.append(StackedTensor(tensor.name, layer, file, offset, is_last))
+            pages = outer if is_last else inner
             for expert, slot in enumerate(slots):
                 pages.setdefault((layer, expert), []).append(slot)
             taken.extend(slots)

@@ -1,6 +1,5 @@
 """Loading a model that streams: the part that every token needs in memory, experts on disk with a cache before them."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Self
 from dfqs.errors import UsageError
 from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.reader import read_header
+from dfqs.model.spec import expert_table_layer
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.library import Library
 from dfqs.runtime.loaded import Model
@@ -20,7 +20,6 @@ from dfqs.streaming.reader import Arrival, PageReader
 from dfqs.streaming.stream import ExpertStream, ExpertTables
 
 _RESIDENT_PIECE_BYTES = 16 << 20
-_TABLE = re.compile(r"blk\.(\d+)\.ffn_gate_tid2eid\.weight")
 
 
 @dataclass(slots=True)
@@ -106,6 +105,7 @@ def _read_tables(paths: Sequence[Path]) -> ExpertTables:
     for path in paths:
         with GGUFFile(path) as file:
             for tensor in file.header.tensors:
-                if match := _TABLE.fullmatch(tensor.name):
-                    tables[int(match[1])] = file.array(tensor.name)
+                layer = expert_table_layer(tensor.name)
+                if layer is not None:
+                    tables[layer] = file.array(tensor.name)
     return tables

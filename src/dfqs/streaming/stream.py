@@ -23,7 +23,6 @@ from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.reader import Arrival, PageReader
 
 _CHOICE = re.compile(rb"ffn_moe_topk-(\d+)")
-_DOWN = re.compile(rb"blk\.(\d+)\.ffn_down_exps\.weight")
 _PRODUCT_OP, _LOOKUP_OP = "MUL_MAT_ID", "GET_ROWS"
 _EMBEDDINGS, _INPUT_TOKENS = b"token_embd.weight", b"inp_tokens"
 
@@ -55,6 +54,7 @@ class ExpertStream:
         self._layers = {layer for layer, _ in layout.experts}
         self._addresses = {t.name.encode(): files.bases[t.file] + t.offset for t in layout.tensors}
         self._unchecked = set(self._addresses)
+        self._last_matrices = {t.name.encode(): t.layer for t in layout.tensors if t.is_last}
         self._choices: dict[bytes, int | None] = {}
         self._last_inputs: dict[bytes, int] = {}
         """Node that is multiplied by a layer's last matrix -> that layer."""
@@ -144,10 +144,10 @@ class ExpertStream:
                 f"llama.cpp keeps {weight.name.decode()} elsewhere than in the mapped file; it cannot be streamed"
             )
         self._unchecked.discard(weight.name)
-        match = _DOWN.fullmatch(weight.name)
-        if match:
-            self._last_inputs[tensor.src[1].contents.name] = int(match[1])
-            self._learned.add(int(match[1]))
+        layer = self._last_matrices.get(weight.name)
+        if layer is not None:
+            self._last_inputs[tensor.src[1].contents.name] = layer
+            self._learned.add(layer)
 
     def _is_lookup(self, name: bytes, tensor: Any) -> bool:
         known = self._lookups.get(name)
