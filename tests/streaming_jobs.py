@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.runtime.session import Context, Model
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.cache import StreamCounts
 from dfqs.streaming.opening import open_streamed

@@ -69,6 +69,17 @@ def default_threads(machine: Machine) -> int:
     return min(machine.physical_cores or machine.allowed_cpus, machine.allowed_cpus)
 
 
+def available_memory_bytes() -> int:
+    """What could be taken now without swapping, within the control group's limit."""
+    available = int(psutil.virtual_memory().available)
+    limit = _memory_limit()
+    if limit is None:
+        return available
+    text = _cgroup_file("memory", "memory.current") or _cgroup_file("memory", "memory.usage_in_bytes")
+    used = int(text) if text.strip().isdigit() else 0
+    return min(available, max(limit - used, 0))
+
+
 def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
     """Bytes a second that `threads` threads move copying one large array: read plus written, best of five.
 

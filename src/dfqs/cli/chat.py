@@ -11,6 +11,7 @@ from dfqs.cli.generating import (
     MaxTokensOption,
     MinPOption,
     ModelArgument,
+    RamOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -47,6 +48,7 @@ def command(
     seed: SeedOption = None,
     ctx: ContextOption = None,
     threads: ThreadsOption = None,
+    ram: RamOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document a line for each answer.")] = False,
 ) -> None:
     """Talk with a model in the terminal. It remembers the conversation, and computes only what is new in it.
@@ -56,7 +58,7 @@ def command(
     accept_any_bytes_on_stdin()
     checked = check_model(model)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
-    with open_chat(checked, ctx, threads) as session:
+    with open_chat(checked, ctx, threads, ram) as session:
         check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
         Conversation(session, system, sampling, json_).talk()

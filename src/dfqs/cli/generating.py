@@ -16,8 +16,10 @@ from dfqs.cli.output import note, warn
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import CheckedModel
+from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
-from dfqs.units import format_duration
+from dfqs.streaming.budget import choose_load
+from dfqs.units import format_bytes, format_duration
 
 ModelArgument = Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
@@ -39,6 +41,15 @@ ContextOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")
 ]
+RamOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ram",
+        help="Take no more memory than this (16GB, auto): experts that do not fit are read from disk when they are "
+        "chosen. Without it, only a model larger than what is free is streamed.",
+        show_default=False,
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
 
 _SEEDS = 1 << 31
@@ -52,13 +63,19 @@ def make_sampling(max_tokens: int, temperature: float, top_p: float, min_p: floa
 
 
 @contextlib.contextmanager
-def open_chat(model: CheckedModel, n_ctx: int | None, threads: int | None) -> Iterator[ChatSession]:
+def open_chat(
+    model: CheckedModel, n_ctx: int | None, threads: int | None, ram: str | None = None
+) -> Iterator[ChatSession]:
     """A session, with a progress bar while it loads and its notices shown."""
     if model.label is not None:
         note(f"note: {model.label}")
+    settings = ContextSettings(n_ctx=n_ctx)
+    plan = choose_load(model.path, settings, ram)
+    if line := plan.describe():
+        note(line)
     with contextlib.ExitStack() as stack:
         with progress_bar(f"loading {model.name}") as progress:
-            session = ChatSession(model, ContextSettings(n_ctx=n_ctx), threads=threads, progress=progress)
+            session = ChatSession(model, settings, threads=threads, order=plan.order, progress=progress)
             stack.enter_context(session)
         for notice in session.info.notices:
             warn(notice)
@@ -105,6 +122,17 @@ def describe_rates(answer: Answer, session: ChatSession) -> str:
     return "; ".join(parts)
 
 
+def describe_streaming(figures: StreamFigures) -> str:
+    """One line: what the disk gave, and how often it was not needed."""
+    passes = max(figures.passes, 1)
+    hits = "" if figures.hit_rate is None else f", {figures.hit_rate:.0%} of the experts were in memory"
+    return (
+        f"streamed {format_bytes(figures.read_bytes)} in {figures.passes:,} passes "
+        f"({format_bytes(figures.read_bytes / passes)} each){hits}; "
+        f"waited {format_duration(figures.wait_s)} for the disk"
+    )
+
+
 def describe_as_json(session: ChatSession, answer: Answer, sampling: Sampling, raw: bool) -> dict[str, Any]:
     """The answer with the conditions it was made under. Times in seconds; a rate that was not measured is null."""
     info = session.info
@@ -123,6 +151,7 @@ def describe_as_json(session: ChatSession, answer: Answer, sampling: Sampling, r
         "decode_s": answer.decode_s,
         "prompt_tokens_per_s": answer.prompt_tokens_per_s,
         "decode_tokens_per_s": answer.decode_tokens_per_s,
+        "streaming": asdict(figures) if (figures := session.read_figures()) is not None else None,
         "settings": {
             "runtime": info.runtime,
             **asdict(sampling),

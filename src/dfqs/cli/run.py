@@ -10,6 +10,7 @@ from dfqs.cli.generating import (
     MaxTokensOption,
     MinPOption,
     ModelArgument,
+    RamOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -19,6 +20,7 @@ from dfqs.cli.generating import (
     check_template,
     describe_as_json,
     describe_rates,
+    describe_streaming,
     make_sampling,
     open_chat,
 )
@@ -42,6 +44,7 @@ def command(
     seed: SeedOption = None,
     ctx: ContextOption = None,
     threads: ThreadsOption = None,
+    ram: RamOption = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document in place of the text.")] = False,
 ) -> None:
     """Answer one prompt. The text goes to stdout as it comes, tokens per second to stderr at the end.
@@ -54,7 +57,7 @@ def command(
     accept_any_bytes_on_stdin()
     text = sys.stdin.read() if prompt == "-" else prompt
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
-    with open_chat(checked, ctx, threads) as session:
+    with open_chat(checked, ctx, threads, ram) as session:
         if not raw and not session.info.chat_template:
             if system is not None:
                 check_template(session, system)
@@ -77,6 +80,8 @@ def command(
             if written:
                 write_text("\n")
         note(describe_rates(answer, session))
+        if (figures := session.read_figures()) is not None:
+            note(describe_streaming(figures))
 
 
 def conversation(text: str, system: str | None) -> Prompt:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.checks import CheckedModel
+from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.worker import Worker
 
@@ -23,6 +24,7 @@ class ChatSession:
     """A loaded model, for use in a `with` block.
 
     Args:
+        order: how its weights come into memory.
         progress: called with bytes of the file(s) while the model loads.
 
     Raises:
@@ -39,9 +41,11 @@ class ChatSession:
         *,
         threads: int | None = None,
         omp_wait_policy: str | None = None,
+        order: LoadOrder | None = None,
         progress: Progress = no_progress,
     ) -> None:
         self.model = model
+        self._order = order or InMemory()
         self._settings = settings or ContextSettings()
         self._progress = progress
         self._worker = Worker(threads, omp_wait_policy)
@@ -54,6 +58,7 @@ class ChatSession:
                 "dfqs.runtime.jobs:open_conversation",
                 self.model.path,
                 self._settings,
+                self._order,
                 on_event=self._report_load,
                 doing=f"loading {self.model.path}",
             )
@@ -80,6 +85,11 @@ class ChatSession:
             "dfqs.runtime.jobs:answer", prompt, sampling or Sampling(), on_event=on_text, doing="answering"
         )
         return result
+
+    def read_figures(self) -> StreamFigures | None:
+        """What streaming has done so far; None where the model is in memory."""
+        figures: StreamFigures | None = self._worker.call("dfqs.runtime.jobs:read_figures")
+        return figures
 
     def _report_load(self, event: Any) -> None:
         done, total = event

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.runtime import abi
 from dfqs.runtime.model import Buffer, Model, choice_of, logged_reason, parse_buffers
-from dfqs.runtime.observe import EvalCallback, TensorView, read_tensor
+from dfqs.runtime.observe import EvalCallback, GraphCallback, TensorView, read_tensor
 
 __all__ = ["Buffer", "Context", "EvalCallback", "Model", "TensorView", "read_tensor"]
 
@@ -53,7 +53,7 @@ class Context:
         n_seq_max: int = 1,
         kv_unified: bool = False,
         swa_full: bool = False,
-        eval_callback: EvalCallback | None = None,
+        eval_callback: GraphCallback | None = None,
     ) -> None:
         self.model = model
         self.library = library = model.library

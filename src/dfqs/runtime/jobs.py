@@ -11,6 +11,7 @@ from dfqs.errors import RuntimeFailure
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.conversation import Conversation
 from dfqs.runtime.library import PACKAGE, find_library, runtime_name
+from dfqs.runtime.loading import LoadOrder, StreamFigures
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.server import EngineListening, ServerSettings, is_loopback
@@ -41,12 +42,14 @@ def measure_stub(
     return tuple(needs)
 
 
-def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettings) -> SessionInfo:
+def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettings, order: LoadOrder) -> SessionInfo:
     """Load a model and make a context for the calls of `answer` that follow. Emits `(done, total)` while loading."""
     started = time.perf_counter()
-    model = Model(worker.library, path, progress=lambda done, total=None, note="": worker.emit((done, total)))
-    context = Context(model, threads=worker.threads, **asdict(settings))
+    loaded = order.load(worker.library, path, lambda done, total=None, note="": worker.emit((done, total)))
+    model = loaded.model
+    context = Context(model, threads=worker.threads, eval_callback=loaded.callback, **asdict(settings))
     worker.state["session"] = Conversation(model, context)
+    worker.state["figures"] = loaded.figures
     return SessionInfo(
         runtime=runtime_name(),
         context_tokens=context.n_ctx,
@@ -62,6 +65,12 @@ def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling) -> Answer:
     """Answer in the session opened before. Emits pieces of text."""
     session: Conversation = worker.state["session"]
     return session.answer(prompt, sampling, worker.emit)
+
+
+def read_figures(worker: WorkerContext) -> StreamFigures | None:
+    """What streaming did in the session opened before; None where the model is in memory."""
+    figures = worker.state["figures"]
+    return figures() if figures is not None else None
 
 
 def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) -> None:

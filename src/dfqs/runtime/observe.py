@@ -7,7 +7,7 @@ True is returned, and the exception is raised again after the decode.
 
 import ctypes
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,18 @@ def read_tensor(library: Any, pointer: Any) -> NDArray[Any]:
     while len(shape) > 2 and shape[0] == 1:
         shape, strides = shape[1:], strides[1:]
     return np.ascontiguousarray(np.ndarray(shape, dtype, data.data, 0, strides))
+
+
+class GraphCallback(Protocol):
+    """What a context calls while it evaluates a graph, and asks afterwards whether all went well."""
+
+    def attach(self, library: Any) -> int | None:
+        """Address to pass as `cb_eval`; valid while this object lives."""
+        ...
+
+    def raise_pending(self) -> None:
+        """Raise what went wrong since the last time."""
+        ...
 
 
 class EvalCallback:

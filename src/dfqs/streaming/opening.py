@@ -11,10 +11,11 @@ from dfqs.gguf.reader import read_header
 from dfqs.model.spec import expert_table_layer
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.library import Library
-from dfqs.runtime.loaded import Model
+from dfqs.runtime.model import Model
 from dfqs.runtime.observe import EvalCallback
 from dfqs.streaming.cache import ExpertCache
 from dfqs.streaming.layout import StreamLayout, plan_layout
+from dfqs.streaming.lazy_map import lazy_mapping
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.reader import Arrival, PageReader
 from dfqs.streaming.stream import ExpertStream, ExpertTables
@@ -67,11 +68,16 @@ def open_streamed(
     layout = plan_layout([read_header(path) for path in paths])
     if not layout.experts:
         raise UsageError(f"{paths[0]} has no experts of at least a page each, so nothing of it can be streamed")
-    # Repacking copies weights into anonymous memory, which then holds the whole model.
-    model = Model(library, paths[0], load_mode="mmap", gpu_layers=0, repack=False)
+    with lazy_mapping(library.path) as is_lazy:
+        # Repacking copies weights into anonymous memory, which then holds the whole model.
+        model = Model(library, paths[0], load_mode="mmap", gpu_layers=0, repack=False)
     try:
         files = MappedFiles(paths)
         reader = PageReader(paths)
+        if not is_lazy:
+            for expert in layout.experts.values():
+                for pages in expert.ranges:
+                    files.forget(pages)
         _make_resident(layout, files, reader, progress)
         cache = ExpertCache(layout, files, reader, cache_bytes)
         return StreamedModel(
@@ -94,9 +100,6 @@ def _make_resident(layout: StreamLayout, files: MappedFiles, reader: PageReader,
         arrival.wait()
         done += pages.length
         progress(done, total)
-    for expert in layout.experts.values():
-        for pages in expert.ranges:
-            files.forget(pages)
 
 
 def _read_tables(paths: Sequence[Path]) -> ExpertTables:

@@ -1,0 +1,148 @@
+"""How a model is loaded within so much memory: whole where it fits, streamed where it does not.
+
+The runtime itself says what a context takes (`dfqs.runtime.memory`); nothing here has formulas of its own.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dfqs.errors import SpaceError
+from dfqs.gguf.reader import Header
+from dfqs.gguf.shard import read_model_shards
+from dfqs.hardware import available_memory_bytes
+from dfqs.model.spec import read_model_spec
+from dfqs.progress import Progress
+from dfqs.runtime.library import Library
+from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, StreamFigures
+from dfqs.runtime.memory import MemoryNeed, measure_memory
+from dfqs.runtime.requests import ContextSettings
+from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
+from dfqs.streaming.layout import StreamLayout, plan_layout
+from dfqs.streaming.opening import open_streamed
+from dfqs.units import format_bytes, parse_size
+
+PROGRAM_BYTES = 220_000_000
+"""What both processes take beside the model: Python, the library, threads' stacks, page tables."""
+_OF_FREE = 0.9
+"""The rest is room for what others do meanwhile."""
+_PLENTY = 2
+_SMALL_BYTES = 2_000_000_000
+"""Where so many times the file and as much again is free, no context of usual length can make it too much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Experts from disk, as many of them cached as `cache_bytes` hold."""
+
+    paths: tuple[Path, ...]
+    """The file, or all shards of a set in their order."""
+    cache_bytes: int
+
+    def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
+        streamed = open_streamed(library, self.paths, self.cache_bytes, progress=progress)
+        counts = streamed.stream.cache.counts
+
+        def figures() -> StreamFigures:
+            choices = counts.hits + counts.misses
+            rate = counts.hits / choices if choices else None
+            return StreamFigures(counts.passes, choices, rate, counts.read_bytes, counts.wait_s)
+
+        return LoadedModel(streamed.model, streamed.stream, figures, streamed.close)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """How a model will be loaded, and what that takes."""
+
+    order: LoadOrder
+    total_bytes: int
+    """Weights or what stays of them and the cache, context, and the program itself."""
+    cache_bytes: int | None
+    """Of experts; None where all weights are in memory."""
+    resident_bytes: int | None
+    """Of the weights that stay where experts stream."""
+
+    def describe(self) -> str | None:
+        """One line for whoever waits; None where there is nothing to say."""
+        if self.cache_bytes is None or self.resident_bytes is None:
+            return None
+        return (
+            f"streaming experts from disk: {format_bytes(self.resident_bytes)} of the weights in memory, "
+            f"{format_bytes(self.cache_bytes)} for experts, {format_bytes(self.total_bytes)} in all"
+        )
+
+
+def choose_load(path: Path, settings: ContextSettings, ram: str | None) -> LoadPlan:
+    """Look at a model and at this machine, and choose.
+
+    Args:
+        settings: of the context that is going to be made.
+        ram: a size, `auto` for what is free now with room left for others, or None: whole where that fits into what is
+            free now, else as `auto`.
+
+    Raises:
+        UsageError: `ram` is no size.
+        SpaceError: it does not fit.
+        RuntimeFailure: llama.cpp does not know the model, or not these settings.
+    """
+    shards = read_model_shards(path)
+    files = sum(shard.header.file_size for shard in shards)
+    if ram is None and files * _PLENTY + _SMALL_BYTES < available_memory_bytes():
+        # Nobody waits for an answer that is known.
+        return LoadPlan(InMemory(), files + PROGRAM_BYTES, None, None)
+    memory = int(available_memory_bytes() * _OF_FREE) if ram in (None, "auto") else parse_size(ram)
+    headers = tuple(shard.header for shard in shards)
+    spec = read_model_spec(headers[0], tuple(t for header in headers for t in header.tensors))
+    tokens = settings.n_ctx or min(spec.context_tokens or DEFAULT_CONTEXT_TOKENS, DEFAULT_CONTEXT_TOKENS)
+    asked = asdict(settings)
+    del asked["n_ctx"]
+    need = measure_memory(path, tokens, **asked)
+    return plan_load(headers, tuple(shard.path for shard in shards), need, spec.experts_used, memory)
+
+
+def plan_load(
+    headers: tuple[Header, ...], paths: tuple[Path, ...], need: MemoryNeed, used: int, memory_bytes: int
+) -> LoadPlan:
+    """Choose how to load a model.
+
+    Args:
+        headers: of the files at `paths`.
+        need: of the context that is going to be made.
+        used: experts that a token uses in a layer; 0 for a dense model.
+        memory_bytes: all that may be taken.
+
+    Raises:
+        SpaceError: it does not fit, streamed or not; says what is missing.
+    """
+    whole = need.total_bytes + PROGRAM_BYTES
+    if whole <= memory_bytes:
+        return LoadPlan(InMemory(), whole, None, None)
+    layout = plan_layout(headers)
+    context_bytes = need.total_bytes - need.weights_bytes
+    fixed = layout.resident_bytes + context_bytes + PROGRAM_BYTES
+    least = _least_cache_bytes(layout, used)
+    if not layout.experts or fixed + least > memory_bytes:
+        raise SpaceError(_what_is_missing(layout, fixed, least, whole, context_bytes, memory_bytes))
+    cache = min(memory_bytes - fixed, sum(pages.length for pages in layout.experts.values()))
+    return LoadPlan(Streamed(paths, cache), fixed + cache, cache, layout.resident_bytes)
+
+
+def _least_cache_bytes(layout: StreamLayout, used: int) -> int:
+    """One token's experts of one layer: fewer cannot be there together."""
+    return used * max((pages.length for pages in layout.experts.values()), default=0)
+
+
+def _what_is_missing(
+    layout: StreamLayout, fixed: int, least: int, whole: int, context_bytes: int, memory_bytes: int
+) -> str:
+    shown = format_bytes(memory_bytes)
+    if not layout.experts:
+        return (
+            f"it needs {format_bytes(whole)} with its context, and {shown} may be used; a model without experts cannot "
+            "be streamed: use a smaller --ctx, or a smaller quantization"
+        )
+    return (
+        f"streamed, it needs at least {format_bytes(fixed + least)} ({format_bytes(layout.resident_bytes)} of weights "
+        f"that every token uses, {format_bytes(context_bytes)} for the context), and {shown} may be used; "
+        "use a smaller --ctx, or give it more (--ram)"
+    )
