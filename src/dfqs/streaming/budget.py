@@ -12,11 +12,11 @@ from dfqs.gguf.shard import read_model_shards
 from dfqs.hardware import available_memory_bytes
 from dfqs.model.spec import read_model_spec
 from dfqs.progress import Progress
+from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
 from dfqs.runtime.library import Library
 from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.memory import MemoryNeed, measure_memory
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
 from dfqs.streaming.layout import StreamLayout, plan_layout
 from dfqs.streaming.opening import open_streamed
 from dfqs.units import format_bytes, parse_size
