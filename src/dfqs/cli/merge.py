@@ -1,18 +1,22 @@
 """`dfqs merge`: shards to one file."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.shards import MergeDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.output import key_value_table, note, out, print_json, warn
+from dfqs.cli.options import DryRun, Json
+from dfqs.cli.output import emit, key_value_table, note, out, print_plain, warn
 from dfqs.errors import DfqsError, UsageError
-from dfqs.inplace import InplacePlan, abort_merge, is_unfinished, merge_inplace, plan_inplace, resume_merge
+from dfqs.gguf import read_header
+from dfqs.inplace import abort_merge, is_unfinished, merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import unfinished_beside
 from dfqs.inplace.merge import MIN_WINDOW_BYTES
-from dfqs.shards import MergePlan, MergeResult, merge, merged_path, plan_merge
+from dfqs.shards import MergePlan, merge, merged_path, plan_merge
 from dfqs.shards.merge import merged_already, refuse_source_as_target, require_space
 from dfqs.storage.atomic import check_writable_target
 from dfqs.units import format_bytes, format_duration, parse_size
@@ -46,8 +50,8 @@ def command(
         bool,
         typer.Option("--trust-shards", help="Go on with shards touched since the merge began; their bytes are right."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    dry_run: DryRun = False,
+    json_: Json = False,
 ) -> None:
     """Make one file of a model's shards: the bytes that llama-gguf-split --merge gives, or a clear refusal.
 
@@ -56,50 +60,88 @@ def command(
 
     Example: dfqs merge model-00001-of-00003.gguf -o model.gguf
     """
-    target = output or merged_path(first_shard)
-    mode = _mode(in_place, consume)
-    window_bytes = parse_size(window)
-    if window_bytes < MIN_WINDOW_BYTES:
-        raise UsageError(f"a window of {window}: every window waits for the disk, so at least 1MiB makes sense")
+    request = _Request(
+        first_shard,
+        output or merged_path(first_shard),
+        _mode(in_place, consume),
+        _window(window),
+        hash_sources=hash_sources,
+        trust_journal=trust_journal,
+        trust_shards=trust_shards,
+        dry_run=dry_run,
+    )
     if abort:
-        abort_merge(first_shard, target, trust_journal=trust_journal)
-        out.print("all shards are as they were before the merge", markup=False)
-        return
-    if is_unfinished(target):
-        if mode is None or dry_run:
-            raise UsageError(f"a merge to {target} is unfinished; go on with --in-place or --consume, or --abort it")
-        note(f"an unfinished merge to {target} was found; going on with it")
-        with progress_bar("merging") as progress:
-            resumed = resume_merge(
-                first_shard,
-                target,
-                mode,
-                window_bytes=window_bytes,
-                trust_journal=trust_journal,
-                trust_shards=trust_shards,
-                progress=progress,
-            )
-        if resumed is not None:
-            _say_resumed(resumed, json_=json_)
-            return
-    plan = _plan(first_shard)
-    inplace = plan_inplace(plan, target, mode, window_bytes=window_bytes) if mode is not None else None
+        abort_merge(first_shard, request.target, trust_journal=trust_journal)
+        found = MergeDocument.aborted_of(first_shard, request.target, request.mode)
+    else:
+        found = (_resume(request) if is_unfinished(request.target) else None) or _begin(request)
+    for path in found.left:
+        warn(f"{path} is not the shard that was merged but a file put there since; it is left")
+    emit(found, json_, lambda: _show(found))
+    if dry_run and request.mode is None and not json_:
+        require_space(request.target.parent, found.file_bytes or 0, "--in-place and --consume need no second copy")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked for."""
+
+    first_shard: Path
+    target: Path
+    mode: Mode | None
+    window_bytes: int
+    hash_sources: bool
+    trust_journal: bool
+    trust_shards: bool
+    dry_run: bool
+
+
+def _resume(request: _Request) -> MergeDocument | None:
+    """Go on with an unfinished merge; None where it had not begun yet."""
+    target, mode = request.target, request.mode
+    if mode is None or request.dry_run:
+        raise UsageError(f"a merge to {target} is unfinished; go on with --in-place or --consume, or --abort it")
+    note(f"an unfinished merge to {target} was found; going on with it")
+    with progress_bar("merging") as progress:
+        result = resume_merge(
+            request.first_shard,
+            target,
+            mode,
+            window_bytes=request.window_bytes,
+            trust_journal=request.trust_journal,
+            trust_shards=request.trust_shards,
+            progress=progress,
+        )
+    if result is None:
+        return None
+    return MergeDocument.resumed_of(request.first_shard, mode, len(read_header(target).tensors), result)
+
+
+def _begin(request: _Request) -> MergeDocument:
+    """Plan a merge and, unless it is a dry run, carry it out."""
+    plan, target, mode = _plan(request.first_shard), request.target, request.mode
+    inplace = plan_inplace(plan, target, mode, window_bytes=request.window_bytes) if mode is not None else None
     for line in inplace.notes if inplace is not None else plan.notes:
         warn(line)
-    if dry_run:
-        _show_plan(plan, inplace, target, json_=json_)
-        return
+    if request.dry_run:
+        refuse_source_as_target(plan.shards, target)
+        check_writable_target(target)
+        return MergeDocument.of(plan, inplace, target, None)
     with progress_bar("merging") as progress:
-        if inplace is None and (found := merged_already(plan, target, hash_sources=hash_sources)) is not None:
-            result = found
-        elif inplace is not None:
-            result = merge_inplace(inplace, hash_first=hash_sources, progress=progress)
+        if inplace is not None:
+            result = merge_inplace(inplace, hash_first=request.hash_sources, progress=progress)
+        elif (done := merged_already(plan, target, hash_sources=request.hash_sources)) is not None:
+            result = done
         else:
-            result = merge(plan, target, hash_sources=hash_sources, progress=progress)
-    if json_:
-        print_json(describe_merge(plan, inplace, target, result))
-    else:
-        _say_result(result, len(plan.shards))
+            result = merge(plan, target, hash_sources=request.hash_sources, progress=progress)
+    return MergeDocument.of(plan, inplace, target, result)
+
+
+def _window(written: str) -> int:
+    window_bytes = parse_size(written)
+    if window_bytes < MIN_WINDOW_BYTES:
+        raise UsageError(f"a window of {written}: every window waits for the disk, so at least 1MiB makes sense")
+    return window_bytes
 
 
 def _mode(in_place: bool, consume: bool) -> Mode | None:
@@ -122,82 +164,24 @@ def _plan(first_shard: Path) -> MergePlan:
         ) from None
 
 
-def _say_resumed(result: MergeResult, *, json_: bool) -> None:
-    if not json_:
-        _say_result(result, len(result.shard_sha256))
-        return
-    print_json(
-        {
-            "schema": "dfqs.merge/1",
-            "output": str(result.path),
-            "resumed": True,
-            "file_bytes": result.file_bytes,
-            "moved_bytes": result.moved_bytes,
-            "wall_s": result.wall_s,
-            "shard_sha256": list(result.shard_sha256),
-        }
-    )
-
-
-def _say_result(result: MergeResult, shards: int) -> None:
-    for path in result.left:
-        warn(f"{path} is not the shard that was merged but a file put there since; it is left")
-    if result.done_already:
-        out.print(f"done already: {result.path} is what this merge wrote, and nothing changed since", markup=False)
-        return
-    size, moved = format_bytes(result.file_bytes), format_bytes(result.moved_bytes)
-    time = format_duration(result.wall_s)
-    out.print(f"wrote {result.path}: {size} from {shards} shards, {moved} moved, in {time}", markup=False)
-
-
-def _show_plan(plan: MergePlan, inplace: InplacePlan | None, target: Path, *, json_: bool) -> None:
-    refuse_source_as_target(plan.shards, target)
-    check_writable_target(target)
-    if json_:
-        print_json(describe_merge(plan, inplace, target, None))
-        return
-    description = describe_merge(plan, inplace, target, None)
-    rows = [
-        ("output", f"{target}, {format_bytes(description['file_bytes'])}, {len(plan.tensors):,} tensors"),
-        ("shards", f"{len(plan.shards)}, {'used up' if inplace else 'kept'}"),
-        ("bytes to write", format_bytes(description["moved_bytes"])),
-        ("disk needed beyond the shards", format_bytes(description["peak_extra_bytes"])),
-    ]
-    if inplace is not None and (resident := inplace.job.job.resident) is not None:
-        rows.insert(2, ("stays where it is", plan.shards[resident.shard].path.name))
-    out.print(key_value_table(rows, "would merge"))
-    if inplace is None:
-        require_space(target.parent, plan.file_bytes, "--in-place and --consume need no second copy")
-
-
-def describe_merge(
-    plan: MergePlan, inplace: InplacePlan | None, target: Path, result: MergeResult | None
-) -> dict[str, Any]:
-    """Plan and outcome for programs; what is not known is null."""
-    hashes = result.shard_sha256 if result else (None,) * len(plan.shards)
-    job = inplace.job.job if inplace is not None else None
-    return {
-        "schema": "dfqs.merge/1",
-        "output": str(target),
-        "mode": job.mode if job is not None else "plain",
-        "freeing": job.freeing if job is not None else None,
-        "dry_run": result is None,
-        "resumed": False,
-        "done_already": result is not None and result.done_already,
-        "file_bytes": job.file_bytes if job is not None else plan.file_bytes,
-        "tensors": len(plan.tensors),
-        "moved_bytes": job.moved_bytes if job is not None else len(plan.header) + plan.copied_bytes,
-        "peak_extra_bytes": inplace.peak_bytes if inplace is not None else plan.file_bytes,
-        "resident_shard": plan.shards[job.resident.shard].path.name if job is not None and job.resident else None,
-        "wall_s": result.wall_s if result else None,
-        "notes": list(inplace.notes if inplace is not None else plan.notes),
-        "shards": [
-            {
-                "path": shard.source,
-                "file_bytes": shard.header.file_size,
-                "tensors": len(shard.tensors),
-                "sha256": sha256,
-            }
-            for shard, sha256 in zip(plan.shards, hashes, strict=True)
-        ],
-    }
+def _show(found: MergeDocument) -> None:
+    """The same for people."""
+    file_bytes, moved_bytes = found.file_bytes or 0, found.moved_bytes or 0
+    if found.aborted:
+        print_plain("all shards are as they were before the merge")
+    elif found.dry_run:
+        rows = [
+            ("output", f"{found.output}, {format_bytes(file_bytes)}, {found.tensors or 0:,} tensors"),
+            ("shards", f"{len(found.shards)}, {'kept' if found.mode == 'plain' else 'used up'}"),
+            ("bytes to write", format_bytes(moved_bytes)),
+            ("disk needed beyond the shards", format_bytes(found.peak_extra_bytes or 0)),
+        ]
+        if found.resident_shard is not None:
+            rows.insert(2, ("stays where it is", found.resident_shard))
+        out.print(key_value_table(rows, "would merge"))
+    elif found.done_already:
+        print_plain(f"done already: {found.output} is what this merge wrote, and nothing changed since")
+    else:
+        moved, time = format_bytes(moved_bytes), format_duration(found.wall_s or 0)
+        size = f"{format_bytes(file_bytes)} from {len(found.shards)} shards"
+        print_plain(f"wrote {found.output}: {size}, {moved} moved, in {time}")

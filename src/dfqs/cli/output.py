@@ -7,7 +7,7 @@ control characters that a terminal would obey come out as `\\x1b`, and no word i
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -78,6 +78,14 @@ out = SafeConsole(stderr=False)
 """stdout: data."""
 err = SafeConsole(stderr=True)
 """stderr: progress, notes, warnings."""
+
+
+def emit(document: "BaseModel", as_json: bool, text: Callable[[], None], *, indent: int | None = 2) -> None:
+    """The one way out of a verb's facts: the document itself for programs, or what `text` prints of it for people."""
+    if as_json:
+        print_json(document, indent=indent)
+    else:
+        text()
 
 
 def print_json(value: "BaseModel | dict[str, Any] | list[Any]", *, indent: int | None = 2) -> None:

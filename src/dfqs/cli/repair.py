@@ -1,23 +1,25 @@
 """`dfqs repair`: a correct file out of a damaged one."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.shards import RepairDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.output import out, print_json
+from dfqs.cli.options import DryRun, Json
+from dfqs.cli.output import emit, print_plain
 from dfqs.integrity import verify_structure
-from dfqs.shards.repair import RepairPlan, plan_repair, repair
+from dfqs.shards.repair import plan_repair, repair
 from dfqs.units import format_bytes
 
 
 def command(
     model: Annotated[Path, typer.Argument(help="The damaged file, or one of its raw pieces.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fixed and write nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    dry_run: DryRun = False,
+    json_: Json = False,
 ) -> None:
     """Make a correct file of shards joined with cat, of raw pieces, or of a model with bytes after its end or tensors
     out of place. The damaged file stays. What cannot be fixed is refused, with the reason.
@@ -29,25 +31,13 @@ def command(
     if not dry_run:
         with progress_bar("repairing") as progress:
             repair(plan, output, progress=progress)
-    left = [] if dry_run else [finding.message for finding in verify_structure(output).findings]
-    if json_:
-        print_json(describe_repair(plan, output, left, dry_run=dry_run))
-        return
-    verb = "would write" if dry_run else "wrote"
-    out.print(f"{plan.what}; {verb} {output}: {format_bytes(plan.file_bytes)}", markup=False)
-    for message in left:
-        out.print(f"still to be seen to: {message}", markup=False)
+    left = None if dry_run else [finding.message for finding in verify_structure(output).findings]
+    found = RepairDocument.of(plan, output, left)
+    emit(found, json_, lambda: _show(found))
 
 
-def describe_repair(plan: RepairPlan, output: Path, left: list[str], *, dry_run: bool) -> dict[str, Any]:
-    """The repair for programs."""
-    return {
-        "schema": "dfqs.repair/1",
-        "sources": [str(path) for path in plan.sources],
-        "output": str(output),
-        "dry_run": dry_run,
-        "fixed": plan.what,
-        "file_bytes": plan.file_bytes,
-        "tensors": plan.tensors or None,
-        "left": None if dry_run else left,
-    }
+def _show(found: RepairDocument) -> None:
+    verb = "would write" if found.dry_run else "wrote"
+    print_plain(f"{found.mended}; {verb} {found.output}: {format_bytes(found.file_bytes)}")
+    for message in found.left or ():
+        print_plain(f"still to be seen to: {message}")

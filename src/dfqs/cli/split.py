@@ -1,13 +1,15 @@
 """`dfqs split`: one file to shards."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.shards import SplitDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.output import out, print_json
-from dfqs.shards import SplitPlan, plan_split, split
+from dfqs.cli.options import DryRun, Json
+from dfqs.cli.output import emit, print_plain
+from dfqs.shards import plan_split, split
 from dfqs.units import format_bytes, format_number_of, parse_size
 
 
@@ -26,8 +28,8 @@ def command(
     no_tensor_first_split: Annotated[
         bool, typer.Option("--no-tensor-first-split", help="Keep the first shard to the metadata alone.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the shards and write nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    dry_run: DryRun = False,
+    json_: Json = False,
 ) -> None:
     """Split a model into shards, byte for byte as llama-gguf-split does. All shards appear, or none.
 
@@ -43,32 +45,12 @@ def command(
     if not dry_run:
         with progress_bar("splitting") as progress:
             split(plan, progress=progress)
-    if json_:
-        print_json(describe_split(plan, dry_run=dry_run))
-        return
-    verb = "would write" if dry_run else "wrote"
-    out.print(
-        f"{verb} {format_number_of(len(plan.shards), 'shard')}, {format_bytes(plan.file_bytes)} in all:", markup=False
-    )
-    for shard in plan.shards:
-        tensors = format_number_of(len(shard.tensors), "tensor")
-        out.print(f"  {shard.path}  {tensors}  {format_bytes(shard.file_bytes)}", markup=False)
+    found = SplitDocument.of(plan, dry_run=dry_run)
+    emit(found, json_, lambda: _show(found))
 
 
-def describe_split(plan: SplitPlan, *, dry_run: bool) -> dict[str, Any]:
-    """The plan for programs."""
-    return {
-        "schema": "dfqs.split/1",
-        "model": str(plan.model),
-        "dry_run": dry_run,
-        "file_bytes": plan.file_bytes,
-        "shards": [
-            {
-                "path": str(shard.path),
-                "tensors": len(shard.tensors),
-                "header_bytes": len(shard.header),
-                "file_bytes": shard.file_bytes,
-            }
-            for shard in plan.shards
-        ],
-    }
+def _show(found: SplitDocument) -> None:
+    verb = "would write" if found.dry_run else "wrote"
+    print_plain(f"{verb} {format_number_of(len(found.shards), 'shard')}, {format_bytes(found.file_bytes)} in all:")
+    for shard in found.shards:
+        print_plain(f"  {shard.path}  {format_number_of(shard.tensors, 'tensor')}  {format_bytes(shard.file_bytes)}")

@@ -1,0 +1,28 @@
+"""Options that several verbs have: each spelled, typed and described once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)]
+ModelIfAny = Annotated[
+    Path | None, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (docs/json.md).")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON document a line (docs/json.md).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands under the output's name.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")
+]
+Context = Annotated[int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained")]
+AllowRequantize = Annotated[bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")]
+Imatrix = Annotated[
+    Path | None, typer.Option("--imatrix", help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")
+]
+Memory = Annotated[str, typer.Option("--memory", help="Peak memory, whatever the model's size.")]
+Plots = Annotated[
+    Path | None, typer.Option("--plots", help="Directory to write pictures to.", show_default=False, file_okay=False)
+]
+Svg = Annotated[bool, typer.Option("--svg", help="Pictures as SVG, not PNG.")]
