@@ -178,3 +178,23 @@ def test_file_cut_anywhere_inside_its_tensors_is_never_accepted(length: int) -> 
 def test_expert_tensor_length_by_hand() -> None:
     # 4096 x 2048 x 256 weights of IQ1_S: 2^31 / 256 blocks of 50 bytes.
     assert tensor_length(GGMLType.IQ1_S, (4096, 2048, 256)) == 2**31 // 256 * 50
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 9\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
+        (b"PK\x03\x04" + bytes(200), "ZIP archive"),
+        (b"\x40\0\0\0\0\0\0\0{" + b'"a":1}', "safetensors"),
+        (b"tjgg\x03\0\0\0", "GGJT"),
+        (b"GGUF" + (4).to_bytes(4, "little") + bytes(16), "newer than this program|GGUF version 4"),
+    ],
+)
+def test_every_reader_says_what_a_file_is_instead(content: bytes, said: str, tmp_path: Path) -> None:
+    """Not only verify: who runs a pointer of Git LFS is told to fetch the file."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+
+    with pytest.raises(FormatError, match=said):
+        read_header(path)

@@ -10,6 +10,7 @@ from dfqs.gguf import KeyValue, ValueType, f32, parse_header, string, u32
 from dfqs.integrity import Severity, verify_structure
 from dfqs.integrity.architectures import known_architectures
 from fixtures_moe import write_tiny_moe
+from gguf_builder import write_small
 from key_cases import Runtime, as_type, write_variant
 from moe_families import FAMILIES
 
@@ -116,6 +117,17 @@ def test_what_this_runtime_does_not_know_is_said_and_not_called_broken(
     path = write_variant(moe, tmp_path / "arch.gguf", [string("general.architecture", "of-tomorrow")])
     assert not runtime.loads(path)
     assert ("unknown", "general.architecture") in {(f.code, f.name) for f in verify_structure(path).findings}
+    assert errors(path) == []
+
+
+@pytest.mark.parametrize("architecture", ["flux", "sd3", "whisper", "llama9"])
+def test_a_model_for_another_program_is_not_condemned(architecture: str, tmp_path: Path) -> None:
+    """Image models are kept as GGUF with nothing but their architecture; no converter of theirs is at fault."""
+    path = write_small(tmp_path / "m.gguf", keys=[string("general.architecture", architecture)])
+
+    (finding,) = verify_structure(path).findings
+
+    assert (finding.code, finding.severity) == ("unknown", Severity.WARNING)
 
 
 @pytest.mark.parametrize("name", ["", "default", "qwen2", "kimi-k2", "tekken", "gpt-4o"])

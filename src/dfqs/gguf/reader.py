@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfqs.errors import FormatError, UnsupportedGGUF
+from dfqs.gguf.beginnings import SAMPLE_BYTES, explain_beginning
 from dfqs.gguf.cursor import HEADER_LIMIT_BYTES, Cursor, bytes_word
 from dfqs.gguf.layout import (
     DEFAULT_ALIGNMENT,
@@ -31,6 +32,8 @@ from dfqs.gguf.values import RawKeyValue
 MAX_KEY_BYTES = 65535
 MAX_ENTRIES = 1 << 18
 """Keys, and tensors. A description takes ten times its bytes in memory; the largest models have some 50,000."""
+_VERSIONS_TO_COME = 100
+"""A version that is larger is no version."""
 MIN_KEY_ENTRY_BYTES = 8 + 1 + 4 + 1
 MIN_TENSOR_ENTRY_BYTES = 8 + 1 + 4 + 4 + 8
 
@@ -197,13 +200,21 @@ def _parse(source: ByteSource, base: int, budget: HeaderBudget) -> Header:
     )
 
 
+def _otherwise(cursor: Cursor, magic: bytes) -> str:
+    """What a file is that does not begin with the magic; the end of a sentence."""
+    if not any(magic):
+        return " (all zeroes: its header was never written)"
+    found = explain_beginning(bytes(cursor.buffer[:SAMPLE_BYTES]))
+    begins = f" (starts with {repr(magic)[1:]})"
+    return begins if found is None else f"{begins}: {found.message}. {found.fix}"
+
+
 def _take_head(cursor: Cursor) -> tuple[int, int, int]:
     if cursor.size <= 0:
         raise cursor.fail("the file is empty", 0)
     magic = cursor.take_bytes(min(4, cursor.size), "the magic")
     if magic != MAGIC:
-        hint = "all zeroes: its header was never written" if not any(magic) else f"starts with {repr(magic)[1:]}"
-        raise cursor.fail(f"not a GGUF file ({hint})", 0)
+        raise cursor.fail(f"not a GGUF file{_otherwise(cursor, magic)}", 0)
     version, tensor_count, key_count = cursor.take(_HEAD, "the header")
     if version & 0xFFFF == 0 and version:
         raise _unsupported(
@@ -218,6 +229,13 @@ def _take_head(cursor: Cursor) -> tuple[int, int, int]:
             "version-1",
             "GGUF version 1, which llama.cpp has not read since November 2023",
             "Fetch a newer file of the same model, or convert the original again; no tool turns version 1 into 3.",
+        )
+    if VERSION < version < _VERSIONS_TO_COME:
+        raise _unsupported(
+            cursor,
+            f"version-{version}",
+            f"GGUF version {version}; versions 2 and 3 can be read",
+            "It is newer than this program; look for a newer dfqs, or for the model in version 3.",
         )
     if version not in (2, VERSION):
         raise cursor.fail(f"GGUF version {version}; versions 2 and 3 can be read", 4)

@@ -129,10 +129,13 @@ def _missing_findings(header: Header) -> Iterator[Finding]:
             message = "the model's architecture is not stated"
             yield Finding("missing-key", message, _MAKE_AGAIN, name="general.architecture")
         return
+    yield from _unknown_findings(header, architecture)
+    if architecture not in known_architectures():
+        # What the program that reads it needs is not known.
+        return
     for key in ("block_count", "context_length", "embedding_length"):
         if (name := f"{architecture}.{key}") not in header.metadata:
             yield Finding("missing-key", "the key is missing; llama.cpp needs it", _MAKE_AGAIN, name=name)
-    yield from _unknown_findings(header, architecture)
     whole = any(header.has_tensor(name) for name in _NORMS)
     severity = Severity.ERROR if whole else Severity.WARNING
     for name, message in _needed(header, architecture):
@@ -157,7 +160,7 @@ def _needed(header: Header, architecture: str) -> Iterator[tuple[str, str]]:
 
 def _unknown_findings(header: Header, architecture: str) -> Iterator[Finding]:
     """Names that this llama.cpp does not know; another version may."""
-    fix = "A newer llama.cpp may know it; dfqs cannot run the model."
+    fix = "A newer llama.cpp may know it, or a program for images or sound; dfqs cannot run the model."
     if architecture not in known_architectures():
         message = f"is {architecture[:40]!r}, which the llama.cpp of dfqs does not know"
         yield Finding("unknown", message, fix, severity=Severity.WARNING, name="general.architecture")
