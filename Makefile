@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` (the main job, on the embedded model) and `make test`. Each sets itself up.
 
-.PHONY: demo test test-slow fuzz check setup clean
+.PHONY: demo test quick test-slow fuzz check setup clean
 
 demo: setup
 	@scripts/install-bubblewrap
@@ -9,6 +9,10 @@ demo: setup
 test: setup
 	@scripts/install-bubblewrap
 	.venv/bin/python -m pytest
+
+# The tests that need neither a model nor a process: what to run while writing.
+quick: setup
+	.venv/bin/python -m pytest -q --quick
 
 # What takes more than a few minutes: full kill runs, large sparse files, builds repeated.
 test-slow: setup

@@ -1,5 +1,6 @@
 """Models that many tests share, built once a session (the embedded one: once a machine, in dfqs's cache)."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,20 @@ import pytest
 from cli_processes import let_signals_through
 from dfqs.embedded import cached_embedded_model, cached_source
 from fixtures_deepseek4 import write_tiny_deepseek4
+from quick_run import QuickRun
 
 let_signals_through()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests that need neither a model nor a process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):
+        quick = QuickRun()
+        config.pluginmanager.register(quick)
+        sys.addaudithook(quick.audit)
 
 
 @pytest.fixture(scope="session")

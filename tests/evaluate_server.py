@@ -4,7 +4,7 @@ import http.server
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ class Endpoint:
 
 
 @contextmanager
-def serve(answer: Answer):
+def serve(answer: Answer) -> Iterator[Any]:
     """Runs the server while the block lasts; `prompts` fills with what was asked."""
     endpoint = Endpoint()
 
@@ -46,14 +46,14 @@ def serve(answer: Answer):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
-        def log_message(self, *_):
+        def log_message(self, *_: Any) -> None:
             pass
 
-        def do_GET(self):
+        def do_GET(self) -> None:
             body = json.dumps({"data": [{"id": "fake"}]}).encode() if self.path == "/v1/models" else b"{}"
             self._send(200, "application/json", body)
 
-        def do_POST(self):
+        def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path != "/v1/chat/completions":
                 self._send(404, "text/plain", b"no")
@@ -68,14 +68,14 @@ def serve(answer: Answer):
             else:
                 self._send(200, "text/event-stream", _events(reply, prompt))
 
-        def _send(self, status, content_type, body):
+        def _send(self, status: int, content_type: str, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        def _stream_for_ever(self):
+        def _stream_for_ever(self) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Connection", "close")
@@ -86,9 +86,13 @@ def serve(answer: Answer):
             except OSError:
                 self.close_connection = True
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients are killed here
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            pass  # clients are killed here
+
+    server = Server(("127.0.0.1", 0), Handler)
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.raw_answer is None:
             return False
         try:
-            answered = self.hub.raw_answer(server, self.wfile)
+            answered = self.hub.raw_answer(server, cast(BinaryIO, self.wfile))
         except (BrokenPipeError, ConnectionResetError):
             answered = True
         self.close_connection = self.close_connection or answered

@@ -1,6 +1,7 @@
 """Shards, modes and checks that the tests of merges without a second copy share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def assert_tensors(path: Path) -> None:
             assert model.read_tensor(name) == payload(name, shape, type_), name
 
 
-def run_mode(first: Path, out: Path, mode: Mode, **options: int) -> None:
+def run_mode(first: Path, out: Path, mode: Mode, **options: Any) -> None:
     merge_inplace(plan_inplace(plan_merge(first), out, mode, **options))
 
 

@@ -16,11 +16,11 @@ CONTEXT_TOKENS = 64
 def write_variant(base: Path, path: Path, changes: Sequence[KeyValue] = (), without: Sequence[str] = ()) -> Path:
     """`base`'s header with keys replaced, added or left out, before a hole of the right length."""
     header = parse_header(base)
-    changed = {key.name: key for key in changes}
+    changed: dict[str, KeyValue | RawKeyValue] = {key.name: key for key in changes}
     keys: list[KeyValue | RawKeyValue] = []
     for entry in header.entries:
         if entry.name not in without:
-            keys.append(changed.pop(entry.name, None) or header.raw_entry(entry))
+            keys.append(changed.pop(entry.name) if entry.name in changed else header.raw_entry(entry))
     shapes = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
     encoded = encode_header([*keys, *changed.values()], shapes, alignment=header.alignment)
     with path.open("wb") as file:

@@ -115,7 +115,7 @@ def run_merge(first: Path, out: Path, mode: str, disk: LocalDisk) -> None:
     """What the command does: resume what is unfinished, or begin."""
     plain_mode = "in-place" if mode.startswith("in-place") else "consume"
     if "deletion" in mode:
-        inplace_module.probe_punch = lambda directory: False
+        setattr(inplace_module, "probe_punch", lambda directory: False)  # noqa: B010 - it is that module's import
     if is_unfinished(out) and resume_merge(first, out, plain_mode, window_bytes=WINDOW, disk=disk) is not None:  # type: ignore[arg-type]
         return
     plan = plan_inplace(plan_merge(first), out, plain_mode, window_bytes=WINDOW, disk=disk)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dfqs.gguf import GGMLType
 from dfqs.pull import Hub, PullPlan, PullResult, RetryPolicy, plan_pull, pull
@@ -54,7 +55,7 @@ class Repository:
         self.hub.reset_counts()
         return plan
 
-    def pull(self, out: Path, plan: PullPlan | None = None, **options: bool) -> PullResult:
+    def pull(self, out: Path, plan: PullPlan | None = None, **options: Any) -> PullResult:
         options.setdefault("use_cache", False)
         return pull(plan or self.plan(), self.client(), out, connections=3, retry=HASTY, **options)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from dfqs.pull import forget_pull
 from hub_server import FakeHub, Reply, Request
@@ -158,6 +159,11 @@ def _kill_in(process: subprocess.Popen[bytes], out: Path, state: str, chance: ra
     process.kill()
 
 
+def _file_and_chunk(place: Any) -> tuple[int, int]:
+    file, chunk = place
+    return file, chunk
+
+
 def _read_state(out: Path) -> tuple[str, int]:
     """The state that the files are in, by themselves, and the bytes that the journal claims."""
     journal = read_journal(out)
@@ -166,12 +172,12 @@ def _read_state(out: Path) -> tuple[str, int]:
     dropped = False
     for record in journal:
         if "chunk" in record:
-            claims[tuple(record["chunk"])] = True
+            claims[_file_and_chunk(record["chunk"])] = True
         elif "dropped" in record:
-            claims.pop(tuple(record["dropped"]), None)
+            claims.pop(_file_and_chunk(record["dropped"]), None)
             dropped = True
         elif "verified" in record:
-            verified.add(record["verified"])
+            verified.add(cast(int, record["verified"]))
     # The last chunk of a file is shorter; counting it whole would ask too much, so it counts as nothing.
     last: Counter[int] = Counter()
     for index, chunk in claims:

@@ -37,13 +37,14 @@ TENSORS: tuple[tuple[str, tuple[int, ...], GGMLType], ...] = (
 def hashed_values(name: str, count: int) -> NDArray[np.float32]:
     """Values around 0 that depend on the name only; sums of four bytes, so every step is exact."""
     raw = np.frombuffer(hashlib.shake_256(name.encode()).digest(4 * count), np.uint8).reshape(-1, 4)
-    return ((raw.astype(np.int32).sum(axis=1) - 510) / 2048).astype(np.float32)
+    values: NDArray[np.float32] = ((raw.astype(np.int32).sum(axis=1) - 510) / 2048).astype(np.float32)
+    return values
 
 
 def weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Values of one tensor, numpy order."""
     values = hashed_values(name, int(np.prod(shape))).reshape(shape[::-1])
-    return 1 + values / 8 if "norm" in name else values
+    return np.float32(1) + values / np.float32(8) if "norm" in name else values
 
 
 def write_model(path: Path, replace: dict[str, NDArray[np.float32]] | None = None) -> Path:
@@ -104,13 +105,13 @@ def vector_imatrix() -> Imatrix:
         if len(shape) < 2:
             continue
         experts = shape[2] if len(shape) > 2 else 1
-        squares = np.abs(hashed_values("importance " + name, experts * shape[0]))
-        squares = squares.reshape(experts, shape[0]) * 64
+        squares: NDArray[np.float32] = np.abs(hashed_values("importance " + name, experts * shape[0]))
+        squares = squares.reshape(experts, shape[0]) * np.float32(64)
         counts = np.arange(7, 7 + experts, dtype=np.int64)
         if experts > 1:
             squares[1], counts[1] = 0, 0
             squares[2, :5] = 0
-        entries[name] = Accumulated(squares, counts, squares / 2)
+        entries[name] = Accumulated(squares, counts, squares / np.float32(2))
     return Imatrix(entries, ("vector.txt",), 512, 1024)
 
 

@@ -213,9 +213,10 @@ def fail_while_watching(worker: WorkerContext, path: Path, tokens: list[int], wh
             raise WatchingFailed(f"in {where}")
         return True
 
-    callback = EvalCallback(
-        lambda name, op: name.startswith("ffn_") and fail("wants"), lambda name, op, tensor: fail("take") and None
-    )
+    def take(name: str, op: str, tensor: TensorView) -> None:
+        fail("take")
+
+    callback = EvalCallback(lambda name, op: name.startswith("ffn_") and fail("wants"), take)
     model = model_of(worker, path)
     with Context(model, eval_callback=callback, **REFERENCE) as context:
         try:

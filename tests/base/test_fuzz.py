@@ -5,6 +5,7 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_every_folder_of_seeds_belongs_to_a_target() -> None:
         lambda scratch: (scratch.parent / "kept").unlink(),
     ],
 )
-def test_the_oracle_sees_each_harm(harm, tmp_path: Path) -> None:
+def test_the_oracle_sees_each_harm(harm: Any, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("x")
     scratch = tmp_path / "case"
     scratch.mkdir()

@@ -69,8 +69,9 @@ def test_what_a_run_that_goes_on_reads_back_gives_no_rate_however_long_it_takes(
 def test_a_line_never_wraps(
     unit: str, label: str, columns: int, screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "err", output.SafeConsole(stderr=True))
-    drawing.err.width = columns
+    console = output.SafeConsole(stderr=True)
+    console.width = columns
+    monkeypatch.setattr(drawing, "err", console)
     bar = screen.bar(label, unit)
     for step in range(1, 6):
         screen.now = 100.0 * step

@@ -1,8 +1,12 @@
 """`dfqs eval` and `dfqs report` as a person calls them."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +14,11 @@ from dfqs.cli.drawing import SHARE, _MinuteLines
 from dfqs.cli.main import run
 from dfqs.cli.output import err
 from dfqs.evaluate import run as run_module
-from dfqs.evaluate import sandbox
 from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.run import Request, _measure_speed, evaluate
 from dfqs.evaluate.speed import DecodeRun
 from dfqs.evaluate.store import RunRecord, open_store
-from dfqs.evaluate.suites import QUICK
+from dfqs.evaluate.suites import QUICK, Suite
 from dfqs.hardware import read_machine
 from dfqs.progress import no_progress
 from dfqs.report.record import build_report
@@ -23,7 +26,9 @@ from evaluate_runs import CONDITIONS, SUBJECT
 from evaluate_server import oracle, serve
 
 
-def test_dry_run_says_what_would_be_measured_and_touches_nothing(tmp_path, capsys):
+def test_dry_run_says_what_would_be_measured_and_touches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["eval", "missing.gguf", "-o", str(tmp_path / "out"), "--suite", "quick", "--dry-run", "--json"]) == 0
 
     plan = json.loads(capsys.readouterr().out)
@@ -51,7 +56,9 @@ def test_dry_run_says_what_would_be_measured_and_touches_nothing(tmp_path, capsy
         (["--endpoint", "ftp://h", "-o", "out"], "no address"),
     ],
 )
-def test_what_makes_no_sense_is_refused_as_usage(tmp_path, monkeypatch, capsys, arguments, said):
+def test_what_makes_no_sense_is_refused_as_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: Any, said: str
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     assert run(["eval", *arguments]) == 2
@@ -59,7 +66,9 @@ def test_what_makes_no_sense_is_refused_as_usage(tmp_path, monkeypatch, capsys, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_endpoint_is_measured_and_its_report_can_be_made_again(tmp_path, capsys):
+def test_an_endpoint_is_measured_and_its_report_can_be_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     with serve(oracle()) as endpoint:
         arguments = ["eval", "--endpoint", endpoint.url, "-o", str(out), "--limit", "2", "--only", "reasoning,code"]
@@ -76,15 +85,15 @@ def test_an_endpoint_is_measured_and_its_report_can_be_made_again(tmp_path, caps
     assert (out / "report.md").read_text().startswith("# fake: DFQS evaluation")
 
 
-def test_nothing_answering_is_an_operational_failure(tmp_path, capsys):
+def test_nothing_answering_is_an_operational_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", "--endpoint", "http://127.0.0.1:9", "-o", str(tmp_path / "out")]) == 3
     assert "nothing answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_without_a_sandbox_the_code_score_is_null_with_the_remedy_and_nothing_generated_runs(
-    tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(sandbox.shutil, "which", lambda _name: None)
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     with serve(oracle()) as endpoint:
         arguments = ["eval", "--endpoint", endpoint.url, "-o", str(tmp_path), "--limit", "2", "--only", "code"]
         assert run([*arguments, "--json"]) == 0
@@ -95,11 +104,11 @@ def test_without_a_sandbox_the_code_score_is_null_with_the_remedy_and_nothing_ge
     assert endpoint.prompts == []
 
 
-def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path, monkeypatch):
+def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = DecodeRun(512, 1.0, (0.1,), 0, (), 1, "default", 0.0)
     asked = []
 
-    def dies_after_one(path, suite, threads, have, on_run):
+    def dies_after_one(path: Path, suite: Suite, threads: int, have: Any, on_run: Any) -> None:
         asked.append(have)
         on_run(one)
         if len(asked) == 1:
@@ -123,21 +132,23 @@ def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path, monkeypatch)
     assert stored["repeat-3"]["decode_s"] == list(asdict(one)["decode_s"])
 
 
-def test_repeats_of_another_machine_are_not_put_together_with_these(tmp_path, monkeypatch):
+def test_repeats_of_another_machine_are_not_put_together_with_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A container that comes back with half of its CPUs: the same command, the same file, another speed.
     machine = read_machine()
-    monkeypatch.setattr(run_module, "measure_copy_bandwidth", lambda threads: 1e9 * machines[-1].allowed_cpus)
     machines = [machine, machine.model_copy(update={"allowed_cpus": machine.allowed_cpus + 1})]
+    monkeypatch.setattr(run_module, "measure_copy_bandwidth", lambda threads: 1e9 * machines[-1].allowed_cpus)
     monkeypatch.setattr(run_module, "read_machine", lambda: machines[-1])
 
-    def measure(path, suite, threads, have, on_run):
+    def measure(path: Path, suite: Suite, threads: int, have: Any, on_run: Any) -> None:
         for _ in range(1 if len(machines) == 2 else suite.decode_repeats - have):
             on_run(DecodeRun(512, 1.0, (1.0 * len(machines),), 0, (), 1, "default", 0.0))
 
     monkeypatch.setattr(run_module, "measure_runs", measure)
     with serve(oracle()) as endpoint, EndpointAnswerer(endpoint.url, max_context=3072) as target:
 
-        def measure_all():
+        def measure_all() -> Any:
             request = Request(QUICK, ("speed",))
             evaluate(target, SUBJECT, tmp_path, request, tmp_path, lambda _: nullcontext(no_progress))
             return build_report(tmp_path)
@@ -151,7 +162,9 @@ def test_repeats_of_another_machine_are_not_put_together_with_these(tmp_path, mo
     assert report.details.speed.copy_bandwidth_bytes_per_s == 1e9 * machine.allowed_cpus
 
 
-def test_a_log_gets_a_line_a_minute_with_a_rate_that_counts_only_what_was_measured_now(monkeypatch):
+def test_a_log_gets_a_line_a_minute_with_a_rate_that_counts_only_what_was_measured_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # A model that does half a token a second is silent for a quarter of an hour otherwise.
     said = []
     monkeypatch.setattr(err, "print", lambda text: said.append(str(text)))
@@ -172,7 +185,9 @@ def test_a_log_gets_a_line_a_minute_with_a_rate_that_counts_only_what_was_measur
     ]
 
 
-def test_a_step_that_counts_bytes_and_then_layers_is_shown_as_a_share_and_not_as_bytes(monkeypatch):
+def test_a_step_that_counts_bytes_and_then_layers_is_shown_as_a_share_and_not_as_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said = []
     monkeypatch.setattr(err, "print", lambda text: said.append(str(text)))
     clock = iter([0, 0, 50, 100, 200])
@@ -189,14 +204,14 @@ def test_a_step_that_counts_bytes_and_then_layers_is_shown_as_a_share_and_not_as
     ]
 
 
-def test_progress_moves_inside_an_item_and_counts_what_was_stored_before_at_once(tmp_path):
+def test_progress_moves_inside_an_item_and_counts_what_was_stored_before_at_once(tmp_path: Path) -> None:
     seen = []
 
     @contextmanager
-    def draw(stage):
+    def draw(stage: Any) -> Iterator[Any]:
         yield lambda done, total=None, note="": seen.append((done, total, note))
 
-    def measure(url):
+    def measure(url: str) -> None:
         seen.clear()
         with EndpointAnswerer(url, max_context=3072) as target:
             subject = SUBJECT.model_copy(update={"kind": "endpoint"})

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def evil(tmp_path: Path) -> Path:
     return folder
 
 
-def cases(folder: Path) -> dict[str, list[list[object]]]:
+def cases(folder: Path) -> dict[str, list[list[Any]]]:
     """Verb -> calls that meet the hostile words; most end in a refusal, which is where words are quoted."""
     model, text, missing = folder / f"{EVIL_FILE}.gguf", folder / f"{EVIL_FILE}.txt", folder / f"none {EVIL_FILE}.gguf"
     others = [folder / "stranger.gguf", folder / "tensors.gguf", folder / "broken.gguf", missing, text]
@@ -72,31 +73,31 @@ def cases(folder: Path) -> dict[str, list[list[object]]]:
         "demo": [["--out", text]],
         "pull": [[SAID], [f"owner/{SAID}@{SAID}", "-o", folder, "--retries", "0"]],
         "merge": [
-            *([path] for path in every),
+            *[[path] for path in every],
             [shard, "--dry-run"],
             [shard, "--window", SAID],
             [shard, "-o", missing],
         ],
-        "split": [*([path, "-o", folder / f"parts {EVIL_FILE}", "--max-tensors", "2"] for path in every)],
-        "inspect": [*([path] for path in every), [shard], [f"hf:{SAID}"]],
+        "split": [*[[path, "-o", folder / f"parts {EVIL_FILE}", "--max-tensors", "2"] for path in every]],
+        "inspect": [*[[path] for path in every], [shard], [f"hf:{SAID}"]],
         "verify": [
-            *([path] for path in every),
+            *[[path] for path in every],
             [model, "--hash"],
             [model, "--manifest", folder / "manifest.json"],
             [model, "--against", shard],
         ],
-        "manifest": [*([path, "--dry-run"] for path in every), [model, "--dry-run", "--shards", shard]],
-        "repair": [*([path, "-o", folder / f"fixed {EVIL_FILE}.gguf"] for path in every)],
+        "manifest": [*[[path, "--dry-run"] for path in every], [model, "--dry-run", "--shards", shard]],
+        "repair": [*[[path, "-o", folder / f"fixed {EVIL_FILE}.gguf"] for path in every]],
         "find": [[folder], [missing]],
-        "quantize": [*([path, "--dry-run"] for path in every), [model, missing, "--class", SAID]],
-        "imatrix": [*([path, "-o", missing, "--dry-run"] for path in every), [model, "-o", model]],
-        "perplexity": [*([path, "--dry-run"] for path in every), [model, "--reference", text, "--text", text]],
-        "run": [*([path, "-p", SAID] for path in others)],
-        "chat": [*([path] for path in others)],
-        "serve": [*([path, "--host", SAID] for path in others)],
-        "eval": [*([path, "-o", folder / EVIL_FILE] for path in others), ["--endpoint", SAID, "-o", folder]],
+        "quantize": [*[[path, "--dry-run"] for path in every], [model, missing, "--class", SAID]],
+        "imatrix": [*[[path, "-o", missing, "--dry-run"] for path in every], [model, "-o", model]],
+        "perplexity": [*[[path, "--dry-run"] for path in every], [model, "--reference", text, "--text", text]],
+        "run": [*[[path, "-p", SAID] for path in others]],
+        "chat": [*[[path] for path in others]],
+        "serve": [*[[path, "--host", SAID] for path in others]],
+        "eval": [*[[path, "-o", folder / EVIL_FILE] for path in others], ["--endpoint", SAID, "-o", folder]],
         "route": [
-            *(["check", path] for path in others),
+            *[["check", path] for path in others],
             ["trace", model, "-o", text],
             ["stats", text],
             ["diff", text, missing],

@@ -1,7 +1,10 @@
 """`dfqs report` and several runs in one directory: each can be seen, none takes another's place."""
 
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,14 +18,14 @@ from evaluate_server import Reply, oracle, serve
 from report_documents import run_documents
 
 
-def begin(out, subject=SUBJECT, conditions=CONDITIONS):
+def begin(out: Path, subject: Any = SUBJECT, conditions: Any = CONDITIONS) -> Any:
     planned = RunRecord(subject=subject, conditions=conditions, threads=1, curve_lengths=(1024,), decode_repeats=1)
     with open_store(out, planned) as store:
         return store.directory.name, store.record.began_anew
 
 
 @pytest.fixture
-def two_runs(tmp_path):
+def two_runs(tmp_path: Path) -> Any:
     """A finished run, and behind it one of another model that measured nothing."""
     record, lines = run_documents()
     for number, name in ((1, "first"), (2, "second")):
@@ -35,12 +38,14 @@ def two_runs(tmp_path):
     return tmp_path
 
 
-def shown(arguments, capsys):
+def shown(arguments: Any, capsys: pytest.CaptureFixture[str]) -> Any:
     assert run(["report", *map(str, arguments)]) == 0
     return capsys.readouterr()
 
 
-def test_an_empty_run_does_not_hide_the_finished_one_and_both_can_be_asked_for(two_runs, capsys):
+def test_an_empty_run_does_not_hide_the_finished_one_and_both_can_be_asked_for(
+    two_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = shown([two_runs], capsys)
     assert said.out.startswith("# first: DFQS evaluation")
     assert "run 1: first, 5 of 5 metrics (shown)" in said.err
@@ -52,7 +57,9 @@ def test_an_empty_run_does_not_hide_the_finished_one_and_both_can_be_asked_for(t
     assert json.loads(shown([two_runs, "--run", 2, "--json"], capsys).out)["artifact"]["name"] == "second"
 
 
-def test_report_writes_nothing_unless_asked_and_replaces_nothing_unless_told(two_runs, tmp_path, capsys):
+def test_report_writes_nothing_unless_asked_and_replaces_nothing_unless_told(
+    two_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (two_runs / "report.json").write_text("{}")
     before = sorted(two_runs.rglob("*"))
     shown([two_runs], capsys)
@@ -73,18 +80,22 @@ def test_report_writes_nothing_unless_asked_and_replaces_nothing_unless_told(two
     ("arguments", "said"),
     [(["--run", "3"], "no run 3"), (["--run", "0"], "--run"), (["-x"], "-x")],
 )
-def test_a_run_that_is_not_there_is_a_sentence(two_runs, capsys, arguments, said):
+def test_a_run_that_is_not_there_is_a_sentence(
+    two_runs: Path, capsys: pytest.CaptureFixture[str], arguments: Any, said: str
+) -> None:
     assert run(["report", str(two_runs), *arguments]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_damaged_run_does_not_keep_the_others_from_being_seen(two_runs, capsys):
+def test_a_damaged_run_does_not_keep_the_others_from_being_seen(
+    two_runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (two_runs / "run-1" / "run.json").write_text("[" * 10_000)
 
     assert "run 1: not readable" in shown([two_runs, "--run", 2], capsys).err
 
 
-def test_another_model_is_called_another_model_and_the_first_one_goes_on_where_it_was(tmp_path):
+def test_another_model_is_called_another_model_and_the_first_one_goes_on_where_it_was(tmp_path: Path) -> None:
     other = SUBJECT.model_copy(update={"name": "other\x1b[2J", "file_sha256": "01"})
     template = CONDITIONS.model_copy(update={"template_sha256": "ff"})
     begin(tmp_path)
@@ -98,7 +109,9 @@ def test_another_model_is_called_another_model_and_the_first_one_goes_on_where_i
     assert begin(tmp_path, same_name)[1][0] == "another model under the same name, other\\x1b[2J"
 
 
-def test_every_run_keeps_its_report_and_an_empty_one_takes_no_place_at_the_top(tmp_path, capsys):
+def test_every_run_keeps_its_report_and_an_empty_one_takes_no_place_at_the_top(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = Reply(raw=b"<html>", content_type="text/html")
     arguments = ["-o", str(tmp_path), "--only", "reasoning", "--limit"]
     with serve(oracle()) as endpoint:
@@ -114,14 +127,14 @@ def test_every_run_keeps_its_report_and_an_empty_one_takes_no_place_at_the_top(t
     assert [report["metrics"]["reasoning_score"] for report in reports] == [1.0, None]
 
 
-def test_what_was_asked_before_is_no_part_of_the_rate(tmp_path):
-    seen = {}
+def test_what_was_asked_before_is_no_part_of_the_rate(tmp_path: Path) -> None:
+    seen: dict[str, list[Any]] = {}
 
     @contextmanager
-    def draw(stage):
+    def draw(stage: Any) -> Iterator[Any]:
         yield lambda done, total=None, note="": seen.setdefault(stage, []).append((done, total))
 
-    def measure(stages):
+    def measure(stages: Any) -> None:
         seen.clear()
         with serve(oracle()) as endpoint, EndpointAnswerer(endpoint.url, max_context=3072) as target:
             evaluate(target, subject, None, Request(QUICK, stages, limit=3), tmp_path, draw)
@@ -135,7 +148,9 @@ def test_what_was_asked_before_is_no_part_of_the_rate(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["evil [/b]", "a[/x]", "[link=http://x]y", "\x1b]0;t\x07", "\x9b31m"])
-def test_a_name_with_markup_or_escapes_neither_stops_nor_draws(tmp_path, capsys, monkeypatch, name):
+def test_a_name_with_markup_or_escapes_neither_stops_nor_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr("dfqs.runtime.client.Client.models", lambda self: (name,))
     with serve(oracle()) as endpoint:
         arguments = ["--endpoint", endpoint.url, "-o", str(tmp_path), "--only", "reasoning", "--limit", "1"]
@@ -151,7 +166,9 @@ def test_a_name_with_markup_or_escapes_neither_stops_nor_draws(tmp_path, capsys,
 @pytest.mark.parametrize(
     "url", ["http://h\nx", "http://h:99999", "http://[::1", "http://\u2100", "http://a..b", "http://h\x1b"]
 )
-def test_an_address_that_is_none_is_a_sentence_and_no_internal_error(tmp_path, capsys, url):
+def test_an_address_that_is_none_is_a_sentence_and_no_internal_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
     assert run(["eval", "--endpoint", url, "-o", str(tmp_path / "out")]) == 2
 
     said = capsys.readouterr().err

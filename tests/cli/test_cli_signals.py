@@ -45,13 +45,14 @@ def shards_fixture(tmp_path: Path) -> list[Path]:
 def merging(shards: list[Path], *options: str, **settings: object) -> "subprocess.Popen[str]":
     """A merge that is in the middle."""
     command = [sys.executable, "-c", WAITING, "merge", str(shards[0]), "-o", str(shards[0].parent / "out.gguf")]
-    process = subprocess.Popen(
+    process: subprocess.Popen[str] = subprocess.Popen(
         [*command, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **settings,  # type: ignore[call-overload]
     )
+    assert process.stdout is not None
     assert process.stdout.readline() == "copying\n"
     return process
 
@@ -100,7 +101,10 @@ def test_signal_in_a_merge_that_uses_shards_up_says_how_to_go_on(number: signal.
 
 
 def ignoring(number: signal.Signals) -> Callable[[], None]:
-    return lambda: signal.signal(number, signal.SIG_IGN) and None
+    def ignore() -> None:
+        signal.signal(number, signal.SIG_IGN)
+
+    return ignore
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])

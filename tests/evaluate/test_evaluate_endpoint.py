@@ -1,9 +1,14 @@
 """Whole evaluations over HTTP: an oracle scores 1, guessing scores chance, no kind of broken answer counts as right."""
 
+# A value that is None here fails the test by itself.
+# mypy: disable-error-code="union-attr, operator, index, misc"
+
 import json
 import random
 from contextlib import nullcontext
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import jsonschema
 import pytest
@@ -14,7 +19,7 @@ from dfqs.evaluate.prompts import read_code_set, read_reasoning_set
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, REASONING
 from dfqs.evaluate.store import Subject
-from dfqs.evaluate.suites import QUICK, STANDARD
+from dfqs.evaluate.suites import QUICK, STANDARD, Suite
 from dfqs.progress import no_progress
 from dfqs.report.markdown import render_markdown
 from dfqs.report.record import build_report
@@ -26,7 +31,14 @@ ALL = (REASONING, CODE, CONTEXT, BOUNDARY)
 SCHEMA = json.loads(SCHEMA_FILE.read_bytes())
 
 
-def run(answer: Answer, out, stages=ALL, suite=QUICK, limit=None, max_context=None) -> Report:
+def run(
+    answer: Answer,
+    out: Path,
+    stages: Any = ALL,
+    suite: Suite = QUICK,
+    limit: int | None = None,
+    max_context: int | None = None,
+) -> Report:
     with serve(answer) as endpoint:
         run_at(endpoint.url, out, stages, suite, limit, max_context)
     report = build_report(out)
@@ -36,7 +48,14 @@ def run(answer: Answer, out, stages=ALL, suite=QUICK, limit=None, max_context=No
     return report
 
 
-def run_at(url, out, stages=ALL, suite=QUICK, limit=None, max_context=None):
+def run_at(
+    url: str,
+    out: Path,
+    stages: Any = ALL,
+    suite: Suite = QUICK,
+    limit: int | None = None,
+    max_context: int | None = None,
+) -> None:
     request = Request(suite, stages, limit, max_context)
     longest = max(suite.context_lengths[-1], request.lengths[-1])
     with EndpointAnswerer(url, max_context=longest) as target:
@@ -44,7 +63,7 @@ def run_at(url, out, stages=ALL, suite=QUICK, limit=None, max_context=None):
         evaluate(target, subject, None, request, out, lambda stage: nullcontext(no_progress))
 
 
-def test_an_oracle_scores_one_on_every_set(tmp_path):
+def test_an_oracle_scores_one_on_every_set(tmp_path: Path) -> None:
     report = run(oracle(), tmp_path, suite=STANDARD)
 
     assert report.metrics.reasoning_score == 1.0
@@ -55,7 +74,7 @@ def test_an_oracle_scores_one_on_every_set(tmp_path):
     assert (report.details.reasoning.n, report.details.code.n, report.details.context.n) == (64, 32, [40] * 4)
 
 
-def test_an_endpoint_has_no_speed_and_the_report_says_why(tmp_path):
+def test_an_endpoint_has_no_speed_and_the_report_says_why(tmp_path: Path) -> None:
     report = run(oracle(), tmp_path, stages=(REASONING,), limit=2)
 
     assert report.metrics.cpu_tokens_per_sec is None
@@ -64,14 +83,14 @@ def test_an_endpoint_has_no_speed_and_the_report_says_why(tmp_path):
     assert report.reasons["code_score"] == "not measured"
 
 
-def test_a_report_of_an_endpoint_does_not_show_the_asking_machine_as_its_own(tmp_path):
+def test_a_report_of_an_endpoint_does_not_show_the_asking_machine_as_its_own(tmp_path: Path) -> None:
     text = render_markdown(run(oracle(), tmp_path, stages=(REASONING,), limit=2))
 
     assert "| machine | the endpoint's own, not known |" in text
     assert "processor" not in text
 
 
-def test_random_answers_score_chance(tmp_path):
+def test_random_answers_score_chance(tmp_path: Path) -> None:
     items = read_reasoning_set().items
     prompts = {read_reasoning_set().prompt(item.question): item for item in items}
     draw = random.Random(7)
@@ -88,7 +107,7 @@ def test_random_answers_score_chance(tmp_path):
     assert report.metrics.context_stability_curve == [0.0] * 4
 
 
-def test_empty_answers_score_zero_and_are_counted_as_empty(tmp_path):
+def test_empty_answers_score_zero_and_are_counted_as_empty(tmp_path: Path) -> None:
     report = run(lambda prompt: Reply(""), tmp_path)
 
     assert (report.metrics.reasoning_score, report.metrics.code_score) == (0.0, 0.0)
@@ -109,14 +128,16 @@ def test_empty_answers_score_zero_and_are_counted_as_empty(tmp_path):
         (Reply("Answer: 8", finish_reason="content_filter"), "content_filter"),
     ],
 )
-def test_an_endpoint_that_never_answers_properly_has_null_scores_with_the_reason(tmp_path, reply, reason):
+def test_an_endpoint_that_never_answers_properly_has_null_scores_with_the_reason(
+    tmp_path: Path, reply: Any, reason: str
+) -> None:
     report = run(lambda prompt: reply, tmp_path, stages=(REASONING, CODE), limit=2)
 
     assert (report.metrics.reasoning_score, report.metrics.code_score) == (None, None)
     assert reason in report.reasons["reasoning_score"]
 
 
-def test_an_endpoint_that_answers_no_question_has_no_boundary_and_not_one_of_0_tokens(tmp_path):
+def test_an_endpoint_that_answers_no_question_has_no_boundary_and_not_one_of_0_tokens(tmp_path: Path) -> None:
     refused = Reply(raw=b'{"error": {"message": "no such model"}}', status=500)
 
     report = run(lambda prompt: refused, tmp_path, stages=(CONTEXT, BOUNDARY))
@@ -125,7 +146,7 @@ def test_an_endpoint_that_answers_no_question_has_no_boundary_and_not_one_of_0_t
     assert "no such model" in report.reasons["failure_boundary_tokens"]
 
 
-def test_a_server_that_breaks_at_a_length_has_its_boundary_there_by_the_runtime(tmp_path):
+def test_a_server_that_breaks_at_a_length_has_its_boundary_there_by_the_runtime(tmp_path: Path) -> None:
     right = oracle()
 
     def breaks(prompt: str) -> Reply:
@@ -138,7 +159,7 @@ def test_a_server_that_breaks_at_a_length_has_its_boundary_there_by_the_runtime(
     assert "out of memory" in report.details.boundary.reason
 
 
-def test_html_in_between_counts_as_wrong_and_is_asked_again_next_time(tmp_path):
+def test_html_in_between_counts_as_wrong_and_is_asked_again_next_time(tmp_path: Path) -> None:
     right, asked = oracle(), []
 
     def flaky(prompt: str) -> Reply:
@@ -152,7 +173,7 @@ def test_html_in_between_counts_as_wrong_and_is_asked_again_next_time(tmp_path):
     assert (again.details.reasoning.right, len(asked)) == (8, 9)
 
 
-def test_half_a_character_in_an_answer_does_not_make_the_results_unreadable(tmp_path):
+def test_half_a_character_in_an_answer_does_not_make_the_results_unreadable(tmp_path: Path) -> None:
     # JSON may say "\\ud83d", and then no file can hold the text; the same from what generated code raises.
     code = "```python\ndef add_all(*a):\n    raise ValueError('\\ud83d')\n```\ud83d"
 
@@ -161,14 +182,14 @@ def test_half_a_character_in_an_answer_does_not_make_the_results_unreadable(tmp_
         assert (report.details.reasoning.wrong, report.details.code.wrong) == (1, 1)
 
 
-def test_an_endless_answer_is_cut_off_and_wrong(tmp_path):
+def test_an_endless_answer_is_cut_off_and_wrong(tmp_path: Path) -> None:
     report = run(lambda prompt: Reply(endless=True), tmp_path, stages=(REASONING,), limit=2)
 
     assert report.metrics.reasoning_score == 0.0
     assert report.details.reasoning.truncated == 2
 
 
-def test_an_answer_cut_at_the_cap_is_wrong_even_when_it_is_right(tmp_path):
+def test_an_answer_cut_at_the_cap_is_wrong_even_when_it_is_right(tmp_path: Path) -> None:
     right = oracle()
 
     report = run(lambda prompt: Reply(right(prompt).text, finish_reason="length"), tmp_path)
@@ -180,7 +201,7 @@ def test_an_answer_cut_at_the_cap_is_wrong_even_when_it_is_right(tmp_path):
     assert "| 1,024 | 0.000 | 0.000 to 0.088 | 40 | 0 | 40 | 0 | 0 |" in render_markdown(report)
 
 
-def test_a_server_with_a_shorter_context_gives_a_runtime_boundary_and_a_shorter_curve(tmp_path):
+def test_a_server_with_a_shorter_context_gives_a_runtime_boundary_and_a_shorter_curve(tmp_path: Path) -> None:
     right = oracle()
 
     def short(prompt: str) -> Reply:
@@ -196,7 +217,7 @@ def test_a_server_with_a_shorter_context_gives_a_runtime_boundary_and_a_shorter_
     assert 1536 < report.metrics.failure_boundary_tokens <= 2048
 
 
-def test_a_server_that_silently_cuts_the_prompt_is_found_out(tmp_path):
+def test_a_server_that_silently_cuts_the_prompt_is_found_out(tmp_path: Path) -> None:
     right = oracle()
 
     report = run(
@@ -209,7 +230,7 @@ def test_a_server_that_silently_cuts_the_prompt_is_found_out(tmp_path):
     assert "cut the prompt" in report.details.boundary.reason
 
 
-def test_a_model_that_forgets_has_its_boundary_found_by_score(tmp_path):
+def test_a_model_that_forgets_has_its_boundary_found_by_score(tmp_path: Path) -> None:
     right = oracle()
 
     def forgets(prompt: str) -> Reply:
@@ -224,21 +245,21 @@ def test_a_model_that_forgets_has_its_boundary_found_by_score(tmp_path):
     assert len(report.details.boundary.lengths) == 7
 
 
-def test_with_few_questions_the_boundary_is_null_with_the_reason(tmp_path):
+def test_with_few_questions_the_boundary_is_null_with_the_reason(tmp_path: Path) -> None:
     report = run(oracle(), tmp_path, stages=(BOUNDARY,), limit=5)
 
     assert report.metrics.failure_boundary_tokens is None
     assert "at least 40" in report.reasons["failure_boundary_tokens"]
 
 
-def test_max_context_takes_the_search_beyond_the_curve(tmp_path):
+def test_max_context_takes_the_search_beyond_the_curve(tmp_path: Path) -> None:
     report = run(oracle(), tmp_path, stages=(BOUNDARY,), max_context=13_000)
 
     assert [entry.length_tokens for entry in report.details.boundary.lengths] == [1024, 1536, 2048, 3072, 6144, 12288]
     assert report.metrics.failure_boundary_tokens == 12_288
 
 
-def test_a_server_that_goes_away_stops_the_work_and_the_same_call_goes_on(tmp_path):
+def test_a_server_that_goes_away_stops_the_work_and_the_same_call_goes_on(tmp_path: Path) -> None:
     with serve(oracle()) as endpoint:
         run_at(endpoint.url, tmp_path, stages=(REASONING,), limit=4)
     with pytest.raises(NetworkError, match="nothing answers"):
@@ -248,7 +269,7 @@ def test_a_server_that_goes_away_stops_the_work_and_the_same_call_goes_on(tmp_pa
     assert report.metrics.reasoning_score == 1.0
 
 
-def test_a_changed_condition_begins_a_new_run_and_says_which(tmp_path):
+def test_a_changed_condition_begins_a_new_run_and_says_which(tmp_path: Path) -> None:
     run(oracle(), tmp_path, stages=(REASONING,), limit=2)
     report = run(oracle(), tmp_path, stages=(REASONING,), limit=3)
 
@@ -256,12 +277,12 @@ def test_a_changed_condition_begins_a_new_run_and_says_which(tmp_path):
     assert any("items.reasoning: 2 -> 3" in notice for notice in report.notices)
 
 
-def test_a_model_that_the_endpoint_does_not_serve_is_refused(tmp_path):
+def test_a_model_that_the_endpoint_does_not_serve_is_refused(tmp_path: Path) -> None:
     with serve(oracle()) as endpoint, pytest.raises(UsageError, match="serves fake, not 'other'"):
         EndpointAnswerer(endpoint.url, model="other", max_context=1024).__enter__()
 
 
-def test_a_server_s_names_cannot_draw_on_the_terminal(monkeypatch):
+def test_a_server_s_names_cannot_draw_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "models", lambda self: ("evil\x1b[2J\ud800",))
     with EndpointAnswerer("http://127.0.0.1:9", max_context=1024) as target:
         assert target.info.name == "evil\\x1b[2J\\ud800"
@@ -270,7 +291,7 @@ def test_a_server_s_names_cannot_draw_on_the_terminal(monkeypatch):
     assert str(refused.value).isprintable()
 
 
-def test_hidden_tests_and_solutions_are_never_sent(tmp_path):
+def test_hidden_tests_and_solutions_are_never_sent(tmp_path: Path) -> None:
     with serve(oracle()) as endpoint:
         run_at(endpoint.url, tmp_path, stages=(CODE,))
     sent = "\n".join(endpoint.prompts)

@@ -1,6 +1,7 @@
 """Answers made to stop an evaluation: none of them ends it, takes it minutes, or passes."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def _repeated(piece: str) -> str:
 
 @pytest.mark.parametrize("piece", REPEATED)
 @pytest.mark.parametrize("kind", ["number", "word"])
-def test_finding_the_answer_takes_time_that_grows_with_the_text_and_not_with_its_square(piece, kind):
+def test_finding_the_answer_takes_time_that_grows_with_the_text_and_not_with_its_square(piece: str, kind: str) -> None:
     started = time.process_time()
 
     extract_answer(_repeated(piece), kind, "How many apples?", ("Ada", "Chen") if kind == "word" else ())
@@ -39,7 +40,7 @@ def test_finding_the_answer_takes_time_that_grows_with_the_text_and_not_with_its
 
 @pytest.mark.parametrize("before", ["", "import x\n"])
 @pytest.mark.parametrize("piece", REPEATED)
-def test_finding_the_code_takes_time_that_grows_with_the_text_and_not_with_its_square(piece, before):
+def test_finding_the_code_takes_time_that_grows_with_the_text_and_not_with_its_square(piece: str, before: str) -> None:
     started = time.process_time()
 
     extract_code(before + _repeated(piece), "f")
@@ -48,7 +49,7 @@ def test_finding_the_code_takes_time_that_grows_with_the_text_and_not_with_its_s
 
 
 @pytest.mark.parametrize("piece", ["{", "[a,", "{1:", "lambda f:", "f(", "f'{", "with ((a,", "-", "not ", "x if "])
-def test_brackets_in_brackets_do_not_keep_the_parser(piece):
+def test_brackets_in_brackets_do_not_keep_the_parser(piece: str) -> None:
     started = time.process_time()
 
     for depth in (90, 5000):
@@ -57,7 +58,7 @@ def test_brackets_in_brackets_do_not_keep_the_parser(piece):
     assert time.process_time() - started < PATIENCE_S
 
 
-def test_prose_behind_bare_code_is_cut_off_however_long_it_is():
+def test_prose_behind_bare_code_is_cut_off_however_long_it_is() -> None:
     prose = "\n".join(f"That's sentence {n} (of many" for n in range(2000))
 
     assert extract_code(f"Sure:\n\ndef f(a):\n    return a\n\n{prose}", "f") == "def f(a):\n    return a\n"
@@ -67,12 +68,12 @@ def test_prose_behind_bare_code_is_cut_off_however_long_it_is():
     ("text", "number"),
     [("9" * 4301, "9" * 4301), ("-0", "0"), ("0.0", "0"), ("1,200.0", "1200"), ("2.50", "2.5"), ("-7", "-7")],
 )
-def test_a_number_of_any_length_is_a_number(text, number):
+def test_a_number_of_any_length_is_a_number(text: Any, number: Any) -> None:
     assert normalise_number(text) == number
 
 
 @pytest.mark.parametrize("text", ["Answer: " + "9" * 4301, "Answer: " + "9" * 60_000, "Answer: 1" + ",000" * 2000])
-def test_an_answer_of_very_many_digits_is_wrong_and_not_the_end_of_the_evaluation(text):
+def test_an_answer_of_very_many_digits_is_wrong_and_not_the_end_of_the_evaluation(text: Any) -> None:
     item = read_reasoning_set().items[0]
     scored = score_reasoning(item, Completion(text=text, finish_reason="stop"))
 
@@ -83,7 +84,7 @@ def test_an_answer_of_very_many_digits_is_wrong_and_not_the_end_of_the_evaluatio
 @pytest.mark.parametrize(
     "error", [ValueError("\x1b[2J"), RecursionError(), MemoryError(), KeyError("x"), ZeroDivisionError()]
 )
-def test_an_answer_on_which_a_scorer_fails_is_wrong_with_the_cause(error):
+def test_an_answer_on_which_a_scorer_fails_is_wrong_with_the_cause(error: Any) -> None:
     def fails(completion: Completion) -> ScoredItem:
         raise error
 
@@ -94,7 +95,7 @@ def test_an_answer_on_which_a_scorer_fails_is_wrong_with_the_cause(error):
     assert scored.detail.isprintable()
 
 
-def test_a_sandbox_that_is_gone_is_no_verdict_on_an_answer():
+def test_a_sandbox_that_is_gone_is_no_verdict_on_an_answer() -> None:
     def fails(completion: Completion) -> ScoredItem:
         raise SandboxUnavailable("bubblewrap did not start")
 
@@ -102,7 +103,7 @@ def test_a_sandbox_that_is_gone_is_no_verdict_on_an_answer():
         judged(fails, "code", "one", Completion(text="x", finish_reason="stop"), {})
 
 
-def test_an_answer_that_keeps_to_no_cap_is_cut_before_it_is_judged_or_stored():
+def test_an_answer_that_keeps_to_no_cap_is_cut_before_it_is_judged_or_stored() -> None:
     item = read_reasoning_set().items[0]
     completion = Completion(text=f"Answer: {item.answer}\n" + "x" * ANSWER_LIMIT_CHARACTERS, finish_reason="stop")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,15 +22,16 @@ FORGETS_FROM = 1900
 class Partly:
     """Right on some, wrong on others, by the prompt alone; ends the process that asks at request `fatal`."""
 
-    def __init__(self, fatal=None):
+    def __init__(self, fatal: int | None = None) -> None:
         self.right = oracle()
         self.fatal = fatal
-        self.asked = []
-        self.process = None
+        self.asked: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, prompt: str) -> Reply:
         self.asked.append(prompt)
         if len(self.asked) == self.fatal:
+            assert self.process is not None
             os.kill(self.process.pid, signal.SIGKILL)
         reply = self.right(prompt)
         if len(prompt) // 4 > FORGETS_FROM or sum(prompt.encode()) % 5 == 0:
@@ -39,18 +41,19 @@ class Partly:
 
 def evaluate(answer: Partly, url: str, out: Path) -> int:
     command = [sys.executable, "-m", "dfqs.cli.main", "eval", "--endpoint", url, "-o", str(out), "--suite", "quick"]
-    answer.process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    answer.process.communicate()
-    return answer.process.returncode
+    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    answer.process = process
+    process.communicate()
+    return process.returncode
 
 
-def scores(out: Path):
+def scores(out: Path) -> Any:
     report = json.loads((out / "report.json").read_bytes())
     return {name: report[name] for name in ("metrics", "details", "reasons", "conditions", "artifact")}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("whole")
     answer = Partly()
     with serve(answer) as endpoint:
@@ -59,7 +62,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", KILLED_AT)
-def test_killed_in_a_stage_and_run_again_gives_the_same_scores(tmp_path, uninterrupted, stage):
+def test_killed_in_a_stage_and_run_again_gives_the_same_scores(tmp_path: Path, uninterrupted: Any, stage: Any) -> None:
     expected, requests, _ = uninterrupted
     answer = Partly(fatal=KILLED_AT[stage])
     with serve(answer) as endpoint:

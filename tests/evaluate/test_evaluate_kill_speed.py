@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ KILLED_EVAL = Path(__file__).parents[1] / "killed_eval.py"
 
 
 @pytest.fixture(params=["tiny_deepseek4", pytest.param("embedded_model", marks=pytest.mark.slow)])
-def model(request):
+def model(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
@@ -26,7 +27,7 @@ def model(request):
         pytest.param("notes", "bandwidth", 3, id="before the report", marks=pytest.mark.slow),
     ],
 )
-def test_killed_and_run_again_keeps_the_repeats(model, tmp_path, stage, key, repeats):
+def test_killed_and_run_again_keeps_the_repeats(model: Any, tmp_path: Path, stage: str, key: str, repeats: int) -> None:
     def evaluate(*fatal: str) -> subprocess.Popen[bytes]:
         arguments = [model, "-o", tmp_path, "--suite", "small", "--only", "speed", "--threads", "1"]
         process = subprocess.Popen([sys.executable, KILLED_EVAL, *fatal, *arguments], stdout=subprocess.DEVNULL)
@@ -71,7 +72,7 @@ def workers_of(pid: int) -> list[bytes]:
     return found
 
 
-def until(condition) -> None:
+def until(condition: Any) -> None:
     for _ in range(600):
         if condition():
             return

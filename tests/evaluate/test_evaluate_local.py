@@ -1,5 +1,8 @@
 """A model in a worker: an answer depends on its prompt alone, whatever was asked before and whatever is resumed."""
 
+# A value that is None here fails the test by itself.
+# mypy: disable-error-code="union-attr, operator, index, misc"
+
 import json
 import os
 import signal
@@ -7,6 +10,8 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,19 +32,19 @@ TINY = Suite("quick", 2, 2, (256, 512), 3, 8, 2, 32, 64)
 
 
 @pytest.fixture(scope="module", params=["tiny_deepseek4", pytest.param("smollm2_gguf", marks=pytest.mark.slow)])
-def model(request):
+def model(request: pytest.FixtureRequest) -> Any:
     """An architecture whose cache cannot be rolled back, and one whose can."""
     return request.getfixturevalue(request.param)
 
 
-def ask(target, length, keep=slice(None)) -> list[Completion]:
+def ask(target: Any, length: int, keep: Any = slice(None)) -> list[Completion]:
     questions = target.plan_length(VOCABULARY, length, 3)[keep]
     answers: dict[int, Completion] = {}
     target.ask(VOCABULARY, length, questions, 16, lambda index, completion: answers.update({index: completion}))
     return [answers[index] for index in range(len(questions))]
 
 
-def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model):
+def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model: Any) -> None:
     with LocalAnswerer(model, threads=1, max_context=2048) as target:
         short, long = ask(target, 560), ask(target, 1100)
         again = ask(target, 560)
@@ -51,14 +56,14 @@ def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model):
     assert len({answer.text for answer in long}) > 1
 
 
-def test_a_length_includes_its_question_and_answer(tiny_deepseek4):
+def test_a_length_includes_its_question_and_answer(tiny_deepseek4: Path) -> None:
     with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
         used = [answer.prompt_tokens + answer.generated_tokens for answer in ask(target, 400)]
 
     assert 400 - 120 < max(used) <= 400
 
 
-def test_answers_to_prompts_do_not_depend_on_their_order(tiny_deepseek4):
+def test_answers_to_prompts_do_not_depend_on_their_order(tiny_deepseek4: Path) -> None:
     prompts = ["Count to three.", "Name a colour.", "Say yes."]
     with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
         forwards = [target.complete(prompt, 6) for prompt in prompts]
@@ -67,8 +72,9 @@ def test_answers_to_prompts_do_not_depend_on_their_order(tiny_deepseek4):
     assert forwards == backwards[::-1]
 
 
-def test_a_length_beyond_the_trained_context_is_refused_and_reported(smollm2_gguf):
+def test_a_length_beyond_the_trained_context_is_refused_and_reported(smollm2_gguf: Path) -> None:
     trained = read_header(smollm2_gguf).metadata["llama.context_length"]
+    assert isinstance(trained, int)
     with LocalAnswerer(smollm2_gguf, threads=1, max_context=4 * trained) as target:
         assert target.info.context_tokens == trained
         assert f"{trained:,}" in target.info.notices[0]
@@ -76,7 +82,7 @@ def test_a_length_beyond_the_trained_context_is_refused_and_reported(smollm2_ggu
             target.plan_length(VOCABULARY, trained + 1, 4)
 
 
-def test_a_prompt_longer_than_the_context_is_cut_off_and_not_right(smollm2_gguf):
+def test_a_prompt_longer_than_the_context_is_cut_off_and_not_right(smollm2_gguf: Path) -> None:
     with LocalAnswerer(smollm2_gguf, threads=1, max_context=2048) as target:
         completion = target.complete("word " * 3000, 4)
 
@@ -84,14 +90,14 @@ def test_a_prompt_longer_than_the_context_is_cut_off_and_not_right(smollm2_gguf)
     assert completion.refusal() == "truncated"
 
 
-def test_a_worker_that_died_is_started_again(smollm2_gguf):
+def test_a_worker_that_died_is_started_again(smollm2_gguf: Path) -> None:
     with LocalAnswerer(smollm2_gguf, threads=1, max_context=2048) as target:
         before = target.complete("Say yes.", 4)
         target.close()
         assert target.complete("Say yes.", 4) == before
 
 
-def test_all_stages_of_a_local_model_end_in_a_report(tiny_deepseek4, tmp_path):
+def test_all_stages_of_a_local_model_end_in_a_report(tiny_deepseek4: Path, tmp_path: Path) -> None:
     stages = (REASONING, CONTEXT, BOUNDARY, SPEED)
     with LocalAnswerer(tiny_deepseek4, threads=1, max_context=512) as target:
         subject = Subject(kind="file", name=target.info.name, location=str(tiny_deepseek4))
@@ -109,7 +115,9 @@ def test_all_stages_of_a_local_model_end_in_a_report(tiny_deepseek4, tmp_path):
     assert report.conditions.score.template_sha256 is not None
 
 
-def test_a_model_without_chat_template_is_asked_in_plain_text_and_the_report_can_say_so(smollm2_gguf, tmp_path):
+def test_a_model_without_chat_template_is_asked_in_plain_text_and_the_report_can_say_so(
+    smollm2_gguf: Path, tmp_path: Path
+) -> None:
     without = tmp_path / "without.gguf"
     without.write_bytes(smollm2_gguf.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_nothing_", 1))
     with LocalAnswerer(without, threads=1, max_context=1024) as target:
@@ -122,7 +130,9 @@ def test_a_model_without_chat_template_is_asked_in_plain_text_and_the_report_can
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [3, 6], ids=["reasoning", "context"])
-def test_killed_with_minus_9_and_run_again_a_local_model_has_the_same_scores(smollm2_gguf, tmp_path, lines):
+def test_killed_with_minus_9_and_run_again_a_local_model_has_the_same_scores(
+    smollm2_gguf: Path, tmp_path: Path, lines: int
+) -> None:
     # Two notes, two reasoning items, then the plan and the questions of the first length.
     command = [sys.executable, "-m", "dfqs.cli.main", "eval", str(smollm2_gguf), "--suite", "quick", "--limit", "2"]
     command += ["--only", "reasoning,context", "-o"]

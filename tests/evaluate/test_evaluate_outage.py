@@ -1,17 +1,23 @@
 """What a server says once is no boundary: only listed refusals are, everything else is asked again."""
 
+# A value that is None here fails the test by itself.
+# mypy: disable-error-code="union-attr, operator, index, misc"
+
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from test_evaluate_endpoint import run
 
-from dfqs.errors import EndpointFault
+from dfqs.errors import EndpointError, EndpointFault
 from dfqs.evaluate import endpoint as endpoint_module
 from dfqs.evaluate.answerer import LengthFailure
 from dfqs.evaluate.boundary import LengthResult, find_boundary
 from dfqs.evaluate.endpoint import EndpointAnswerer
+from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import BOUNDARY, CONTEXT, REASONING
 from dfqs.evaluate.statistics import Count
@@ -24,19 +30,19 @@ from evaluate_server import Reply, oracle, serve
 
 
 @pytest.fixture(autouse=True)
-def quick_retries(monkeypatch):
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_module, "RETRY_WAITS_S", (0.01, 0.01))
 
 
-def refused(body, status):
+def refused(body: object, status: int) -> Any:
     return Reply(raw=json.dumps(body).encode(), status=status, content_type="application/json")
 
 
-def failing(answer, places):
+def failing(answer: Any, places: Any) -> Any:
     """`answer`, but for the requests of those numbers."""
     asked = []
 
-    def flaky(prompt):
+    def flaky(prompt: str) -> Any:
         asked.append(prompt)
         return places[len(asked)] if len(asked) in places else answer(prompt)
 
@@ -54,7 +60,7 @@ def failing(answer, places):
         ({"error": {"message": "This model's maximum context length is 10 tokens. However, no."}}, 500),
     ],
 )
-def test_one_transient_error_changes_nothing(tmp_path, body, status):
+def test_one_transient_error_changes_nothing(tmp_path: Path, body: Any, status: int) -> None:
     flaky, _ = failing(oracle(), {60: refused(body, status)})
 
     report = run(flaky, tmp_path, stages=(CONTEXT, BOUNDARY))
@@ -63,10 +69,10 @@ def test_one_transient_error_changes_nothing(tmp_path, body, status):
     assert (report.metrics.failure_boundary_tokens, report.details.boundary.cause) == (3072, "none")
 
 
-def test_an_outage_in_the_middle_is_null_with_the_reason_and_the_next_run_asks_again(tmp_path):
+def test_an_outage_in_the_middle_is_null_with_the_reason_and_the_next_run_asks_again(tmp_path: Path) -> None:
     right, down = oracle(), [False]
 
-    def answer(prompt):
+    def answer(prompt: str) -> Any:
         down[0] = down[0] or len(prompt) // 4 > 1700
         return refused({"error": {"message": "context canceled"}}, 500) if down[0] else right(prompt)
 
@@ -91,7 +97,7 @@ def test_an_outage_in_the_middle_is_null_with_the_reason_and_the_next_run_asks_a
         Reply(raw=b'data: {"error": {"message": "try again"}}\n\n'),
     ],
 )
-def test_an_answer_that_cannot_be_decoded_never_ends_the_evaluation(tmp_path, reply):
+def test_an_answer_that_cannot_be_decoded_never_ends_the_evaluation(tmp_path: Path, reply: Any) -> None:
     report = run(lambda _prompt: reply, tmp_path, stages=(REASONING,), limit=2)
 
     assert report.metrics.reasoning_score is None
@@ -99,7 +105,7 @@ def test_an_answer_that_cannot_be_decoded_never_ends_the_evaluation(tmp_path, re
 
 
 @pytest.mark.parametrize("finish", ["\x1b]0;OWNED\x07\x1b[31mred", "a\u202eb", "eos", ""])
-def test_a_finish_reason_cannot_draw_on_the_terminal(finish):
+def test_a_finish_reason_cannot_draw_on_the_terminal(finish: str) -> None:
     with serve(lambda _prompt: Reply("x", finish_reason=finish)) as endpoint:
         completion = EndpointAnswerer(endpoint.url, max_context=1024).complete("q", 8)
 
@@ -108,7 +114,7 @@ def test_a_finish_reason_cannot_draw_on_the_terminal(finish):
 
 
 @pytest.mark.parametrize(("finish", "kept"), [("eos_token", "stop"), ("stop_sequence", "stop"), ("length", "length")])
-def test_finish_reasons_are_stored_in_the_words_of_the_field(finish, kept):
+def test_finish_reasons_are_stored_in_the_words_of_the_field(finish: str, kept: str) -> None:
     with serve(lambda _prompt: Reply("x", finish_reason=finish)) as endpoint:
         assert EndpointAnswerer(endpoint.url, max_context=1024).complete("q", 8).finish_reason == kept
 
@@ -138,7 +144,7 @@ def test_finish_reasons_are_stored_in_the_words_of_the_field(finish, kept):
         (400, {"error": {"message": "prompt is too long: 9000 tokens > 8192 maximum"}}),
     ],
 )
-def test_the_listed_refusals_mean_that_the_context_is_too_long(status, body):
+def test_the_listed_refusals_mean_that_the_context_is_too_long(status: int, body: Any) -> None:
     assert is_context_refusal(read_refusal(status, json.dumps(body).encode()))
 
 
@@ -155,22 +161,23 @@ def test_the_listed_refusals_mean_that_the_context_is_too_long(status, body):
         (400, None),
     ],
 )
-def test_nothing_else_means_it(status, body):
+def test_nothing_else_means_it(status: int, body: Any) -> None:
     assert not is_context_refusal(read_refusal(status, json.dumps(body).encode()))
 
 
-def test_a_listed_refusal_carries_its_kind_to_the_caller():
+def test_a_listed_refusal_carries_its_kind_to_the_caller() -> None:
     said = refused({"error": {"type": "exceed_context_size_error", "message": "too long"}}, 400)
     with serve(lambda _prompt: said) as endpoint, pytest.raises(Exception, match="too long") as failed:
         EndpointAnswerer(endpoint.url, max_context=1024)._attempt("q", 8, lambda *_: None)
 
+    assert isinstance(failed.value, EndpointError)
     assert failed.value.fault is EndpointFault.CONTEXT_EXCEEDED
 
 
-def test_one_strange_count_of_tokens_is_no_cut_prompt(tmp_path):
+def test_one_strange_count_of_tokens_is_no_cut_prompt(tmp_path: Path) -> None:
     right, asked = oracle(), []
 
-    def once(prompt):
+    def once(prompt: str) -> Any:
         asked.append(prompt)
         return Reply(right(prompt).text, prompt_tokens=3 if len(asked) == 60 else None)
 
@@ -181,15 +188,17 @@ def test_one_strange_count_of_tokens_is_no_cut_prompt(tmp_path):
 
 
 @pytest.mark.parametrize(("crashes", "failed"), [(1, False), (2, True)])
-def test_a_runtime_that_is_killed_once_is_asked_again_before_the_length_has_failed(tmp_path, crashes, failed):
+def test_a_runtime_that_is_killed_once_is_asked_again_before_the_length_has_failed(
+    tmp_path: Path, crashes: int, failed: bool
+) -> None:
     left = [crashes]
 
     class Dies(EndpointAnswerer):
-        def ask(self, vocabulary, length_tokens, *rest):
+        def ask(self, vocabulary: ContextVocabulary, length_tokens: int, *rest: Any, **named: Any) -> None:
             if length_tokens == 1536 and left[0]:
                 left[0] -= 1
                 raise LengthFailure("the worker was killed (SIGKILL)", may_pass=True)
-            super().ask(vocabulary, length_tokens, *rest)
+            super().ask(vocabulary, length_tokens, *rest, **named)
 
     with serve(oracle()) as endpoint, Dies(endpoint.url, max_context=3072) as target:
         subject = Subject(kind="endpoint", name="fake", location="here")
@@ -201,13 +210,13 @@ def test_a_runtime_that_is_killed_once_is_asked_again_before_the_length_has_fail
     assert ("1536" in curve.not_measured) == failed
 
 
-def boundary_of(results):
+def boundary_of(results: Any) -> Any:
     return find_boundary(
         lambda length: results.get(length, replace(results[1024], length_tokens=length)), sorted(results)
     )
 
 
-def test_questions_without_an_answer_are_no_fall():
+def test_questions_without_an_answer_are_no_fall() -> None:
     good = LengthResult(1024, Count(38, 40))
     outage = LengthResult(2048, Count(5, 40), unanswered=33)
 
@@ -220,7 +229,7 @@ def test_questions_without_an_answer_are_no_fall():
     assert boundary_of({1024: good, 2048: fall, 4096: LengthResult(4096, Count(2, 40))}).cause == "score"
 
 
-def test_a_shortest_length_that_was_hardly_answered_is_no_boundary_of_zero():
+def test_a_shortest_length_that_was_hardly_answered_is_no_boundary_of_zero() -> None:
     boundary = boundary_of(
         {1024: LengthResult(1024, Count(2, 40), unanswered=38), 2048: LengthResult(2048, Count(0, 40))}
     )

@@ -1,13 +1,18 @@
 """Frozen sets: their bytes, where the answers come from, and that one changed byte is refused."""
 
+# A value that is None here fails the test by itself.
+# mypy: disable-error-code="union-attr, operator, index, misc"
+
 import ast
 import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from datetime import date, timedelta
 from itertools import pairwise, permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +23,7 @@ from dfqs.evaluate import prompts
 from dfqs.evaluate.context import document, fitting_notes, is_right, note, plan_questions
 from dfqs.evaluate.prompts import freeze, generate
 
-READERS = {
+READERS: dict[str, Callable[..., Any]] = {
     "reasoning": prompts.read_reasoning_set,
     "code": prompts.read_code_set,
     "context": prompts.read_context_set,
@@ -39,7 +44,7 @@ def copied_sets(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_byte_of_a_set_is_covered_by_its_hash(copied_sets, name):
+def test_every_byte_of_a_set_is_covered_by_its_hash(copied_sets: Any, name: str) -> None:
     read = READERS[name]
     entry = read(copied_sets).entry
     path = copied_sets / entry.file
@@ -54,7 +59,7 @@ def test_every_byte_of_a_set_is_covered_by_its_hash(copied_sets, name):
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("field", ["instruction", "max_tokens", "version"])
-def test_the_words_around_the_items_and_the_token_cap_are_covered_too(copied_sets, name, field):
+def test_the_words_around_the_items_and_the_token_cap_are_covered_too(copied_sets: Any, name: str, field: str) -> None:
     path = copied_sets / "manifest.json"
     manifest = json.loads(path.read_bytes())
     entry = next(entry for entry in manifest["sets"] if entry["name"] == name)
@@ -66,30 +71,30 @@ def test_the_words_around_the_items_and_the_token_cap_are_covered_too(copied_set
 
 
 @pytest.mark.parametrize("file", ["reasoning.jsonl", "manifest.json"])
-def test_a_missing_file_is_refused(copied_sets, file):
+def test_a_missing_file_is_refused(copied_sets: Any, file: str) -> None:
     (copied_sets / file).unlink()
 
     with pytest.raises(Exception, match=re.escape(file)):
         prompts.read_reasoning_set(copied_sets)
 
 
-def test_the_frozen_hashes_are_the_published_ones():
+def test_the_frozen_hashes_are_the_published_ones() -> None:
     assert {name: read().sha256 for name, read in READERS.items()} == PUBLISHED
 
 
-def test_the_generator_reproduces_the_reasoning_set_byte_for_byte():
+def test_the_generator_reproduces_the_reasoning_set_byte_for_byte() -> None:
     frozen = (prompts.DIRECTORY / "reasoning.jsonl").read_bytes()
 
     assert generate.jsonl(generate.reasoning_items()) == frozen
 
 
-def test_the_manifest_is_what_the_files_give():
+def test_the_manifest_is_what_the_files_give() -> None:
     assert freeze.build_manifest(prompts.DIRECTORY).model_dump(mode="json") == json.loads(
         (prompts.DIRECTORY / "manifest.json").read_bytes()
     )
 
 
-def test_sets_have_the_promised_sizes_and_every_prefix_of_16_is_balanced():
+def test_sets_have_the_promised_sizes_and_every_prefix_of_16_is_balanced() -> None:
     reasoning = prompts.read_reasoning_set().items
 
     assert len(reasoning) == 64
@@ -101,7 +106,7 @@ def test_sets_have_the_promised_sizes_and_every_prefix_of_16_is_balanced():
     assert [item.level for item in prompts.read_code_set().items[:6]] == [1, 2, 3, 1, 2, 3]
 
 
-def test_answers_are_right_by_another_way_of_computing_them():
+def test_answers_are_right_by_another_way_of_computing_them() -> None:
     checked = 0
     for item in prompts.read_reasoning_set().items:
         answer = _solve(item)
@@ -111,15 +116,16 @@ def test_answers_are_right_by_another_way_of_computing_them():
     assert checked == 64
 
 
-def test_an_ordering_question_has_exactly_one_answer():
+def test_an_ordering_question_has_exactly_one_answer() -> None:
     for item in prompts.read_reasoning_set().items:
         if item.family == "ordering":
             assert len(_orders(item)) == 1
 
 
-def test_code_tests_are_python_that_only_asserts():
+def test_code_tests_are_python_that_only_asserts() -> None:
     for item in prompts.read_code_set().items:
         (function,) = ast.parse(item.tests).body
+        assert isinstance(function, ast.FunctionDef)
         assert function.name == "check"
         assert all(isinstance(statement, ast.Assert) for statement in function.body)
         assert f"def {item.entry_point}(" in item.prompt
@@ -130,30 +136,30 @@ VOCABULARY = prompts.read_context_set().items[0]
 
 @settings(deadline=None)
 @given(st.integers(0, 60_000), st.integers(1, 100))
-def test_no_two_notes_of_a_document_share_a_name(index, distance):
+def test_no_two_notes_of_a_document_share_a_name(index: int, distance: Any) -> None:
     assert note(VOCABULARY, index).question != note(VOCABULARY, index + distance).question
 
 
-def test_the_document_made_of_the_frozen_words_is_frozen_too():
+def test_the_document_made_of_the_frozen_words_is_frozen_too() -> None:
     digest = hashlib.sha256(document(VOCABULARY, 1000).encode()).hexdigest()
 
     assert digest == "b7ac1786fa2479fdc5e4f56661210ad678a88bb5c6b8cedd630449c26996b3a6"
 
 
-def test_a_shorter_document_is_the_beginning_of_a_longer_one():
+def test_a_shorter_document_is_the_beginning_of_a_longer_one() -> None:
     assert document(VOCABULARY, 200).startswith(document(VOCABULARY, 50))
 
 
 @settings(deadline=None)
 @given(st.integers(0, 5000))
-def test_a_document_fits_its_budget_and_one_more_note_would_not(budget):
+def test_a_document_fits_its_budget_and_one_more_note_would_not(budget: Any) -> None:
     notes = fitting_notes(VOCABULARY, lambda text: len(text.split()), budget)
 
     used = sum(len(note(VOCABULARY, index).text.split()) for index in range(notes + 1))
     assert used - len(note(VOCABULARY, notes).text.split()) <= budget < used
 
 
-def test_questions_cover_depths_from_0_to_100_percent_and_ask_for_different_facts():
+def test_questions_cover_depths_from_0_to_100_percent_and_ask_for_different_facts() -> None:
     questions = plan_questions(VOCABULARY, 55, 40)
 
     depths = [question.depth for question in questions]
@@ -162,13 +168,13 @@ def test_questions_cover_depths_from_0_to_100_percent_and_ask_for_different_fact
     assert len({question.note.index for question in questions}) == 40
 
 
-def test_a_document_with_fewer_facts_than_questions_gets_fewer_questions():
+def test_a_document_with_fewer_facts_than_questions_gets_fewer_questions() -> None:
     assert len(plan_questions(VOCABULARY, 7, 40)) == 7
     assert plan_questions(VOCABULARY, 0, 40) == ()
     assert [question.depth for question in plan_questions(VOCABULARY, 1, 40)] == [0.0]
 
 
-def test_an_answer_that_lists_several_codes_is_wrong():
+def test_an_answer_that_lists_several_codes_is_wrong() -> None:
     assert is_right("The code is 4821.", "4821")
     assert is_right("4821, yes 4821", "4821")
     assert not is_right("4821 or 4822", "4821")
@@ -176,14 +182,14 @@ def test_an_answer_that_lists_several_codes_is_wrong():
     assert not is_right("", "4821")
 
 
-def _orders(item):
+def _orders(item: Any) -> Any:
     clues = re.findall(r"(\w+) is (\w+) than (\w+)\.", item.question)
     up = {"taller", "older", "faster"}
     pairs = [(a, b) if word in up else (b, a) for a, word, b in clues]
     return [order for order in permutations(item.choices) if all(order.index(a) < order.index(b) for a, b in pairs)]
 
 
-def _solve(item):
+def _solve(item: Any) -> Any:
     numbers = [int(n) for n in re.findall(r"\d+", item.question)]
     if item.family == "ordering":
         (order,) = _orders(item)
@@ -218,7 +224,7 @@ def _solve(item):
     return str(_next(numbers))
 
 
-def _next(numbers):
+def _next(numbers: Any) -> Any:
     steps = [b - a for a, b in pairwise(numbers)]
     if len(set(steps)) == 1:
         return numbers[-1] + steps[0]
@@ -229,7 +235,7 @@ def _next(numbers):
     return numbers[-1] + steps[-1] + (steps[-1] - steps[-2])
 
 
-def _solve_calendar(text, numbers):
+def _solve_calendar(text: str, numbers: Any) -> Any:
     week = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
     if "train" in text:
         total = numbers[0] * 60 + numbers[1] + numbers[2] + (numbers[3] if "stands" in text else 0)

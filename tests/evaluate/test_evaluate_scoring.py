@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def done(text: str, finish_reason: str = "stop") -> Completion:
         ("Answer:\n42", "42"),
     ],
 )
-def test_numbers_are_found_in_the_forms_that_models_use(output, answer):
+def test_numbers_are_found_in_the_forms_that_models_use(output: str, answer: Any) -> None:
     assert extract_answer(output, "number", "How many apples does she have?") == answer
 
 
@@ -61,7 +62,7 @@ def test_numbers_are_found_in_the_forms_that_models_use(output, answer):
         ("Answer: 3", None),
     ],
 )
-def test_a_name_counts_only_when_it_is_the_only_one_named(output, answer):
+def test_a_name_counts_only_when_it_is_the_only_one_named(output: str, answer: Any) -> None:
     assert extract_answer(output, "word", "Ada is taller than Chen. Who is tallest?", NAMES) == answer
 
 
@@ -76,18 +77,18 @@ def test_a_name_counts_only_when_it_is_the_only_one_named(output, answer):
         ("Answer: 25:10", None),
     ],
 )
-def test_clock_times_are_brought_to_24_hours(output, answer):
+def test_clock_times_are_brought_to_24_hours(output: str, answer: Any) -> None:
     assert extract_answer(output, "time", "A train leaves at 14:00.") == answer
 
 
-def test_a_repeated_question_is_no_answer():
+def test_a_repeated_question_is_no_answer() -> None:
     question = "Today is Wednesday. Which day of the week is it 2 days from now?"
 
     assert extract_answer("Today is Wednesday.", "word", question, ("Wednesday", "Friday")) is None
     assert extract_answer("It is Friday.", "word", question, ("Wednesday", "Friday")) == "Friday"
 
 
-def test_the_extractor_agrees_with_a_person_on_real_outputs():
+def test_the_extractor_agrees_with_a_person_on_real_outputs() -> None:
     # The labels were committed first and are not changed; what stays wrong is listed in docs/evaluation.md.
     items = {item.id: item for item in read_reasoning_set().items}
     rows = [json.loads(line) for line in (DATA / "extraction_labels.jsonl").read_text().splitlines()]
@@ -106,7 +107,7 @@ def test_the_extractor_agrees_with_a_person_on_real_outputs():
 
 
 @pytest.mark.parametrize("reason", ["length", "context", "error"])
-def test_an_answer_that_was_cut_off_is_wrong_even_when_it_says_the_right_thing(reason):
+def test_an_answer_that_was_cut_off_is_wrong_even_when_it_says_the_right_thing(reason: str) -> None:
     item = read_reasoning_set().items[0]
 
     scored = score_reasoning(item, done(f"Answer: {item.answer}", reason))
@@ -115,13 +116,13 @@ def test_an_answer_that_was_cut_off_is_wrong_even_when_it_says_the_right_thing(r
     assert scored.verdict is (Verdict.UNUSABLE if reason == "error" else Verdict.TRUNCATED)
 
 
-def test_an_empty_answer_is_counted_as_empty_and_wrong():
+def test_an_empty_answer_is_counted_as_empty_and_wrong() -> None:
     scored = score_reasoning(read_reasoning_set().items[0], done(" \n"))
 
     assert (scored.verdict, scored.right) == (Verdict.EMPTY, False)
 
 
-def test_an_oracle_scores_one_and_a_wrong_answer_zero_on_every_reasoning_item():
+def test_an_oracle_scores_one_and_a_wrong_answer_zero_on_every_reasoning_item() -> None:
     items = read_reasoning_set().items
     for item in items:
         for form in ("Answer: {}", "The answer is {}.", "Let us see.\n\n**Answer:** {}"):
@@ -131,7 +132,7 @@ def test_an_oracle_scores_one_and_a_wrong_answer_zero_on_every_reasoning_item():
         assert not score_reasoning(item, done(f"Answer: {wrong}")).right, item.id
 
 
-def test_answering_every_choice_in_turn_scores_exactly_chance():
+def test_answering_every_choice_in_turn_scores_exactly_chance() -> None:
     for item in read_reasoning_set().items:
         if item.choices:
             hits = [score_reasoning(item, done(f"Answer: {choice}")).right for choice in item.choices]
@@ -152,10 +153,11 @@ def test_answering_every_choice_in_turn_scores_exactly_chance():
         "1. Like so:\n   ```python\ndef f(a):\n    return a\n   ```",
     ],
 )
-def test_the_function_is_found_however_it_is_wrapped(output):
+def test_the_function_is_found_however_it_is_wrapped(output: str) -> None:
     source = extract_code(output, "f")
 
-    namespace = {}
+    assert source is not None
+    namespace: dict[str, Any] = {}
     exec(source, namespace)  # written above, not generated
     assert namespace["f"](7) == 7
 
@@ -163,11 +165,11 @@ def test_the_function_is_found_however_it_is_wrapped(output):
 @pytest.mark.parametrize(
     "output", ["", "I cannot.", "```python\nx = 1\n```", "def g(a):\n    return a", "def f(a:\n  ("]
 )
-def test_an_answer_without_the_function_has_no_code(output):
+def test_an_answer_without_the_function_has_no_code(output: str) -> None:
     assert extract_code(output, "f") is None
 
 
-def test_code_problems_do_not_give_away_their_tests():
+def test_code_problems_do_not_give_away_their_tests() -> None:
     for item in read_code_set().items:
         assert "assert" not in item.prompt
         assert item.tests.count("assert candidate(") >= 3, item.id

@@ -1,5 +1,10 @@
 """Intervals and the rule of the failure boundary, against published and exact numbers."""
 
+# A value that is None here fails the test by itself.
+# mypy: disable-error-code="union-attr, operator, index, misc"
+
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +22,7 @@ from dfqs.evaluate.statistics import (
 
 @settings(deadline=None)
 @given(st.integers(2, 400), st.data())
-def test_wilson_agrees_with_scipy(total, data):
+def test_wilson_agrees_with_scipy(total: int, data: Any) -> None:
     right = data.draw(st.integers(0, total))
 
     expected = binomtest(right, total).proportion_ci(method="wilson")
@@ -25,12 +30,12 @@ def test_wilson_agrees_with_scipy(total, data):
     assert wilson_interval(Count(right, total)) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_fewer_than_two_observations_have_no_interval_and_none_no_score():
+def test_fewer_than_two_observations_have_no_interval_and_none_no_score() -> None:
     assert wilson_interval(Count(1, 1)) is None
     assert Count(0, 0).score is None
 
 
-def test_an_interval_never_has_zero_width_and_never_leaves_0_to_1():
+def test_an_interval_never_has_zero_width_and_never_leaves_0_to_1() -> None:
     for total in (2, 10, 64):
         for right in (0, total):
             low, high = wilson_interval(Count(right, total))
@@ -50,11 +55,11 @@ def test_an_interval_never_has_zero_width_and_never_leaves_0_to_1():
         ((0, 40), (0, 40), False),
     ],
 )
-def test_below_half_needs_evidence(shortest, longer, expected):
+def test_below_half_needs_evidence(shortest: Any, longer: Any, expected: bool) -> None:
     assert below_half(Count(*shortest), Count(*longer)) is expected
 
 
-def test_below_half_by_hand():
+def test_below_half_by_hand() -> None:
     # one-sided 95 %, z = 1.6449: Wilson upper of 12/40 = 0.4316, lower of 40/40 = 0.9366;
     # 0.30 - 0.50 + sqrt(0.1316^2 + 0.0317^2) = -0.0646
     assert below_half(Count(40, 40), Count(12, 40), 0.95)
@@ -64,23 +69,23 @@ def test_below_half_by_hand():
 
 @settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 30))
-def test_more_looks_never_make_a_failure_easier_to_show(first, second, looks):
+def test_more_looks_never_make_a_failure_easier_to_show(first: Any, second: Any, looks: Any) -> None:
     shown_after_many = below_half(Count(first, 40), Count(second, 40), corrected_confidence(looks))
 
     assert not shown_after_many or below_half(Count(first, 40), Count(second, 40))
 
 
-def test_a_score_from_which_no_fall_could_be_shown_is_recognised():
+def test_a_score_from_which_no_fall_could_be_shown_is_recognised() -> None:
     assert can_show_a_fall(Count(40, 40), 40, 0.95)
     assert not can_show_a_fall(Count(3, 40), 40, 0.95)
 
 
-def test_correction_keeps_the_whole_at_95_percent():
+def test_correction_keeps_the_whole_at_95_percent() -> None:
     assert corrected_confidence(1) == pytest.approx(0.95)
     assert corrected_confidence(5) == pytest.approx(0.99)
 
 
-def test_percentiles_interpolate_between_ranks():
+def test_percentiles_interpolate_between_ranks() -> None:
     assert percentile([1, 2, 3, 4], 50) == 2.5
     assert percentile([5.0], 99) == 5.0
     assert percentile([], 50) is None

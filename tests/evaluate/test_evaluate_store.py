@@ -1,6 +1,8 @@
 """Results on disk: torn lines, damage, a second writer, changed conditions."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,14 +14,14 @@ from dfqs.evaluate.store import RunRecord, latest_run, open_store, read_lines
 from evaluate_runs import CONDITIONS, SUBJECT
 
 
-def opened(out, subject=SUBJECT, conditions=CONDITIONS, threads=None):
+def opened(out: Path, subject: Any = SUBJECT, conditions: Any = CONDITIONS, threads: int | None = None) -> Any:
     planned = RunRecord(
         subject=subject, conditions=conditions, threads=threads, curve_lengths=(1024,), decode_repeats=3
     )
     return open_store(out, planned)
 
 
-def test_what_was_stored_is_there_after_reopening_and_the_last_of_a_key_counts(tmp_path):
+def test_what_was_stored_is_there_after_reopening_and_the_last_of_a_key_counts(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.append("a", "1", {"x": 1})
         store.append("a", "2", {"x": 2})
@@ -31,7 +33,7 @@ def test_what_was_stored_is_there_after_reopening_and_the_last_of_a_key_counts(t
 
 @settings(deadline=None, max_examples=40)
 @given(cut=st.integers(1, 200))
-def test_a_file_cut_anywhere_loses_at_most_its_last_line(tmp_path_factory, cut):
+def test_a_file_cut_anywhere_loses_at_most_its_last_line(tmp_path_factory: pytest.TempPathFactory, cut: Any) -> None:
     out = tmp_path_factory.mktemp("store")
     with opened(out) as store:
         for number in range(4):
@@ -49,7 +51,7 @@ def test_a_file_cut_anywhere_loses_at_most_its_last_line(tmp_path_factory, cut):
     assert length == path.stat().st_size
 
 
-def test_a_last_line_of_garbage_is_forgotten_and_one_in_the_middle_is_refused(tmp_path):
+def test_a_last_line_of_garbage_is_forgotten_and_one_in_the_middle_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.append("a", "1", {"x": 1})
     path = tmp_path / "run-1" / "results.jsonl"
@@ -65,7 +67,7 @@ def test_a_last_line_of_garbage_is_forgotten_and_one_in_the_middle_is_refused(tm
         pass
 
 
-def test_two_evaluations_into_one_directory_are_refused(tmp_path):
+def test_two_evaluations_into_one_directory_are_refused(tmp_path: Path) -> None:
     with opened(tmp_path), pytest.raises(UsageError, match="another evaluation"), opened(tmp_path):
         pass
 
@@ -79,17 +81,19 @@ def test_two_evaluations_into_one_directory_are_refused(tmp_path):
         ({"threads": 2}, "threads: None -> 2"),
     ],
 )
-def test_another_condition_begins_another_run_that_says_why(tmp_path, changed, why):
+def test_another_condition_begins_another_run_that_says_why(tmp_path: Path, changed: Any, why: str) -> None:
     with opened(tmp_path) as store:
         store.append("a", "1", {"x": 1})
     with opened(tmp_path, **changed) as store:
         assert store.directory.name == "run-2"
         assert store.stage("a") == {}
         assert any(why in reason for reason in store.record.began_anew)
-    assert latest_run(tmp_path).name == "run-2"
+    latest = latest_run(tmp_path)
+    assert latest is not None
+    assert latest.name == "run-2"
 
 
-def test_a_file_that_moved_and_a_sandbox_that_came_later_go_on_with_the_run(tmp_path):
+def test_a_file_that_moved_and_a_sandbox_that_came_later_go_on_with_the_run(tmp_path: Path) -> None:
     without = CONDITIONS.model_copy(update={"code_python": None})
     moved = SUBJECT.model_copy(update={"location": "/b/m.gguf", "stamp": "1-2-3"})
     with opened(tmp_path, conditions=without):
@@ -103,7 +107,7 @@ def test_a_file_that_moved_and_a_sandbox_that_came_later_go_on_with_the_run(tmp_
         assert store.directory.name == "run-2"
 
 
-def test_a_run_killed_before_its_record_was_written_is_taken_over(tmp_path):
+def test_a_run_killed_before_its_record_was_written_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "run-1").mkdir()
 
     with opened(tmp_path) as store:
@@ -111,7 +115,7 @@ def test_a_run_killed_before_its_record_was_written_is_taken_over(tmp_path):
     assert json.loads((tmp_path / "run-1" / "run.json").read_bytes())["subject"]["name"] == "m"
 
 
-def test_fingerprints_are_equal_for_equal_conditions_only():
+def test_fingerprints_are_equal_for_equal_conditions_only() -> None:
     same = ScoreConditions.model_validate_json(CONDITIONS.model_dump_json())
     other = CONDITIONS.model_copy(update={"max_tokens": {"reasoning": 513}})
 

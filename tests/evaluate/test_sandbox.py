@@ -5,7 +5,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ def sandbox() -> Sandbox:
     return open_sandbox(Limits(wall_s=20))
 
 
-def test_a_right_candidate_passes_and_a_wrong_one_fails(sandbox):
+def test_a_right_candidate_passes_and_a_wrong_one_fails(sandbox: Sandbox) -> None:
     assert sandbox.run("def f(a):\n    return sorted(a)", "f", TESTS).passed
 
     wrong = sandbox.run("def f(a):\n    return a", "f", TESTS)
@@ -43,7 +45,7 @@ def test_a_right_candidate_passes_and_a_wrong_one_fails(sandbox):
         pytest.param("\x00\ud800", id="not text"),
     ],
 )
-def test_a_broken_candidate_fails_with_a_reason(sandbox, source):
+def test_a_broken_candidate_fails_with_a_reason(sandbox: Sandbox, source: str) -> None:
     result = sandbox.run(source, "f", TESTS)
 
     assert result.outcome is Outcome.FAILED
@@ -72,11 +74,11 @@ def test_a_broken_candidate_fails_with_a_reason(sandbox, source):
         ),
     ],
 )
-def test_a_pass_cannot_be_forged_by_ending_early_printing_or_patching(sandbox, source):
+def test_a_pass_cannot_be_forged_by_ending_early_printing_or_patching(sandbox: Sandbox, source: str) -> None:
     assert not sandbox.run(source, "f", TESTS).passed
 
 
-def test_the_candidate_sees_neither_the_tests_nor_the_nonce_nor_the_harness_descriptors(sandbox):
+def test_the_candidate_sees_neither_the_tests_nor_the_nonce_nor_the_harness_descriptors(sandbox: Sandbox) -> None:
     source = (
         "import gc, os\n"
         "def f(a):\n"
@@ -96,7 +98,7 @@ def test_the_candidate_sees_neither_the_tests_nor_the_nonce_nor_the_harness_desc
     assert result.passed, result.detail
 
 
-def test_arguments_and_results_keep_their_types_across_the_pipe(sandbox):
+def test_arguments_and_results_keep_their_types_across_the_pipe(sandbox: Sandbox) -> None:
     values = "[None, True, 1, -2.5, float('inf'), 'é\\ud800', b'x', (1,), (), {1: [2]}, {3, 4}, set(), 10**60, 1j]"
     tests = f"def check(c):\n    for v in {values}:\n        r = c(v)\n        assert (r, type(r)) == (v, type(v)), v\n"
 
@@ -105,7 +107,7 @@ def test_arguments_and_results_keep_their_types_across_the_pipe(sandbox):
     assert result.passed, result.detail
 
 
-def test_what_a_candidate_prints_is_kept_as_a_tail(sandbox):
+def test_what_a_candidate_prints_is_kept_as_a_tail(sandbox: Sandbox) -> None:
     result = sandbox.run("print('x' * 5000 + 'END')\ndef f(a):\n    return sorted(a)", "f", TESTS)
 
     assert result.passed
@@ -113,7 +115,7 @@ def test_what_a_candidate_prints_is_kept_as_a_tail(sandbox):
     assert len(result.output_tail) == sandbox_module.TAIL_BYTES
 
 
-def test_without_bubblewrap_nothing_runs_and_the_remedy_is_named(monkeypatch):
+def test_without_bubblewrap_nothing_runs_and_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
 
     with pytest.raises(SandboxUnavailable, match="apt-get install bubblewrap"):
@@ -121,14 +123,16 @@ def test_without_bubblewrap_nothing_runs_and_the_remedy_is_named(monkeypatch):
 
 
 @pytest.fixture
-def public_directory():
+def public_directory() -> Iterator[Any]:
     """One that nobody may enter: pytest's own are private."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
-def test_with_user_namespaces_off_nothing_runs_and_the_remedy_is_named(public_directory, monkeypatch):
+def test_with_user_namespaces_off_nothing_runs_and_the_remedy_is_named(
+    public_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = public_directory / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -138,7 +142,7 @@ def test_with_user_namespaces_off_nothing_runs_and_the_remedy_is_named(public_di
         open_sandbox()
 
 
-def test_a_bubblewrap_that_ends_without_a_verdict_gives_no_pass(public_directory):
+def test_a_bubblewrap_that_ends_without_a_verdict_gives_no_pass(public_directory: Path) -> None:
     broken = public_directory / "bwrap"
     broken.write_text("#!/bin/sh\necho started 3.11.0\n")
     broken.chmod(0o755)
@@ -148,7 +152,7 @@ def test_a_bubblewrap_that_ends_without_a_verdict_gives_no_pass(public_directory
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_it_works_for_an_ordinary_user_too():
+def test_it_works_for_an_ordinary_user_too() -> None:
     read_descriptor, write_descriptor = os.pipe()
     pid = os.fork()
     if pid == 0:  # not a new interpreter: this one may lie where another user cannot read
@@ -169,7 +173,7 @@ def test_it_works_for_an_ordinary_user_too():
     os.waitpid(pid, 0)
 
 
-def test_no_process_is_left_when_the_caller_is_killed(tmp_path):
+def test_no_process_is_left_when_the_caller_is_killed(tmp_path: Path) -> None:
     script = (
         "from dfqs.evaluate.sandbox import *\n"
         "import sys\n"
@@ -178,6 +182,7 @@ def test_no_process_is_left_when_the_caller_is_killed(tmp_path):
         "s.run('import time\\ntime.sleep(271828)', 'f', '')\n"
     )
     caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert caller.stdout is not None
     assert caller.stdout.readline() == b"ready\n"
     _wait_until(lambda: _descendants(caller.pid))
     below = _descendants(caller.pid)
@@ -188,8 +193,9 @@ def test_no_process_is_left_when_the_caller_is_killed(tmp_path):
     _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 
 
-def _descendants(pid):
-    found, todo = [], [pid]
+def _descendants(pid: int) -> Any:
+    found: list[int] = []
+    todo = [pid]
     while todo:
         try:
             children = Path(f"/proc/{todo[0]}/task/{todo[0]}/children").read_text().split()
@@ -201,7 +207,7 @@ def _descendants(pid):
     return found
 
 
-def _wait_until(condition):
+def _wait_until(condition: Any) -> None:
     for _ in range(600):
         if condition():
             return

@@ -4,8 +4,10 @@ import http.server
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,17 +22,17 @@ def sandbox() -> Sandbox:
     return open_sandbox(Limits(wall_s=20))
 
 
-def limited(sandbox: Sandbox, **limits) -> Sandbox:
+def limited(sandbox: Sandbox, **limits: Any) -> Sandbox:
     return replace(sandbox, limits=replace(sandbox.limits, **limits))
 
 
-def attack(sandbox: Sandbox, body: str):
+def attack(sandbox: Sandbox, body: str) -> Any:
     """Runs `body` as the function's body; it returns 'contained' where the attack was refused."""
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
     return sandbox.run(f"import os, sys, time\ndef attack():\n{indented}", "attack", REPORT)
 
 
-def test_a_fork_bomb_stops_at_the_process_limit(sandbox):
+def test_a_fork_bomb_stops_at_the_process_limit(sandbox: Sandbox) -> None:
     result = attack(
         sandbox,
         """
@@ -50,7 +52,7 @@ return 'contained' if 0 < made < 8 else made
     assert result.passed, result
 
 
-def test_a_fork_bomb_that_never_stops_ends_at_the_wall_clock(sandbox):
+def test_a_fork_bomb_that_never_stops_ends_at_the_wall_clock(sandbox: Sandbox) -> None:
     result = limited(sandbox, wall_s=2).run(
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "f", ""
     )
@@ -58,13 +60,13 @@ def test_a_fork_bomb_that_never_stops_ends_at_the_wall_clock(sandbox):
     assert result.outcome is Outcome.TIMEOUT
 
 
-def test_memory_of_one_process_is_bounded(sandbox):
+def test_memory_of_one_process_is_bounded(sandbox: Sandbox) -> None:
     result = sandbox.run("def attack():\n    return len(bytearray(1 << 33))", "attack", REPORT)
 
     assert result.outcome is Outcome.MEMORY
 
 
-def test_memory_of_several_processes_at_the_limit_is_bounded_together(sandbox):
+def test_memory_of_several_processes_at_the_limit_is_bounded_together(sandbox: Sandbox) -> None:
     # Each child takes what it gets and keeps it; together they stay under processes x limit.
     result = attack(
         sandbox,
@@ -105,7 +107,7 @@ return 'contained' if 0 < taken <= 4 * 256 else taken
     ],
     ids=["memfd", "System V shared memory", "io_uring"],
 )
-def test_memory_that_no_address_space_limit_counts_is_refused(sandbox, call):
+def test_memory_that_no_address_space_limit_counts_is_refused(sandbox: Sandbox, call: str) -> None:
     body = f"import ctypes\ntry:\n    answer = {call}\nexcept OSError:\n    answer = -1\n"
 
     result = attack(sandbox, body + "return 'contained' if answer == -1 else answer")
@@ -113,7 +115,7 @@ def test_memory_that_no_address_space_limit_counts_is_refused(sandbox, call):
     assert result.passed, result
 
 
-def test_a_full_disk_is_only_the_sandbox_s_own(sandbox):
+def test_a_full_disk_is_only_the_sandbox_s_own(sandbox: Sandbox) -> None:
     before = os.statvfs("/tmp").f_bavail
     result = attack(
         sandbox,
@@ -134,7 +136,7 @@ return 'contained' if full == 28 and written <= 16 << 20 else (full, written)
     assert before - os.statvfs("/tmp").f_bavail < 10_000
 
 
-def test_one_huge_file_is_refused(sandbox):
+def test_one_huge_file_is_refused(sandbox: Sandbox) -> None:
     result = attack(
         sandbox,
         "try:\n    os.truncate(os.open('/tmp/f', os.O_CREAT | os.O_RDWR), 1 << 40)\n"
@@ -144,7 +146,7 @@ def test_one_huge_file_is_refused(sandbox):
     assert result.passed or result.outcome is Outcome.FILE_LIMIT, result
 
 
-def test_nothing_but_tmp_can_be_written(sandbox):
+def test_nothing_but_tmp_can_be_written(sandbox: Sandbox) -> None:
     result = attack(
         sandbox,
         """
@@ -164,7 +166,7 @@ return wrote or 'contained'
     assert result.passed, result
 
 
-def test_the_checkout_cannot_be_read_or_written(sandbox):
+def test_the_checkout_cannot_be_read_or_written(sandbox: Sandbox) -> None:
     checkout = Path(__file__).resolve().parents[2]
     target = checkout / "intruder"
     result = attack(
@@ -177,7 +179,7 @@ def test_the_checkout_cannot_be_read_or_written(sandbox):
     assert not target.exists()
 
 
-def test_passwords_and_home_directories_are_not_there(sandbox, tmp_path):
+def test_passwords_and_home_directories_are_not_there(sandbox: Sandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x")
     secret.chmod(0o644)
@@ -187,7 +189,7 @@ def test_passwords_and_home_directories_are_not_there(sandbox, tmp_path):
     assert result.passed, result
 
 
-def test_the_environment_carries_no_secrets(sandbox, monkeypatch):
+def test_the_environment_carries_no_secrets(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     result = attack(
         sandbox,
@@ -204,7 +206,7 @@ def test_the_environment_carries_no_secrets(sandbox, monkeypatch):
     assert result.passed, result
 
 
-def test_a_server_on_this_machine_is_out_of_reach(sandbox):
+def test_a_server_on_this_machine_is_out_of_reach(sandbox: Sandbox) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = server.server_address[1]
@@ -224,7 +226,7 @@ def test_a_server_on_this_machine_is_out_of_reach(sandbox):
     assert result.passed, result
 
 
-def test_sockets_that_no_network_namespace_separates_are_refused(sandbox):
+def test_sockets_that_no_network_namespace_separates_are_refused(sandbox: Sandbox) -> None:
     result = attack(
         sandbox,
         "import socket\n"
@@ -238,7 +240,7 @@ def test_sockets_that_no_network_namespace_separates_are_refused(sandbox):
     assert result.passed, result
 
 
-def test_endless_output_is_cut_off(sandbox):
+def test_endless_output_is_cut_off(sandbox: Sandbox) -> None:
     result = sandbox.run("while True:\n    print('x' * 1000)", "f", "")
 
     assert result.outcome is Outcome.OUTPUT_LIMIT
@@ -246,19 +248,19 @@ def test_endless_output_is_cut_off(sandbox):
     assert result.wall_s < sandbox.limits.wall_s
 
 
-def test_sleeping_for_ever_ends_at_the_wall_clock(sandbox):
+def test_sleeping_for_ever_ends_at_the_wall_clock(sandbox: Sandbox) -> None:
     result = limited(sandbox, wall_s=1.5).run("import time\ntime.sleep(10**6)", "f", "")
 
     assert result.outcome is Outcome.TIMEOUT
 
 
-def test_a_busy_loop_ends_at_the_processor_limit(sandbox):
+def test_a_busy_loop_ends_at_the_processor_limit(sandbox: Sandbox) -> None:
     result = limited(sandbox, cpu_s=1).run("while True: pass", "f", "")
 
     assert (result.outcome, result.detail) == (Outcome.TIMEOUT, "it died by SIGXCPU")
 
 
-def test_a_daemon_does_not_outlive_its_run(sandbox):
+def test_a_daemon_does_not_outlive_its_run(sandbox: Sandbox) -> None:
     # It holds every pipe it was given; the run must end all the same, and the daemon with it.
     result = attack(
         sandbox,
@@ -277,7 +279,7 @@ return 'contained'
     _until(lambda: not any(line == b"sleep\x00314159\x00" for line in _command_lines()))
 
 
-def test_killing_its_parent_and_everything_else_gains_nothing(sandbox):
+def test_killing_its_parent_and_everything_else_gains_nothing(sandbox: Sandbox) -> None:
     bystander = os.fork()
     if bystander == 0:
         time.sleep(600)
@@ -299,7 +301,7 @@ def test_killing_its_parent_and_everything_else_gains_nothing(sandbox):
     assert result.passed or result.outcome in (Outcome.FAILED, Outcome.KILLED), result
 
 
-def test_other_processes_are_neither_seen_nor_traced(sandbox):
+def test_other_processes_are_neither_seen_nor_traced(sandbox: Sandbox) -> None:
     result = attack(
         sandbox,
         f"import ctypes\n"
@@ -312,7 +314,7 @@ def test_other_processes_are_neither_seen_nor_traced(sandbox):
     assert result.passed, result
 
 
-def test_no_way_back_to_privileges(sandbox):
+def test_no_way_back_to_privileges(sandbox: Sandbox) -> None:
     result = attack(
         sandbox,
         "import ctypes\n"
@@ -331,7 +333,7 @@ def test_no_way_back_to_privileges(sandbox):
     assert result.passed, result
 
 
-def test_limits_cannot_be_raised_from_inside(sandbox):
+def test_limits_cannot_be_raised_from_inside(sandbox: Sandbox) -> None:
     result = attack(
         sandbox,
         "import resource\n"
@@ -347,7 +349,7 @@ def test_limits_cannot_be_raised_from_inside(sandbox):
     assert result.passed, result
 
 
-def test_deeply_nested_and_huge_answers_do_not_break_the_harness(sandbox):
+def test_deeply_nested_and_huge_answers_do_not_break_the_harness(sandbox: Sandbox) -> None:
     for source in (
         "def attack():\n    a = []\n    for _ in range(90000): a = [a]\n    return a",
         "def attack(): return 'x' * (3 << 20)",
@@ -355,7 +357,7 @@ def test_deeply_nested_and_huge_answers_do_not_break_the_harness(sandbox):
         assert sandbox.run(source, "attack", REPORT).outcome is Outcome.FAILED
 
 
-def _command_lines():
+def _command_lines() -> Iterator[Any]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             yield path.read_bytes()
@@ -363,7 +365,7 @@ def _command_lines():
             continue
 
 
-def _until(condition):
+def _until(condition: Any) -> None:
     for _ in range(600):
         if condition():
             return

@@ -1,6 +1,8 @@
 """Ways to a pass that is not deserved. A forged one would make every score of the code set worthless."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,14 +29,14 @@ def sandbox() -> Sandbox:
     return open_sandbox(Limits(wall_s=20))
 
 
-def run(sandbox: Sandbox, body: str, tests: str = REFUSED, prelude: str = ""):
+def run(sandbox: Sandbox, body: str, tests: str = REFUSED, prelude: str = "") -> Any:
     """Runs `body` as the function's body."""
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
     return sandbox.run(f"import ctypes, os, sys\ndef attack():\n{indented}", "attack", tests, prelude)
 
 
 @pytest.mark.parametrize("place", ["tests", "prelude"])
-def test_a_module_left_in_tmp_is_not_imported_by_the_tests(sandbox, place):
+def test_a_module_left_in_tmp_is_not_imported_by_the_tests(sandbox: Sandbox, place: str) -> None:
     # The tests of HumanEval/32 import random, and do it after the candidate's module was executed.
     source = f"open('/tmp/random.py', 'w').write({AWARDS_ITSELF!r})\ndef wrong():\n    return 0\n"
     tests = "def check(candidate):\n    assert candidate() == 1\n"
@@ -48,7 +50,7 @@ def test_a_module_left_in_tmp_is_not_imported_by_the_tests(sandbox, place):
     assert (result.outcome, result.detail) == (Outcome.FAILED, "wrong answer")
 
 
-def test_the_hidden_tests_are_in_no_file_that_a_candidate_can_read(sandbox):
+def test_the_hidden_tests_are_in_no_file_that_a_candidate_can_read(sandbox: Sandbox) -> None:
     # They lie in this package; a package may lie under /usr, and then in what the sandbox shows.
     result = run(
         sandbox,
@@ -67,7 +69,9 @@ return found or 'refused'
 
 
 @pytest.mark.parametrize("place", ["usr/lib/dfqs", "usr/local/lib/python3.11/site-packages/dfqs"])
-def test_installed_under_the_system_s_python_the_package_is_hidden(tmp_path, monkeypatch, place):
+def test_installed_under_the_system_s_python_the_package_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     package = tmp_path / place
     package.mkdir(parents=True)
     monkeypatch.setattr(sandbox_module, "PACKAGE", package)
@@ -78,7 +82,7 @@ def test_installed_under_the_system_s_python_the_package_is_hidden(tmp_path, mon
     assert [path for path in hidden if package.is_relative_to(path)]
 
 
-def test_a_hidden_directory_is_empty_and_cannot_be_written(sandbox, monkeypatch):
+def test_a_hidden_directory_is_empty_and_cannot_be_written(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     version = ".".join(sandbox.python_version.split(".")[:2])
     shown = sandbox.interpreter.parent.parent / "lib" / f"python{version}" / "wsgiref"
     monkeypatch.setattr(sandbox_module, "PACKAGE", shown)
@@ -98,7 +102,7 @@ except OSError:
     assert result.passed, result
 
 
-def test_installed_packages_decide_nothing(sandbox):
+def test_installed_packages_decide_nothing(sandbox: Sandbox) -> None:
     result = run(
         sandbox,
         """
@@ -111,7 +115,7 @@ return [p for p in sys.path + site.getsitepackages() if 'packages' in p and os.p
     assert result.passed, result
 
 
-def test_tests_and_nonce_are_in_no_memory_of_the_candidate(sandbox):
+def test_tests_and_nonce_are_in_no_memory_of_the_candidate(sandbox: Sandbox) -> None:
     # The brackets keep the patterns from finding themselves; the control shows that there was a search.
     tests = "SECRET = 'HIDDEN-5c1e77'\n" + REFUSED
     body = r"""
@@ -135,7 +139,7 @@ return 'refused' if found[:2] == [0, 0] and found[2] else found
     assert result.passed, result
 
 
-def test_frames_and_descriptors_lead_to_nothing_but_two_pipes_and_what_it_prints(sandbox):
+def test_frames_and_descriptors_lead_to_nothing_but_two_pipes_and_what_it_prints(sandbox: Sandbox) -> None:
     inherited = os.open(__file__, os.O_RDONLY)
     os.set_inheritable(inherited, True)
     try:
@@ -186,13 +190,13 @@ return (seen, targets) if seen or len(set(pipes)) != 3 or files != ['/dev/null']
         ),
     ],
 )
-def test_the_process_that_judges_cannot_be_stopped_starved_or_written(sandbox, body):
+def test_the_process_that_judges_cannot_be_stopped_starved_or_written(sandbox: Sandbox, body: str) -> None:
     result = run(sandbox, body)
 
     assert result.passed, result
 
 
-def test_answers_sent_ahead_of_their_questions_are_only_answers(sandbox):
+def test_answers_sent_ahead_of_their_questions_are_only_answers(sandbox: Sandbox) -> None:
     # It knows the descriptors and the form of a reply; more than answers it cannot send.
     source = (
         "import os, struct\n"
@@ -209,12 +213,12 @@ def test_answers_sent_ahead_of_their_questions_are_only_answers(sandbox):
     assert result.outcome is Outcome.FAILED
 
 
-def test_the_same_candidate_has_the_same_verdict_every_time(sandbox):
+def test_the_same_candidate_has_the_same_verdict_every_time(sandbox: Sandbox) -> None:
     # The order of a set of texts follows the interpreter's hash seed.
     source = "print([hash(text) for text in ('a', 'b', 'c')])\ndef f(): return 'refused'"
 
     assert len({sandbox.run(source, "f", REFUSED).output_tail for _ in range(3)}) == 1
 
 
-def test_no_hidden_test_imports_what_a_candidate_could_replace():
+def test_no_hidden_test_imports_what_a_candidate_could_replace() -> None:
     assert [item.id for item in read_code_set().items if "import" in item.tests] == []

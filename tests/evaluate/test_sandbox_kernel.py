@@ -5,6 +5,7 @@ import socket
 import struct
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def sandbox() -> Sandbox:
     return open_sandbox(Limits(wall_s=20))
 
 
-def attack(sandbox: Sandbox, body: str):
+def attack(sandbox: Sandbox, body: str) -> Any:
     """Runs `body` as the function's body; it returns 'contained' where the attack was refused."""
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
     return sandbox.run(
@@ -30,7 +31,7 @@ def attack(sandbox: Sandbox, body: str):
     )
 
 
-def test_empty_files_by_the_hundred_thousand_are_stopped(sandbox):
+def test_empty_files_by_the_hundred_thousand_are_stopped(sandbox: Sandbox) -> None:
     # 490,000 of them, half a gigabyte of kernel memory, came into being in 9 s under the size limit alone.
     result = attack(
         sandbox,
@@ -44,7 +45,7 @@ def test_empty_files_by_the_hundred_thousand_are_stopped(sandbox):
     assert (result.outcome, result.detail) == (Outcome.FILE_LIMIT, f"more than {sandbox.limits.tmpfs_files} files")
 
 
-def test_extended_attributes_that_no_size_limit_counts_are_refused(sandbox):
+def test_extended_attributes_that_no_size_limit_counts_are_refused(sandbox: Sandbox) -> None:
     # 1.2 GB of kernel memory in 8 s, beside a 16 MiB /tmp.
     result = attack(
         sandbox,
@@ -72,7 +73,7 @@ def test_extended_attributes_that_no_size_limit_counts_are_refused(sandbox):
         pytest.param("libc.unshare(1 << 17)", id="mount namespace"),
     ],
 )
-def test_what_reaches_beyond_the_process_is_refused(sandbox, call):
+def test_what_reaches_beyond_the_process_is_refused(sandbox: Sandbox, call: str) -> None:
     numbers = {"x86_64": (248, 435, 56), "aarch64": (217, 435, 220)}[os.uname().machine]
     body = f"ADD_KEY, CLONE3, CLONE = {numbers}\nanswer = {call}\nif answer == 0:\n    os._exit(0)\n"
 
@@ -105,7 +106,7 @@ def test_what_reaches_beyond_the_process_is_refused(sandbox, call):
         pytest.param("answer = libc.sync_file_range(0, 0, 0, 0)", id="sync_file_range"),
     ],
 )
-def test_what_is_shared_by_the_machine_or_counted_by_no_limit_is_refused(sandbox, body):
+def test_what_is_shared_by_the_machine_or_counted_by_no_limit_is_refused(sandbox: Sandbox, body: str) -> None:
     aio = {"x86_64": 206, "aarch64": 0}[os.uname().machine]
     indented = "".join(f"    {line}\n" for line in body.splitlines())
     attempt = f"AIO = {aio}\ntry:\n{indented}except OSError:\n    answer = -1\n"
@@ -115,7 +116,7 @@ def test_what_is_shared_by_the_machine_or_counted_by_no_limit_is_refused(sandbox
     assert result.passed, result
 
 
-def test_socket_pairs_and_pipes_together_hold_little(sandbox):
+def test_socket_pairs_and_pipes_together_hold_little(sandbox: Sandbox) -> None:
     # Kernel memory beside the address space: at most open files x what one of them buffers.
     result = attack(
         sandbox,
@@ -142,7 +143,7 @@ return 'contained' if full == 24 and held < 32 << 20 else (full, held)
     assert result.passed, result
 
 
-def test_ordinary_programs_work_under_the_filter(sandbox):
+def test_ordinary_programs_work_under_the_filter(sandbox: Sandbox) -> None:
     source = """
 import asyncio, os, pathlib, random, shutil, sqlite3, subprocess, tempfile, threading, time
 def f():
@@ -177,7 +178,7 @@ def f():
     assert result.passed, result
 
 
-def test_a_socket_pair_cannot_be_turned_to_a_server_outside(sandbox):
+def test_a_socket_pair_cannot_be_turned_to_a_server_outside(sandbox: Sandbox) -> None:
     # socket() is refused, socketpair() is not: its ends can be sent to any address that exists in their namespace.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as abstract, tempfile.TemporaryDirectory() as directory:
         abstract.bind(f"\0dfqs-test-{os.getpid()}")
@@ -199,7 +200,7 @@ def test_a_socket_pair_cannot_be_turned_to_a_server_outside(sandbox):
     assert result.passed, result
 
 
-def test_links_lead_nowhere(sandbox, tmp_path):
+def test_links_lead_nowhere(sandbox: Sandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x")
     secret.chmod(0o644)
@@ -230,7 +231,7 @@ return seen or 'contained'
     assert result.passed, result
 
 
-def test_a_setuid_program_gains_nothing(sandbox):
+def test_a_setuid_program_gains_nothing(sandbox: Sandbox) -> None:
     # The bit's effect, not its presence: /usr/bin/su and its kind are there, on a file system without setuid.
     result = attack(
         sandbox,
@@ -245,14 +246,14 @@ return allowed or 'contained'
     assert result.passed, result
 
 
-def test_bytes_that_are_no_text_are_kept_as_text_and_cut(sandbox):
+def test_bytes_that_are_no_text_are_kept_as_text_and_cut(sandbox: Sandbox) -> None:
     result = attack(sandbox, "for number in (1, 2):\n    os.write(number, b'\\xff\\xfe' * 4000)\nreturn 'contained'")
 
     assert result.passed
     result.output_tail.encode()
 
 
-def test_what_an_error_says_is_safe_to_store_and_to_print(sandbox):
+def test_what_an_error_says_is_safe_to_store_and_to_print(sandbox: Sandbox) -> None:
     # Half a character made results that no later call of the command could read; the escape reached the terminal.
     result = sandbox.run("def f():\n    raise ValueError('\\ud800\\x1b[31m\\n')", "f", CONTAINED)
 
@@ -263,7 +264,7 @@ ALLOWED_ANSWER, NO_PERMISSION, UNKNOWN, KILL = 0x7FFF0000, 0x00050001, 0x0005002
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURES)
-def test_the_filter_answers_as_its_table_says(machine):
+def test_the_filter_answers_as_its_table_says(machine: Any) -> None:
     column = list(ARCHITECTURES).index(machine)
     numbers = {name: pair[column] for name, pair in ALLOWED.items() if pair[column] is not None}
     free = {number for name, number in numbers.items() if name not in ARGUMENT_RULES}
@@ -289,7 +290,9 @@ def test_the_filter_answers_as_its_table_says(machine):
         ("socketpair", 0, [1], [0, 2, 16, 38, 40]),
     ],
 )
-def test_a_call_with_a_rule_is_allowed_with_the_arguments_that_the_rule_allows(machine, name, place, allowed, refused):
+def test_a_call_with_a_rule_is_allowed_with_the_arguments_that_the_rule_allows(
+    machine: Any, name: str, place: int, allowed: Any, refused: Any
+) -> None:
     number = ALLOWED[name][list(ARCHITECTURES).index(machine)]
 
     # The kernel looks at the lower half only; what stands above must make no difference.
@@ -299,7 +302,7 @@ def test_a_call_with_a_rule_is_allowed_with_the_arguments_that_the_rule_allows(m
     assert set(ARGUMENT_RULES) == {"prlimit64", "clone", "mmap", "madvise", "fcntl", "ioctl", "prctl", "socketpair"}
 
 
-def _filtered(machine, number, arguments=None, architecture=None):
+def _filtered(machine: str, number: int | None, arguments: Any = None, architecture: int | None = None) -> Any:
     """What the kernel would do: classic BPF on `struct seccomp_data`, the instructions that the filter uses."""
     architecture = ARCHITECTURES[machine] if architecture is None else architecture
     values = [(arguments or {}).get(place, 0) for place in range(6)]

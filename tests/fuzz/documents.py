@@ -80,7 +80,7 @@ def legacy_imatrix(_: Path) -> bytes:
 def logits(scratch: Path) -> bytes:
     conditions = Conditions(text_sha256="a" * 64, vocabulary=100, window_tokens=8, stride_tokens=4, numerics="cpu")
     ids = np.tile(np.arange(5, dtype=np.int32), (6, 1))
-    logs = np.tile(np.log(np.float32([0.3, 0.2, 0.1, 0.1, 0.1])), (6, 1)).astype(np.float32)
+    logs = np.tile(np.log(np.array([0.3, 0.2, 0.1, 0.1, 0.1], np.float32)), (6, 1)).astype(np.float32)
     losses = Losses("m", conditions, np.zeros(6, np.int32), np.full(6, 1.5, np.float32), ids, logs)
     write_losses(scratch / "base.logits", losses)
     return (scratch / "base.logits").read_bytes()

@@ -4,6 +4,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_a_manifest_at_its_limit_costs_no_more_than_is_accepted(tmp_path: Path) 
     assert done.peak_bytes < ACCEPTED_BYTES
 
 
-def header_of(*keys: object):  # type: ignore[no-untyped-def]
+def header_of(*keys: object) -> Any:
     return parse_header(BytesSource(encode_header(keys, [])))  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ import pytest
 from dfqs.errors import DfqsError
 from dfqs.inplace import is_unfinished
 from dfqs.inplace import merge as inplace
-from dfqs.storage.disk import LocalDisk, probe_insert_unit
+from dfqs.storage.disk import LocalDisk, probe_insert_unit, probe_punch
 from kill_rounds import (
     MODES,
     content_sha256,
@@ -60,7 +60,7 @@ def test_error_of_the_disk_at_any_operation_loses_nothing(
     if mode.startswith("in-place") and probe_insert_unit(tmp_path) is None:
         pytest.skip("this file system cannot insert ranges")
     # `run_merge` sets it for the mode by deletion.
-    monkeypatch.setattr("dfqs.inplace.merge.probe_punch", inplace.probe_punch)
+    monkeypatch.setattr(inplace, "probe_punch", probe_punch)
     for operation in range(len(states_of(tmp_path, mode))):
         folder = tmp_path / str(operation)
         first, out = make_shards(folder, mode)[0], folder / "out.gguf"

@@ -8,6 +8,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -101,7 +102,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
         entries.append(array_entry("tokenizer.ggml.tokens", 8, [text(f"token {number}") for number in range(600)]))
     paths = write_shards(tmp_path, entries, groups)
     plan = plan_merge(paths[0])
-    freeing = "delete" if request.param.endswith("delete") else "punch"
+    freeing: Literal["delete", "punch"] = "delete" if request.param.endswith("delete") else "punch"
     if request.param.startswith("in-place"):
         job = plan_in_place(plan, 4096, freeing)
         assert (job.job.resident is not None and job.job.resident.insert_at >= 8192) == (request.param == MODES[0])

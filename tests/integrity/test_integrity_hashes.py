@@ -15,8 +15,9 @@ from dfqs.cli.main import run
 from dfqs.errors import FormatError, UsageError
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
 from dfqs.gguf.file import GGUFFile
-from dfqs.integrity import ModelHashes, hash_model, hashes
+from dfqs.integrity import ModelHashes, hash_model
 from dfqs.integrity.manifest import Provenance, make_manifest, manifest_findings, read_manifest
+from dfqs.model import hashes
 from dfqs.model.hashes import content_line, hash_file
 from dfqs.records import write_json
 from dfqs.shards import merge, plan_merge

@@ -80,7 +80,7 @@ def test_every_type_of_every_key_is_accepted_by_both_or_by_neither(moe: Path, ru
             continue
         if entry.type is V.ARRAY:
             first = 1 if entry.element_type is V.INT32 else "a"
-            types = (V.UINT8, V.UINT32, V.FLOAT32, V.STRING)
+            types: tuple[V, ...] = (V.UINT8, V.UINT32, V.FLOAT32, V.STRING)
             cases += [[as_array(entry.name, t, first, entry.count)] for t in types if t is not entry.element_type]
             cases.append([as_type(entry.name, V.STRING, "a")])
             continue

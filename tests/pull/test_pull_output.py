@@ -168,11 +168,11 @@ def test_an_output_that_exists_is_not_touched_and_nothing_is_fetched(repository:
 def test_a_disk_without_room_is_found_before_a_byte_of_data(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import collections
     import shutil
+    from types import SimpleNamespace
 
     plan = repository.plan()
-    usage = collections.namedtuple("usage", "total used free")(10, 9, 1)
+    usage = SimpleNamespace(total=10, used=9, free=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
     with pytest.raises(SpaceError, match=r"1 B free, .* are needed; nothing was fetched"):
@@ -188,14 +188,14 @@ def test_a_disk_that_fills_up_between_the_check_and_the_taking_of_space_leaves_n
     import ctypes
     import errno
 
-    from dfqs.pull import target
+    from dfqs.pull import output
 
     def full(*_: object) -> int:
         ctypes.set_errno(errno.ENOSPC)
         return -1
 
     plan = repository.plan()
-    monkeypatch.setattr(target, "_fallocate", full)
+    monkeypatch.setattr(output, "_fallocate", full)
 
     with pytest.raises(SpaceError, match="disk is full"):
         repository.pull(tmp_path / "m.gguf", plan)

@@ -1,6 +1,7 @@
 """Pull against a server that misbehaves in every way that servers do: never a wrong file reported as right."""
 
 import hashlib
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 from dfqs.errors import IntegrityError, NetworkError
 from dfqs.integrity import verify_against
 from dfqs.pull import RetryPolicy, forget_pull, plan_pull
-from dfqs.pull import retry as retry_module
 from dfqs.pull.retry import retry_after_s
 from hub_server import FakeHub, Reply, Request
 from pull_cases import CHUNK_BYTES, HASTY, Repository, single_model, write_repository
@@ -375,7 +375,7 @@ def test_a_file_of_another_length_than_planned_is_refused(repository: Repository
 
 
 def test_back_off_grows_is_bounded_and_believes_retry_after_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_module.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
     retry = RetryPolicy(first_wait_s=1, longest_wait_s=10)
 
     assert [retry.wait_s(n) for n in range(6)] == [1, 2, 4, 8, 10, 10]

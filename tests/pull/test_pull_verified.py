@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_pull_selection import point_to
@@ -12,7 +13,8 @@ from dfqs.cli.main import run
 from dfqs.errors import IntegrityError, UsageError
 from dfqs.model.hashes import ModelDigest, hash_model
 from dfqs.pull import PullResult, forget_pull, pull
-from dfqs.pull import target as target_module
+from dfqs.pull import output as output_module
+from dfqs.storage.atomic import publish_file
 from hub_server import FakeHub, Reply, Request
 from pull_cases import HASTY, Repository, single_model, write_repository
 
@@ -183,7 +185,7 @@ def test_a_part_that_another_program_wrote_to_is_never_published(
     def strike() -> None:
         if not done_once:
             done_once.append(1)
-            write(target_module.part_path(out))
+            write(output_module.part_path(out))
 
     def fetching(done: int, total: int | None = None, note: str = "") -> None:
         if moment == "last fetched" and done == total:
@@ -193,21 +195,21 @@ def test_a_part_that_another_program_wrote_to_is_never_published(
         if moment == "checking" and done == total:
             strike()
 
-    plain = target_module.publish_file
+    plain = publish_file
 
-    def publish(*args: Path, **options: bool) -> None:
+    def publish(*args: Any, **options: Any) -> None:
         if moment == "before the name":
             strike()
         plain(*args, **options)
 
-    monkeypatch.setattr(target_module, "publish_file", publish)
+    monkeypatch.setattr(output_module, "publish_file", publish)
     try:
         pull_recorded(repository, out, plan=plan, progress=fetching, checking=checking)
     except Exception as error:
         assert isinstance(error, IntegrityError | UsageError) or "cut short" in str(error)
     assert done_once
     assert not out.exists() or out.read_bytes() == repository.merged
-    monkeypatch.setattr(target_module, "publish_file", plain)
+    monkeypatch.setattr(output_module, "publish_file", plain)
     pull_recorded(repository, out)
     assert out.read_bytes() == repository.merged
 

@@ -8,6 +8,7 @@ import pytest
 
 from dfqs.errors import UsageError
 from dfqs.evaluate import prompts
+from dfqs.quantize import calibration
 from dfqs.quantize.calibration import heldout_text, read_text, shipped_corpus, worked_problems
 
 
@@ -32,9 +33,13 @@ def test_the_mix_is_frozen_because_importance_measured_on_another_does_not_compa
     assert hashlib.sha256(heldout_text().encode()).hexdigest() == heldout
 
 
-def test_a_text_without_end_is_refused_and_not_read_until_memory_is_full() -> None:
-    with pytest.raises(UsageError, match=r"/dev/zero is larger than 1\.0 kB"):
-        read_text(Path("/dev/zero"), 1000)
+def test_a_text_without_end_is_refused_and_not_read_until_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "MAX_TEXT_BYTES", 1000)
+    (tmp_path / "long.txt").write_bytes(bytes(1001))
+    with pytest.raises(UsageError, match=r"long\.txt is larger than 1\.0 kB"):
+        read_text(tmp_path / "long.txt")
 
 
 def test_worked_problems_are_right_because_wrong_arithmetic_would_calibrate_nonsense() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,7 @@ def test_repair_stacks_lone_experts_byte_for_byte(
         (lambda tensors: [*tensors, ("blk.0.ffn_up_exps.weight", (256, 8, 3), T.F16)], "stands beside"),
     ],
 )
-def test_experts_that_are_not_all_there_are_not_stacked(change, reason: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_experts_that_are_not_all_there_are_not_stacked(change: Any, reason: str, tmp_path: Path) -> None:
     model = write_small(tmp_path / "m.gguf", change(lone(0)), keys())
 
     with pytest.raises(FormatError, match=reason):

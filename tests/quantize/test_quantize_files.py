@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from dfqs.gguf.file import GGUFFile
 from dfqs.integrity import hash_model
 from dfqs.integrity.manifest import read_manifest
 from dfqs.model.classes import CLASSES
-from dfqs.quantize import quantize as module
 from dfqs.quantize.imatrix_file import Accumulated, write_imatrix
 from dfqs.quantize.quantize import plan_source, plan_work, quantize, read_source
 from dfqs.runtime import Worker
@@ -120,7 +120,7 @@ def test_one_bit_types_without_an_importance_matrix_are_refused_before_work_begi
 
 def test_importance_of_another_model_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     matrix = vector_imatrix()
-    matrix.entries["blk.0.attn_q.weight"] = Accumulated(np.ones((1, WIDTH + 32)), np.ones(1, np.int64))
+    matrix.entries["blk.0.attn_q.weight"] = Accumulated(np.ones((1, WIDTH + 32), np.float32), np.ones(1, np.int64))
     write_imatrix(tmp_path / "i.gguf", matrix)
 
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight.*another model"):
@@ -166,7 +166,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
 
     with pytest.raises(SpaceError, match=r"1\.0 kB free, 966 kB are needed"):
         quantize(model, tmp_path / "out.gguf", Q4)

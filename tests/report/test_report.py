@@ -1,14 +1,15 @@
 """The report: exact names and types of the five metrics, one shipped schema, nothing made up."""
 
 import json
+from pathlib import Path
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from dfqs.evaluate.answerer import AnswererInfo
+from dfqs.evaluate.answerer import Answerer, AnswererInfo
 from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.run import Request, score_conditions
 from dfqs.evaluate.speed import DecodeRun, bytes_per_token, summarise
@@ -78,7 +79,7 @@ def report() -> Report:
     )
 
 
-def test_the_five_keys_have_the_names_and_types_of_the_specification():
+def test_the_five_keys_have_the_names_and_types_of_the_specification() -> None:
     hints = get_type_hints(Metrics)
 
     assert list(hints) == list(SPECIFIED)
@@ -87,7 +88,7 @@ def test_the_five_keys_have_the_names_and_types_of_the_specification():
         assert kinds == {type_, NoneType}, name
 
 
-def test_the_shipped_schema_is_current_and_accepts_a_report(report):
+def test_the_shipped_schema_is_current_and_accepts_a_report(report: Any) -> None:
     shipped = json.loads(SCHEMA_FILE.read_bytes())
 
     assert shipped == json.loads(json.dumps(json_schema()))
@@ -99,7 +100,9 @@ def test_the_shipped_schema_is_current_and_accepts_a_report(report):
     ("metric", "value"),
     [("reasoning_score", 1.5), ("cpu_tokens_per_sec", 0), ("failure_boundary_tokens", 1.5), ("code_score", "1")],
 )
-def test_the_schema_refuses_numbers_that_no_measurement_gives(report, metric, value):
+def test_the_schema_refuses_numbers_that_no_measurement_gives(
+    report: Any, metric: str, value: float | int | str
+) -> None:
     document = report.model_dump(mode="json")
     document["metrics"][metric] = value
 
@@ -107,7 +110,7 @@ def test_the_schema_refuses_numbers_that_no_measurement_gives(report, metric, va
         jsonschema.validate(document, json.loads(SCHEMA_FILE.read_bytes()))
 
 
-def test_a_stored_report_reads_back_equal_and_one_of_another_version_is_refused(report):
+def test_a_stored_report_reads_back_equal_and_one_of_another_version_is_refused(report: Any) -> None:
     document = report.model_dump(mode="json")
 
     assert document["schema"] == "dfqs.report/1"
@@ -116,7 +119,7 @@ def test_a_stored_report_reads_back_equal_and_one_of_another_version_is_refused(
         Report.model_validate({**document, "schema": "dfqs.report/2"})
 
 
-def test_what_was_not_measured_is_null_with_its_reason_and_a_zero_stays_a_zero(report):
+def test_what_was_not_measured_is_null_with_its_reason_and_a_zero_stays_a_zero(report: Any) -> None:
     text = render_markdown(report)
 
     assert "| reasoning_score | null: bubblewrap is missing |" in text
@@ -125,7 +128,7 @@ def test_what_was_not_measured_is_null_with_its_reason_and_a_zero_stays_a_zero(r
     assert "reasoning_score           null" in render_summary(report)
 
 
-def test_thinking_that_no_prompt_shows_is_said_to_be_unknown_and_never_off(report):
+def test_thinking_that_no_prompt_shows_is_said_to_be_unknown_and_never_off(report: Any) -> None:
     score = report.conditions.score.model_copy(update={"thinking": None})
     conditions = report.conditions.model_copy(update={"score": score})
 
@@ -134,7 +137,7 @@ def test_thinking_that_no_prompt_shows_is_said_to_be_unknown_and_never_off(repor
     )
 
 
-def test_a_name_from_outside_cannot_draw_on_the_page_or_the_terminal(report):
+def test_a_name_from_outside_cannot_draw_on_the_page_or_the_terminal(report: Any) -> None:
     # The statement about an endpoint has the name that its server gives.
     report = report.model_copy(update={"statement": "Measured on \x1b[2J."})
     text = render_markdown(report)
@@ -144,12 +147,12 @@ def test_a_name_from_outside_cannot_draw_on_the_page_or_the_terminal(report):
     assert "evil \\| " in text
 
 
-def test_a_directory_without_an_evaluation_is_refused_with_the_way_to_make_one(tmp_path):
+def test_a_directory_without_an_evaluation_is_refused_with_the_way_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="dfqs eval"):
         build_report(tmp_path)
 
 
-def test_rates_and_latencies_by_hand():
+def test_rates_and_latencies_by_hand() -> None:
     runs = [
         DecodeRun(100, 2.0, (0.1, 0.1), 50, (0.5,), 2, "default", 0.0),
         DecodeRun(100, 1.0, (0.2, 0.2), 50, (0.25,), 2, "default", 0.0),
@@ -167,7 +170,9 @@ def test_rates_and_latencies_by_hand():
 
 
 @pytest.mark.parametrize(("others", "said"), [(0.02, False), (1.3, True)])
-def test_a_rate_that_was_measured_beside_other_work_says_so_next_to_the_number(report, others, said):
+def test_a_rate_that_was_measured_beside_other_work_says_so_next_to_the_number(
+    report: Any, others: float, said: bool
+) -> None:
     # The load average before would not do: an evaluation's own work of the minute before is in it.
     runs = [DecodeRun(100, 2.0, (0.1, 0.1), 0, (), 2, "default", other_cpus) for other_cpus in (0.0, others)]
     speed = summarise(runs, 1e9, None)
@@ -179,8 +184,8 @@ def test_a_rate_that_was_measured_beside_other_work_says_so_next_to_the_number(r
     assert ("busy with something else" in summary) == said
 
 
-def test_bytes_per_token_count_the_experts_in_use_and_not_the_embedding_table():
-    def role(role, size):
+def test_bytes_per_token_count_the_experts_in_use_and_not_the_embedding_table() -> None:
+    def role(role: Any, size: Any) -> Any:
         return RoleSize(role, 1, size, size, {GGMLType.Q8_0: size})
 
     roles = [role(Role.ROUTED_EXPERT, 800), role(Role.ATTENTION, 100), role(Role.EMBEDDING, 50)]
@@ -193,7 +198,7 @@ def test_bytes_per_token_count_the_experts_in_use_and_not_the_embedding_table():
     assert bytes_per_token(with_output) == 200 + 100 + 50
 
 
-def test_the_machine_is_described_without_guesses():
+def test_the_machine_is_described_without_guesses() -> None:
     machine = read_machine()
 
     assert Machine.model_validate_json(machine.model_dump_json()) == machine
@@ -207,11 +212,12 @@ class _Target:
     info = AnswererInfo("m", "t" * 64, "off", Numerics(), "llama.cpp 1", 8192)
 
 
-def test_every_condition_that_can_change_a_score_changes_its_fingerprint():
-    base = score_conditions(_Target(), Request(QUICK), None)
+def test_every_condition_that_can_change_a_score_changes_its_fingerprint() -> None:
+    target = cast(Answerer, _Target())
+    base = score_conditions(target, Request(QUICK), None)
     others = [
-        score_conditions(_Target(), Request(QUICK, limit=3), None),
-        score_conditions(_Target(), Request(QUICK, max_context=9000), None),
+        score_conditions(target, Request(QUICK, limit=3), None),
+        score_conditions(target, Request(QUICK, max_context=9000), None),
         *(
             base.model_copy(update={"numerics": Numerics(**{name: value})})
             for name, value in (("flash_attention", "on"), ("type_k", "q8_0"), ("ubatch", 64), ("parallel", 2))
@@ -221,4 +227,4 @@ def test_every_condition_that_can_change_a_score_changes_its_fingerprint():
     ]
 
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
-    assert score_conditions(_Target(), Request(QUICK, threads=7), None).fingerprint == base.fingerprint
+    assert score_conditions(target, Request(QUICK, threads=7), None).fingerprint == base.fingerprint

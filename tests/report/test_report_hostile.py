@@ -3,7 +3,9 @@
 import copy
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +29,7 @@ ODD = st.sampled_from(
 )
 
 
-def places(value, path=()):
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Where something can be put: every key and index below."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -36,7 +38,7 @@ def places(value, path=()):
 
 
 @st.composite
-def mutated(draw, document):
+def mutated(draw: Any, document: Any) -> Any:
     """The document with one to four places replaced, taken out or doubled."""
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 4))):
@@ -57,7 +59,7 @@ def mutated(draw, document):
     return document
 
 
-def read(document) -> Report | None:
+def read(document: Any) -> Report | None:
     try:
         return parse_record(json.dumps(document), Report)
     except FormatError:
@@ -70,13 +72,13 @@ def rendered(report: Report) -> str:
     return text
 
 
-def test_the_documents_of_these_tests_are_accepted_as_they_are():
+def test_the_documents_of_these_tests_are_accepted_as_they_are() -> None:
     assert "decode, empty context" in rendered(parse_record(json.dumps(report_document()), Report))
 
 
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_a_changed_report_is_refused_or_rendered(data):
+def test_a_changed_report_is_refused_or_rendered(data: Any) -> None:
     report = read(data.draw(mutated(report_document())))
 
     if report is not None:
@@ -90,7 +92,7 @@ def test_a_changed_report_is_refused_or_rendered(data):
     number=st.floats(0, 1e18),
     share=st.floats(0, 1),
 )
-def test_every_valid_report_can_be_rendered(counts, words, number, share):
+def test_every_valid_report_can_be_rendered(counts: Any, words: Any, number: int, share: Any) -> None:
     document = report_document()
     context, artifact = document["details"]["context"], document["artifact"]
     for place, name in enumerate(("right", "truncated", "empty", "unusable")):
@@ -115,7 +117,7 @@ def test_every_valid_report_can_be_rendered(counts, words, number, share):
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_changed_results_are_refused_or_make_a_report(data):
+def test_changed_results_are_refused_or_make_a_report(data: Any) -> None:
     record, lines = run_documents()
     which = data.draw(st.integers(-1, len(lines) - 1))
     if which < 0:
@@ -148,7 +150,7 @@ def test_changed_results_are_refused_or_make_a_report(data):
         b"null",
     ],
 )
-def test_what_is_no_report_at_all_is_a_format_error(data):
+def test_what_is_no_report_at_all_is_a_format_error(data: Any) -> None:
     with pytest.raises(FormatError):
         parse_record(data, Report)
 
@@ -157,7 +159,7 @@ def test_what_is_no_report_at_all_is_a_format_error(data):
     "kind",
     ["one line", "short lines", "nested lists", "beyond the limit"],
 )
-def test_results_of_any_size_cost_bounded_memory(tmp_path, kind):
+def test_results_of_any_size_cost_bounded_memory(tmp_path: Path, kind: str) -> None:
     record, _ = run_documents()
     directory = tmp_path / "run-1"
     directory.mkdir()
@@ -183,7 +185,7 @@ def test_results_of_any_size_cost_bounded_memory(tmp_path, kind):
     (directory / "results.jsonl").unlink()
 
 
-def test_names_that_only_look_like_runs_are_none(tmp_path):
+def test_names_that_only_look_like_runs_are_none(tmp_path: Path) -> None:
     for name in ("run-1", "run-²", "run-01", "run-", "run-x", "run-99999999999999999999", "run-10"):
         (tmp_path / name).mkdir()
     (tmp_path / "run-2").write_text("a file")

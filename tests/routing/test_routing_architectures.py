@@ -119,6 +119,7 @@ def test_choice_by_biased_scores_without_groups(models: dict[str, Path], worker:
         bias = np.stack([file.array(f"blk.{layer}.exp_probs_b.bias") for layer in trace.header.layers])
     for chunk in trace.chunks:
         assert chunk.probabilities is not None
+        assert chunk.selection is not None
         assert np.array_equal(chunk.selection, chunk.probabilities + bias[:, None])
 
 
@@ -135,11 +136,14 @@ def test_latent_and_recurrent_caches_do_not_mix_sequences_up(
         alone = worker.call(JOBS + "run_load", str(models[name]), [request], 3, settings, 512, 1)[0]
         found = compare_runs(alone, run)
         assert found.tokens >= len(request)
+        assert found.same_set_share is not None
         assert found.same_set_share > 0.95, "mixed up, sequences would agree as two random ones do"
     tokens = requests[0]
     stepped = run_condition(worker, models[name], tokens, [], Condition("token by token", steps=(1,)))
     reference = run_condition(worker, models[name], tokens, [], Condition("reference"))
-    assert compare_runs(reference, stepped).same_set_share > 0.95
+    share = compare_runs(reference, stepped).same_set_share
+    assert share is not None
+    assert share > 0.95
 
 
 @pytest.mark.parametrize("name, breaks", [("qwen3moe", ()), ("gpt-oss", (516, 4)), ("qwen35moe", (516, 4))])

@@ -154,7 +154,7 @@ def test_coherence_falls_as_noise_on_the_router_grows() -> None:
         found.append(tally.over(list(range(4)), list(range(26))))
 
     for name in ("jaccard", "same_set", "top1", "weight_overlap"):
-        values = [row[name] for row in found]
+        values: list[Any] = [row[name] for row in found]
         assert values == sorted(values, reverse=True) and len(set(values)) == 5, name
-    divergences = [row["kl_nats"] for row in found]
+    divergences: list[Any] = [row["kl_nats"] for row in found]
     assert divergences == sorted(divergences)

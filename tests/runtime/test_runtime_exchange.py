@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "document"])
 @pytest.mark.parametrize("name", TRICKLES)
-def test_whatever_comes_in_small_pieces_ends_at_the_wall_clock(name, stream):
+def test_whatever_comes_in_small_pieces_ends_at_the_wall_clock(name: str, stream: bool) -> None:
     with hostile(TRICKLES[name]) as url, Client(url, timeout_s=60, answer_s=WALL_S) as client:
         started = time.monotonic()
         with pytest.raises(EndpointError) as failed:
@@ -97,7 +98,9 @@ def test_whatever_comes_in_small_pieces_ends_at_the_wall_clock(name, stream):
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "document"])
 @pytest.mark.parametrize("name", FLOODS)
-def test_whatever_comes_in_great_amounts_ends_at_the_byte_limit(name, stream, monkeypatch):
+def test_whatever_comes_in_great_amounts_ends_at_the_byte_limit(
+    name: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client_module, "RESPONSE_LIMIT_BYTES", 1 << 20)
     with hostile(FLOODS[name]) as url, Client(url, timeout_s=60, answer_s=60) as client:
         started = time.monotonic()
@@ -117,7 +120,7 @@ def test_whatever_comes_in_great_amounts_ends_at_the_byte_limit(name, stream, mo
         (b"HTTP/1.1 200 OK\r\n\r\n[", b"{},[]," * 10_000),
     ],
 )
-def test_a_flood_costs_bounded_memory(head, piece):
+def test_a_flood_costs_bounded_memory(head: Any, piece: Any) -> None:
     code = (
         "import sys\nfrom dfqs.errors import EndpointError\nfrom dfqs.runtime.client import Client\n"
         "for take in (None, lambda _text: None):\n"
@@ -131,7 +134,7 @@ def test_a_flood_costs_bounded_memory(head, piece):
     assert (end.returncode, end.stdout.split(), end.peak_bytes < LIMIT_BYTES) == (0, ["too-large"] * 2, True), end
 
 
-def test_a_line_is_bounded_by_itself(monkeypatch):
+def test_a_line_is_bounded_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "DOCUMENT_LIMIT_BYTES", 1 << 20)
     with (
         hostile(FLOODS["a line without end"]) as url,
@@ -156,7 +159,7 @@ def test_a_line_is_bounded_by_itself(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_answer_that_cannot_be_decoded_is_an_error_of_the_endpoint(head, body, stream):
+def test_an_answer_that_cannot_be_decoded_is_an_error_of_the_endpoint(head: bytes, body: bytes, stream: bool) -> None:
     with (
         hostile(lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body)) as url,
         Client(url, timeout_s=5) as client,
@@ -169,7 +172,7 @@ def test_an_answer_that_cannot_be_decoded_is_an_error_of_the_endpoint(head, body
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 300, "1e400", "-1", "NaN", '"5"', "true", "[5]"])
-def test_a_count_that_no_server_can_have_is_unknown(number):
+def test_a_count_that_no_server_can_have_is_unknown(number: Any) -> None:
     choices = '"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]'
     event = f'data: {{{choices}, "usage": {{"prompt_tokens": {number}}}}}\n\n'
     with (
@@ -197,7 +200,7 @@ def test_a_count_that_no_server_can_have_is_unknown(number):
         *("http://user:pa ss@h", "http://@", "http://:80", "//h", "http:/h", "http:h", "", " ", "http://h\\@evil"),
     ],
 )
-def test_what_cannot_be_connected_to_is_refused_with_a_sentence(url):
+def test_what_cannot_be_connected_to_is_refused_with_a_sentence(url: Any) -> None:
     with pytest.raises(UsageError, match="is no address; write it like") as refused:
         parse_address(url)
 
@@ -216,7 +219,7 @@ def test_what_cannot_be_connected_to_is_refused_with_a_sentence(url):
         ("http://h/a b".replace(" ", "\u00e9"), "h", 80, "http://h/a%C3%A9b"),
     ],
 )
-def test_what_can_be_is_taken_apart(url, host, port, shown):
+def test_what_can_be_is_taken_apart(url: Any, host: str, port: int, shown: str) -> None:
     address = parse_address(url)
 
     assert (address.host, address.port, address.shown) == (host, port, shown)
@@ -224,11 +227,11 @@ def test_what_can_be_is_taken_apart(url, host, port, shown):
 
 
 @pytest.mark.parametrize("key", ["a\nb", "a b", "\u00e9", "a\r\nX: y", "\x7f"])
-def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(key):
+def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(key: str) -> None:
     with pytest.raises(UsageError, match="API key"):
         Client("http://127.0.0.1:9", api_key=key)
 
 
-def test_an_endless_name_lookup_is_no_internal_error():
+def test_an_endless_name_lookup_is_no_internal_error() -> None:
     with Client("http://no-such-host.invalid") as client, pytest.raises(EndpointError, match="nothing answers"):
         client.models()

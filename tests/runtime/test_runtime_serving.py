@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,9 +60,17 @@ def test_a_template_that_hangs_on_one_word_only_is_found_when_the_word_comes() -
     with pytest.raises(TemplateExcess):
         kwargs = {"messages": [{"role": "user", "content": "magic"}]}
         ask(inspection, "/v1/chat/completions", {**hello, "chat_template_kwargs": kwargs})
-    for odd in ({"self": 1}, {"template": "x"}, {"messages": 7}, 7, {"add_generation_prompt": []}):
+    odds: list[Any] = [{"self": 1}, {"template": "x"}, {"messages": 7}, 7, {"add_generation_prompt": []}]
+    for odd in odds:
         ask(inspection, "/v1/chat/completions", {**hello, "chat_template_kwargs": odd})
-    for body in ({"messages": 7}, {"messages": [7]}, {"input": {}}, {"system": [], "messages": [{"role": None}]}, {}):
+    bodies: list[Any] = [
+        {"messages": 7},
+        {"messages": [7]},
+        {"input": {}},
+        {"system": [], "messages": [{"role": None}]},
+        {},
+    ]
+    for body in bodies:
         ask(inspection, "/v1/messages", body)
     # Nothing is rendered for it.
     ask(inspection, "/v1/completions", {"prompt": "magic"})

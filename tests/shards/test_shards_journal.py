@@ -86,7 +86,11 @@ def test_journal_of_ours_that_names_other_files_than_the_shards_is_refused(shard
     write_records(out, job, {"state": "ready", "copy": 0, "done": 0})
     before = snapshot(tmp_path)
 
-    for step in (lambda: resume_merge(shards[0], out, "consume"), lambda: abort_merge(shards[0], out)):
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: resume_merge(shards[0], out, "consume"),
+        lambda: abort_merge(shards[0], out),
+    )
+    for step in steps:
         with pytest.raises(IntegrityError, match="names other files than the 3 shards"):
             step()
 
@@ -273,7 +277,11 @@ def test_job_that_makes_no_sense_is_a_sentence_and_changes_nothing(
     write_records(out, {**unfinished(shards, out), **BROKEN[what]}, {"state": "ready", "copy": 0, "done": 0})
     before = snapshot(tmp_path)
 
-    for step in (lambda: resume_merge(shards[0], out, "consume"), lambda: abort_merge(shards[0], out)):
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: resume_merge(shards[0], out, "consume"),
+        lambda: abort_merge(shards[0], out),
+    )
+    for step in steps:
         with pytest.raises(IntegrityError, match="is no journal of a merge"):
             step()
 

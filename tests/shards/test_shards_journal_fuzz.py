@@ -16,7 +16,7 @@ from dfqs.shards import plan_merge
 from dfqs.storage.disk import LocalDisk
 from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
-ODD = st.one_of(
+ODD: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(
         [None, True, False, -1, 0, 1, 2**62, 2**63, 2**64 - 1, 1.5, 1e308, "", "x", "[/x]", "AAAA", [], {}]
     ),

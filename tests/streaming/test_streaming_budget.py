@@ -10,6 +10,7 @@ from dfqs.errors import SpaceError
 from dfqs.gguf import read_header
 from dfqs.runtime.loading import InMemory
 from dfqs.runtime.memory import MemoryNeed
+from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming import budget
 from dfqs.streaming.budget import PROGRAM_BYTES, Streamed, plan_load
 from dfqs.streaming.layout import plan_layout
@@ -40,6 +41,8 @@ def test_the_reference_model_is_loaded_whole_in_80_gb_and_streamed_in_less(stub:
         plan = plan_load((header,), (stub,), need, 6, ram)
         assert isinstance(plan.order, Streamed)
         assert plan.total_bytes == ram
+        assert plan.resident_bytes is not None
+        assert need.weights_bytes is not None
         assert (
             plan.order.cache_bytes
             == plan.cache_bytes
@@ -95,7 +98,7 @@ def test_a_run_told_to_keep_within_its_memory_lives_in_a_group_of_that_size_and_
 def test_without_the_option_what_fits_is_not_measured_and_what_does_not_is_streamed(
     embedded_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = budget.ContextSettings(n_ctx=256)
+    settings = ContextSettings(n_ctx=256)
     assert budget.choose_load(embedded_model, settings, None).order == InMemory()
 
     monkeypatch.setattr(budget, "available_memory_bytes", lambda: 500_000_000)

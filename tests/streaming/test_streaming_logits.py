@@ -1,6 +1,6 @@
 """A streamed model says what the model in memory says, bit for bit, whatever fits into the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_tiny_moe(path, smollm2_gguf, request.param, alignment=4096)
 
 
-def streamed(worker: Worker, paths: list[Path], cache_bytes: int) -> streaming_jobs.Outcome:
+def streamed(worker: Worker, paths: Sequence[Path], cache_bytes: int) -> streaming_jobs.Outcome:
     result: streaming_jobs.Outcome = worker.call(JOBS + "run_streamed", paths, TOKENS, cache_bytes)
     return result
 
@@ -48,6 +48,7 @@ def test_streamed_logits_are_those_in_memory_with_no_one_ten_and_all_experts_cac
         assert counts is not None
         assert counts.hits + counts.misses > 0
         assert (counts.uncached == counts.misses) == (cached == 0)
+    assert counts is not None
     # With room for all, each expert is read once.
     assert counts.read_bytes <= sum(pages.length for pages in experts.values())
     assert counts.uncached == 0

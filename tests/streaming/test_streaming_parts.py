@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ def test_every_page_of_the_data_either_stays_or_streams_with_one_expert_and_none
         name = f"blk.{index // 3}.ffn_{kind}_exps.weight"
         tensors += [
             TensorSource(f"blk.{index}.attn_q.weight", (8, 3), GGMLType.F32, lambda: iter([bytes(96)])),
-            TensorSource(name, shape, GGMLType.F32, lambda n=length * experts * 4: iter([bytes(n)])),
+            TensorSource(name, shape, GGMLType.F32, partial(_zeroes, length * experts * 4)),
         ]
     keys = [string("general.architecture", "x"), u32("general.alignment", alignment)]
     write_gguf(path, keys, tensors, alignment=alignment)
@@ -101,3 +103,7 @@ def test_a_read_behind_the_end_of_a_file_fails_in_a_sentence_and_is_no_zeroes(tm
             reader.require_unchanged()
     finally:
         reader.close()
+
+
+def _zeroes(count: int) -> Iterator[bytes]:
+    return iter([bytes(count)])
