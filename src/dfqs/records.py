@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import math
 import os
 import re
-import stat
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,19 +20,18 @@ from pydantic_core import CoreSchema
 
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.storage.atomic import write_bytes_atomic
+from dfqs.storage.documents import MAX_DEPTH as MAX_DEPTH
+from dfqs.storage.documents import parse_json as parse_json
+from dfqs.storage.documents import read_bounded as read_bounded
 
 RECORD_LIMIT_BYTES = 8 << 20
 """A record read from outside may not be larger, unless its kind says so; a report is some kilobytes."""
-MAX_DEPTH = 64
-"""Objects and arrays inside each other; no document of ours comes near."""
 MAX_VALUES = 1_500_000
 """In a record's text, counted by its commas: bounds the memory that the values take. A manifest of 512 experts in 94
 layers has some 200 thousand."""
 MAX_KEYS = 10_000
 """In one object of a record. Each unknown one is an error of its own, which takes some hundred bytes."""
 _SEQUENCES = frozenset({"list", "tuple", "set", "frozenset"})
-_INTEGER_CHARACTERS = 20
-"""Of a 64-bit integer with its sign."""
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -150,91 +147,6 @@ def parse_record(data: bytes | str, model: type[RecordT], *, path: Path | None =
         where = ".".join(str(part) for part in first["loc"]) or "document"
         message = f"not a valid {model.__name__}: {printable(where)}: {printable(first['msg'], 200)}"
         raise FormatError(message, path=path) from None
-
-
-def read_bounded(path: Path, limit_bytes: int) -> bytes:
-    """All bytes of a regular file that may have been put there by anybody.
-
-    A pipe or a device is refused without waiting for it; a file that grows while it is read is read no further than
-    the limit.
-
-    Raises:
-        FormatError: it is larger than `limit_bytes`.
-        UsageError: there is no such file, or it is no regular file.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise UsageError(f"no such file: {path}") from None
-    with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{path} is not a regular file")
-        if status.st_size <= limit_bytes:
-            data = file.read(limit_bytes + 1)
-            if len(data) <= limit_bytes:
-                return data
-    raise FormatError(f"larger than the {limit_bytes:,} bytes that a file of this kind can have", path=path)
-
-
-def parse_json(data: bytes | str, *, path: Path | None = None, max_keys: int | None = None) -> Any:
-    """The value of a JSON text from outside: the one door for everything that is read back from a disk or a peer.
-
-    Beyond being JSON, it holds nothing that makes trouble later: no NaN or infinity, no integer above 64 bits, no
-    half of a surrogate pair (which no file can hold), no nesting deeper than `MAX_DEPTH`.
-
-    Args:
-        max_keys: of one object.
-
-    Raises:
-        FormatError: it is not that.
-    """
-    try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
-        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant)
-        _check_values(value, max_keys)
-    except RecursionError:
-        raise FormatError("nested too deeply to be a document of ours", path=path) from None
-    except UnicodeDecodeError as error:
-        raise FormatError("not UTF-8 text", path=path, offset=error.start) from None
-    except ValueError as error:
-        raise FormatError(f"not usable JSON: {printable(str(error), 200)}", path=path) from None
-    return value
-
-
-def _check_values(value: Any, max_keys: int | None) -> None:
-    """Depth and text of everything inside; not recursive, so that no nesting can exhaust the stack."""
-    waiting = [(value, 0)]
-    while waiting:
-        item, depth = waiting.pop()
-        if isinstance(item, str):
-            item.encode("utf-8")
-        elif isinstance(item, list | dict):
-            if depth == MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-            if isinstance(item, dict):
-                if max_keys is not None and len(item) > max_keys:
-                    raise ValueError(f"an object of more than {max_keys:,} keys")
-                waiting.extend((key, depth + 1) for key in item)
-                item = item.values()
-            waiting.extend((inner, depth + 1) for inner in item)
-
-
-def _integer(text: str) -> int:
-    if len(text) > _INTEGER_CHARACTERS or not -(2**63) <= (value := int(text)) < 2**64:
-        raise ValueError(f"an integer of more than 64 bits: {text[:24]}")
-    return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"a number beyond every range: {text[:24]}")
-    return value
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
 
 
 def compact_json(document: Document) -> bytes:

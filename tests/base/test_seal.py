@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import UsageError
-from dfqs.seal import KEY_BYTES, is_sealed, key_path, make_seal
+from dfqs.storage.seal import KEY_BYTES, is_sealed, key_path, make_seal
 
 
 @pytest.fixture(autouse=True)

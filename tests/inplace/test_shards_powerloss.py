@@ -290,7 +290,7 @@ def test_damaged_journal_is_refused_and_nothing_is_changed(case: Case, damage: s
     elif damage == "cut-first":
         data[3] ^= 1
     else:
-        text = data.split(b"\n")[0].split(b" ", 1)[1].replace(b"journal/2", b"journal/9")
+        text = data.split(b"\n")[0].split(b" ", 1)[1].replace(b"journal/3", b"journal/9")
         data = bytearray(hashlib.sha256(text).hexdigest()[:16].encode() + b" " + text + b"\n")
     disk.unlink(path)
     disk.add(path, bytes(data))

@@ -17,11 +17,11 @@ from dfqs.errors import DfqsError, IntegrityError, UsageError
 from dfqs.inplace import abort_merge, is_unfinished, merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.execute import Place, begin
 from dfqs.inplace.job import Job
-from dfqs.inplace.journal import FORMAT, Journal, journal_path, unfinished_beside, working_path
-from dfqs.inplace.lines import encode_line
-from dfqs.seal import key_path, make_seal
+from dfqs.inplace.journal import KIND, SCHEMA, Journal, journal_path, unfinished_beside, working_path
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import LocalDisk
+from dfqs.storage.lines import encode_line
+from dfqs.storage.seal import key_path, make_seal
 from inplace_cases import assert_tensors, shards_fixture  # noqa: F401 - fixtures
 from memory_limits import LIMIT_BYTES, peak_under_limit
 from shard_inputs import sha256
@@ -36,14 +36,14 @@ def unfinished(shards: list[Path], out: Path) -> dict[str, Any]:
     """A merge cut off when it was ready; its job as the journal has it."""
     journal = begin(LocalDisk(), plan_inplace(plan_merge(shards[0]), out, "consume").job, Place(out, shards[0].parent))
     journal.close()
-    return {"format": FORMAT, "owner": os.geteuid(), **journal.job.to_json()}
+    return {"schema": SCHEMA, "owner": os.geteuid(), **journal.job.to_json()}
 
 
 def write_records(out: Path, *records: Any) -> None:
     """A journal that is sealed as it should be, whatever it says."""
     data, seal = b"", ""
     for record in records:
-        line, seal = encode_line(record, seal)
+        line, seal = encode_line(record, seal, purpose=KIND.purpose)
         data += line
     journal_path(out).write_bytes(data)
 
@@ -62,7 +62,7 @@ def test_strangers_journal_does_not_have_a_file_of_the_folder_deleted(tmp_path: 
     ]
     job = {"mode": "consume", "freeing": "punch", "file_bytes": 100, "header_bytes": 4, "header_sha256": "0"}
     records = [
-        {"format": FORMAT, **job, "copies": [], "sources": sources, "resident": None},
+        {"schema": SCHEMA, **job, "copies": [], "sources": sources, "resident": None},
         {"state": "sealed", "copy": 0, "done": 0},
     ]
     data = b""
@@ -339,7 +339,7 @@ def test_record_that_makes_no_sense_is_a_sentence_and_changes_nothing(
 )
 def test_text_that_is_no_usable_json_is_a_sentence(text: bytes, shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    first, seal = encode_line(unfinished(shards, out), "")
+    first, seal = encode_line(unfinished(shards, out), purpose=KIND.purpose)
     sealed = make_seal("merge-journal", seal.encode() + text).encode() + b" " + text
     line = hashlib.sha256(sealed).hexdigest()[:16].encode() + b" " + sealed + b"\n"
     journal_path(out).write_bytes(first + line)
@@ -372,7 +372,7 @@ def test_journal_of_the_largest_size_stays_within_the_limit_of_memory(
     filling: str, shards: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.gguf"
-    text = f'{{"format":"{FORMAT}","copies":[{filling * ((23 << 20) // len(filling))}0]}}'.encode()
+    text = f'{{"schema":"{SCHEMA}","copies":[{filling * ((23 << 20) // len(filling))}0]}}'.encode()
     rest = b"0" * 32 + b" " + text
     journal_path(out).write_bytes(hashlib.sha256(rest).hexdigest()[:16].encode() + b" " + rest + b"\n")
 

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dfqs.errors import IntegrityError
-from dfqs.inplace.journal import FORMAT, Journal, journal_path
-from dfqs.inplace.lines import encode_line
+from dfqs.inplace.journal import KIND, SCHEMA, Journal, journal_path
 from dfqs.inplace.plan_inplace import plan_in_place
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import LocalDisk
+from dfqs.storage.lines import encode_line
 from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
 ODD: st.SearchStrategy[Any] = st.one_of(
@@ -40,7 +40,7 @@ def records_fixture(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, 
     tensors = tiny_tensors()
     first, *_ = write_shards(tmp_path_factory.mktemp("in"), tiny_entries(), [tensors[:3], tensors[3:]])
     job = plan_in_place(plan_merge(first), 4096, "punch").job
-    return [{"format": FORMAT, "owner": os.geteuid(), **job.to_json()}, STEP, NOTE, {"refused": 1}]
+    return [{"schema": SCHEMA, "owner": os.geteuid(), **job.to_json()}, STEP, NOTE, {"refused": 1}]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -60,7 +60,7 @@ def test_any_value_in_any_place_is_refused_with_a_sentence_or_read(
     records = copy.deepcopy(records)
     for _ in range(data.draw(st.integers(1, 3))):
         *way, last = data.draw(st.sampled_from([place for place in places(records) if len(place) > 1]))
-        if way == [0] and last == "format":
+        if way == [0] and last == "schema":
             continue
         target: Any = records
         for step in way:
@@ -72,7 +72,7 @@ def test_any_value_in_any_place_is_refused_with_a_sentence_or_read(
     out = tmp_path_factory.mktemp("fuzz") / "out.gguf"
     text, seal = b"", ""
     for record in records:
-        line, seal = encode_line(record, seal)
+        line, seal = encode_line(record, seal, purpose=KIND.purpose)
         text += line
     journal_path(out).write_bytes(text)
 

@@ -133,7 +133,7 @@ def undo(disk: Disk, journal: Journal, place: Place) -> None:
         disk.rename(place.working, place.shards / job.sources[job.resident.shard].name)
         disk.sync_directory(place.shards)
     disk.sync_directory(place.out.parent)
-    journal.remove(disk)
+    journal.remove()
 
 
 def _stamped(disk: Disk, job: Job, place: Place, shards: Sequence[Shard]) -> Job:
@@ -256,7 +256,7 @@ def _publish(disk: Disk, journal: Journal, place: Place, guard: ShardGuard) -> t
             left.append(guard.path(index))
     if place.shards.resolve() != place.out.parent.resolve():
         disk.sync_directory(place.shards)
-    journal.remove(disk)
+    journal.remove()
     return tuple(left)
 
 

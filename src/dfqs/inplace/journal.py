@@ -1,36 +1,39 @@
 """The journal of a merge that consumes its shards: what is to be done, and how far it is.
 
-One file beside the output, a line for each record (`dfqs.inplace.lines`). The first record is the whole job; later ones
-say how far it is. A record counts when it is durable; one that was torn by a loss of power is the last and is ignored.
-Room for records is taken when the journal is made, so that a full disk cannot stop it.
-
-What a journal says is carried out, and it can have come with a folder: each record is sealed, so that no other than
-this user's dfqs can have written it.
+A `dfqs.storage.journal` whose header is the whole job, since shards that are half gone cannot be planned with again;
+later records say how far it is. What it says is carried out, and it can have come with a folder: each record is sealed,
+so that no other than this user's dfqs can have written it.
 """
 
-import errno
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError, printable
+from dfqs.errors import DfqsError, IntegrityError, UsageError, printable
 from dfqs.inplace.job import MAX_UNDO_BYTES, Job, State, stamp_from_json
-from dfqs.inplace.lines import decode_lines, encode_line, how_to_go_on, whole_lines
 from dfqs.records import readable_text
-from dfqs.storage.disk import Disk, DiskFile, LocalDisk
+from dfqs.storage import journal as engine
+from dfqs.storage.disk import Disk, LocalDisk
 from dfqs.storage.identity import FileStamp
 
-FORMAT = "dfqs.merge-journal/2"
+SCHEMA = "dfqs.merge-journal/3"
 RESERVED_BYTES = 128 << 10
 """Room for progress records behind the job: some 400 windows of 256 MiB. Later ones need room on the disk."""
 LIMIT_BYTES = 24 << 20
 """A journal that is larger was not written here: 3,000 shards and 100,000 tensors with a header of 10 MB make 16 MB."""
+KIND = engine.JournalKind(
+    schema=SCHEMA,
+    work="merge",
+    busy="another dfqs is working on this merge",
+    give_up="have that version undo it (--abort)",
+    limit_bytes=LIMIT_BYTES,
+    line_bytes=LIMIT_BYTES - RESERVED_BYTES,
+    purpose="merge-journal",
+    reserved_bytes=RESERVED_BYTES,
+)
 _SUFFIX = ".merge-journal"
-_TORN = re.compile(rb"[0-9a-f]{0,16}|[0-9a-f]{16} [0-9a-f]{0,32}|[0-9a-f]{16} [0-9a-f]{32} (\{[^\n]*)?")
-"""The beginning of a first record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,11 @@ class Position:
 class Journal:
     """An open journal, locked by this process."""
 
-    def __init__(self, path: Path, file: DiskFile, job: Job, position: Position, end: int, seal: str) -> None:
-        self.path = path
+    def __init__(self, journal: engine.Journal, job: Job, position: Position) -> None:
+        self.path = journal.path
         self.job = job
         self.position = position
-        self._file = file
-        self._end = end
-        self._seal = seal
-        self._closed = False
+        self._journal = journal
 
     @classmethod
     def create(cls, disk: Disk, out: Path, job: Job) -> "Journal":
@@ -96,30 +96,22 @@ class Journal:
                 raise UsageError(
                     f"a journal cannot hold the name of {source.name}, which is not UTF-8; rename the shards"
                 )
+        if _undo_bytes(job) > MAX_UNDO_BYTES:
+            raise UsageError(f"{out}: a header this large cannot be kept for an undo; use plain merge")
         try:
-            file = disk.create(path)
+            journal = engine.Journal.create(disk, path, KIND)
         except FileExistsError:
             raise UsageError(f"another merge to {out} has begun ({path} exists)") from None
-        if not file.lock() or disk.identify(path) is None:
-            # Another process came between making and locking, found it empty and removes it: it is not ours to touch.
-            file.close()
-            raise UsageError(f"another dfqs is at work on {out}; run this again when it is done")
         try:
             # Not always this user: some file systems give every file to one.
-            owner = file.identify().owner
-            record, seal = encode_line({"format": FORMAT, "owner": owner, **job.to_json()}, "")
-            if len(record) > LIMIT_BYTES - RESERVED_BYTES or _undo_bytes(job) > MAX_UNDO_BYTES:
-                raise UsageError(f"{out}: a header this large cannot be kept for an undo; use plain merge")
-            file.write_at(0, record + bytes(RESERVED_BYTES))
-            file.sync()
-            disk.sync_directory(path.parent)
+            journal.begin({"owner": journal.owner(), **job.to_json()})
         except BaseException:
             try:
                 disk.unlink(path)
             finally:
-                file.close()
+                journal.close()
             raise
-        return cls(path, file, job, Position(), len(record), seal)
+        return cls(journal, job, Position())
 
     @classmethod
     def open(cls, disk: Disk, out: Path, *, trusted: bool = False) -> "Journal | None":
@@ -132,34 +124,32 @@ class Journal:
             UsageError: another process works on it; it is a link or no regular file.
             IntegrityError: it is damaged, of a version that is not known here, or not of this user and machine.
         """
-        path = journal_path(out)
-        found = disk.identify(path)
-        if found is None:
+        journal = engine.Journal.open(disk, journal_path(out), KIND)
+        if journal is None:
             return None
-        if not found.is_regular or found.links > 1:
-            raise UsageError(f"{path} is a link or no regular file, so it was not left by a merge; remove it")
-        file = disk.open(path)
+        jobs: list[Job] = []
+        position = Position()
+
+        def take(number: int, record: dict[str, Any]) -> bool:
+            if number > 0:
+                _advance(position, jobs[0], record, journal.path)
+                return True
+            if not trusted and journal.owner() not in (record.get("owner"), os.geteuid()):
+                raise IntegrityError(f"{journal.path} belongs to another user. {journal.how_to_go_on()}")
+            jobs.append(_decode_job(record, journal.path))
+            return True
+
         try:
-            if not file.lock():
-                raise UsageError(f"another dfqs is working on this merge ({path} is locked)")
-            data = _read(file, path)
-            lines = whole_lines(data, path)
-            if not lines:
-                _require_torn(disk, data, out)
-                # Torn before it counted: nothing had been done yet.
-                disk.unlink(path)
-                file.close()
-                return None
-            records, seal = decode_lines(lines, path, FORMAT, trusted=trusted)
-            if not trusted and file.identify().owner not in (records[0].get("owner"), os.geteuid()):
-                raise IntegrityError(f"{path} belongs to another user. {how_to_go_on(path)}")
-            job = _decode_job(records[0], path)
-            position = Position()
-            for record in records[1:]:
-                _advance(position, job, record, path)
-            return cls(path, file, job, position, sum(len(line) + 1 for line in lines), seal)
+            if journal.read(take, trusted=trusted):
+                return cls(journal, jobs[0], position)
+            if disk.identify(working_path(out)) is not None:
+                raise IntegrityError(f"{journal.path} is damaged; {working_path(out)} is left as it is")
+            # Torn before it counted: nothing had been done yet.
+            disk.unlink(journal.path)
+            journal.close()
+            return None
         except BaseException:
-            file.close()
+            journal.close()
             raise
 
     def record(
@@ -195,48 +185,25 @@ class Journal:
         self._append({"refused": shard}, durable=True)
 
     def _append(self, entry: dict[str, Any], *, durable: bool) -> None:
-        data, seal = encode_line(entry, self._seal)
-        try:
-            self._file.write_at(self._end, data)
-            if durable:
-                self._file.sync()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise SpaceError(f"no room for {self.path}; free some space and run the same command again") from error
-        self._end += len(data)
-        self._seal = seal
+        self._journal.append(entry, durable=durable)
         _advance(self.position, self.job, entry, self.path)
 
     def close(self) -> None:
         """Let another process have it. Safe to repeat."""
-        if not self._closed:
-            self._closed = True
-            self._file.close()
+        self._journal.close()
 
-    def remove(self, disk: Disk) -> None:
+    def remove(self) -> None:
         """The merge is over, one way or the other."""
-        disk.unlink(self.path)
-        disk.sync_directory(self.path.parent)
-        self.close()
+        self._journal.remove()
 
 
 def unfinished_beside(first_shard: Path) -> Path | None:
     """The output of an unfinished merge of these shards, if a journal of ours lies in their directory."""
-    disk = LocalDisk()
     for path in sorted(first_shard.parent.glob("*" + _SUFFIX)):
-        out = path.with_name(path.name.removesuffix(_SUFFIX))
         try:
-            found = disk.identify(path)
-            if found is None or not found.is_regular:
-                continue
-            file = disk.open(path)
-            try:
-                records, _ = decode_lines(whole_lines(_read(file, path), path)[:1], path, FORMAT, trusted=False)
-            finally:
-                file.close()
-            if _decode_job(records[0], path).sources[0].name == first_shard.name:
-                return out
+            job = engine.read_header(LocalDisk(), path, KIND)
+            if job is not None and _decode_job(job, path).sources[0].name == first_shard.name:
+                return path.with_name(path.name.removesuffix(_SUFFIX))
         except (OSError, DfqsError, IndexError):
             continue
     return None
@@ -244,7 +211,7 @@ def unfinished_beside(first_shard: Path) -> Path | None:
 
 def journal_path(out: Path) -> Path:
     """Where the journal of a merge to `out` lies."""
-    return out.with_name(out.name + _SUFFIX)
+    return KIND.path_beside(out)
 
 
 def working_path(out: Path) -> Path:
@@ -254,20 +221,6 @@ def working_path(out: Path) -> Path:
 
 def _undo_bytes(job: Job) -> int:
     return len(job.resident.old_tail) if job.resident is not None else 0
-
-
-def _read(file: DiskFile, path: Path) -> bytes:
-    if file.size() > LIMIT_BYTES:
-        raise IntegrityError(f"{path} is not a journal of a merge: {file.size():,} bytes")
-    return file.read_at(0, file.size()).rstrip(b"\0")
-
-
-def _require_torn(disk: Disk, data: bytes, out: Path) -> None:
-    """Raises IntegrityError when a journal without a record is more than one whose writing was cut off."""
-    if disk.identify(working_path(out)) is not None:
-        raise IntegrityError(f"{journal_path(out)} is damaged; {working_path(out)} is left as it is")
-    if not _TORN.fullmatch(data):
-        raise IntegrityError(f"{journal_path(out)} is damaged, or no journal of a merge; look at it and remove it")
 
 
 def _decode_job(record: dict[str, Any], path: Path) -> Job:

@@ -2,8 +2,8 @@
 
 The journal is a text file beside the output: one JSON object a line, the first naming the work by a fingerprint of
 everything that decides its bytes, each further one a finished tensor with its hashes. A line is written only after
-the bytes it speaks of have been synced, and is itself synced; a torn last line is ignored. Each is sealed
-(`dfqs.seal`): the source's hash cannot be held against anything later, so a damaged line, or one that came with a
+the bytes it speaks of have been synced, and is itself synced; a torn last line is ignored. Each is sealed: the
+source's hash cannot be held against anything later, so a damaged line, or one that came with a
 download, would put a wrong one into the file.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from dfqs.errors import FormatError, UsageError
 from dfqs.records import canonical_json, parse_json, read_bounded
-from dfqs.seal import is_sealed, make_seal
 from dfqs.storage.atomic import fsync_directory, storage_errors
+from dfqs.storage.seal import is_sealed, make_seal
 
 FORMAT = "dfqs.quantize-journal/1"
 MAX_JOURNAL_BYTES = 32 << 20

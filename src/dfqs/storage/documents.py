@@ -1,0 +1,100 @@
+"""JSON from outside: the one door for everything that is read back from a disk or a peer, within bounds."""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dfqs.errors import FormatError, UsageError, printable
+
+MAX_DEPTH = 64
+"""Objects and arrays inside each other; no document of ours comes near."""
+_INTEGER_CHARACTERS = 20
+"""Of a 64-bit integer with its sign."""
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """All bytes of a regular file that may have been put there by anybody.
+
+    A pipe or a device is refused without waiting for it; a file that grows while it is read is read no further than
+    the limit.
+
+    Raises:
+        FormatError: it is larger than `limit_bytes`.
+        UsageError: there is no such file, or it is no regular file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {path}") from None
+    with open(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path} is not a regular file")
+        if status.st_size <= limit_bytes:
+            data = file.read(limit_bytes + 1)
+            if len(data) <= limit_bytes:
+                return data
+    raise FormatError(f"larger than the {limit_bytes:,} bytes that a file of this kind can have", path=path)
+
+
+def parse_json(data: bytes | str, *, path: Path | None = None, max_keys: int | None = None) -> Any:
+    """The value of a JSON text from outside: the one door for everything that is read back from a disk or a peer.
+
+    Beyond being JSON, it holds nothing that makes trouble later: no NaN or infinity, no integer above 64 bits, no
+    half of a surrogate pair (which no file can hold), no nesting deeper than `MAX_DEPTH`.
+
+    Args:
+        max_keys: of one object.
+
+    Raises:
+        FormatError: it is not that.
+    """
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant)
+        _check_values(value, max_keys)
+    except RecursionError:
+        raise FormatError("nested too deeply to be a document of ours", path=path) from None
+    except UnicodeDecodeError as error:
+        raise FormatError("not UTF-8 text", path=path, offset=error.start) from None
+    except ValueError as error:
+        raise FormatError(f"not usable JSON: {printable(str(error), 200)}", path=path) from None
+    return value
+
+
+def _check_values(value: Any, max_keys: int | None) -> None:
+    """Depth and text of everything inside; not recursive, so that no nesting can exhaust the stack."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            item.encode("utf-8")
+        elif isinstance(item, list | dict):
+            if depth == MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+            if isinstance(item, dict):
+                if max_keys is not None and len(item) > max_keys:
+                    raise ValueError(f"an object of more than {max_keys:,} keys")
+                waiting.extend((key, depth + 1) for key in item)
+                item = item.values()
+            waiting.extend((inner, depth + 1) for inner in item)
+
+
+def _integer(text: str) -> int:
+    if len(text) > _INTEGER_CHARACTERS or not -(2**63) <= (value := int(text)) < 2**64:
+        raise ValueError(f"an integer of more than 64 bits: {text[:24]}")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number beyond every range: {text[:24]}")
+    return value
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
