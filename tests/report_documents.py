@@ -7,6 +7,7 @@ from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
 from dfqs.evaluate.store import RunRecord, Subject
 from dfqs.hardware import Machine
+from dfqs.model.description import ModelDescription, RoleDescription
 from dfqs.report.record import _report
 
 MACHINE = Machine(
@@ -36,8 +37,44 @@ SCORE = ScoreConditions(
     runtime="llama.cpp 1",
     code_python="3.11.2",
 )
+MODEL = ModelDescription(
+    name="a model",
+    description="a description",
+    license=None,
+    architecture="llama",
+    files=1,
+    file_bytes=1000,
+    parameters=10**9,
+    parameters_active=10**8,
+    tensor_bytes=900,
+    bytes_per_token=90,
+    bits_per_weight=4.5,
+    main_bits_per_weight=4.5,
+    file_type="Q4_K - Medium",
+    layers=2,
+    experts=4,
+    experts_used=2,
+    experts_shared=0,
+    context_tokens=4096,
+    embedding_length=64,
+    vocabulary=1000,
+    chat_template=True,
+    class_="Q4_K-XL",
+    closest_class="Q4_K-XL",
+    class_deviations=(),
+    declared_class=None,
+    tier="Q4-Q6",
+    roles={"output": RoleDescription(tensors=1, parameters=8, bytes=8, bits_per_weight=8.0, types={"Q8_0": 8})},
+)
 RECORD = RunRecord(
-    subject=Subject(kind="file", name="a model", location="/no/such/model.gguf", file_bytes=1000, file_sha256="c" * 64),
+    subject=Subject(
+        kind="file",
+        name="a model",
+        location="/no/such/model.gguf",
+        file_bytes=1000,
+        file_sha256="c" * 64,
+        model=MODEL,
+    ),
     conditions=SCORE,
     threads=2,
     curve_lengths=(1024, 2048),
@@ -94,17 +131,7 @@ def report_document() -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     for line in lines:
         stages.setdefault(line["stage"], {})[line["key"]] = line["data"]
-    document = _report(RECORD, stages).model_dump(mode="json")
-    document["artifact"] |= {
-        "architecture": "llama",
-        "parameters": 10**9,
-        "parameters_active": 10**8,
-        "bits_per_weight": 4.5,
-        "deployment_class": "Q4_K-XL",
-        "tier": "Q4",
-        "description": "a description",
-    }
-    return document
+    return _report(RECORD, stages).model_dump(mode="json")
 
 
 def _item(stage: str, key: str, verdict: Verdict, place: dict[str, Any]) -> dict[str, Any]:

@@ -21,20 +21,18 @@ from dfqs.errors import FormatError, IntegrityError, UsageError, printable
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
-from dfqs.evaluate.store import Subject
+from dfqs.evaluate.subject import describe_subject
 from dfqs.evaluate.suites import Suite
-from dfqs.gguf import read_header
 from dfqs.integrity import ModelHashes, hash_model, verify_against
-from dfqs.model.classes import recognise_class
+from dfqs.model.description import ModelDescription
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.model.hashes import hash_file
 from dfqs.model.snapshot import snapshot_rows
-from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.progress import Progress
 from dfqs.records import Document, Record, read_json, write_json
 from dfqs.report.record import build_report, write_report
 from dfqs.report.schema import Report
 from dfqs.runtime.chat import ChatSession
-from dfqs.runtime.checks import check_model
 from dfqs.runtime.memory import measure_memory_curve
 from dfqs.runtime.requests import Answer, Sampling, SessionInfo
 from dfqs.shards import merge, plan_merge
@@ -83,10 +81,8 @@ class DemoRecord(Document):
     schema_: Literal["dfqs.demo/1"] = Field(default="dfqs.demo/1", alias="schema")
     dfqs_version: str
     made_at: str
-    model: str
-    model_note: str
-    """What the model says of itself; it is not the reference model."""
-    file_bytes: int
+    model: ModelDescription
+    """What it is, and says of itself; it is not the reference model."""
     file_sha256: str | None
     content_sha256: str
     prompt: str
@@ -96,8 +92,6 @@ class DemoRecord(Document):
     prompt_tokens_per_s: float | None
     threads: int
     omp_wait_policy: str
-    snapshot: dict[str, str]
-    """What the model is: the specification's snapshot table."""
     steps: list[DemoStep]
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each file that it left, by name: only these may be replaced by the next one."""
@@ -133,29 +127,22 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         hashes = _verify(story, merged, first_shard)
         target = out / MODEL_NAME
         _place_model(merged, hashes, target, earlier)
-        spec, snapshot = _inspect(story, target)
-        _plan_memory(story, target)
-        answered = _run(story, target)
-        report = _measure(story, target, hashes, work / "evaluation")
-        record = _write_down(out, work, _describe(story.steps, target, spec, snapshot, hashes, answered), report)
+        model = _inspect(story, target)
+        _plan_memory(story, model)
+        answered = _run(story, model)
+        report = _measure(story, model, hashes, work / "evaluation")
+        record = _write_down(out, work, _describe(story.steps, model, hashes, answered), report)
     return DemoResult(record, report, target, out / "demo.md", out / "report.md")
 
 
 def _describe(
-    steps: list[DemoStep],
-    target: Path,
-    spec: ModelSpec,
-    snapshot: list[tuple[str, str]],
-    hashes: ModelHashes,
-    answered: tuple[Answer, SessionInfo],
+    steps: list[DemoStep], model: ModelFiles, hashes: ModelHashes, answered: tuple[Answer, SessionInfo]
 ) -> DemoRecord:
     answer, session = answered
     return DemoRecord(
         dfqs_version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=spec.name or MODEL_NAME,
-        model_note=spec.description or "",
-        file_bytes=target.stat().st_size,
+        model=model.description,
         file_sha256=hashes.file_sha256,
         content_sha256=hashes.content_sha256,
         prompt=PROMPT,
@@ -165,9 +152,8 @@ def _describe(
         prompt_tokens_per_s=answer.prompt_tokens_per_s,
         threads=session.threads,
         omp_wait_policy=session.omp_wait_policy,
-        snapshot=dict(snapshot),
         steps=steps,
-        files={target.name: hashes.file_sha256 or ""},
+        files={model.path.name: hashes.file_sha256 or ""},
     )
 
 
@@ -228,7 +214,7 @@ def render_story(record: DemoRecord) -> str:
     rows = "\n".join(
         f"| {i} | {s.title} | {_cell(s.outcome)} | {s.wall_s:.1f} s |" for i, s in enumerate(record.steps, 1)
     )
-    snapshot = "\n".join(f"| {name} | {_cell(value)} |" for name, value in record.snapshot.items())
+    snapshot = "\n".join(f"| {name} | {_cell(value)} |" for name, value in snapshot_rows(record.model))
     snapshot = f"| property | value |\n|---|---|\n{snapshot}"
     return f"""# What `dfqs demo` did
 
@@ -242,12 +228,12 @@ def render_story(record: DemoRecord) -> str:
 
 {snapshot}
 
-{record.file_bytes:,} bytes.
+{record.model.file_bytes:,} bytes.
 
 - SHA-256 of the file: `{record.file_sha256}`
 - SHA-256 of its content, whatever its layout: `{record.content_sha256}`
 
-{record.model_note}
+{record.model.description or ""}
 
 The measurement's report, with its conditions: [report.md](report.md).
 """
@@ -287,10 +273,10 @@ class _Step:
 def _build(story: _Story) -> Path:
     with story.step("Build a small Mixture-of-Experts model") as step:
         path = cached_embedded_model(progress=step.progress)
-        spec = read_model_spec(read_header(path))
+        built = open_model(path).description
         step.outcome = (
-            f"SmolLM2-135M made into {spec.experts} experts a layer, {spec.experts_used} used: "
-            f"{format_count(spec.parameters)} parameters, {format_bytes(path.stat().st_size)}"
+            f"SmolLM2-135M made into {built.experts} experts a layer, {built.experts_used} used: "
+            f"{format_count(built.parameters)} parameters, {format_bytes(built.file_bytes)}"
         )
     return path
 
@@ -320,30 +306,30 @@ def _verify(story: _Story, model: Path, first_shard: Path) -> ModelHashes:
     return hashes
 
 
-def _inspect(story: _Story, path: Path) -> tuple[ModelSpec, list[tuple[str, str]]]:
+def _inspect(story: _Story, path: Path) -> ModelFiles:
     with story.step("Inspect what it is, from its header alone") as step:
-        spec = read_model_spec(read_header(path))
-        rows = snapshot_rows(spec, recognise_class(spec), path.stat().st_size, files=1)
-        step.details = [f"{name:<17}{printable(value)}" for name, value in rows]
+        model = open_model(path)
+        found = model.description
+        step.details = [f"{name:<17}{printable(value)}" for name, value in snapshot_rows(found)]
         # Never null: the model that was just built has weights.
-        assert spec.bits_per_weight is not None
+        assert found.bits_per_weight is not None
         step.outcome = (
-            f"{format_count(spec.parameters)} parameters, {format_count(spec.parameters_active)} of them active for a "
-            f"token, {spec.bits_per_weight:.2f} bits each"
+            f"{format_count(found.parameters)} parameters, {format_count(found.parameters_active)} of them active for "
+            f"a token, {found.bits_per_weight:.2f} bits each"
         )
-    return spec, rows
+    return model
 
 
-def _plan_memory(story: _Story, path: Path) -> None:
+def _plan_memory(story: _Story, model: ModelFiles) -> None:
     with story.step("Ask llama.cpp how much memory it needs") as step:
-        needs = measure_memory_curve(path, CONTEXTS)
+        needs = measure_memory_curve(model, CONTEXTS)
         step.outcome = "; ".join(
             f"{format_bytes(need.total_bytes)} at {need.context_tokens:,} tokens of context" for need in needs
         )
 
 
-def _run(story: _Story, path: Path) -> tuple[Answer, SessionInfo]:
-    with story.step("Ask it something") as step, ChatSession(check_model(path), progress=step.progress) as session:
+def _run(story: _Story, model: ModelFiles) -> tuple[Answer, SessionInfo]:
+    with story.step("Ask it something") as step, ChatSession(model, progress=step.progress) as session:
         answer = session.answer([{"role": "user", "content": PROMPT}], Sampling(max_tokens=ANSWER_TOKENS))
         rate = answer.decode_tokens_per_s
         step.outcome = f"{PROMPT} -> {' '.join(answer.text.split())} ({answer.generated_tokens} tokens" + (
@@ -352,23 +338,16 @@ def _run(story: _Story, path: Path) -> tuple[Answer, SessionInfo]:
         return answer, session.info
 
 
-def _measure(story: _Story, path: Path, hashes: ModelHashes, directory: Path) -> Report:
+def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, directory: Path) -> Report:
     with story.step("Measure it on a small sample") as step:
-        subject = Subject(
-            kind="file",
-            name=check_model(path).name,
-            location=str(path),
-            file_bytes=hashes.file_bytes,
-            file_sha256=hashes.file_sha256,
-            content_sha256=hashes.content_sha256,
-        )
 
         @contextmanager
         def draw(stage: str) -> Iterator[Progress]:
             yield lambda done, total=None, note="": step.progress(done, total, stage)
 
-        with LocalAnswerer(path, max_context=SAMPLE.context_lengths[-1]) as target:
-            evaluate(target, subject, path, Request(SAMPLE, STAGES), directory, draw)
+        subject = describe_subject(model, hashes)
+        with LocalAnswerer(model, max_context=SAMPLE.context_lengths[-1]) as target:
+            evaluate(target, subject, model, Request(SAMPLE, STAGES), directory, draw)
         report = build_report(directory)
         metrics = report.metrics
         step.outcome = (

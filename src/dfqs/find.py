@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import DfqsError
-from dfqs.gguf import FileSource, Header, HeaderBudget, parse_header
+from dfqs.gguf import FileSource, parse_header
 from dfqs.gguf.layout import MAGIC, squeeze_shape
 from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.integrity import Severity, verify_structure
-from dfqs.model.hashes import TensorHash, content_sha256, hash_model
+from dfqs.model.files import ModelFiles, open_files
 from dfqs.progress import Progress, no_progress
 
 SAMPLE_BYTES = 256
@@ -289,15 +289,15 @@ def _describe(files: tuple[FoundFile, ...], ollama_names: Mapping[Path, str]) ->
     name = f"{shard.prefix} ({len(files)} of {shard.count} shards)" if shard else ollama_names.get(first.path)
     name = name or first.path.name
     try:
-        budget = HeaderBudget()
-        headers = [(file, parse_header(file.path, budget=budget)) for file in files]
-        for file, header in headers:
-            if (missing := max((header.span(t).end for t in header.tensors), default=0) - file.file_bytes) > 0:
-                return FoundModel(name, files, complete, 0, None, f"{file.path.name} ends {missing:,} bytes too soon")
-        fingerprint = _fingerprint(headers)
+        model = open_files(file.path for file in files)
+        for part in model.shards:
+            end = max((part.header.span(tensor).end for tensor in part.tensors), default=0)
+            if (missing := end - part.header.file_size) > 0:
+                return FoundModel(name, files, complete, 0, None, f"{part.path.name} ends {missing:,} bytes too soon")
+        fingerprint = _fingerprint(model)
     except DfqsError as error:
         return FoundModel(name, files, complete, 0, None, str(error))
-    return FoundModel(name, files, complete, sum(len(header.tensors) for _, header in headers), fingerprint, None)
+    return FoundModel(name, files, complete, len(model.tensors), fingerprint, None)
 
 
 def _ollama_names(folders: Iterable[Path]) -> dict[Path, str]:
@@ -317,19 +317,19 @@ def _ollama_names(folders: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
-def _fingerprint(headers: Sequence[tuple[FoundFile, Header]]) -> str:
+def _fingerprint(model: ModelFiles) -> str:
     """Hash of what tensors there are and of samples of their bytes: the same for a file and for its shards."""
     lines = []
     places = sorted(
-        ((tensor.name, file, header, tensor) for file, header in headers for tensor in header.tensors),
+        ((tensor.name, shard, tensor) for shard in model.shards for tensor in shard.tensors),
         key=lambda place: place[0],
     )
     step = max(len(places) // SAMPLED_TENSORS, 1)
-    for index, (name, file, header, tensor) in enumerate(places):
+    for index, (name, shard, tensor) in enumerate(places):
         sample = b""
         if index % step == 0:
-            with FileSource(file.path) as source:
-                middle = header.span(tensor).offset + max(tensor.length - SAMPLE_BYTES, 0) // 2
+            with FileSource(shard.path) as source:
+                middle = shard.header.span(tensor).offset + max(tensor.length - SAMPLE_BYTES, 0) // 2
                 sample = source.read_at(middle, min(SAMPLE_BYTES, tensor.length))
         lines.append(f"{name!r} {tensor.type.name} {list(squeeze_shape(tensor.shape))} {sample.hex()}\n")
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
@@ -337,10 +337,7 @@ def _fingerprint(headers: Sequence[tuple[FoundFile, Header]]) -> str:
 
 def _content_of(model: FoundModel) -> str | None:
     """The content hash of a file or of a set of shards; None when it cannot be read."""
-    tensors: list[TensorHash] = []
     try:
-        for file in model.files:
-            tensors += hash_model(file.path, file=False).tensors
+        return open_files(file.path for file in model.files).hashes(file=False).content_sha256
     except DfqsError:
         return None
-    return content_sha256(tensors)

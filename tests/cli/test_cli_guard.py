@@ -19,6 +19,7 @@ from dfqs.records import write_json
 from dfqs.report.record import check_report_place
 from gguf_builder import write_small
 from hub_server import FakeHub
+from report_documents import MODEL
 from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
 SET = ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf")
@@ -172,9 +173,9 @@ class Silent:
 
 def demo_record(files: dict[str, str]) -> DemoRecord:
     return DemoRecord(
-        dfqs_version="0", made_at="", model="", model_note="", file_bytes=0, file_sha256=None, content_sha256="",
+        dfqs_version="0", made_at="", model=MODEL, file_sha256=None, content_sha256="",
         prompt="", answer="", answer_tokens=0, decode_tokens_per_s=None, prompt_tokens_per_s=None, threads=1,
-        omp_wait_policy="", snapshot={}, steps=[], files=files,
+        omp_wait_policy="", steps=[], files=files,
     )  # fmt: skip
 
 

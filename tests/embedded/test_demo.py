@@ -61,7 +61,7 @@ def test_record_and_report_name_the_model_for_what_it_is(demonstration: tuple[Pa
     assert record["answer"].strip()
     assert record["decode_tokens_per_s"] > 0
     assert len(record["steps"]) == STEPS
-    assert "Demonstration model" in record["model_note"]
+    assert "Demonstration model" in record["model"]["description"]
     assert "| Total Params | 179.5 M |" in (out / "demo.md").read_text()
     assert report["metrics"]["cpu_tokens_per_sec"] > 0
     assert report["metrics"]["failure_boundary_tokens"] is None

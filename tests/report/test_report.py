@@ -12,15 +12,16 @@ from pydantic import ValidationError
 from dfqs.evaluate.answerer import Answerer, AnswererInfo
 from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.run import Request, score_conditions
-from dfqs.evaluate.speed import DecodeRun, bytes_per_token, summarise
+from dfqs.evaluate.speed import DecodeRun, summarise
 from dfqs.evaluate.suites import QUICK
 from dfqs.gguf.types import GGMLType
 from dfqs.hardware import Machine, default_threads, measure_copy_bandwidth, read_machine
-from dfqs.model.spec import ModelSpec, Role, RoleSize
+from dfqs.model.spec import ModelSpec, Role, RoleSize, bytes_per_token
 from dfqs.report import Report
 from dfqs.report.markdown import render_markdown, render_summary
 from dfqs.report.record import build_report
 from dfqs.report.schema import SCHEMA_FILE, Artifact, Conditions, Details, Metrics, json_schema
+from report_documents import MODEL
 
 SPECIFIED = {
     "reasoning_score": float,
@@ -55,13 +56,7 @@ def report() -> Report:
             file_bytes=1,
             file_sha256="0" * 64,
             content_sha256=None,
-            architecture="llama",
-            parameters=None,
-            parameters_active=None,
-            bits_per_weight=None,
-            deployment_class=None,
-            tier=None,
-            description=None,
+            model=MODEL,
         ),
         statement="Measured.",
         machine=read_machine(),

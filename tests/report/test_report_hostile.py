@@ -101,9 +101,10 @@ def test_every_valid_report_can_be_rendered(counts: Any, words: Any, number: int
     context["n"] = [max(1, sum(row[:4])) for row in counts]
     context["intervals_95"] = [[share, 1.0] for _ in counts]
     document["metrics"]["context_stability_curve"] = [share for _ in counts]
-    artifact["name"], artifact["description"], artifact["tier"], document["statement"] = words[:4]
+    model = artifact["model"]
+    artifact["name"], model["description"], model["tier"], document["statement"] = words[:4]
     document["conditions"]["score"]["suite"], document["notices"] = words[4], words[5:]
-    artifact["bits_per_weight"] = number
+    model["bits_per_weight"] = number
     for name in ("decode_tokens_per_s", "latency_p99_s", "copy_bandwidth_bytes_per_s", "bandwidth_fraction"):
         document["details"]["speed"][name] = number
 

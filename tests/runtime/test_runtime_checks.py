@@ -6,7 +6,7 @@ import pytest
 
 from dfqs.errors import FormatError, ShardError, UsageError
 from dfqs.gguf import GGMLType, KeyValue, TensorSource, string, u16, write_gguf
-from dfqs.runtime.checks import check_model, shard_paths
+from dfqs.runtime.checks import check_model
 
 
 def write_model(path: Path, *keys: KeyValue) -> Path:
@@ -23,20 +23,20 @@ def write_shard(path: Path, number: int, count: int) -> Path:
 def test_a_single_file_is_its_own_shard(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf")
 
-    assert shard_paths(path) == (path,)
+    assert check_model(path).paths == (path,)
     assert check_model(path).file_bytes == path.stat().st_size
 
 
 def test_a_merged_file_is_not_taken_for_a_shard(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "merged.gguf", 0, 0)
 
-    assert shard_paths(path) == (path,)
+    assert check_model(path).paths == (path,)
 
 
 def test_the_first_shard_stands_for_its_set(tmp_path: Path) -> None:
     shards = tuple(write_shard(tmp_path / f"m-{i + 1:05}-of-00003.gguf", i, 3) for i in range(3))
 
-    assert shard_paths(shards[0]) == shards
+    assert check_model(shards[0]).paths == shards
     assert check_model(shards[0]).file_bytes == sum(shard.stat().st_size for shard in shards)
 
 

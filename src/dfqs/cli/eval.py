@@ -16,14 +16,14 @@ from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import STAGES
-from dfqs.evaluate.store import Subject, read_run, runs_of
+from dfqs.evaluate.store import Subject, read_run
+from dfqs.evaluate.subject import describe_subject, known_subject
 from dfqs.evaluate.suites import SUITES, find_suite
-from dfqs.integrity import hash_model
+from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress
-from dfqs.records import readable_text
 from dfqs.report.markdown import render_summary
 from dfqs.report.record import build_report, check_report_place, write_report
-from dfqs.runtime.checks import check_model, shard_paths
+from dfqs.runtime.checks import check_model
 from dfqs.units import format_duration
 
 API_KEY_VARIABLE = "DFQS_API_KEY"
@@ -76,6 +76,7 @@ def command(
     longest = max(request.suite.context_lengths[-1], request.lengths[-1])
     with ExitStack() as stack:
         answerer: Answerer
+        opened: ModelFiles | None = None
         if endpoint is not None:
             remote = EndpointAnswerer(
                 endpoint, model=model_name, api_key=os.environ.get(API_KEY_VARIABLE), max_context=longest
@@ -84,14 +85,15 @@ def command(
             subject = Subject(kind="endpoint", name=answerer.info.name, location=remote.location)
         else:
             assert model is not None
-            subject = identify(model, output)
+            opened = check_model(model)
+            subject = identify(opened, output)
             with progress_bar(f"loading {subject.name}") as progress:
-                local = LocalAnswerer(model, threads=threads, max_context=longest, progress=progress)
+                local = LocalAnswerer(opened, threads=threads, max_context=longest, progress=progress)
                 answerer = stack.enter_context(local)
         for notice in answerer.info.notices:
             warn(notice)
         try:
-            directory = evaluate(answerer, subject, model, request, output, draw_stage)
+            directory = evaluate(answerer, subject, opened, request, output, draw_stage)
         except UsageError:
             raise
         except BaseException:
@@ -114,24 +116,14 @@ def command(
     note(f"report: {' and '.join(str(path) for path in paths)}")
 
 
-def identify(model: Path, output: Path) -> Subject:
-    """The file's identity. It is hashed once; a run in `output` that knows the file's size, time and place keeps it."""
-    checked = check_model(model)
-    stamp, location = _stamp(model), readable_text(model.resolve())
-    for directory in reversed(runs_of(output)):
-        if (directory / "run.json").exists():
-            before = read_run(directory).subject
-            if before.stamp == stamp and before.location == location:
-                return before
-    subject = Subject(
-        kind="file", name=readable_text(checked.name), location=location, file_bytes=checked.file_bytes, stamp=stamp
-    )
-    if len(shard_paths(model)) > 1:
-        # A set of shards has no one hash; merged it has.
-        return subject
+def identify(model: Path | ModelFiles, output: Path) -> Subject:
+    """The model's identity. It is hashed once; a run in `output` that knows the files keeps it."""
+    opened = check_model(model)
+    known = known_subject(opened, output)
+    if known is not None:
+        return known
     with progress_bar("hashing") as progress:
-        hashes = hash_model(model, progress=progress)
-    return subject.model_copy(update={"file_sha256": hashes.file_sha256, "content_sha256": hashes.content_sha256})
+        return describe_subject(opened, opened.hashes(progress=progress))
 
 
 @contextmanager
@@ -168,8 +160,3 @@ def _describe(request: Request, json_: bool) -> None:
         f"at 1 token/s, generating takes at most {format_duration(generated)}, most models end their answers sooner; "
         f"at 10 tokens/s, reading takes about {format_duration(read / 10)}"
     )
-
-
-def _stamp(model: Path) -> str:
-    status = model.stat()
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"

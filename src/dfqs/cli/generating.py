@@ -14,8 +14,8 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, warn
 from dfqs.errors import RuntimeFailure
+from dfqs.model.files import ModelFiles
 from dfqs.runtime.chat import ChatSession
-from dfqs.runtime.checks import CheckedModel
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
 from dfqs.streaming.budget import choose_load
@@ -64,13 +64,13 @@ def make_sampling(max_tokens: int, temperature: float, top_p: float, min_p: floa
 
 @contextlib.contextmanager
 def open_chat(
-    model: CheckedModel, n_ctx: int | None, threads: int | None, ram: str | None = None
+    model: ModelFiles, n_ctx: int | None, threads: int | None, ram: str | None = None
 ) -> Iterator[ChatSession]:
     """A session, with a progress bar while it loads and its notices shown."""
     if model.label is not None:
         note(f"note: {model.label}")
     settings = ContextSettings(n_ctx=n_ctx)
-    plan = choose_load(model.path, settings, ram)
+    plan = choose_load(model, settings, ram)
     if line := plan.describe():
         note(line)
     with contextlib.ExitStack() as stack:

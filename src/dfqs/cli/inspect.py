@@ -8,12 +8,11 @@ import typer
 from rich.table import Table
 
 from dfqs.cli.output import key_value_table, out, print_json
-from dfqs.gguf import Header
-from dfqs.gguf.kinds import MODEL, FileKind, file_kind
-from dfqs.gguf.shard import read_model_shards
-from dfqs.model.classes import ClassMatch, model_tier, recognise_class
+from dfqs.gguf.kinds import MODEL
+from dfqs.model.description import ModelDescription
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.model.snapshot import snapshot_rows
-from dfqs.model.spec import ModelSpec, RoleSize, read_model_spec
+from dfqs.model.spec import RoleSize
 from dfqs.shards.hub_address import is_remote
 from dfqs.units import format_bytes, format_count
 
@@ -33,62 +32,50 @@ def command(
 
     Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf
     """
-    headers = read_headers(source)
-    first = headers[0]
-    if (kind := file_kind(first)) is not MODEL:
-        _show_other(kind, headers, json_)
+    model = open_source(source)
+    if model.kind is not MODEL:
+        _show_other(model, json_)
         return
-    spec = read_model_spec(first, [tensor for header in headers for tensor in header.tensors])
-    match = recognise_class(spec)
-    file_bytes = sum(header.file_size for header in headers)
+    described = model.description
     if json_:
-        print_json(describe_as_json(first, spec, match, file_bytes, len(headers)))
+        print_json(describe_as_json(model))
         return
-    out.print(snapshot_table(spec, match, file_bytes, len(headers)))
-    out.print(role_table(spec.roles))
-    if match is not None and match.deviations:
-        out.print(f"Closest class: {match.name}. Deviations:")
-        for deviation in match.deviations:
+    out.print(snapshot_table(described))
+    out.print(role_table(model.spec.roles))
+    if described.class_deviations:
+        out.print(f"Closest class: {described.closest_class}. Deviations:")
+        for deviation in described.class_deviations:
             out.print(f"  - {deviation}")
 
 
-def _show_other(kind: FileKind, headers: tuple[Header, ...], json_: bool) -> None:
+def _show_other(model: ModelFiles, json_: bool) -> None:
     """What is a GGUF and no model: its kind, and what it is for."""
-    tensors = [tensor for header in headers for tensor in header.tensors]
-    file_bytes = sum(header.file_size for header in headers)
-    name, architecture = (headers[0].metadata.text(f"general.{key}") for key in ("name", "architecture"))
+    kind, metadata = model.kind, model.header.metadata
+    name, architecture = (metadata.text(f"general.{key}") for key in ("name", "architecture"))
     if json_:
-        record = {"schema": "dfqs.inspect/1", "source": headers[0].source_name, "kind": kind.code, "name": name}
-        print_json({**record, "architecture": architecture, "file_bytes": file_bytes, "tensors": len(tensors)})
+        record = {"schema": "dfqs.inspect/1", "source": model.shards[0].source, "kind": kind.code, "name": name}
+        counts = {"file_bytes": model.file_bytes, "tensors": len(model.tensors)}
+        print_json({**record, "architecture": architecture, **counts})
         return
     rows = [("Kind", kind.word), ("Name", name or "(the file gives no name)"), ("Architecture", architecture or "-")]
-    rows += [("Size", format_bytes(file_bytes)), ("Tensors", f"{len(tensors):,}"), ("Use", kind.use)]
+    rows += [("Size", format_bytes(model.file_bytes)), ("Tensors", f"{len(model.tensors):,}"), ("Use", kind.use)]
     out.print(key_value_table(rows))
 
 
-def read_headers(source: str | Path) -> tuple[Header, ...]:
-    """The header of a file, or those of all the shards that it is the first of; local, or on the Hub."""
-    if is_remote(str(source)) and not Path(source).exists():
-        headers: tuple[Header, ...] = importlib.import_module("dfqs.cli.remote").read_headers(str(source))
-        return headers
-    return tuple(shard.header for shard in read_model_shards(Path(source)))
+def open_source(source: str) -> ModelFiles:
+    """The model in a file, or in the shards that it is the first of; local, or on the Hub."""
+    if is_remote(source) and not Path(source).exists():
+        model: ModelFiles = importlib.import_module("dfqs.cli.remote").open_remote_model(source)
+        return model
+    return open_model(source)
 
 
-def snapshot_table(spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int) -> Table:
-    """The table of the specification's section 5, for this file."""
-    rows = snapshot_rows(spec, match, file_bytes, files)
-    if spec.description:
-        rows.append(("Description", spec.description))
+def snapshot_table(described: ModelDescription) -> Table:
+    """The table of the specification's section 5, for this model."""
+    rows = snapshot_rows(described)
+    if described.description:
+        rows.append(("Description", described.description))
     return key_value_table(rows)
-
-
-def describe_class(match: ClassMatch | None) -> dict[str, Any]:
-    """The class for programs; null where it is none."""
-    return {
-        "class": match.name if match is not None and match.exact else None,
-        "closest_class": match.name if match is not None else None,
-        "class_deviations": list(match.deviations) if match is not None else [],
-    }
 
 
 def role_table(roles: tuple[RoleSize, ...]) -> Table:
@@ -110,47 +97,13 @@ def role_table(roles: tuple[RoleSize, ...]) -> Table:
     return table
 
 
-def describe_as_json(
-    header: Header, spec: ModelSpec, match: ClassMatch | None, file_bytes: int, files: int
-) -> dict[str, Any]:
+def describe_as_json(model: ModelFiles) -> dict[str, Any]:
     """The same for programs. Bytes are bytes, parameters are counts, unknown is null."""
-    tier = model_tier(spec)
     return {
         "schema": "dfqs.inspect/1",
-        "source": header.source_name,
-        "kind": MODEL.code,
-        "files": files,
-        "file_bytes": file_bytes,
-        "gguf_version": header.version,
-        "alignment": header.alignment,
-        "name": spec.name,
-        "description": spec.description,
-        "architecture": spec.architecture,
-        "parameters": spec.parameters,
-        "parameters_active": spec.parameters_active,
-        "tensor_bytes": spec.tensor_bytes,
-        "bits_per_weight": spec.bits_per_weight,
-        "main_bits_per_weight": spec.main_bits_per_weight,
-        "file_type": spec.file_type,
-        "layers": spec.layers,
-        "experts": spec.experts,
-        "experts_used": spec.experts_used,
-        "experts_shared": spec.experts_shared,
-        "context_tokens": spec.context_tokens,
-        "embedding_length": spec.embedding_length,
-        "vocabulary": spec.vocabulary,
-        "chat_template": spec.chat_template,
-        **describe_class(match),
-        "declared_class": spec.declared_class,
-        "tier": tier.name if tier is not None else None,
-        "roles": {
-            size.role.value: {
-                "tensors": size.tensors,
-                "parameters": size.parameters,
-                "bytes": size.bytes,
-                "bits_per_weight": size.bits_per_weight,
-                "types": {type_.name: count for type_, count in size.types.items()},
-            }
-            for size in spec.roles
-        },
+        "source": model.shards[0].source,
+        "kind": model.kind.code,
+        "gguf_version": model.header.version,
+        "alignment": model.header.alignment,
+        **model.description.model_dump(mode="json"),
     }

@@ -13,6 +13,7 @@ from dfqs.cli.output import note, out, print_json, print_plain, warn
 from dfqs.cli.perplexity import read_text
 from dfqs.errors import UsageError, printable
 from dfqs.model.classes import CLASSES
+from dfqs.model.files import ModelFiles
 from dfqs.quantize.checks import check_experts, check_gain, check_imatrix, check_input_types, gain_problem
 from dfqs.quantize.ladder import measure_ladder
 from dfqs.quantize.metadata import ImatrixOrigin
@@ -20,7 +21,7 @@ from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.plan import QuantizationPlan
 from dfqs.quantize.quantize import AlreadyDone, Quantized, quantize
 from dfqs.quantize.recipe import recipe_record
-from dfqs.quantize.source import Source, class_for, plan_source, read_source
+from dfqs.quantize.source import class_for, plan_source, read_source
 from dfqs.units import format_bytes, format_count, format_duration, parse_size
 
 SHOWN_NOTES = 12
@@ -160,7 +161,7 @@ def _report_ladder_plan(plans: list[QuantizationPlan], json_: bool) -> None:
         print_plain(f"{plan.class_.name}: {format_bytes(plan.bytes)}")
 
 
-def _warn_of_refusals(source: Source, plan: QuantizationPlan, force: bool) -> None:
+def _warn_of_refusals(source: ModelFiles, plan: QuantizationPlan, force: bool) -> None:
     """What the real run will refuse."""
     try:
         check_experts(source, plan.class_)

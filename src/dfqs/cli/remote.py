@@ -1,15 +1,16 @@
-"""Headers of a model on the Hub, for verbs that look at models: `hf:OWNER/NAME[@REVISION][:PATTERN]`, or its address.
+"""A model on the Hub, for verbs that look at models: `hf:OWNER/NAME[@REVISION][:PATTERN]`, or its address.
 
 Imported only when such a source is given: huggingface_hub is not on the way of a look at a local file.
 """
 
-from dfqs.gguf import Header
+from dfqs.gguf.shard import Shard
+from dfqs.model.files import ModelFiles
 from dfqs.pull import Hub, hub_endpoint, read_remote_headers
 from dfqs.shards.hub_address import parse_hub_address
 
 
-def read_headers(source: str) -> tuple[Header, ...]:
-    """The header of the model that is meant, or those of all its shards; some kilobytes of each file are fetched.
+def open_remote_model(source: str) -> ModelFiles:
+    """The model that is meant, by the headers of all its files; some kilobytes of each file are fetched.
 
     Raises:
         UsageError: not such a source, no such repository, or several models are meant.
@@ -17,4 +18,4 @@ def read_headers(source: str) -> tuple[Header, ...]:
     """
     address = parse_hub_address(source, endpoint=hub_endpoint())
     _, _, headers = read_remote_headers(Hub(), address.repo, revision=address.revision, pattern=address.pattern)
-    return headers
+    return ModelFiles(tuple(Shard(header.source_name, header) for header in headers))

@@ -6,8 +6,8 @@ import typer
 
 from dfqs.cli.generating import ModelArgument, ThreadsOption
 from dfqs.cli.output import note, print_json, print_plain, warn
-from dfqs.model.spec import read_model_spec
-from dfqs.runtime.checks import CheckedModel, check_model
+from dfqs.model.files import ModelFiles
+from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
 from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.server import DEFAULT_HOST, DEFAULT_PORT, Listening, ServerSettings, is_loopback, serve
@@ -94,9 +94,9 @@ def command(
     note("stopped")
 
 
-def choose_context(checked: CheckedModel, requested: int | None) -> int:
+def choose_context(checked: ModelFiles, requested: int | None) -> int:
     """Context of a request, in tokens: as asked for, but no longer than the model was trained for."""
-    trained = read_model_spec(checked.header).context_tokens
+    trained = checked.spec.context_tokens
     if trained is None:
         return requested or DEFAULT_CONTEXT_TOKENS
     if requested is not None and requested > trained:

@@ -9,7 +9,6 @@ import typer
 from rich.text import Text
 
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.inspect import describe_class
 from dfqs.cli.output import note, out, print_json, print_plain
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
@@ -17,6 +16,7 @@ from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_mode
 from dfqs.integrity.manifest import manifest_findings, read_manifest, wants_experts
 from dfqs.integrity.structure import zero_findings
 from dfqs.model.classes import ClassMatch, recognise_class
+from dfqs.model.description import describe_class
 from dfqs.model.snapshot import class_text
 from dfqs.model.spec import read_model_spec
 from dfqs.quantize.declared import class_findings
@@ -89,7 +89,7 @@ def _print_class(match: ClassMatch | None, declared: object) -> None:
     if declared is not None:
         print_plain(f"class           {printable(str(declared))}, and every tensor is as its recipe says")
     elif match is not None:
-        print_plain(f"class           {class_text(match)}")
+        print_plain(f"class           {class_text(match.name if match.exact else None, match.name)}")
         for deviation in match.deviations:
             print_plain(f"  - {deviation}")
 

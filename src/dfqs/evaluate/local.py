@@ -12,6 +12,7 @@ from dfqs.evaluate.context import Question, fitting_notes, note, plan_questions
 from dfqs.evaluate.jobs import Generated, OpenedModel, ReadSoFar
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
+from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
@@ -33,9 +34,14 @@ class LocalAnswerer:
     """
 
     def __init__(
-        self, path: Path, *, threads: int | None = None, max_context: int, progress: Progress = no_progress
+        self,
+        model: Path | ModelFiles,
+        *,
+        threads: int | None = None,
+        max_context: int,
+        progress: Progress = no_progress,
     ) -> None:
-        self._model = check_model(path)
+        self._model = check_model(model)
         self._threads = threads
         self._max_context = max_context
         self._progress = progress

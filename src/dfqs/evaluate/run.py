@@ -26,6 +26,7 @@ from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEE
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
 from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
 
 PROMPT_TOKENS, QUESTION_TOKENS = 150, 30
@@ -94,12 +95,18 @@ class Request:
 
 
 def evaluate(
-    answerer: Answerer, subject: Subject, model_path: Path | None, request: Request, out: Path, draw: StageProgress
+    answerer: Answerer,
+    subject: Subject,
+    model: Path | ModelFiles | None,
+    request: Request,
+    out: Path,
+    draw: StageProgress,
 ) -> Path:
     """Measure what is still missing; returns the run's directory, of which `dfqs.report.record` makes the report.
 
     Args:
-        model_path: of a local model; None behind an endpoint, where speed is not measured.
+        model: the local one that is measured, described in the run's record; None behind an endpoint, where speed is
+            not measured.
 
     Raises:
         UsageError: a stage that does not exist, or nothing to measure.
@@ -111,6 +118,9 @@ def evaluate(
     if request.limit is not None and request.limit < 1:
         raise UsageError("--limit must be at least 1")
     sandbox, refusal = _find_sandbox() if CODE in request.stages else (None, None)
+    opened = None if model is None else open_model(model)
+    if opened is not None and subject.model is None:
+        subject = subject.model_copy(update={"model": opened.description})
     conditions = score_conditions(answerer, request, sandbox)
     planned = RunRecord(
         subject=subject,
@@ -138,11 +148,11 @@ def evaluate(
         if BOUNDARY in request.stages:
             with draw(BOUNDARY) as progress:
                 _measure_boundary(answerer, store, request, progress)
-        if SPEED in request.stages and model_path is not None:
+        if SPEED in request.stages and opened is not None:
             # The model's own worker would share the processor and the memory with the one that is timed.
             getattr(answerer, "close", lambda: None)()
             with draw(SPEED) as progress:
-                _measure_speed(model_path, store, request, progress)
+                _measure_speed(opened.path, store, request, progress)
         return store.directory
 
 

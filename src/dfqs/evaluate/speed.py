@@ -15,7 +15,6 @@ from typing import Any
 from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
 from dfqs.hardware import Machine
-from dfqs.model.spec import ModelSpec, Role
 from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context, Model
@@ -128,14 +127,18 @@ def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeat
                 )
 
 
-def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | None) -> SpeedSummary:
-    """Medians over repeats; percentiles over every token of all of them."""
+def summarise(runs: list[DecodeRun], bandwidth: float | None, bytes_per_token: int | None) -> SpeedSummary:
+    """Medians over repeats; percentiles over every token of all of them.
+
+    Args:
+        bandwidth: of copying, in bytes a second.
+        bytes_per_token: of the weights that decoding one token reads.
+    """
     rates = [len(run.decode_s) / sum(run.decode_s) for run in runs]
     deep = [run for run in runs if run.depth_decode_s and run.depth_tokens and run.depth_tokens == runs[0].depth_tokens]
     depth_rates = [len(run.depth_decode_s) / sum(run.depth_decode_s) for run in deep]
     latencies = [second for run in runs for second in run.decode_s]
     rate = statistics.median(rates)
-    token_bytes = bytes_per_token(spec) if spec is not None else None
     return SpeedSummary(
         decode_tokens_per_s=rate,
         decode_spread=(min(rates), max(rates)),
@@ -152,21 +155,9 @@ def summarise(runs: list[DecodeRun], bandwidth: float | None, spec: ModelSpec | 
         omp_wait_policy=runs[0].omp_wait_policy,
         other_cpus=max(run.other_cpus for run in runs),
         copy_bandwidth_bytes_per_s=bandwidth,
-        bytes_per_token=token_bytes,
-        bandwidth_fraction=token_bytes * rate / bandwidth if token_bytes is not None and bandwidth else None,
+        bytes_per_token=bytes_per_token,
+        bandwidth_fraction=bytes_per_token * rate / bandwidth if bytes_per_token is not None and bandwidth else None,
     )
-
-
-def bytes_per_token(spec: ModelSpec) -> int:
-    """Weights that decoding one token reads: everything, of the routed experts the share in use, and of the embedding
-    table one row (all of it where the output layer shares it)."""
-    total = 0
-    for size in spec.roles:
-        if size.role is Role.ROUTED_EXPERT and spec.experts:
-            total += size.bytes * spec.experts_used // spec.experts
-        elif size.role is not Role.EMBEDDING or spec.role(Role.OUTPUT) is None:
-            total += size.bytes
-    return total
 
 
 def _prefill(context: Context, tokens: int) -> float:

@@ -22,6 +22,7 @@ from pydantic import Field
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
 from dfqs.evaluate.stored import check_line
+from dfqs.model.description import ModelDescription
 from dfqs.records import AtLeastOne, Document, Record, Whole, parse_record, read_bounded, read_json, write_json
 from dfqs.storage.atomic import fsync_directory, storage_errors
 
@@ -45,7 +46,9 @@ class Subject(Record):
     file_sha256: str | None = None
     content_sha256: str | None = None
     stamp: str | None = None
-    """Size, time and inode of the file that was hashed."""
+    """Size, time and inode of the files that were hashed."""
+    model: ModelDescription | None = None
+    """What the file is; a report is made from this when the file is long gone. None behind an endpoint."""
 
 
 class RunRecord(Document):
@@ -209,6 +212,9 @@ def _choose_run(out: Path, planned: RunRecord) -> tuple[Path, RunRecord]:
         before = before.model_copy(update={"conditions": _with_code_python(before.conditions, conditions)})
         changes = _changes(before, planned.model_copy(update={"conditions": conditions}))
         if not changes:
+            if before.subject.model is None:
+                described = before.subject.model_copy(update={"model": planned.subject.model})
+                before = before.model_copy(update={"subject": described})
             write_json(directory / "run.json", before, overwrite=True)
             return directory, before
         why = why if why is not None else changes
@@ -242,8 +248,8 @@ def _with_code_python(conditions: ScoreConditions, other: ScoreConditions) -> Sc
 
 
 def _changed_subject(before: Subject, now: Subject) -> tuple[str, ...]:
-    # A file that moved is the same file.
-    placeless = {"location": "", "stamp": None} if now.kind == "file" else {}
+    # A file that moved is the same file; and how it is described changes with the version that describes it.
+    placeless = {"location": "", "stamp": None, "model": None} if now.kind == "file" else {}
     old, new = (subject.model_copy(update=placeless) for subject in (before, now))
     changed = tuple(f"model {difference}" for difference in differences(old, new))
     if not changed:

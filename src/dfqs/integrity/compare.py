@@ -14,9 +14,10 @@ from pathlib import Path
 
 from dfqs.gguf import FileSource, Header, TensorInfo, read_header
 from dfqs.gguf.layout import squeeze_shape
-from dfqs.gguf.shard import SPLIT_KEYS, read_model_shards
+from dfqs.gguf.shard import SPLIT_KEYS
 from dfqs.inplace.plan_inplace import PADDING_KEY
 from dfqs.integrity.findings import Finding, Severity, has_errors
+from dfqs.model.files import open_model
 from dfqs.model.hashes import BUFFER_BYTES, is_expert_tensor
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.plan import carried_key
@@ -74,7 +75,7 @@ def verify_against(
         findings: list[Finding] = []
         pairs: list[_Pair] = []
         seen: set[str] = set()
-        shards = read_model_shards(first_shard)
+        shards = open_model(first_shard).shards
         for other in shards:
             path, shard_header = other.path, other.header
             shard = stack.enter_context(FileSource(path))

@@ -222,6 +222,18 @@ def _count_active(tensors: Iterable[TensorInfo], used: int, layers: int | None) 
     return total
 
 
+def bytes_per_token(spec: ModelSpec) -> int:
+    """Weights that decoding one token reads: everything, of the routed experts the share in use, and of the embedding
+    table one row (all of it where the output layer shares it)."""
+    total = 0
+    for size in spec.roles:
+        if size.role is Role.ROUTED_EXPERT and spec.experts:
+            total += size.bytes * spec.experts_used // spec.experts
+        elif size.role is not Role.EMBEDDING or spec.role(Role.OUTPUT) is None:
+            total += size.bytes
+    return total
+
+
 def measure_roles(tensors: Iterable[TensorInfo]) -> tuple[RoleSize, ...]:
     """Add tensors up by role."""
     grouped: dict[Role, list[TensorInfo]] = {}

@@ -5,27 +5,25 @@ from pathlib import Path
 
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.model.classes import DeploymentClass
+from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import hash_file
-from dfqs.model.spec import Role, read_model_spec, tensor_layer
+from dfqs.model.spec import Role, tensor_layer
 from dfqs.quantize.experts import expert_problems
 from dfqs.quantize.imatrix_file import ALL_ZERO, ImatrixFile
 from dfqs.quantize.metadata import ImatrixOrigin
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
-from dfqs.quantize.source import Source
 from dfqs.units import format_bytes
 
 
-def check_experts(source: Source, class_: DeploymentClass) -> None:
+def check_experts(source: ModelFiles, class_: DeploymentClass) -> None:
     """Refuse to put a class's name on a model whose experts it does not find.
 
     Raises:
         UsageError: says what was not found, and what to do.
     """
-    tensors = tuple(source.tensors.values())
-    spec = read_model_spec(source.first, tensors)
-    for problem in expert_problems(class_, spec.experts, tensors):
+    for problem in expert_problems(class_, source.spec.experts, source.tensors):
         where = f"'{printable(problem.name)}': " if problem.name else ""
-        raise UsageError(f"{source.first.source_name}: {where}{problem.message}. {problem.fix}")
+        raise UsageError(f"{source.header.source_name}: {where}{problem.message}. {problem.fix}")
 
 
 def gain_problem(plan: QuantizationPlan) -> str | None:
@@ -67,7 +65,7 @@ def check_input_types(plan: QuantizationPlan, allow_requantize: bool) -> None:
         )
 
 
-def check_imatrix(plan: QuantizationPlan, source: Source, path: Path | None) -> ImatrixOrigin | None:
+def check_imatrix(plan: QuantizationPlan, source: ModelFiles, path: Path | None) -> ImatrixOrigin | None:
     """Make sure that the importance matrix is this model's, and is there where it is needed.
 
     Raises:
@@ -83,7 +81,7 @@ def check_imatrix(plan: QuantizationPlan, source: Source, path: Path | None) -> 
                 f"'{needing[0].name}'); make one with `dfqs imatrix`, and give it with --imatrix"
             )
         return None
-    tensors = source.tensors
+    tensors = {tensor.name: tensor for tensor in source.tensors}
     with ImatrixFile(path) as file:
         known = set(file.names)
         if not known & set(tensors):

@@ -18,7 +18,7 @@ import numpy as np
 
 from dfqs import __version__
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
-from dfqs.gguf.shard import read_model_shards
+from dfqs.model.files import open_model
 from dfqs.quantize.calibration import Corpus, Stream
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix_file import (
@@ -72,8 +72,8 @@ class ImatrixJob:
     @property
     def fingerprint(self) -> str:
         """Hash of what decides the sums: a run goes on only from its own checkpoint."""
-        files = [Path(shard.source) for shard in read_model_shards(self.model)]
-        status = {str(path.absolute()): path.stat() for path in (*files, *self.add)}
+        files = (*open_model(self.model).paths, *self.add)
+        status = {str(path.absolute()): path.stat() for path in files}
         inputs = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
         return sha256_of({"inputs": inputs, "corpus": self.corpus.sha256, "chunk_tokens": self.chunk_tokens})
 

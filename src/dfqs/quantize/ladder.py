@@ -13,14 +13,15 @@ from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf.reader import read_header
 from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.model.classes import DeploymentClass
-from dfqs.model.hashes import content_sha256, hash_file, hash_model
+from dfqs.model.files import ModelFiles
+from dfqs.model.hashes import hash_file
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
 from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize
-from dfqs.quantize.source import Source, read_source
+from dfqs.quantize.source import read_source
 from dfqs.records import is_document
 from dfqs.runtime import Worker
 from dfqs.storage.atomic import check_writable_target
@@ -138,7 +139,7 @@ def _holds_logits(path: Path) -> bool:
     return True
 
 
-def _require_rung(path: Path, source: Source, class_: DeploymentClass, imatrix: Path | None) -> None:
+def _require_rung(path: Path, source: ModelFiles, class_: DeploymentClass, imatrix: Path | None) -> None:
     """Make sure that a file that stands where a rung should is that rung: its numbers would be another model's.
 
     Raises:
@@ -149,9 +150,7 @@ def _require_rung(path: Path, source: Source, class_: DeploymentClass, imatrix: 
         CLASS_KEY: class_.name,
         RECIPE_KEY: recipe_text(class_),
         IMATRIX_KEY: hash_file(imatrix) if imatrix is not None else None,
-        SOURCE_KEY: content_sha256(
-            tensor for header in source.headers for tensor in hash_model(Path(header.source_name), file=False).tensors
-        ),
+        SOURCE_KEY: source.hashes(file=False).content_sha256,
     }
     for key, value in expected.items():
         if found.get(key) != value:
@@ -170,7 +169,7 @@ def ladder_record(rungs: Sequence[Rung]) -> dict[str, Any]:
 
 
 def _rung(name: str, path: Path, summary: Summary, step: Estimate | None) -> Rung:
-    tensors = read_source(path).tensors.values()
+    tensors = read_source(path).tensors
     size = sum(tensor.length for tensor in tensors)
     weights = sum(tensor.elements for tensor in tensors)
     return Rung(name, path, size, size * 8 / weights, summary, step)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure, UsageError
-from dfqs.gguf.shard import read_model_shards
+from dfqs.model.files import open_model
 from dfqs.quantize.bootstrap import Estimate, estimate_difference, estimate_mean
 from dfqs.quantize.logits_file import (
     TOP,
@@ -57,8 +57,8 @@ class PerplexityJob:
     @property
     def fingerprint(self) -> str:
         """Hash of what decides the losses: the model's files as they are now, text, windows and runtime."""
-        status = {shard.source: Path(shard.source).stat() for shard in read_model_shards(self.model)}
-        files = [[str(Path(path).absolute()), found.st_size, found.st_mtime_ns] for path, found in status.items()]
+        status = {str(path.absolute()): path.stat() for path in open_model(self.model).paths}
+        files = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
         text = hashlib.sha256(self.text.encode()).hexdigest()
         return sha256_of([files, text, self.window_tokens, self.stride_tokens, self.max_tokens, _runtime_name()])
 

@@ -19,6 +19,7 @@ from dfqs.gguf.shard_names import ShardName
 from dfqs.gguf.writer import encode_header
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, check_manifest_place, manifest_of, write_manifest
 from dfqs.model.classes import DeploymentClass
+from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
@@ -27,7 +28,6 @@ from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
 from dfqs.quantize.receipts import is_done, write_receipt
 from dfqs.quantize.recipe import recipe_record
-from dfqs.quantize.source import Source as Source
 from dfqs.quantize.source import plan_source as plan_source
 from dfqs.quantize.source import read_source as read_source
 from dfqs.records import sha256_of
@@ -113,7 +113,7 @@ def quantize(
     return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), origin, outcome)
 
 
-def publish(work: Work, source: Source, outcome: Outcome) -> tuple[Path, ...]:
+def publish(work: Work, source: ModelFiles, outcome: Outcome) -> tuple[Path, ...]:
     """Read the outputs back, give them their names, and write a manifest beside each.
 
     Killed in here, the same command finds the journal complete: it reads back again and names what is left.
@@ -133,10 +133,8 @@ def publish(work: Work, source: Source, outcome: Outcome) -> tuple[Path, ...]:
     return targets
 
 
-def _read_back(file: OutputFile, source: Source, outcome: Outcome) -> Manifest:
-    shards = [
-        SourceFile(name=Path(header.source_name).name, bytes=header.file_size, sha256=None) for header in source.headers
-    ]
+def _read_back(file: OutputFile, source: ModelFiles, outcome: Outcome) -> Manifest:
+    shards = [SourceFile(name=shard.path.name, bytes=shard.header.file_size, sha256=None) for shard in source.shards]
     path = file.partial if file.partial.exists() else file.path
     manifest = manifest_of(file.path.name, hash_model(path), Provenance(shards=shards))
     written = {tensor.name: tensor.sha256 for tensor in outcome.tensors}
@@ -170,7 +168,7 @@ def check_space(work: Work) -> None:
 
 
 def plan_work(
-    source: Source,
+    source: ModelFiles,
     plan: QuantizationPlan,
     out: Path,
     imatrix: ImatrixOrigin | None,
@@ -184,15 +182,15 @@ def plan_work(
     Raises:
         UsageError: the output is named like one of the inputs, or is to have too many shards.
     """
-    alignment = source.first.alignment
+    alignment = source.header.alignment
     groups = _group_tensors(plan.tensors, max_shard_bytes)
     paths = _output_paths(out, len(groups), max_shard_bytes is not None)
-    keys = result_keys(source.first, plan.class_, imatrix)
+    keys = result_keys(source.header, plan.class_, imatrix)
     outputs: list[OutputFile] = []
     tensors: list[TensorWork] = []
     for index, group in enumerate(groups):
         shapes = [(t.name, t.source.shape, t.type) for t in group]
-        shard_keys = split_keys(index, len(groups), len(plan.tensors), source.first) if len(groups) > 1 else []
+        shard_keys = split_keys(index, len(groups), len(plan.tensors), source.header) if len(groups) > 1 else []
         header = encode_header([*(keys if index == 0 else []), *shard_keys], shapes, alignment=alignment)
         places = list(place_tensors(shapes, alignment))
         size = len(header) + (align_up(places[-1].offset + places[-1].length, alignment) if places else 0)
@@ -202,7 +200,7 @@ def plan_work(
         )
         for planned, place in zip(group, places, strict=True):
             tensors.append(_tensor_work(planned, source, index, len(header) + place.offset))
-    sources = tuple(Path(header.source_name).absolute() for header in source.headers)
+    sources = tuple(path.absolute() for path in source.paths)
     inputs = [*sources, *([imatrix.path] if imatrix else [])]
     for file in outputs:
         for path in (file.path, file.partial):
@@ -220,7 +218,7 @@ def plan_work(
     )
 
 
-def _tensor_work(planned: PlannedTensor, source: Source, output: int, offset: int) -> TensorWork:
+def _tensor_work(planned: PlannedTensor, source: ModelFiles, output: int, offset: int) -> TensorWork:
     header = source.headers[planned.shard]
     return TensorWork(
         name=planned.name,

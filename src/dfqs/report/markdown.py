@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dfqs.errors import printable
 from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.speed import SpeedSummary
+from dfqs.model.description import ModelDescription
 from dfqs.report.schema import ContextDetail, Report, ScoreDetail
 from dfqs.units import format_bytes, format_count
 
@@ -162,19 +163,13 @@ def _speed(report: Report) -> str:
 
 def _artifact(report: Report) -> str:
     artifact, machine = report.artifact, report.machine
-    rows = [
+    rows: list[tuple[str, str | None]] = [
         ("name", _text(artifact.name)),
-        ("says of itself", _text(artifact.description) if artifact.description else None),
+        ("says of itself", _text(artifact.model.description or "") or None if artifact.model is not None else None),
         ("size", format_bytes(artifact.file_bytes) if artifact.file_bytes is not None else None),
         ("file SHA-256", _code(artifact.file_sha256) if artifact.file_sha256 else None),
         ("content SHA-256", _code(artifact.content_sha256) if artifact.content_sha256 else None),
-        ("architecture", _text(artifact.architecture) if artifact.architecture else None),
-        ("parameters", _parameters(report)),
-        ("bits per weight", f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else None),
-        (
-            "class, tier",
-            _text(f"{artifact.deployment_class or 'no deployment class'}, {artifact.tier}") if artifact.tier else None,
-        ),
+        *(_model_rows(artifact.model) if artifact.model is not None else ()),
     ]
     here = f"{_text(machine.cpu_model or 'unknown')}, {machine.allowed_cpus} CPUs, {_text(' '.join(machine.cpu_flags))}"
     if artifact.kind == "endpoint":
@@ -186,12 +181,14 @@ def _artifact(report: Report) -> str:
     return _table(("", ""), [(name, value) for name, value in rows if value is not None])
 
 
-def _parameters(report: Report) -> str | None:
-    artifact = report.artifact
-    if artifact.parameters is None:
-        return None
-    active = f", {format_count(artifact.parameters_active)} active" if artifact.parameters_active is not None else ""
-    return format_count(artifact.parameters) + active
+def _model_rows(model: ModelDescription) -> list[tuple[str, str | None]]:
+    parameters = f"{format_count(model.parameters)}, {format_count(model.parameters_active)} active"
+    return [
+        ("architecture", _text(model.architecture)),
+        ("parameters", parameters),
+        ("bits per weight", f"{model.bits_per_weight:.2f}" if model.bits_per_weight is not None else None),
+        ("class, tier", _text(f"{model.class_ or 'no deployment class'}, {model.tier}") if model.tier else None),
+    ]
 
 
 def _memory(report: Report) -> str:

@@ -1,4 +1,7 @@
-"""Makes the report of a run out of its stored results: the same results give the same report."""
+"""Makes the report of a run out of its stored results: the same results give the same report.
+
+Nothing but the run's own directory is read: what the model was stands in the run's record.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -23,11 +26,8 @@ from dfqs.evaluate.speed import (
 )
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
 from dfqs.evaluate.statistics import Count, wilson_interval
-from dfqs.evaluate.store import RunRecord, read_lines, read_run, runs_of
-from dfqs.gguf import read_header
+from dfqs.evaluate.store import RunRecord, Subject, read_lines, read_run, runs_of
 from dfqs.hardware import Machine
-from dfqs.model.classes import model_tier, recognise_class
-from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.records import is_document, write_json
 from dfqs.report.markdown import render_markdown
 from dfqs.report.schema import (
@@ -159,7 +159,6 @@ def _is_report_text(path: Path) -> bool:
 def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     notes = stages[NOTES]
     machine = Machine.model_validate(notes["machine"])
-    spec = _read_spec(record)
     score = record.conditions
     reasons: dict[str, str] = {}
     expected = score.items
@@ -169,7 +168,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     if code is None and refusal:
         reasons["code_score"] = refusal
     context = _context_detail(record, stages[CONTEXT], reasons)
-    speed = _speed(stages[SPEED], notes, spec, record, reasons)
+    speed = _speed(stages[SPEED], notes, record, reasons)
     boundary = stages[BOUNDARY].get("boundary")
     if boundary is None:
         reasons["failure_boundary_tokens"] = "not measured"
@@ -179,8 +178,8 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     return Report(
         dfqs_version=__version__,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        artifact=_artifact(record, spec),
-        statement=_statement(record, spec),
+        artifact=_artifact(record.subject),
+        statement=_statement(record.subject),
         machine=machine,
         conditions=Conditions(
             score=score,
@@ -295,9 +294,7 @@ def _boundary_detail(boundary: Mapping[str, Any]) -> BoundaryDetail:
     )
 
 
-def _speed(
-    items: Results, notes: Results, spec: ModelSpec | None, record: RunRecord, reasons: dict[str, str]
-) -> SpeedSummary | None:
+def _speed(items: Results, notes: Results, record: RunRecord, reasons: dict[str, str]) -> SpeedSummary | None:
     wanted = record.decode_repeats
     here = speed_machine(Machine.model_validate(notes["machine"]))
     repeats = [data for data in items.values() if data["machine"] == here]
@@ -310,7 +307,8 @@ def _speed(
         fields = DecodeRun.__dataclass_fields__
         runs = [DecodeRun(**{name: data[name] for name in fields}) for data in repeats]
         bandwidth = notes.get("bandwidth", {}).get("bytes_per_s")
-        return summarise(runs, bandwidth, spec)
+        model = record.subject.model
+        return summarise(runs, bandwidth, model.bytes_per_token if model is not None else None)
     return None
 
 
@@ -336,48 +334,30 @@ def _speed_conditions(score_fingerprint: str, machine: Machine, speed: SpeedSumm
     )
 
 
-def _read_spec(record: RunRecord) -> ModelSpec | None:
-    """Of the measured file, while it is still there: another in its place has another size or time."""
-    path = Path(record.subject.location)
-    if record.subject.kind != "file":
-        return None
-    try:
-        status = path.stat()
-        known = record.subject.stamp.split("-")[:2] if record.subject.stamp is not None else None
-        if not path.is_file() or known not in (None, [str(status.st_size), str(status.st_mtime_ns)]):
-            return None
-        return read_model_spec(read_header(path))
-    except (DfqsError, OSError, ValueError):
-        return None
-
-
-def _artifact(record: RunRecord, spec: ModelSpec | None) -> Artifact:
-    subject = record.subject
-    bits = spec.bits_per_weight if spec is not None else None
-    match = recognise_class(spec) if spec is not None else None
-    tier = model_tier(spec) if spec is not None else None
+def _artifact(subject: Subject) -> Artifact:
     return Artifact(
         kind=subject.kind,
         name=subject.name,
         file_bytes=subject.file_bytes,
         file_sha256=subject.file_sha256,
         content_sha256=subject.content_sha256,
-        architecture=spec.architecture if spec is not None else None,
-        parameters=spec.parameters if spec is not None else None,
-        parameters_active=spec.parameters_active if spec is not None else None,
-        bits_per_weight=bits,
-        deployment_class=match.name if match is not None and match.exact else None,
-        tier=tier.name if tier is not None else None,
-        description=spec.description if spec is not None else None,
+        model=subject.model,
     )
 
 
-def _statement(record: RunRecord, spec: ModelSpec | None) -> str:
-    if record.subject.kind == "endpoint":
-        return f"Measured on what the endpoint answered under the name {record.subject.name}; its file was not seen."
-    if spec is None or abs(spec.parameters - REFERENCE_PARAMETERS) < 0.02 * REFERENCE_PARAMETERS:
+def _statement(subject: Subject) -> str:
+    if subject.kind == "endpoint":
+        return f"Measured on what the endpoint answered under the name {subject.name}; its file was not seen."
+    reference = f"the DFQS reference model, which has {REFERENCE_PARAMETERS / 1e9:.1f} billion"
+    if subject.model is None:
+        return (
+            "Measured on a file whose parameters the run does not tell. Nothing shows that these are scores of "
+            f"{reference}."
+        )
+    parameters = subject.model.parameters
+    if abs(parameters - REFERENCE_PARAMETERS) < 0.02 * REFERENCE_PARAMETERS:
         return "Measured on this file, under the conditions below."
     return (
-        f"Measured on this file of {spec.parameters:,} parameters. These are not scores of the DFQS reference model, "
-        f"which has {REFERENCE_PARAMETERS / 1e9:.1f} billion, and say nothing about it."
+        f"Measured on this file of {parameters:,} parameters. These are not scores of {reference}, and say nothing "
+        "about it."
     )

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field, model_validator
 from dfqs.evaluate.conditions import ScoreConditions, SpeedConditions
 from dfqs.evaluate.speed import SpeedSummary
 from dfqs.hardware import Machine
-from dfqs.records import Amount, AtLeastOne, Document, Record, Share, Whole
+from dfqs.model.description import ModelDescription
+from dfqs.records import AtLeastOne, Document, Record, Share, Whole
 
 SCHEMA_ID = "dfqs.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report-1.schema.json")
@@ -39,14 +40,8 @@ class Artifact(Record):
     file_sha256: str | None
     content_sha256: str | None
     """Does not depend on the file's layout."""
-    architecture: str | None
-    parameters: Whole | None
-    parameters_active: Whole | None
-    bits_per_weight: Amount | None
-    deployment_class: str | None
-    tier: str | None
-    description: str | None
-    """What the file says of itself."""
+    model: ModelDescription | None
+    """As `dfqs inspect --json` has it; null behind an endpoint, where no file was seen."""
 
 
 class ScoreDetail(Record):

@@ -8,10 +8,12 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from dfqs.errors import UsageError, printable
-from dfqs.gguf import FileSource, GGMLType, Header, read_header
-from dfqs.model.spec import Role, read_model_spec, tensor_layer, tensor_role
+from dfqs.gguf import FileSource, GGMLType, Header
+from dfqs.gguf.shard import Shard
+from dfqs.model.files import ModelFiles
+from dfqs.model.spec import Role, tensor_layer, tensor_role
 from dfqs.records import Record
-from dfqs.runtime.checks import shard_paths
+from dfqs.runtime.checks import check_model
 
 PIECE_BYTES = 1 << 20
 MAX_WORDS_CHARS = 200
@@ -55,7 +57,7 @@ class ModelIdentity(Record):
     """Types of the routed experts' tensors: `IQ1_S`."""
 
 
-def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
+def read_identity(model: Path | ModelFiles) -> tuple[ModelIdentity, tuple[int, ...]]:
     """Identify the model in a file, or in a set of shards given by its first; and its hash-routed layers.
 
     Raises:
@@ -63,10 +65,8 @@ def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
         FormatError: the header lies.
         ShardError: a later shard given, or one missing.
     """
-    paths = shard_paths(path)
-    headers = [read_header(shard) for shard in paths]
-    tensors = [tensor for header in headers for tensor in header.tensors]
-    spec = read_model_spec(headers[0], tensors)
+    opened = check_model(model)
+    path, spec = opened.path, opened.spec
     if not spec.is_moe:
         raise UsageError(f"{path} is a dense model ({spec.architecture}): it has no experts, so there is no routing")
     if not spec.causal:
@@ -81,19 +81,19 @@ def read_identity(path: Path) -> tuple[ModelIdentity, tuple[int, ...]]:
         layers=spec.layers or 0,
         experts=spec.experts,
         experts_used=spec.experts_used,
-        file_bytes=sum(header.file_size for header in headers),
-        header_sha256=_hash_headers(headers),
-        tokenizer_sha256=_hash_tokenizer(headers[0]),
-        router_sha256=_hash_routers(paths, headers),
+        file_bytes=opened.file_bytes,
+        header_sha256=_hash_headers(opened.headers),
+        tokenizer_sha256=_hash_tokenizer(opened.header),
+        router_sha256=_hash_routers(opened.shards),
         expert_types=tuple(sorted(type_.name for type_ in experts.types)) if experts else (),
     )
-    tables = {tensor_layer(tensor.name) for tensor in tensors if tensor_role(tensor.name) is Role.TABLE}
+    tables = {tensor_layer(tensor.name) for tensor in opened.tensors if tensor_role(tensor.name) is Role.TABLE}
     return identity, tuple(sorted(layer for layer in tables if layer is not None))
 
 
-def read_groups(path: Path) -> tuple[int, int] | None:
+def read_groups(model: Path | ModelFiles) -> tuple[int, int] | None:
     """Groups of experts and how many of them a token may choose from, as llama.cpp reads them; None for no groups."""
-    spec = read_model_spec(read_header(shard_paths(path)[0]), ())
+    spec = check_model(model).spec
     grouped = spec.expert_groups > 1 and spec.experts % spec.expert_groups == 0
     return (spec.expert_groups, spec.expert_groups_used) if grouped else None
 
@@ -118,15 +118,15 @@ def _hash_tokenizer(header: Header) -> str | None:
     return digest.hexdigest()
 
 
-def _hash_routers(paths: Iterable[Path], headers: Iterable[Header]) -> str | None:
+def _hash_routers(shards: Iterable[Shard]) -> str | None:
     lines = []
-    for path, header in zip(paths, headers, strict=True):
-        routers = [tensor for tensor in header.tensors if tensor_role(tensor.name) is Role.ROUTER]
+    for shard in shards:
+        routers = [tensor for tensor in shard.tensors if tensor_role(tensor.name) is Role.ROUTER]
         if any(tensor.type is not GGMLType.F32 for tensor in routers):
             return None
-        with FileSource(path) as source:
+        with FileSource(shard.path) as source:
             for tensor in routers:
-                span = header.span(tensor)
+                span = shard.header.span(tensor)
                 digest = hashlib.sha256()
                 for offset in range(span.offset, span.offset + span.length, PIECE_BYTES):
                     digest.update(source.read_exactly(offset, min(PIECE_BYTES, span.offset + span.length - offset)))

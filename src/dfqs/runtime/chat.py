@@ -1,16 +1,18 @@
 """Text from a model, for a caller: a worker with one model loaded and one conversation in its cache.
 
-with ChatSession(check_model(path)) as session:
+with ChatSession(path) as session:
     answer = session.answer([{"role": "user", "content": "Hello"}], on_text=print)
 """
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
-from dfqs.runtime.checks import CheckedModel
+from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.worker import Worker
@@ -28,6 +30,7 @@ class ChatSession:
         progress: called with bytes of the file(s) while the model loads.
 
     Raises:
+        UsageError, FormatError, ShardError: as `check_model`.
         RuntimeFailure: llama.cpp refused the model or the settings.
         WorkerCrash: it died over them.
     """
@@ -36,7 +39,7 @@ class ChatSession:
 
     def __init__(
         self,
-        model: CheckedModel,
+        model: Path | ModelFiles,
         settings: ContextSettings | None = None,
         *,
         threads: int | None = None,
@@ -44,8 +47,8 @@ class ChatSession:
         order: LoadOrder | None = None,
         progress: Progress = no_progress,
     ) -> None:
-        self.model = model
         self._order = order or InMemory()
+        self.model = check_model(model)
         self._settings = settings or ContextSettings()
         self._progress = progress
         self._worker = Worker(threads, omp_wait_policy)

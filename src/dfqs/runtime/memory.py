@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import UsageError
-from dfqs.gguf import ByteSource, FileSource, Header, read_header
-from dfqs.runtime.checks import shard_paths
+from dfqs.gguf import ByteSource, FileSource, Header
+from dfqs.model.files import ModelFiles
+from dfqs.runtime.checks import check_model
 from dfqs.runtime.worker import Worker
 from dfqs.storage.atomic import storage_errors
 
@@ -38,13 +39,13 @@ class MemoryNeed:
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
 
 
-def measure_memory(path: Path, context_tokens: int, **settings: Any) -> MemoryNeed:
-    """What `path` (a GGUF file or the first shard of a set) needs at `context_tokens`. See `measure_memory_curve`."""
-    return measure_memory_curve(path, [context_tokens], **settings)[0]
+def measure_memory(model: Path | ModelFiles, context_tokens: int, **settings: Any) -> MemoryNeed:
+    """What a model needs at one context length; see `measure_memory_curve`."""
+    return measure_memory_curve(model, [context_tokens], **settings)[0]
 
 
 def measure_memory_curve(
-    path: Path, context_tokens: Sequence[int], worker: Worker | None = None, **settings: Any
+    model: Path | ModelFiles, context_tokens: Sequence[int], worker: Worker | None = None, **settings: Any
 ) -> tuple[MemoryNeed, ...]:
     """What a model needs at several context lengths.
 
@@ -59,9 +60,9 @@ def measure_memory_curve(
     """
     with tempfile.TemporaryDirectory(prefix="dfqs-stub-") as directory:
         stubs = []
-        for shard in shard_paths(path):
-            with FileSource(shard) as source:
-                stubs.append(write_stub(source, read_header(source), Path(directory) / shard.name))
+        for shard in check_model(model).shards:
+            with FileSource(shard.path) as source:
+                stubs.append(write_stub(source, shard.header, Path(directory) / shard.path.name))
         if worker is not None:
             return _measure(worker, stubs[0], context_tokens, settings)
         with Worker() as own:

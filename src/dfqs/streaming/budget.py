@@ -8,9 +8,8 @@ from pathlib import Path
 
 from dfqs.errors import SpaceError
 from dfqs.gguf.reader import Header
-from dfqs.gguf.shard import read_model_shards
 from dfqs.hardware import available_memory_bytes
-from dfqs.model.spec import read_model_spec
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
 from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
 from dfqs.runtime.library import Library
@@ -72,7 +71,7 @@ class LoadPlan:
         )
 
 
-def choose_load(path: Path, settings: ContextSettings, ram: str | None) -> LoadPlan:
+def choose_load(source: Path | ModelFiles, settings: ContextSettings, ram: str | None) -> LoadPlan:
     """Look at a model and at this machine, and choose.
 
     Args:
@@ -85,19 +84,17 @@ def choose_load(path: Path, settings: ContextSettings, ram: str | None) -> LoadP
         SpaceError: it does not fit.
         RuntimeFailure: llama.cpp does not know the model, or not these settings.
     """
-    shards = read_model_shards(path)
-    files = sum(shard.header.file_size for shard in shards)
-    if ram is None and files * _PLENTY + _SMALL_BYTES < available_memory_bytes():
+    model = open_model(source)
+    if ram is None and model.file_bytes * _PLENTY + _SMALL_BYTES < available_memory_bytes():
         # Nobody waits for an answer that is known.
-        return LoadPlan(InMemory(), files + PROGRAM_BYTES, None, None)
+        return LoadPlan(InMemory(), model.file_bytes + PROGRAM_BYTES, None, None)
     memory = int(available_memory_bytes() * _OF_FREE) if ram in (None, "auto") else parse_size(ram)
-    headers = tuple(shard.header for shard in shards)
-    spec = read_model_spec(headers[0], tuple(t for header in headers for t in header.tensors))
+    spec = model.spec
     tokens = settings.n_ctx or min(spec.context_tokens or DEFAULT_CONTEXT_TOKENS, DEFAULT_CONTEXT_TOKENS)
     asked = asdict(settings)
     del asked["n_ctx"]
-    need = measure_memory(path, tokens, **asked)
-    return plan_load(headers, tuple(shard.path for shard in shards), need, spec.experts_used, memory)
+    need = measure_memory(model, tokens, **asked)
+    return plan_load(model.headers, model.paths, need, spec.experts_used, memory)
 
 
 def plan_load(

@@ -1,0 +1,140 @@
+"""What a model is, as a record: the one form in which it is printed, stored with a run, and told in a report."""
+
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from dfqs.errors import FormatError
+from dfqs.model.classes import ClassMatch, model_tier, recognise_class
+from dfqs.model.spec import ModelSpec, RoleSize, bytes_per_token
+from dfqs.records import Amount, AtLeastOne, Record, Text
+
+Count = Annotated[int, Field(ge=0, lt=2**64)]
+"""As a header can hold it, however little sense it makes."""
+
+
+class RoleDescription(Record):
+    """What the tensors of one role add up to."""
+
+    tensors: Count
+    parameters: Count
+    bytes: Count
+    bits_per_weight: Amount | None
+    types: dict[str, Count]
+    """Parameters (for tables: elements) by type."""
+
+
+class ModelDescription(Record):
+    """A model, as its headers describe it. Unknown is null."""
+
+    name: Text | None
+    """`general.name`."""
+    description: Text | None
+    """`general.description`: what the file says of itself."""
+    license: Text | None
+    """`general.license`."""
+    architecture: Text
+    files: AtLeastOne
+    """1, or the number of shards."""
+    file_bytes: Count
+    """Of all files."""
+    parameters: Count
+    parameters_active: Count
+    """That one token passes through."""
+    tensor_bytes: Count
+    bytes_per_token: Count
+    """Of the weights that decoding one token reads."""
+    bits_per_weight: Amount | None
+    main_bits_per_weight: Amount | None
+    """Of the matrices of the blocks; the tier goes by it."""
+    file_type: str | None
+    layers: Count | None
+    experts: Count
+    """Routed experts a layer; 0 for a dense model."""
+    experts_used: Count
+    experts_shared: Count
+    context_tokens: Count | None
+    """As trained."""
+    embedding_length: Count | None
+    vocabulary: Count | None
+    chat_template: bool
+    class_: str | None = Field(alias="class")
+    """The deployment class that every tensor agrees with."""
+    closest_class: str | None
+    class_deviations: tuple[str, ...]
+    """From the closest class."""
+    declared_class: Text | None
+    """What whoever made the file says it is."""
+    tier: str | None
+    """By bits per weight: a name of `dfqs.model.classes.TIERS`."""
+    roles: dict[str, RoleDescription]
+
+    @property
+    def is_moe(self) -> bool:
+        return self.experts > 0
+
+
+def describe_model(
+    spec: ModelSpec, *, files: int, file_bytes: int, license: str | None = None, source_name: str | None = None
+) -> ModelDescription:
+    """The record of a model.
+
+    Args:
+        files: that it lies in.
+        license: as the file states it.
+        source_name: path or address, for messages.
+
+    Raises:
+        FormatError: numbers that no model has.
+    """
+    match, tier = recognise_class(spec), model_tier(spec)
+    try:
+        return ModelDescription(
+            name=spec.name,
+            description=spec.description,
+            license=license,
+            architecture=spec.architecture,
+            files=files,
+            file_bytes=file_bytes,
+            parameters=spec.parameters,
+            parameters_active=spec.parameters_active,
+            tensor_bytes=spec.tensor_bytes,
+            bytes_per_token=bytes_per_token(spec),
+            bits_per_weight=spec.bits_per_weight,
+            main_bits_per_weight=spec.main_bits_per_weight,
+            file_type=spec.file_type,
+            layers=spec.layers,
+            experts=spec.experts,
+            experts_used=spec.experts_used,
+            experts_shared=spec.experts_shared,
+            context_tokens=spec.context_tokens,
+            embedding_length=spec.embedding_length,
+            vocabulary=spec.vocabulary,
+            chat_template=spec.chat_template,
+            **describe_class(match),
+            declared_class=spec.declared_class,
+            tier=tier.name if tier is not None else None,
+            roles={size.role.value: _describe_role(size) for size in spec.roles},
+        )
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        raise FormatError(f"says of itself what no model is ({where})", path=source_name) from None
+
+
+def describe_class(match: ClassMatch | None) -> dict[str, object]:
+    """The class for programs; null where it is none."""
+    return {
+        "class": match.name if match is not None and match.exact else None,
+        "closest_class": match.name if match is not None else None,
+        "class_deviations": match.deviations if match is not None else (),
+    }
+
+
+def _describe_role(size: RoleSize) -> RoleDescription:
+    return RoleDescription(
+        tensors=size.tensors,
+        parameters=size.parameters,
+        bytes=size.bytes,
+        bits_per_weight=size.bits_per_weight,
+        types={type_.name: count for type_, count in size.types.items()},
+    )
