@@ -10,6 +10,7 @@ experts, routed at random, and compares the file with itself.
 """
 
 import argparse
+import importlib
 import os
 import statistics
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dfqs.routing import load
 from dfqs.routing.capture import REFERENCE, capture_trace, load_model, processor_name
 from dfqs.routing.coherence import diff_traces, uniform_chance_jaccard
 from dfqs.routing.identity import ModelIdentity
@@ -61,12 +63,14 @@ def prefill_cpu_seconds(
 
 
 def measure_capture(path: Path, tokens: int, rounds: int) -> None:
+    # As a module: a worker cannot import what is only the script that runs.
+    own = importlib.import_module(Path(__file__).stem)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with Worker(threads=1, env={"PYTHONPATH": str(Path(__file__).parent)}) as worker:
-        prompt = worker.call("dfqs.routing.load:tokenize", str(path), [packaged_prompt("first")])[0][:tokens]
+        prompt = worker.call(load.tokenize, str(path), [packaged_prompt("first")])[0][:tokens]
         for number in range(rounds + 1):
             for way, (scores, all_logits) in WAYS.items():
-                cpu = worker.call("routing:prefill_cpu_seconds", str(path), prompt, scores, all_logits)
+                cpu = worker.call(own.prefill_cpu_seconds, str(path), prompt, scores, all_logits)
                 if number:  # The first round pages the model in.
                     seconds[way].append(cpu)
     base = statistics.median(seconds[BASELINE])

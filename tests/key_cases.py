@@ -1,7 +1,8 @@
 """Headers with one thing changed, before a hole in place of their data, and what the runtime says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.gguf import KeyValue, RawKeyValue, ValueType, array, encode_header, parse_header
@@ -11,6 +12,7 @@ from dfqs.runtime.worker_context import WorkerContext
 from runtime_functions import WORKER_ENV
 
 CONTEXT_TOKENS = 64
+Given = ParamSpec("Given")
 
 
 def write_variant(base: Path, path: Path, changes: Sequence[KeyValue] = (), without: Sequence[str] = ()) -> Path:
@@ -54,18 +56,20 @@ class Runtime:
 
     def loads(self, path: Path, *, context: bool = False) -> bool:
         """Whether it loads a model (and makes a context); not when it refuses it, or dies of it."""
-        return self._does("key_cases:load", path, context)
+        return self._does(load, path, context)
 
     def decodes(self, path: Path) -> bool:
         """Whether it computes a few tokens with a model."""
-        return self._does("key_cases:decode", path)
+        return self._does(decode, path)
 
-    def _does(self, job: str, *arguments: object) -> bool:
+    def _does(
+        self, job: Callable[Concatenate[WorkerContext, Given], None], *given: Given.args, **named: Given.kwargs
+    ) -> bool:
         if self._worker is None:
             self._worker = Worker(env=WORKER_ENV, threads=1)
             self._worker.__enter__()
         try:
-            self._worker.call(job, *arguments)
+            self._worker.call(job, *given, **named)
         except RuntimeFailure:
             return False
         except WorkerCrash:

@@ -20,6 +20,7 @@ FLAGS_THAT_MATTER = (
 BANDWIDTH_ARRAY_BYTES = 256 << 20
 _BANDWIDTH_REPEATS = 5
 _UNLIMITED_BYTES = 1 << 60
+_CPU_DIRECTORY = Path("/sys/devices/system/cpu")
 
 
 class Machine(Record):
@@ -64,9 +65,14 @@ def read_machine() -> Machine:
     )
 
 
-def default_threads(machine: Machine) -> int:
-    """Threads that llama.cpp's own programs take by default: one a physical core, within what this process may use."""
-    return min(machine.physical_cores or machine.allowed_cpus, machine.allowed_cpus)
+def default_threads() -> int:
+    """One thread for each physical core among the CPUs that this process may use, as llama.cpp's own programs do."""
+    return len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _core_of(cpu: int) -> str:
+    # Without a topology (some containers), every CPU counts.
+    return _read(_CPU_DIRECTORY / f"cpu{cpu}/topology/core_cpus_list") or str(cpu)
 
 
 def available_memory_bytes() -> int:

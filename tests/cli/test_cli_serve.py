@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from test_cli_run import write_unknown_architecture
 
+import runtime_session_jobs
 from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
 from dfqs.errors import NetworkError
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
@@ -126,13 +127,13 @@ def test_our_sessions_generate_exactly_what_llama_server_generates(
         server = Served(running)
         for prompt in PROMPTS:
             settings = {"n_ctx": 512, "threads": 1}
-            tokens, generated = worker.call("runtime_session_jobs:greedy", path, prompt, 24, settings)
+            tokens, generated = worker.call(runtime_session_jobs.greedy, path, prompt, 24, settings)
             asked = {"prompt": tokens, "n_predict": 24, "temperature": 0, "return_tokens": True, "cache_prompt": False}
             theirs = json.loads(server.ask("/completion", asked)[1])["tokens"]
             assert tokens == json.loads(server.ask("/tokenize", {"content": prompt, "add_special": True})[1])["tokens"]
             assert generated[: len(theirs)] == theirs
             assert len(theirs) >= 20
-        rendered, _ = worker.call("runtime_session_jobs:render", path, messages)
+        rendered, _ = worker.call(runtime_session_jobs.render, path, messages)
         assert rendered == json.loads(server.ask("/apply-template", {"messages": messages})[1])["prompt"]
 
 

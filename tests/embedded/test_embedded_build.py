@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import embedded_jobs
 from dense_llama import FFN_LENGTH, LAYERS, VOCABULARY, WIDTH, write_dense_llama
 from dfqs.embedded import build
 from dfqs.embedded.build import build_embedded_model, cached_embedded_model
@@ -38,7 +39,7 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def logits(worker: Worker, path: Path) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = worker.call("embedded_jobs:logits", path, PROMPT)
+    rows: NDArray[np.float32] = worker.call(embedded_jobs.logits, path, PROMPT)
     return rows
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import embedded_jobs
 from dfqs.embedded import build, build_embedded_model
 from dfqs.embedded.dense import forward, read_dense_model
 from dfqs.gguf import GGMLType
 from dfqs.gguf.file import GGUFFile
 from dfqs.model.spec import Role, read_model_spec
-from dfqs.quantize.perplexity import Measured, PerplexityJob, summarise
+from dfqs.quantize.perplexity import Measured, PerplexityJob, measure_losses, summarise
 from dfqs.runtime import Worker
 from runtime_functions import WORKER_ENV
 
@@ -69,7 +70,7 @@ def test_it_is_the_model_that_the_documents_describe(model: GGUFFile) -> None:
 
 def test_our_forward_pass_of_the_source_is_the_runtime_s(worker: Worker, smollm2_gguf: Path) -> None:
     tokens = build.read_calibration(512)[:64].astype(np.int32)
-    theirs: NDArray[np.float32] = worker.call("embedded_jobs:logits", smollm2_gguf, tokens.tolist())
+    theirs: NDArray[np.float32] = worker.call(embedded_jobs.logits, smollm2_gguf, tokens.tolist())
 
     ours = forward(read_dense_model(smollm2_gguf), tokens)
 
@@ -86,7 +87,7 @@ def test_it_still_predicts_text_that_it_was_not_fitted_on(
 
     def perplexity(path: Path) -> float:
         job = PerplexityJob(path, text, window_tokens=256, stride_tokens=255, max_tokens=513)
-        measured: Measured = worker.call("dfqs.quantize.perplexity:measure_losses", job)
+        measured: Measured = worker.call(measure_losses, job)
         return summarise(measured).perplexity
 
     dense, routed = perplexity(smollm2_gguf), perplexity(embedded_model)
@@ -98,7 +99,7 @@ def test_it_still_predicts_text_that_it_was_not_fitted_on(
 def test_the_shipped_text_is_what_the_calibration_tokens_say(worker: Worker, smollm2_gguf: Path) -> None:
     tokens = np.frombuffer(files("dfqs.embedded").joinpath("calibration.u16").read_bytes(), "<u2").tolist()
 
-    text = worker.call("embedded_jobs:detokenize", smollm2_gguf, tokens)
+    text = worker.call(embedded_jobs.detokenize, smollm2_gguf, tokens)
 
     assert text == files("dfqs.embedded").joinpath("calibration.txt").read_bytes().decode()
 

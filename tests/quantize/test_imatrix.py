@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, TensorSource, string, write_gguf
+from dfqs.quantize import imatrix
 from dfqs.quantize.calibration import read_corpus
 from dfqs.quantize.coverage import ColdExpert, measure_coverage
 from dfqs.quantize.imatrix import STATE_KEY, ImatrixJob, ImatrixOutcome
@@ -60,7 +61,7 @@ def job(model: Path, out: Path, **changes: Any) -> ImatrixJob:
 
 
 def measure(worker: Worker, wanted: ImatrixJob, on_event: Any = None) -> ImatrixOutcome:
-    outcome = worker.call("dfqs.quantize.imatrix:measure_imatrix", wanted, on_event=on_event)
+    outcome = worker.reporting(on_event).call(imatrix.measure_imatrix, wanted)
     assert isinstance(outcome, ImatrixOutcome)
     return outcome
 

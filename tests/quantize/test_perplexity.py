@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from dfqs.cli.main import run
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, TensorSource, string, u32, write_gguf
+from dfqs.quantize import perplexity
 from dfqs.quantize.bootstrap import BLOCK_TOKENS, estimate_difference, estimate_mean
 from dfqs.quantize.logits_file import Conditions, Losses, divergence, read_losses, write_losses
 from dfqs.quantize.perplexity import (
@@ -49,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(worker: Worker, job: PerplexityJob) -> Measured:
-    measured = worker.call("dfqs.quantize.perplexity:measure_losses", job)
+    measured = worker.call(perplexity.measure_losses, job)
     assert isinstance(measured, Measured)
     return measured
 

@@ -10,6 +10,7 @@ from dfqs.cli.main import run
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, KeyValue, TensorSource, read_header, string, tensor_length, u32, write_gguf
 from dfqs.model.classes import CLASSES
+from dfqs.quantize import imatrix
 from dfqs.quantize.calibration import read_corpus
 from dfqs.quantize.checks import check_imatrix
 from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome, limit_chunks
@@ -52,7 +53,7 @@ def test_every_family_goes_from_importance_to_a_file_that_verify_agrees_with(
 ) -> None:
     """Qwen's gate of shared experts is a vector, which no importance matrix fitted."""
     model = write_tiny_moe(tmp_path / "model.gguf", smollm2_gguf, architecture)
-    worker.call("dfqs.quantize.imatrix:measure_imatrix", job(model, tmp_path / "i.gguf", 200))
+    worker.call(imatrix.measure_imatrix, job(model, tmp_path / "i.gguf", 200))
 
     quantize(model, tmp_path / "out.gguf", IQ1, imatrix=tmp_path / "i.gguf", worker=worker)
 
@@ -82,7 +83,7 @@ def test_no_more_tokens_are_read_than_were_allowed(asked: int, seen: int, worker
     """64 became a whole chunk. Of 264 the last 8 are no sample of text."""
     out = tmp_path / "i.gguf"
 
-    outcome = worker.call("dfqs.quantize.imatrix:measure_imatrix", job(write_model(tmp_path / "m.gguf"), out, asked))
+    outcome = worker.call(imatrix.measure_imatrix, job(write_model(tmp_path / "m.gguf"), out, asked))
 
     assert isinstance(outcome, ImatrixOutcome) and outcome.tokens == seen
     assert read_imatrix(out).entries["blk.0.attn_q.weight"].counts.tolist() == [seen]
@@ -101,7 +102,7 @@ def test_a_model_whose_logits_are_no_numbers_has_no_importance(worker: Worker, t
     broken = write_model(tmp_path / "broken.gguf", {"output.weight": values})
 
     with pytest.raises(RuntimeFailure, match="logits at position 0 are NaN"):
-        worker.call("dfqs.quantize.imatrix:measure_imatrix", job(broken, tmp_path / "i.gguf", 64))
+        worker.call(imatrix.measure_imatrix, job(broken, tmp_path / "i.gguf", 64))
 
     assert not (tmp_path / "i.gguf").exists()
 

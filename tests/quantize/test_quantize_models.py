@@ -9,6 +9,7 @@ import pytest
 from dfqs.gguf import GGMLType, read_header
 from dfqs.model.classes import CLASSES, recognise_class
 from dfqs.model.spec import read_model_spec
+from dfqs.quantize import imatrix, perplexity
 from dfqs.quantize.calibration import heldout_text, shipped_corpus
 from dfqs.quantize.declared import class_findings
 from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
@@ -45,11 +46,11 @@ def test_deepseek4_at_one_bit_loads_and_decodes_finite_logits(
     """With every kind of layer, among them the grouped output matrix whose importance llama-quantize cannot read."""
     geometry = Geometry(experts=4, experts_used=2, compress_ratios=(0, 4, 128), hash_layers=1)
     model = write_tiny_deepseek4(tmp_path / "tiny.gguf", smollm2_gguf, geometry)
-    worker.call("dfqs.quantize.imatrix:measure_imatrix", imatrix_job(model, tmp_path / "i.gguf", 512))
+    worker.call(imatrix.measure_imatrix, imatrix_job(model, tmp_path / "i.gguf", 512))
 
     quantize(model, tmp_path / "out.gguf", CLASSES["IQ1_S-XL"], imatrix=tmp_path / "i.gguf", worker=worker)
     job = PerplexityJob(tmp_path / "out.gguf", heldout_text(), 128, 64, 200)
-    measured = worker.call("dfqs.quantize.perplexity:measure_losses", job)
+    measured = worker.call(perplexity.measure_losses, job)
 
     header = read_header(tmp_path / "out.gguf")
     match = recognise_class(read_model_spec(header))
@@ -65,7 +66,7 @@ def test_the_embedded_models_ladder_is_in_order_and_its_rungs_are_told_apart(
     embedded_model: Path, worker: Worker, tmp_path: Path
 ) -> None:
     job = imatrix_job(embedded_model, tmp_path / "i.gguf", 8192)
-    outcome = worker.call("dfqs.quantize.imatrix:measure_imatrix", job)
+    outcome = worker.call(imatrix.measure_imatrix, job)
     assert isinstance(outcome, ImatrixOutcome) and outcome.coverage.unseen == 0
 
     names = ["Q8_0", "Q4_K-XL", "IQ2_XXS-XL", "IQ1_S-XL"]

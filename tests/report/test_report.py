@@ -199,7 +199,7 @@ def test_the_machine_is_described_without_guesses() -> None:
     assert Machine.model_validate_json(machine.model_dump_json()) == machine
     assert 1 <= machine.allowed_cpus <= machine.logical_cpus
     assert machine.memory_limit_bytes is None or machine.memory_limit_bytes < machine.memory_bytes
-    assert 1 <= default_threads(machine) <= machine.allowed_cpus
+    assert 1 <= default_threads() <= machine.allowed_cpus
     assert measure_copy_bandwidth(1, 8 << 20) > 1e6
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import routing_jobs
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, boolean, read_header, string, u32, write_gguf
 from dfqs.gguf.file import GGUFFile
 from dfqs.model.spec import Role, read_model_spec
+from dfqs.routing import load
 from dfqs.routing.capture import REFERENCE, capture_trace
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.determinism import Condition, check_routing, run_condition
@@ -28,7 +30,6 @@ from moe_families import EXPERT_LENGTH, EXPERTS, FAMILIES, USED, WIDTH
 PROMPTS = [packaged_prompt("load-2"), Prompt("tokens", tokens=(5, 17, 900, 3_100))]
 SHARED = dict.fromkeys(("qwen2moe", "granitemoe", "llama4", "qwen35moe", "qwen3next"), 1)
 SHARED |= {"deepseek2": 2, "glm4moe": 1, "hunyuan-moe": 1, "nemotron_h_moe": 1}
-JOBS = "dfqs.routing.load:"
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_groups_are_read_and_make_the_choice_that_llama_cpp_makes(models: dict[s
     assert read_groups(models["deepseek2"]) == (4, 2)
     assert read_groups(models["lfm2moe"]) is None
 
-    tokens = worker.call(JOBS + "tokenize", str(models["deepseek2"]), [packaged_prompt("load-1")])[0]
+    tokens = worker.call(load.tokenize, str(models["deepseek2"]), [packaged_prompt("load-1")])[0]
     run = run_condition(worker, models["deepseek2"], tokens, [], Condition("reference"), scores=True)
 
     assert run.scores is not None
@@ -127,13 +128,13 @@ def test_choice_by_biased_scores_without_groups(models: dict[str, Path], worker:
 def test_latent_and_recurrent_caches_do_not_mix_sequences_up(
     name: str, models: dict[str, Path], worker: Worker
 ) -> None:
-    requests = worker.call(JOBS + "tokenize", str(models[name]), [packaged_prompt(t) for t in ("load-1", "load-2")])
+    requests = worker.call(load.tokenize, str(models[name]), [packaged_prompt(t) for t in ("load-1", "load-2")])
     settings = {**REFERENCE, "n_batch": 2048, "n_ubatch": 32}
 
-    together = worker.call(JOBS + "run_load", str(models[name]), requests, 3, settings, 512, 2)
+    together = worker.call(load.run_load, str(models[name]), requests, 3, settings, 512, 2)
 
     for request, run in zip(requests, together, strict=True):
-        alone = worker.call(JOBS + "run_load", str(models[name]), [request], 3, settings, 512, 1)[0]
+        alone = worker.call(load.run_load, str(models[name]), [request], 3, settings, 512, 1)[0]
         found = compare_runs(alone, run)
         assert found.tokens >= len(request)
         assert found.same_set_share is not None
@@ -152,7 +153,7 @@ def test_prompts_are_broken_where_the_server_keeps_a_checkpoint(
 ) -> None:
     """Caches of sliding windows and of recurrent layers cannot be rolled back; the server's batches are other ones."""
     with Worker(env={"PYTHONPATH": str(Path(__file__).parents[1])}) as running:
-        assert running.call("routing_jobs:prompt_breaks", str(models[name])) == breaks
+        assert running.call(routing_jobs.prompt_breaks, str(models[name])) == breaks
 
 
 @pytest.mark.parametrize("name", FAMILIES)

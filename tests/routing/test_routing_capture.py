@@ -8,6 +8,7 @@ import pytest
 
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.gguf.file import GGUFFile
+from dfqs.routing import load
 from dfqs.routing.capture import REFERENCE, capture_trace
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.determinism import Condition, check_routing, matrix_conditions, run_condition
@@ -18,8 +19,6 @@ from dfqs.routing.runs import compare_runs
 from dfqs.routing.stats import measure_stats
 from dfqs.routing.tracefile import read_trace
 from dfqs.runtime import Worker
-
-JOBS = "dfqs.routing.load:"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def model(request: pytest.FixtureRequest) -> Path:
 
 
 def tokens_of(worker: Worker, model: Path, name: str, count: int) -> list[int]:
-    tokens: list[int] = worker.call(JOBS + "tokenize", str(model), [packaged_prompt(name)])[0]
+    tokens: list[int] = worker.call(load.tokenize, str(model), [packaged_prompt(name)])[0]
     return tokens[:count]
 
 
@@ -76,10 +75,10 @@ def test_ids_are_the_top_k_of_the_captured_scores_in_every_layer_the_last_includ
 def test_sequences_of_one_batch_are_told_apart_however_the_runtime_cuts_it(
     tiny_deepseek4: Path, worker: Worker
 ) -> None:
-    requests = worker.call(JOBS + "tokenize", str(tiny_deepseek4), [packaged_prompt(name) for name in LOAD_TEXTS])
+    requests = worker.call(load.tokenize, str(tiny_deepseek4), [packaged_prompt(name) for name in LOAD_TEXTS])
     settings = {**REFERENCE, "n_batch": 2048, "n_ubatch": 64}
 
-    runs = worker.call(JOBS + "run_load", str(tiny_deepseek4), requests, 4, settings, 2048, 4)
+    runs = worker.call(load.run_load, str(tiny_deepseek4), requests, 4, settings, 2048, 4)
 
     with GGUFFile(tiny_deepseek4) as file:
         table = file.array("blk.0.ffn_gate_tid2eid.weight")
@@ -92,7 +91,7 @@ def test_sequences_of_one_batch_are_told_apart_however_the_runtime_cuts_it(
 def test_where_the_last_layer_skips_tokens_they_are_not_given_experts(embedded_model: Path, worker: Worker) -> None:
     request = tokens_of(worker, embedded_model, "load-1", 20)
 
-    run = worker.call(JOBS + "run_load", str(embedded_model), [request], 3, REFERENCE, 64, 1)[0]
+    run = worker.call(load.run_load, str(embedded_model), [request], 3, REFERENCE, 64, 1)[0]
 
     # The server asks for logits at the last token of a prompt; layers before the last one serve the others too.
     assert (run.ids[:-1] >= 0).all()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import runtime_session_jobs
 from cli_processes import run_dfqs
 from dfqs.errors import NonFiniteLogits
 from dfqs.gguf import read_header
@@ -41,7 +42,7 @@ def test_an_answer_by_logits_that_are_no_numbers_is_refused(damaged: Damage, ten
     with Worker(env=WORKER_ENV, threads=1) as worker:
         for sampling in (Sampling(max_tokens=4), Sampling(max_tokens=4, temperature=1.0, seed=1)):
             with pytest.raises(NonFiniteLogits, match=r"logits at position \d+ are NaN.*'dfqs verify'"):
-                worker.call("runtime_session_jobs:converse", damaged(tensor, value), ["Once upon"], sampling, 64)
+                worker.call(runtime_session_jobs.converse, damaged(tensor, value), ["Once upon"], sampling, 64)
 
 
 def test_run_fails_with_a_sentence_and_not_with_an_empty_answer(damaged: Damage) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import runtime_session_jobs
 from dfqs.errors import UsageError
 from dfqs.runtime import Worker
 from dfqs.runtime.chat import ChatSession
@@ -21,7 +22,7 @@ PROMPT = "The quick brown fox jumps over the lazy dog. The quick brown fox"
 @pytest.fixture(scope="module")
 def job() -> Iterator[Job]:
     with Worker(env=WORKER_ENV, threads=1) as worker:
-        yield lambda name, *args: worker.call(f"runtime_session_jobs:{name}", *args)
+        yield lambda name, *args: worker.call(getattr(runtime_session_jobs, name), *args)
 
 
 @pytest.fixture(scope="module", params=["embedded_model", "tiny_deepseek4"])

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import runtime_functions
+from dfqs import hardware
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime import Worker, abi, library
 from dfqs.runtime.library import NativeLog, check_layout
@@ -21,7 +23,7 @@ def test_the_caller_s_process_never_loads_the_library() -> None:
     with pytest.raises(RuntimeFailure, match="in a dfqs worker process only"):
         library.load_library()
     with Worker(env=WORKER_ENV) as worker:
-        worker.call("runtime_functions:load_library")
+        worker.call(runtime_functions.load_library)
         assert "xllamacpp" in Path(f"/proc/{worker.pid}/maps").read_text()
 
     assert "xllamacpp" not in Path("/proc/self/maps").read_text()
@@ -70,7 +72,7 @@ def test_a_file_that_is_not_that_library_is_refused_and_not_called(other: str, t
         Worker(env={**WORKER_ENV, "DFQS_LLAMA_LIBRARY": str(path)}) as worker,
         pytest.raises(RuntimeFailure, match=r"could not be loaded|does not export"),
     ):
-        worker.call("runtime_functions:load_library")
+        worker.call(runtime_functions.load_library)
 
 
 def fake_library(**changes: Any) -> Any:
@@ -137,13 +139,13 @@ def test_threads_are_counted_by_core_and_only_on_cpus_that_we_may_use(
     for cpu, siblings in enumerate(["0,4", "1,5", "2,6", "3,7"] * 2):
         (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}/topology/core_cpus_list").write_text(siblings + "\n")
-    monkeypatch.setattr(library, "_CPU_DIRECTORY", tmp_path)
+    monkeypatch.setattr(hardware, "_CPU_DIRECTORY", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 4, 1, 6})
-    assert library.default_threads() == 3
+    assert hardware.default_threads() == 3
 
     # Without a topology (some containers), every CPU counts.
-    monkeypatch.setattr(library, "_CPU_DIRECTORY", tmp_path / "nothing")
-    assert library.default_threads() == 4
+    monkeypatch.setattr(hardware, "_CPU_DIRECTORY", tmp_path / "nothing")
+    assert hardware.default_threads() == 4
 
 
 class TestNativeLog:

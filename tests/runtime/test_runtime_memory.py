@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime_session_jobs
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import FileSource, read_header
 from dfqs.runtime import Worker
@@ -27,7 +28,7 @@ def test_what_is_predicted_from_the_header_is_what_a_loaded_model_allocates(
     with Worker(env=WORKER_ENV, threads=1) as worker:
         predicted = measure_memory(path, 1024, worker=worker, flash_attention="off", n_ubatch=128)
         n_ctx, _, buffers = worker.call(
-            "runtime_session_jobs:describe_context",
+            runtime_session_jobs.describe_context,
             path,
             {"n_ctx": 1024, "flash_attention": "off", "n_ubatch": 128, "threads": 1},
         )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runtime_session_jobs
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime import Worker
 from dfqs.runtime.model import Buffer, parse_buffers
@@ -20,7 +21,7 @@ Job = Callable[..., Any]
 def job() -> Iterator[Job]:
     """Calls a function of `runtime_session_jobs` in one worker."""
     with Worker(env=WORKER_ENV, threads=1) as worker:
-        yield lambda name, *args: worker.call(f"runtime_session_jobs:{name}", *args)
+        yield lambda name, *args: worker.call(getattr(runtime_session_jobs, name), *args)
 
 
 @pytest.fixture(scope="module", params=["embedded_model", "tiny_deepseek4"])
@@ -206,7 +207,7 @@ class TestRefusals:
                 RuntimeFailure, match=r"cannot make a context of 8,192 tokens: .*insufficient memory .*180\.00 MB"
             ),
         ):
-            worker.call("runtime_session_jobs:make_context_with_little_memory", smollm2_gguf, 8192)
+            worker.call(runtime_session_jobs.make_context_with_little_memory, smollm2_gguf, 8192)
 
     def test_simulated_allocation_with_a_memory_map_is_refused_because_llama_cpp_would_die(
         self, job: Job, embedded_model: Path

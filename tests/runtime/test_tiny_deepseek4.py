@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import embedded_jobs
 from dfqs.gguf.file import GGUFFile
 from dfqs.model.spec import read_model_spec
 from dfqs.runtime import Worker
@@ -39,7 +40,7 @@ def test_it_can_be_made_with_another_number_of_experts_and_runs(tmp_path: Path, 
     with GGUFFile(path) as file:
         spec = read_model_spec(file.header)
     with Worker(env=WORKER_ENV, threads=1) as worker:
-        logits = worker.call("embedded_jobs:logits", path, list(range(1000, 1200)))
+        logits = worker.call(embedded_jobs.logits, path, list(range(1000, 1200)))
     path.unlink()
 
     assert (spec.experts, spec.experts_used, spec.experts_shared) == (6, 2, 1)

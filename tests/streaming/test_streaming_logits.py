@@ -16,7 +16,6 @@ from runtime_functions import WORKER_ENV
 
 ARCHITECTURES = ("qwen3moe", "gpt-oss", "llama4", "deepseek2", "grovemoe", "gemma4", "nemotron_h_moe", "lfm2moe")
 TOKENS = [(7 * i * i + 13 * i) % 4000 for i in range(120)]
-JOBS = "streaming_jobs:"
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +31,14 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def streamed(worker: Worker, paths: Sequence[Path], cache_bytes: int) -> streaming_jobs.Outcome:
-    result: streaming_jobs.Outcome = worker.call(JOBS + "run_streamed", paths, TOKENS, cache_bytes)
+    result: streaming_jobs.Outcome = worker.call(streaming_jobs.run_streamed, paths, TOKENS, cache_bytes)
     return result
 
 
 def test_streamed_logits_are_those_in_memory_with_no_one_ten_and_all_experts_cached(worker: Worker, tiny: Path) -> None:
     experts = plan_layout([read_header(tiny)]).experts
     one = max(pages.length for pages in experts.values())
-    wanted = worker.call(JOBS + "run_in_memory", [tiny], TOKENS)
+    wanted = worker.call(streaming_jobs.run_in_memory, [tiny], TOKENS)
 
     for cached in (0, 1, 10, len(experts)):
         outcome = streamed(worker, [tiny], cached * one)
@@ -56,7 +55,7 @@ def test_streamed_logits_are_those_in_memory_with_no_one_ten_and_all_experts_cac
 
 def test_deepseek4_with_hash_routed_layers_streams_to_the_same_logits(worker: Worker, tiny_deepseek4: Path) -> None:
     layout = plan_layout([read_header(tiny_deepseek4)])
-    wanted = worker.call(JOBS + "run_in_memory", [tiny_deepseek4], TOKENS)
+    wanted = worker.call(streaming_jobs.run_in_memory, [tiny_deepseek4], TOKENS)
 
     assert {layer for layer, _ in layout.experts} == set(range(6))
     assert streamed(worker, [tiny_deepseek4], layout.largest_layer_bytes).logits_sha256 == wanted.logits_sha256
@@ -67,7 +66,7 @@ def test_the_demonstration_model_streams_from_one_file_and_from_shards(
 ) -> None:
     layout = plan_layout([read_header(embedded_model)])
     shards = split(plan_split(embedded_model, tmp_path / "m", max_bytes=80_000_000))
-    wanted = worker.call(JOBS + "run_in_memory", [embedded_model], TOKENS)
+    wanted = worker.call(streaming_jobs.run_in_memory, [embedded_model], TOKENS)
 
     whole = streamed(worker, [embedded_model], layout.largest_layer_bytes)
     assert whole.logits_sha256 == wanted.logits_sha256
@@ -83,7 +82,7 @@ def test_a_file_written_to_while_it_runs_ends_in_a_sentence_and_not_in_other_wor
     model = write_tiny_moe(tmp_path / "m.gguf", smollm2_gguf, "qwen3moe", alignment=4096)
 
     with pytest.raises(RuntimeFailure, match=r"m\.gguf changed while it was in use"):
-        worker.call(JOBS + "run_while_the_file_changes", model, TOKENS, "written")
+        worker.call(streaming_jobs.run_while_the_file_changes, model, TOKENS, "written")
 
 
 def test_a_file_cut_while_it_runs_ends_in_a_sentence(tmp_path: Path, smollm2_gguf: Path) -> None:
@@ -93,7 +92,7 @@ def test_a_file_cut_while_it_runs_ends_in_a_sentence(tmp_path: Path, smollm2_ggu
         Worker(threads=2, env=WORKER_ENV) as own,
         pytest.raises((RuntimeFailure, WorkerCrash), match=r"changed|SIGBUS"),
     ):
-        own.call(JOBS + "run_while_the_file_changes", model, TOKENS, "cut", doing="computing")
+        own.reporting(doing="computing").call(streaming_jobs.run_while_the_file_changes, model, TOKENS, "cut")
 
 
 def test_a_dense_model_has_nothing_to_stream_and_is_told_so(worker: Worker, smollm2_gguf: Path) -> None:

@@ -52,7 +52,8 @@ def command(
     ] = None,
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
     threads: Annotated[
-        int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, show_default="every CPU allowed")
+        int | None,
+        typer.Option("--threads", "-t", help="CPU threads; one a physical core by default.", min=1, show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

@@ -39,7 +39,10 @@ ContextOption = Annotated[
     int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained, at most 4096")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")
+    int | None,
+    typer.Option(
+        "--threads", "-t", help="CPU threads; one a physical core by default.", min=1, max=512, show_default=False
+    ),
 ]
 RamOption = Annotated[
     str | None,

@@ -11,10 +11,9 @@ from dfqs.cli.output import note, print_json, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.quantize.calibration import read_corpus, shipped_corpus
 from dfqs.quantize.coverage import Coverage, measure_coverage
-from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
+from dfqs.quantize.imatrix import ImatrixOutcome, checkpoint_path, measure_importance
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
 from dfqs.quantize.source import read_source
-from dfqs.runtime import Worker
 from dfqs.units import format_duration, format_number_of
 
 SHOWN_COLD = 10
@@ -36,7 +35,9 @@ def command(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to see at least, before stopping early.")] = 8192,
     max_tokens: Annotated[int | None, typer.Option(min=16, help="Tokens to see at most.", show_default=False)] = None,
     chunk: Annotated[int, typer.Option(min=16, help="Tokens computed together.")] = 512,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; one a physical core by default.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the inputs, and measure nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -60,34 +61,31 @@ def command(
         # Before the model is loaded: a file that is no importance matrix, or two of different models.
         merge_imatrices([read_imatrix(path) for path in added])
     text = read_corpus(corpus) if corpus else shipped_corpus()
-    job = ImatrixJob(
-        model=model.absolute(),
-        out=output.absolute(),
-        corpus=text,
-        chunk_tokens=chunk,
-        min_samples=min_samples,
-        min_tokens=tokens,
-        max_tokens=max_tokens,
-        add=tuple(path.absolute() for path in added),
-        threads=threads,
-        overwrite=overwrite,
-    )
     if dry_run and json_:
         print_json(_as_json(None, None, None, text.sha256))
         return
     if dry_run:
         print_plain(f"would measure {model} on '{text.name}' and write {output}")
         return
-    with Worker(threads=threads) as worker:
-        try:
-            with progress_bar("measuring importance", "tokens") as progress:
-                outcome: ImatrixOutcome = worker.call(
-                    "dfqs.quantize.imatrix:measure_imatrix", job, on_event=lambda event: progress(*event)
-                )
-        except KeyboardInterrupt:
-            if job.partial.exists():
-                note("the last checkpoint (one a minute) is kept; the same command goes on from there")
-            raise
+    try:
+        with progress_bar("measuring importance", "tokens") as progress:
+            outcome = measure_importance(
+                model,
+                output,
+                corpus=text,
+                chunk_tokens=chunk,
+                min_samples=min_samples,
+                min_tokens=tokens,
+                max_tokens=max_tokens,
+                add=added,
+                threads=threads,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if checkpoint_path(output.absolute()).exists():
+            note("the last checkpoint (one a minute) is kept; the same command goes on from there")
+        raise
     if json_:
         print_json(_as_json(output, outcome.coverage, outcome, text.sha256))
         return

@@ -19,12 +19,12 @@ from dfqs.quantize.perplexity import (
     Measured,
     PerplexityJob,
     Summary,
+    measure_perplexity,
     plan_windows,
     summarise,
 )
 from dfqs.quantize.receipts import is_done, write_receipt
 from dfqs.quantize.source import read_source
-from dfqs.runtime import Worker
 
 
 def command(
@@ -39,7 +39,9 @@ def command(
     window: Annotated[int, typer.Option(min=2, help="Tokens computed together.")] = WINDOW_TOKENS,
     stride: Annotated[int, typer.Option(min=1, help="Tokens that each window scores: its last ones.")] = STRIDE_TOKENS,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to read at most.", show_default=False)] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; one a physical core by default.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --save's file if it exists.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the inputs, and measure nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -76,9 +78,17 @@ def command(
     if save is not None and done and reference is None:
         measured = Measured(read_losses(save), None)
     else:
-        with Worker(threads=threads) as worker, progress_bar("predicting", "tokens") as progress:
-            measured = worker.call(
-                "dfqs.quantize.perplexity:measure_losses", job, on_event=lambda event: progress(*event)
+        with progress_bar("predicting", "tokens") as progress:
+            measured = measure_perplexity(
+                model,
+                words,
+                window_tokens=window,
+                stride_tokens=stride,
+                max_tokens=max_tokens,
+                reference=reference,
+                store=save is not None,
+                threads=threads,
+                progress=progress,
             )
     if save is not None and not done:
         write_losses(save, measured.losses, overwrite=overwrite)

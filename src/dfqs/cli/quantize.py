@@ -44,7 +44,7 @@ def command(
         Path | None, typer.Option(help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")
     ] = None,
     memory: Annotated[str, typer.Option(help="Peak memory, whatever the model's size.")] = "2G",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one a physical core by default.")] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Write shards of at most this much tensor data in place of one file.", show_default=False),

@@ -26,7 +26,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 ModelArgument = Annotated[Path, typer.Argument(help="A Mixture-of-Experts .gguf file.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; every CPU by default.", show_default=False)]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; one a physical core by default.", show_default=False)
+]
 
 
 class Profile(StrEnum):

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
+from dfqs.evaluate import jobs
 from dfqs.evaluate.answerer import AnswererInfo, LengthFailure
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import Question, fitting_notes, note, plan_questions
@@ -18,7 +19,6 @@ from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.library import PACKAGE, installed_version
 
-JOBS = "dfqs.evaluate.jobs"
 ANSWER_CONTEXT_TOKENS = 2048
 """Of the context that reasoning and code are answered in: the longest prompt and the longest answer fit."""
 QUESTION_TOKENS = 64
@@ -89,14 +89,8 @@ class LocalAnswerer:
 
     def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
         """Answer one user message. A crash of the runtime is raised, not scored."""
-        generated = self._call(
-            "complete",
-            prompt,
-            max_tokens,
-            Numerics(),
-            self._answer_context(),
-            on_event=lambda tokens: progress(tokens, max_tokens),
-        )
+        worker = self._running().reporting(lambda tokens: progress(tokens, max_tokens))
+        generated = worker.call(jobs.complete, prompt, max_tokens, Numerics(), self._answer_context())
         return _completion(generated)
 
     def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
@@ -124,15 +118,11 @@ class LocalAnswerer:
                 on_answer(event[0], _completion(event[1]))
 
         texts = [question.note.question for question in questions]
+        context_tokens = self.info.context_tokens
+        assert context_tokens is not None, "a file tells what its model was trained for"
         try:
-            self._call(
-                "ask_document",
-                [vocabulary.opening, *notes],
-                texts,
-                max_tokens,
-                Numerics(),
-                self.info.context_tokens,
-                on_event=take,
+            self._running().reporting(take).call(
+                jobs.ask_document, [vocabulary.opening, *notes], texts, max_tokens, Numerics(), context_tokens
             )
         except (RuntimeFailure, UsageError, WorkerCrash) as error:
             self.close()
@@ -160,11 +150,7 @@ class LocalAnswerer:
         return fitting_notes(vocabulary, count, budget)
 
     def _count(self, texts: list[str]) -> list[int]:
-        counts: list[int] = self._call("count_tokens", texts)
-        return counts
-
-    def _call(self, job: str, *arguments: Any, on_event: Callable[[Any], None] | None = None) -> Any:
-        return self._running().call(f"{JOBS}:{job}", *arguments, on_event=on_event)
+        return self._running().call(jobs.count_tokens, texts)
 
     def _running(self) -> Worker:
         if self._worker is None:
@@ -177,10 +163,9 @@ class LocalAnswerer:
         worker.__enter__()
         self._worker = worker
         try:
-            self._opened = worker.call(
-                f"{JOBS}:open_model", self._model.path, on_event=lambda event: self._progress(*event)
-            )
-            self._frame_tokens = worker.call(f"{JOBS}:frame_tokens")
+            loading = worker.reporting(lambda event: self._progress(*event))
+            self._opened = loading.call(jobs.open_model, self._model.path)
+            self._frame_tokens = worker.call(jobs.frame_tokens)
         except BaseException:
             self.close()
             raise

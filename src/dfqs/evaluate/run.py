@@ -232,7 +232,7 @@ def _measure_speed(path: Path, store: Store, request: Request, progress: Progres
     have = sum(repeat["machine"] == here for repeat in store.stage(SPEED).values())
     total = request.suite.decode_repeats
     progress(have, total, "")
-    threads = request.threads or default_threads(machine)
+    threads = request.threads or default_threads()
     done = have
 
     def keep(run: DecodeRun) -> None:

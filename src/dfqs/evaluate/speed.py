@@ -85,9 +85,7 @@ def speed_machine(machine: Machine) -> dict[str, Any]:
 def measure_runs(path: Path, suite: Suite, threads: int, have: int, on_run: Callable[[DecodeRun], None]) -> None:
     """Measure the repeats that are still missing (`have` are there)."""
     with Worker(threads=threads, omp_wait_policy="default") as worker:
-        worker.call(
-            "dfqs.evaluate.speed:run_repeats", path, asdict(suite), suite.decode_repeats - have, on_event=on_run
-        )
+        worker.reporting(on_run).call(run_repeats, path, asdict(suite), suite.decode_repeats - have)
 
 
 def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeats: int) -> None:

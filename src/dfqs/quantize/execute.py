@@ -109,7 +109,7 @@ class Outcome:
     threads: int
 
 
-def execute(context: "WorkerContext", work: Work) -> Outcome:
+def execute(worker: "WorkerContext", work: Work) -> Outcome:
     """Write the outputs of `work` whole and synced, under their partial names. Emits `(parameters done, tensor name)`.
 
     Raises:
@@ -129,7 +129,7 @@ def execute(context: "WorkerContext", work: Work) -> Outcome:
         handles = [_open_partial(file, state.complete, stack) for file in work.outputs]
         journal = Journal(work.journal, work.fingerprint, state)
         stack.callback(journal.close)
-        run = _Run(work, sources, handles, journal, imatrix, Kernels(context.library), context.emit)
+        run = _Run(work, sources, handles, journal, imatrix, Kernels(worker.library), worker.emit)
         try:
             outcome = run.carry_out()
         except FormatError:

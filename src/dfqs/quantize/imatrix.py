@@ -9,7 +9,7 @@ Runs in a worker process. Sums as `tools/imatrix/imatrix.cpp` (`collect_imatrix`
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 from dfqs import __version__
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.model.files import open_model
-from dfqs.quantize.calibration import Corpus, Stream
+from dfqs.progress import Progress, no_progress
+from dfqs.quantize.calibration import Corpus, Stream, shipped_corpus
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix_file import (
     OLDER_AND_NEWER,
@@ -32,6 +33,7 @@ from dfqs.quantize.imatrix_file import (
 )
 from dfqs.quantize.imatrix_sums import Float32
 from dfqs.records import parse_json, sha256_of
+from dfqs.runtime import Worker
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.worker_context import WorkerContext
@@ -42,6 +44,11 @@ MIN_ROWS = 16
 _WEIGHT = re.compile(r"(blk\.\d+\..+|output|token_embd)\.weight")
 
 Tokens = list[int]
+
+
+def checkpoint_path(out: Path) -> Path:
+    """Where a measurement of `out` keeps what it has."""
+    return out.with_name(f".{out.name}.measuring")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ class ImatrixJob:
 
     @property
     def partial(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.measuring")
+        return checkpoint_path(self.out)
 
     @property
     def fingerprint(self) -> str:
@@ -92,8 +99,51 @@ class ImatrixOutcome:
     wall_s: float
 
 
+def measure_importance(
+    model: Path,
+    out: Path,
+    *,
+    corpus: Corpus | None = None,
+    chunk_tokens: int = 512,
+    min_samples: int = 100,
+    min_tokens: int = 8192,
+    max_tokens: int | None = None,
+    add: Sequence[Path] = (),
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> ImatrixOutcome:
+    """Measure which weights of `model` matter and write `out`, in a worker of its own; see `ImatrixJob`.
+
+    Killed at any moment, the same call goes on from its last checkpoint.
+
+    Args:
+        corpus: the text to run; None: the mix that dfqs ships.
+        threads: CPU threads; None: `hardware.default_threads`.
+        progress: in tokens.
+
+    Raises:
+        RuntimeFailure: the model's activations are no numbers, or llama.cpp fails.
+        UsageError: the corpus is too short; a checkpoint of another measurement lies there.
+    """
+    job = ImatrixJob(
+        model=model.absolute(),
+        out=out.absolute(),
+        corpus=corpus if corpus is not None else shipped_corpus(),
+        chunk_tokens=chunk_tokens,
+        min_samples=min_samples,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        add=tuple(path.absolute() for path in add),
+        threads=threads,
+        overwrite=overwrite,
+    )
+    with Worker(threads=threads) as worker:
+        return worker.reporting(lambda event: progress(*event)).call(measure_imatrix, job)
+
+
 def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
-    """Measure and write `job.out`. Emits `(tokens, tokens of the corpus, note)`.
+    """In the worker: measure and write `job.out`. Emits `(tokens, tokens of the corpus, note)`.
 
     Raises:
         RuntimeFailure: the model's activations are no numbers, or llama.cpp fails.

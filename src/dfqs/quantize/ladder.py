@@ -19,7 +19,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
-from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, summarise
+from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, measure_losses, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize
 from dfqs.quantize.source import read_source
 from dfqs.records import is_document
@@ -84,8 +84,7 @@ def measure_ladder(
 
         def measure(path: Path, reference: Path | None) -> Measured:
             job = PerplexityJob(path.absolute(), text, max_tokens=max_tokens, reference=reference, threads=threads)
-            measured: Measured = worker.call("dfqs.quantize.perplexity:measure_losses", job)
-            return measured
+            return worker.call(measure_losses, job)
 
         total = len(classes) + 1
         progress(0, total, source.name)

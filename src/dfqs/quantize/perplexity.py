@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.model.files import open_model
+from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference, estimate_mean
+from dfqs.quantize.calibration import heldout_text
 from dfqs.quantize.logits_file import (
     TOP,
     Conditions,
@@ -30,6 +32,7 @@ from dfqs.quantize.logits_file import (
     require_storable,
 )
 from dfqs.records import sha256_of
+from dfqs.runtime import Worker
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.library import LIBRARY_VARIABLE, PINNED_VERSION
 from dfqs.runtime.worker_context import WorkerContext
@@ -116,8 +119,48 @@ def plan_windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
         scored = end
 
 
+def measure_perplexity(
+    model: Path,
+    text: str | None = None,
+    *,
+    window_tokens: int = WINDOW_TOKENS,
+    stride_tokens: int = STRIDE_TOKENS,
+    max_tokens: int | None = None,
+    reference: Path | None = None,
+    store: bool = False,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> Measured:
+    """How well `model` predicts a text, in a worker of its own; `summarise` makes loss and perplexity of it.
+
+    Args:
+        text: to predict; None: the held-out mix that dfqs ships.
+        reference: stored logits of another model to compare with, token by token.
+        store: whether the logits will be stored: a file holds only so many.
+        threads: CPU threads; None: `hardware.default_threads`.
+        progress: in tokens.
+
+    Raises:
+        UsageError: the text is too short, or the reference is of other tokens.
+        RuntimeFailure: llama.cpp fails, or computes what is no numbers.
+    """
+    words = heldout_text() if text is None else text
+    job = PerplexityJob(
+        model.absolute(),
+        words,
+        window_tokens,
+        stride_tokens,
+        max_tokens,
+        reference.absolute() if reference is not None else None,
+        threads,
+        store,
+    )
+    with Worker(threads=threads) as worker:
+        return worker.reporting(lambda event: progress(*event)).call(measure_losses, job)
+
+
 def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
-    """Run the text through the model. Emits `(tokens scored, tokens in all)`.
+    """In the worker: run the text through the model. Emits `(tokens scored, tokens in all)`.
 
     Raises:
         RuntimeFailure: logits that are no numbers, or llama.cpp fails.

@@ -23,7 +23,7 @@ from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
-from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work
+from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work, execute
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
 from dfqs.quantize.receipts import is_done, write_receipt
@@ -106,7 +106,7 @@ def quantize(
 
     with ExitStack() as stack:
         running = worker if worker is not None else stack.enter_context(Worker(threads=threads))
-        outcome: Outcome = running.call("dfqs.quantize.execute:execute", work, on_event=report)
+        outcome = running.reporting(report).call(execute, work)
     progress(total, total, "reading back")
     manifests = publish(work, source, outcome)
     paths = tuple(file.path for file in work.outputs)

@@ -94,15 +94,8 @@ def capture_trace(
             )
             writer = TraceWriter(file, header)
 
-        summary = worker.call(
-            "dfqs.routing.capture:trace_prompts",
-            str(model),
-            list(prompts),
-            wanted,
-            scores,
-            context_tokens,
-            on_event=on_event,
-        )
+        told = worker.reporting(on_event)
+        summary = told.call(trace_prompts, str(model), list(prompts), wanted, scores, context_tokens)
         if writer is None:
             raise RuntimeFailure("the prompts hold no tokens")
         digest = writer.finish()
@@ -163,8 +156,8 @@ def load_model(worker: WorkerContext, path: str) -> Model:
     key = f"routing model {path}"
     if key not in worker.state:
         worker.state[key] = Model(worker.library, path)
-    loaded: Model = worker.state[key]
-    return loaded
+    found: Model = worker.state[key]
+    return found
 
 
 def processor_name() -> str | None:

@@ -11,8 +11,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dfqs.errors import RuntimeFailure
+from dfqs.hardware import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
+from dfqs.routing import load
 from dfqs.routing.capture import REFERENCE, RUNTIME, processor_name
 from dfqs.routing.fitting import fit_requests, fit_text
 from dfqs.routing.identity import ModelIdentity, read_identity
@@ -31,7 +33,6 @@ PROFILES: dict[str, tuple[dict[str, Any], int]] = {
     "deterministic": (_SERVER, 1),
 }
 """Settings and slots of the server that the four requests go to."""
-_JOBS = "dfqs.routing.load:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +175,15 @@ def check_routing(
     require_choice(identity, hash_layers)
     with Worker(threads=threads) as worker:
         texts = [packaged_prompt(name) for name in ("first", "second", *LOAD_TEXTS)]
-        tokenized: list[list[int]] = worker.call(_JOBS + "tokenize", str(path), texts)
-        trained: int = worker.call(_JOBS + "trained_context", str(path))
-        threads = threads or worker.call("dfqs.routing.load:default_threads")
+        tokenized = worker.call(load.tokenize, str(path), texts)
+        trained = worker.call(load.trained_context, str(path))
+        threads = threads or default_threads()
         text, other, shorter = fit_text(tokenized[0], tokenized[1], tokens, trained) if matrix else ([], [], None)
         conditions = matrix_conditions(len(text), threads) if matrix else ()
         room = min(LOAD_CONTEXT_TOKENS, trained)
         requests, cut = fit_requests(tokenized[2:], ANSWER_TOKENS, room)
         steps = len(conditions) + 1 + 2 * len(LOAD_TEXTS)
-        load, layers = _check_load(worker, path, profile, requests, room, progress, steps)
+        verdict, layers = _check_load(worker, path, profile, requests, room, progress, steps)
         require_choice(identity, hash_layers, layers)
         done = 2 * len(LOAD_TEXTS)
         rows, reference = [], None
@@ -203,9 +204,9 @@ def check_routing(
         hash_layers=tuple(layer for layer in hash_layers if layer in layers),
         matrix_tokens=len(reference.tokens) if reference is not None else 0,
         matrix=tuple(rows),
-        load=load.model_copy(update={"shortened": cut is not None}),
+        load=verdict.model_copy(update={"shortened": cut is not None}),
         notices=tuple(notice for notice in (cut, shorter) if notice is not None),
-        holds=load.holds,
+        holds=verdict.holds,
     )
 
 
@@ -225,13 +226,12 @@ def run_condition(
         other: the sequence that stands beside it, where the condition wants one.
     """
     settings = {**REFERENCE, "threads": threads, **condition.settings}
-    extra: tuple[Any, ...] = (settings, condition.steps)
+    sequence = list(tokens)
     if condition.kind == "beside":
-        extra = ([list(other)], settings)
-    elif condition.kind == "cached":
-        extra = (condition.steps[0], settings)
-    run: RoutingRun = worker.call(f"{_JOBS}run_{condition.kind}", str(path), list(tokens), *extra, scores=scores)
-    return run
+        return worker.call(load.run_beside, str(path), sequence, [list(other)], settings, scores)
+    if condition.kind == "cached":
+        return worker.call(load.run_cached, str(path), sequence, condition.steps[0], settings, scores)
+    return worker.call(load.run_steps, str(path), sequence, settings, condition.steps, scores)
 
 
 def _try_condition(
@@ -269,9 +269,7 @@ def _check_load(
     settings, slots = PROFILES[profile]
 
     def run(group: Sequence[list[int]]) -> list[RoutingRun]:
-        arguments = (str(path), group, ANSWER_TOKENS, settings, context_tokens, slots)
-        runs: list[RoutingRun] = worker.call(_JOBS + "run_load", *arguments)
-        return runs
+        return worker.call(load.run_load, str(path), group, ANSWER_TOKENS, settings, context_tokens, slots)
 
     together = run(requests)
     progress(len(requests), steps, "four requests at once")

@@ -7,12 +7,14 @@ import numpy as np
 from pydantic import Field
 
 from dfqs.errors import RuntimeFailure
+from dfqs.hardware import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document
 from dfqs.routing.capture import RUNTIME, processor_name
 from dfqs.routing.determinism import Condition, run_condition
 from dfqs.routing.fitting import fit_text
 from dfqs.routing.identity import ModelIdentity, read_groups, read_identity
+from dfqs.routing.load import tokenize, trained_context
 from dfqs.routing.margins import (
     FlipForecast,
     Groups,
@@ -84,10 +86,10 @@ def forecast_routing(
     groups = read_groups(path)
     forecasts, refused = [], {}
     with Worker(threads=threads) as worker:
-        count = threads or worker.call("dfqs.routing.load:default_threads")
+        count = threads or default_threads()
         prompts = [packaged_prompt(FIT_TEXT), packaged_prompt(TEST_TEXT)]
-        first, second = worker.call("dfqs.routing.load:tokenize", str(path), prompts)
-        trained = worker.call("dfqs.routing.load:trained_context", str(path))
+        first, second = worker.call(tokenize, str(path), prompts)
+        trained = worker.call(trained_context, str(path))
         fitted = [fit_text(*pair, tokens, trained) for pair in ((first, second), (second, first))]
         learned: list[int] = []
         total, done = 2 * (len(PERTURBATIONS) + 1), 0

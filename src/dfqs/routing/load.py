@@ -35,11 +35,6 @@ def trained_context(worker: WorkerContext, path: str) -> int:
     return load_model(worker, path).trained_context_tokens
 
 
-def default_threads(worker: WorkerContext) -> int:
-    """CPU threads that contexts of this worker take unless told otherwise."""
-    return worker.threads
-
-
 def run_steps(
     worker: WorkerContext,
     path: str,

@@ -103,15 +103,7 @@ def measure_pressure(
                 progress(base + done, 2 * lengths[-1])
 
             runs.append(
-                worker.call(
-                    "dfqs.routing.pressure:run_probes",
-                    str(path),
-                    prompts[0],
-                    prompts[1],
-                    list(lengths),
-                    settings,
-                    on_event=on_event,
-                )
+                worker.reporting(on_event).call(run_probes, str(path), prompts[0], prompts[1], list(lengths), settings)
             )
     require_choice(identity, hash_layers, runs[0][0].layers)
     points = tuple(

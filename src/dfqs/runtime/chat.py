@@ -13,6 +13,7 @@ from typing import Any, Self
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.checks import check_model
+from dfqs.runtime.conversation import answer, open_conversation, read_figures
 from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.worker import Worker
@@ -57,13 +58,8 @@ class ChatSession:
     def __enter__(self) -> Self:
         with ExitStack() as started:
             worker = started.enter_context(self._worker)
-            self.info = worker.call(
-                "dfqs.runtime.jobs:open_conversation",
-                self.model.path,
-                self._settings,
-                self._order,
-                on_event=self._report_load,
-                doing=f"loading {self.model.path}",
+            self.info = worker.reporting(self._report_load, doing=f"loading {self.model.path}").call(
+                open_conversation, self.model.path, self._settings, self._order
             )
             self._exit = started.pop_all()
         return self
@@ -84,15 +80,11 @@ class ChatSession:
             UsageError: the prompt does not fit, or a setting makes no sense.
             RuntimeFailure: no chat template, or llama.cpp failed.
         """
-        result: Answer = self._worker.call(
-            "dfqs.runtime.jobs:answer", prompt, sampling or Sampling(), on_event=on_text, doing="answering"
-        )
-        return result
+        return self._worker.reporting(on_text, doing="answering").call(answer, prompt, sampling or Sampling())
 
     def read_figures(self) -> StreamFigures | None:
         """What streaming has done so far; None where the model is in memory."""
-        figures: StreamFigures | None = self._worker.call("dfqs.runtime.jobs:read_figures")
-        return figures
+        return self._worker.call(read_figures)
 
     def _report_load(self, event: Any) -> None:
         done, total = event

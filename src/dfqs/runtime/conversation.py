@@ -3,12 +3,17 @@
 import codecs
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from dfqs.errors import UsageError
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.requests import Answer, Prompt, Sampling
+from dfqs.runtime.library import runtime_name
+from dfqs.runtime.loading import LoadOrder, StreamFigures
+from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.sampling import Sampler
 from dfqs.runtime.stop import Stopped
+from dfqs.runtime.worker_context import WorkerContext
 
 
 class Conversation:
@@ -111,3 +116,34 @@ class Conversation:
             self.context.clear()
             return 0
         return shared
+
+
+def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettings, order: LoadOrder) -> SessionInfo:
+    """Load a model and make a context for the calls of `answer` that follow. Emits `(done, total)` while loading."""
+    started = time.perf_counter()
+    loaded = order.load(worker.library, path, lambda done, total=None, note="": worker.emit((done, total)))
+    model = loaded.model
+    context = Context(model, threads=worker.threads, eval_callback=loaded.callback, **asdict(settings))
+    worker.state["conversation"] = Conversation(model, context)
+    worker.state["figures"] = loaded.figures
+    return SessionInfo(
+        runtime=runtime_name(),
+        context_tokens=context.n_ctx,
+        threads=context.threads,
+        omp_wait_policy=worker.library.omp_wait_policy,
+        chat_template=model.chat_template() is not None,
+        load_s=time.perf_counter() - started,
+        notices=tuple(context.notices),
+    )
+
+
+def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling) -> Answer:
+    """Answer in the conversation opened before. Emits pieces of text."""
+    conversation: Conversation = worker.state["conversation"]
+    return conversation.answer(prompt, sampling, worker.emit)
+
+
+def read_figures(worker: WorkerContext) -> StreamFigures | None:
+    """What streaming did in the conversation opened before; None where the model is in memory."""
+    figures: Callable[[], StreamFigures] | None = worker.state["figures"]
+    return figures() if figures is not None else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dfqs.errors import RuntimeFailure, UsageError, printable
+from dfqs.hardware import default_threads
 from dfqs.runtime import abi
 from dfqs.runtime.stop import StopFlag
 
@@ -22,7 +23,6 @@ PINNED_VERSION = "2026.10.11549"
 LLAMA_VERSION, GGML_VERSION = b"0.6.0-dev", b"0.26.0"
 LIBRARY_VARIABLE = "DFQS_LLAMA_LIBRARY"
 
-_CPU_DIRECTORY = Path("/sys/devices/system/cpu")
 _LEVEL_DEBUG, _LEVEL_ERROR, _LEVEL_CONTINUE = 1, 4, 5
 _LOG_LINES = 4000
 _STDERR = 2
@@ -93,18 +93,6 @@ def allow_loading() -> None:
     """Say that this process is a worker. Called once, by `dfqs.runtime.worker_process`."""
     global _allowed
     _allowed = True
-
-
-def default_threads() -> int:
-    """One thread for each physical core among the CPUs that this process may use, as llama.cpp's own programs do."""
-    return len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
-
-
-def _core_of(cpu: int) -> str:
-    try:
-        return (_CPU_DIRECTORY / f"cpu{cpu}/topology/core_cpus_list").read_text()
-    except OSError:
-        return str(cpu)
 
 
 def installed_version() -> str:

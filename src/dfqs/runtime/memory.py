@@ -15,7 +15,9 @@ from dfqs.errors import UsageError
 from dfqs.gguf import ByteSource, FileSource, Header
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.worker import Worker
+from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import storage_errors
 
 _COPY_BYTES = 1 << 20
@@ -83,5 +85,28 @@ def _measure(
 ) -> tuple[MemoryNeed, ...]:
     if not context_tokens:
         raise UsageError("no context length to measure")
-    result: tuple[MemoryNeed, ...] = worker.call("dfqs.runtime.jobs:measure_stub", stub, list(context_tokens), settings)
-    return result
+    return worker.call(measure_stub, stub, list(context_tokens), settings)
+
+
+def measure_stub(
+    worker: WorkerContext, path: Path, context_tokens: Sequence[int], settings: dict[str, Any]
+) -> tuple[MemoryNeed, ...]:
+    """In the worker: bytes that contexts of these lengths would take; `settings` are those of `Context`."""
+    needs = []
+    with Model(worker.library, path, load_mode="none", no_alloc=True) as model:
+        for tokens in context_tokens:
+            with Context(model, tokens, **settings) as context:
+                sizes = [(buffer.kind, buffer.bytes) for buffer in context.buffers]
+                compute = sum(size for kind, size in sizes if kind == "compute")
+                output = sum(size for kind, size in sizes if kind == "output")
+                needs.append(
+                    MemoryNeed(
+                        context_tokens=context.n_ctx,
+                        weights_bytes=model.size_bytes,
+                        kv_bytes=sum(size for _, size in sizes) - compute - output,
+                        compute_bytes=compute,
+                        output_bytes=output,
+                        notices=tuple(context.notices),
+                    )
+                )
+    return tuple(needs)

@@ -7,6 +7,7 @@ with Worker() as worker:
 
 import contextlib
 import errno
+import importlib
 import ipaddress
 import re
 import socket
@@ -20,8 +21,10 @@ from dfqs.errors import NetworkError, RuntimeFailure, UsageError, printable
 from dfqs.runtime.admission import make_admission
 from dfqs.runtime.front import Front
 from dfqs.runtime.inspection import ChatInspection
+from dfqs.runtime.library import PACKAGE, find_library
 from dfqs.runtime.page import own_pages
 from dfqs.runtime.worker import Worker
+from dfqs.runtime.worker_context import WorkerContext
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 _ERROR_LINE = re.compile(r"[\d.]+ E (?P<text>.+)")
@@ -104,7 +107,7 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
 
         doing = f"serving {settings.path}"
         try:
-            worker.call("dfqs.runtime.jobs:run_server", settings, engine, on_event=begin, doing=doing)
+            worker.reporting(begin, doing=doing).call(run_server, settings, engine)
         except RuntimeFailure as error:
             # Its log is whole only then.
             worker.close()
@@ -190,3 +193,40 @@ def _bracketed(host: str) -> str:
 def _short_directory() -> str | None:
     """The directory for temporary files, unless its name leaves no room in the address of a socket."""
     return None if len(tempfile.gettempdir()) < _SOCKET_PATH_ROOM else "/tmp"
+
+
+def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) -> None:
+    """Serve on the socket `engine` until a stop is requested. Emits one `EngineListening` when requests are answered.
+
+    Goes through the wheel's own Python module, so `worker.library` must not be loaded beside it: the module holds the
+    interpreter's lock while it loads a model, and a log callback from another thread would wait for it forever.
+    """
+    find_library()
+    policy = worker.settle_wait_policy()
+    # Imported only now: the OpenMP library reads its environment when it is loaded.
+    native = importlib.import_module(PACKAGE)
+    parameters = native.CommonParams()
+    parameters.model.path = str(settings.path)
+    parameters.model_alias = {settings.alias}
+    # Only the front gets to it: a socket in a directory of this user's, whatever page or user asks.
+    parameters.hostnames, parameters.port = [str(engine)], 0
+    parameters.n_ctx = settings.context_tokens * settings.parallel
+    parameters.n_parallel = settings.parallel
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = worker.threads
+    # What is asked for is taken or refused, not quietly made smaller; and memory stays what `plan` says.
+    parameters.fit_params = False
+    parameters.cache_ram_mib = 0
+    # Which pages may ask is settled in the front.
+    parameters.cors_origins = "localhost"
+    parameters.endpoint_metrics = True
+    # The slots show what others are asking.
+    parameters.endpoint_slots = is_loopback(settings.host)
+    if settings.api_key is not None:
+        parameters.api_keys = [settings.api_key]
+    try:
+        server = native.Server(parameters)
+    except RuntimeError as error:
+        raise RuntimeFailure(f"llama-server could not start: {error}") from None
+    worker.emit(EngineListening(policy, worker.threads))
+    worker.stop.wait()
+    del server

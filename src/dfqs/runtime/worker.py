@@ -9,12 +9,20 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from dfqs.errors import RuntimeFailure, WorkerCrash, printable
 from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
 from dfqs.runtime.omp_policy import check_wait_policy
+
+if TYPE_CHECKING:
+    # Only its name is needed here; the module stands on the library's own.
+    from dfqs.runtime.worker_context import WorkerContext
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 STOP_GRACE_S = 5.0
 """How long a call may take to end after it was asked to stop, before its process is ended."""
@@ -99,33 +107,46 @@ class Worker:
 
     def call(
         self,
-        target: str,
-        *args: Any,
-        on_event: Callable[[Any], None] | None = None,
-        doing: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Run `target` (`package.module:function`) in the worker as `function(context, *args, **kwargs)`.
+        job: Callable[Concatenate["WorkerContext", Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        """Run `job(context, *args, **kwargs)` in the worker: a function of a module, sent as its name.
 
-        Arguments, events and result must pickle. Ctrl-C (KeyboardInterrupt), or an exception from `on_event`, asks
-        the call to stop and waits for it; the worker stays usable. A call that does not stop in
-        `STOP_GRACE_S` is ended with its process.
-
-        Args:
-            on_event: called here, in order, with what the function emits.
-            doing: what is under way, for the message should the process die: "loading the model".
+        Arguments, events and result must pickle. Ctrl-C (KeyboardInterrupt), or an exception from who is told of
+        events (`reporting`), asks the call to stop and waits for it; the worker stays usable. A call that does not
+        stop in `STOP_GRACE_S` is ended with its process.
 
         Raises:
             DfqsError: what the function raised.
             WorkerCrash: the process died.
         """
+        return self.reporting().call(job, *args, **kwargs)
+
+    def reporting(self, on_event: Callable[[Any], None] | None = None, *, doing: str | None = None) -> "ReportingCalls":
+        """The same worker, with somebody told of what its calls emit.
+
+        Args:
+            on_event: called here, in order, with what the function emits.
+            doing: what is under way, for the message should the process die: "loading the model".
+        """
+        return ReportingCalls(self._call, on_event, doing)
+
+    def _call(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        on_event: Callable[[Any], None] | None,
+        doing: str | None,
+    ) -> Any:
         process = self._running()
-        doing = doing or f"running {target.rpartition(':')[2]}"
+        doing = doing or f"running {name.rpartition(':')[2]}"
         self._calls += 1
         self._idle.clear()
         sent = False
         try:
-            self._sender.send(("call", self._calls, target, args, kwargs))
+            self._sender.send(("call", self._calls, name, args, kwargs))
             sent = True
             return self._await_answer(process, doing, on_event)
         except ChannelClosed:
@@ -221,6 +242,33 @@ class Worker:
         else:
             how = f"the worker process ended with exit code {code} while {doing}"
         return WorkerCrash(how, self.log_lines[-_CRASH_LINES:])
+
+
+@dataclass(frozen=True, slots=True)
+class ReportingCalls:
+    """Calls of a worker whose events somebody is told of; see `Worker.reporting`."""
+
+    _call: Callable[..., Any]
+    _on_event: Callable[[Any], None] | None
+    _doing: str | None
+
+    def call(
+        self,
+        job: Callable[Concatenate["WorkerContext", Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        """See `Worker.call`."""
+        result: Result = self._call(_name_of(job), args, kwargs, self._on_event, self._doing)
+        return result
+
+
+def _name_of(job: Callable[..., Any]) -> str:
+    """`package.module:function`, by which the worker finds it."""
+    module, name = job.__module__, job.__qualname__
+    if module == "__main__" or not name.isidentifier():
+        raise TypeError(f"{module}.{name} is no function of a module that a worker can import")
+    return f"{module}:{name}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

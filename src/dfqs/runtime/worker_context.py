@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from dfqs.hardware import default_threads
 from dfqs.runtime import library as native
 from dfqs.runtime.channel import Sender
 from dfqs.runtime.omp_policy import LoadSample, settle_wait_policy
@@ -16,7 +17,7 @@ class WorkerContext:
         self._sender = sender
         self._wait_policy = wait_policy
         self._load = load
-        self.threads = threads or native.default_threads()
+        self.threads = threads or default_threads()
         """CPU threads that a context takes unless told otherwise."""
         self.state: dict[str, Any] = {}
         """Kept between calls: a loaded model, say."""

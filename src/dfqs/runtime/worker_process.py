@@ -55,20 +55,20 @@ class Service:
     def serve(self) -> NoReturn:
         """Run calls until the listener ends the process."""
         while True:
-            number, target, args, kwargs = self._calls.get()
+            number, name, args, kwargs = self._calls.get()
             self._set_current(number)
-            answer = self._run(target, args, kwargs)
+            answer = self._run(name, args, kwargs)
             self._set_current(0)
-            self._send(target, answer)
+            self._send(name, answer)
 
     def _set_current(self, number: int) -> None:
         with self._lock:
             self._current = number
             self._context.stop.clear()
 
-    def _run(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+    def _run(self, job: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
         try:
-            module, _, name = target.partition(":")
+            module, _, name = job.partition(":")
             function = getattr(importlib.import_module(module), name)
             return ("return", function(self._context, *args, **kwargs))
         except Stopped:
@@ -78,13 +78,13 @@ class Service:
         except Exception as error:
             return ("raise", _portable(error))
 
-    def _send(self, target: str, answer: tuple[str, Any]) -> None:
+    def _send(self, name: str, answer: tuple[str, Any]) -> None:
         try:
             self._sender.send(answer)
         except ChannelClosed:
             os._exit(0)
         except Exception as error:
-            self._sender.send(("raise", RuntimeFailure(f"{target} returned what cannot be sent: {error}")))
+            self._sender.send(("raise", RuntimeFailure(f"{name} returned what cannot be sent: {error}")))
 
 
 def main(
