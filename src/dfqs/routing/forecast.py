@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dfqs.errors import RuntimeFailure
 from dfqs.hardware import default_threads
+from dfqs.model.files import open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document
 from dfqs.routing.capture import RUNTIME, processor_name
@@ -81,9 +82,10 @@ def forecast_routing(
         UsageError: the model is dense, or its router has nothing to decide.
         RuntimeFailure: llama.cpp failed under the reference conditions, or computes what is no numbers.
     """
-    identity, hash_layers = read_identity(path)
+    model = open_model(path)
+    identity, hash_layers = read_identity(model)
     require_choice(identity, hash_layers)
-    groups = read_groups(path)
+    groups = read_groups(model)
     forecasts, refused = [], {}
     with Worker(threads=threads) as worker:
         count = threads or default_threads()
