@@ -19,7 +19,8 @@ from dfqs.pull.hub import _checked_file
 from dfqs.pull.journal import PullJournal
 from dfqs.pull.selection import describe_choices, list_choices
 from dfqs.quantize.imatrix_file import read_imatrix
-from dfqs.quantize.journal import read_journal
+from dfqs.quantize.journal import KIND as QUANTIZE_JOURNAL
+from dfqs.quantize.journal import Journal as QuantizeJournal
 from dfqs.quantize.logits_file import read_losses
 from dfqs.quantize.recipe import class_from_record, read_recipe, recipe_record
 from dfqs.records import parse_json, parse_record
@@ -150,24 +151,25 @@ FINGERPRINT = "f" * 64
 
 
 def _quantize_journal(_: Path) -> bytes:
-    lines = [json.dumps({"format": "dfqs.quantize-journal/1", "fingerprint": FINGERPRINT})]
-    lines += [json.dumps({"tensor": name, "source_sha256": "a" * 64, "sha256": "b" * 64}) for name in ("a", "b", "*")]
-    return "\n".join(lines).encode() + b"\n"
+    lines: list[dict[str, object]] = [{"schema": QUANTIZE_JOURNAL.schema, "fingerprint": FINGERPRINT}]
+    lines += [{"tensor": name, "source_sha256": "a" * 64, "sha256": "b" * 64} for name in ("a", "b")]
+    return b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in [*lines, {"complete": True}])
 
 
 def _seal_quantize_line(text: bytes) -> bytes:
-    """With the check that a line of a finished tensor carries, made anew."""
-    try:
-        value = json.loads(text)
-        line = {key: value[key] for key in ("tensor", "source_sha256", "sha256")}
-        canonical = json.dumps(line, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        return json.dumps({**value, "check": hashlib.sha256(canonical).hexdigest()[:16]}).encode()
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return text
+    """With its checksum made anew, and a seal that is nobody's."""
+    rest = b"0" * 32 + b" " + text
+    return hashlib.sha256(rest).hexdigest()[:16].encode() + b" " + rest
 
 
 def _read_quantize_journal(data: bytes, scratch: Path) -> None:
-    read_journal(_file(data, scratch, "m.journal"), FINGERPRINT)
+    path = _file(data, scratch, "m.journal")
+    try:
+        journal = QuantizeJournal(path, FINGERPRINT)
+        journal.close()
+        assert not journal.finished and not journal.complete, "a stranger's journal was believed"
+    finally:
+        path.unlink(missing_ok=True)
 
 
 IDENTITY = {"files": ["m.gguf"]}

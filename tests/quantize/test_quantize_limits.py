@@ -1,6 +1,6 @@
 """What a small or sparse file can cost: each reader at its limit and beyond it, in bounded memory."""
 
-import json
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from dfqs.errors import DfqsError, FormatError, UsageError
 from dfqs.gguf import GGMLType, KeyValue, ValueType, array, encode_header, string, tensor_length, u32
 from dfqs.quantize.imatrix_file import ImatrixFile, read_imatrix
 from dfqs.quantize.imatrix_sums import MAX_SUMS
-from dfqs.quantize.journal import FORMAT, MAX_JOURNAL_BYTES, read_journal
+from dfqs.quantize.journal import KIND, MAX_JOURNAL_BYTES, Journal
 from dfqs.quantize.logits_file import MAX_TOKENS, TOP, read_losses, require_storable
 from dfqs.quantize.recipe import MAX_EXCEPTIONS, class_from_record, read_recipe
+from dfqs.storage.lines import encode_line
 from memory_limits import LIMIT_BYTES, Limited, peak_under_limit
 
 T = GGMLType
@@ -134,7 +135,13 @@ def test_nothing_is_stored_that_would_not_be_read_again() -> None:
         require_storable(MAX_TOKENS + 1)
 
 
-HEAD = json.dumps({"format": FORMAT, "fingerprint": "f"}).encode() + b"\n"
+HEAD = encode_line({"schema": KIND.schema, "fingerprint": "f"}, purpose=KIND.purpose)[0]
+
+
+def whole(text: bytes) -> bytes:
+    """A line whose checksum fits, and that nobody sealed."""
+    rest = b"0" * 32 + b" " + text
+    return hashlib.sha256(rest).hexdigest()[:16].encode() + b" " + rest + b"\n"
 
 
 @pytest.mark.parametrize(
@@ -142,24 +149,22 @@ HEAD = json.dumps({"format": FORMAT, "fingerprint": "f"}).encode() + b"\n"
     [
         b"\n" * (MAX_JOURNAL_BYTES - len(HEAD)),
         b"[" * (MAX_JOURNAL_BYTES - len(HEAD) - 1) + b"\n",
-        b"[" * 1000 + b"]" * 1000 + b"\n",
-        b'{"tensor": "\\ud800", "source_sha256": "' + b"0" * 64 + b'", "sha256": "' + b"0" * 64 + b'", "check": ""}\n',
-        b'{"tensor": "\xff"}\n',
-        b'{"tensor": 1e999}\n',
-        b'{"tensor": ' + b"9" * 5000 + b"}\n",
-        b'{"tensor": "a", "source_sha256": [], "sha256": {}, "check": null}\n',
-        b'{"tensor": "a", "source_sha256": "'
-        + b"0" * 64
-        + b'", "sha256": "'
-        + b"0" * 64
-        + b'", "check": "\xc3\xa9"}\n',
+        whole(b"[" * 1000 + b"]" * 1000),
+        whole(b'{"tensor": "\\ud800", "source_sha256": "' + b"0" * 64 + b'", "sha256": "' + b"0" * 64 + b'"}'),
+        whole(b'{"tensor": "\xff"}'),
+        whole(b'{"tensor": 1e999}'),
+        whole(b'{"tensor": ' + b"9" * 5000 + b"}"),
+        whole(b'{"tensor": "a", "source_sha256": [], "sha256": {}}'),
+        whole(b'{"tensor": "a", "source_sha256": "' + b"0" * 64 + b'", "sha256": "' + b"0" * 64 + b'"}'),
+        whole(b'{"complete": true}'),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_line_that_no_run_of_ours_wrote_is_not_believed(rest: bytes, tmp_path: Path) -> None:
     (tmp_path / "journal").write_bytes(HEAD + rest)
 
-    state = read_journal(tmp_path / "journal", "f")
+    state = Journal(tmp_path / "journal", "f")
+    state.close()
 
     assert state.finished == {} and not state.complete
 
@@ -167,11 +172,13 @@ def test_a_line_that_no_run_of_ours_wrote_is_not_believed(rest: bytes, tmp_path:
 @pytest.mark.parametrize(
     "first", [b"[" * 100_000 + b"\n", b"\xff\xfe\n", b'{"format": NaN}\n', b"{}\n", b"\n"], ids=range(5)
 )
-def test_a_journal_that_begins_otherwise_is_of_another_work(first: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_no_journal_is_not_written_over(first: bytes, tmp_path: Path) -> None:
     (tmp_path / "journal").write_bytes(first)
 
-    with pytest.raises(UsageError, match="unfinished run with another input"):
-        read_journal(tmp_path / "journal", "f")
+    with pytest.raises(UsageError, match="is no journal of a quantization; move it away"):
+        Journal(tmp_path / "journal", "f")
+
+    assert (tmp_path / "journal").read_bytes() == first
 
 
 def test_a_journal_beyond_the_limit_is_refused_and_at_it_costs_little(tmp_path: Path) -> None:
@@ -180,10 +187,10 @@ def test_a_journal_beyond_the_limit_is_refused_and_at_it_costs_little(tmp_path: 
     with path.open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(FormatError, match="larger than"):
-        read_journal(path, "f")
+        Journal(path, "f")
 
     path.write_bytes(HEAD + b"\n" * (MAX_JOURNAL_BYTES - len(HEAD)))
-    limited(f"from pathlib import Path; from dfqs.quantize.journal import *; read_journal(Path({str(path)!r}), 'f')")
+    limited(f"from pathlib import Path; from dfqs.quantize.journal import *; Journal(Path({str(path)!r}), 'f')")
 
 
 def test_a_class_of_gigabytes_in_a_model_is_a_finding(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A killed run goes on where it was, and ends with the bytes that an uninterrupted one has."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from dfqs.integrity import ModelHashes, hash_model
 from dfqs.integrity.manifest import read_manifest
 from dfqs.model.classes import CLASSES
 from dfqs.quantize import quantize as module
-from dfqs.quantize.journal import Journal, JournalState
+from dfqs.quantize.journal import Journal
 from dfqs.quantize.quantize import AlreadyDone, plan_source, plan_work, quantize, read_source
 from dfqs.quantize.recipe import find_class
 from dfqs.runtime import Worker
@@ -55,11 +56,11 @@ def slow(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def journal_of(out: Path) -> Path:
-    return out.with_name(f".{out.name}.quantizing.journal")
+    return out.with_name(f"{out.name}.quantize-journal")
 
 
 def partial_of(out: Path) -> Path:
-    return out.with_name(f".{out.name}.quantizing")
+    return out.with_name(f"{out.name}.quantizing")
 
 
 def run_until_journalled(model: Path, out: Path, recipe: Path, lines: int, end: signal.Signals) -> tuple[int, str]:
@@ -113,8 +114,10 @@ def leave_as_interrupted(model: Path, out: Path, worker: Worker, finished: int, 
     result = quantize(model, out, Q8_0, worker=worker)
     work = plan_work(source, plan_source(source, Q8_0), out, None, None, 2**31, 2, False)
     out.rename(partial_of(out))
-    done = {t.name: t for t in result.outcome.tensors[:finished]}
-    journal = Journal(work.journal, work.fingerprint, JournalState(done, complete))
+    journal = Journal(work.journal, work.fingerprint)
+    journal.add(list(result.outcome.tensors[:finished]))
+    if complete:
+        journal.mark_complete()
     journal.close()
     return journal
 
@@ -178,7 +181,7 @@ def test_a_torn_last_line_of_the_journal_is_not_believed(model: Path, out: Path,
     leave_as_interrupted(model, out, worker, 5)
     expected = partial_of(out).read_bytes()
     with journal_of(out).open("ab") as file:
-        file.write(b'{"tensor": "blk.0.attn_v.weight", "source_sha')
+        file.write(b'0123456789abcdef 0123456789abcdef0123456789abcdef {"tensor": "blk.0.attn_v.weight", "source_sha')
 
     result = quantize(model, out, Q8_0, worker=worker)
 
@@ -190,8 +193,11 @@ def test_a_damaged_line_of_the_journal_puts_no_wrong_hash_into_the_file(model: P
     leave_as_interrupted(model, out, worker, 5)
     expected = partial_of(out).read_bytes()
     lines = journal_of(out).read_text().splitlines()
-    damaged = json.loads(lines[3])
-    lines[3] = json.dumps({**damaged, "source_sha256": "0" * 64})
+    # With a checksum that fits, so that only the seal tells.
+    seal, text = lines[3][17:49], lines[3][50:]
+    damaged = json.dumps({**json.loads(text), "source_sha256": "0" * 64}, separators=(",", ":"))
+    rest = f"{seal} {damaged}"
+    lines[3] = f"{hashlib.sha256(rest.encode()).hexdigest()[:16]} {rest}"
     journal_of(out).write_text("\n".join(lines) + "\n")
 
     result = quantize(model, out, Q8_0, worker=worker)
@@ -242,7 +248,7 @@ def test_a_finished_file_that_was_changed_before_its_rename_is_not_published(
 def test_an_unfinished_run_of_another_class_is_not_continued(model: Path, out: Path, worker: Worker) -> None:
     leave_as_interrupted(model, out, worker, 5)
 
-    with pytest.raises(UsageError, match="unfinished run with another input, class, importance matrix"):
+    with pytest.raises(UsageError, match="is of another quantization; finish that one, or give --restart"):
         quantize(model, out, CLASSES["Q4_K-XL"], worker=worker)
 
     assert journal_of(out).exists()
@@ -254,7 +260,7 @@ def test_an_input_that_changed_meanwhile_is_not_mixed_into_what_was_made_of_the_
     leave_as_interrupted(model, out, worker, 5)
     os.utime(model, ns=(1, 1))
 
-    with pytest.raises(UsageError, match="unfinished run with another input"):
+    with pytest.raises(UsageError, match="is of another quantization"):
         quantize(model, out, Q8_0, worker=worker)
 
 
@@ -295,3 +301,29 @@ def test_the_same_command_after_the_end_says_done_and_any_other_says_exists(
         file.seek(-1, 2)
         file.write(b"?")
     assert run(["quantize", str(model), str(out), "--class", "Q8_0"]) == 2
+
+
+def test_restart_throws_away_what_an_unfinished_run_of_another_class_wrote(
+    model: Path, out: Path, worker: Worker
+) -> None:
+    leave_as_interrupted(model, out, worker, 5)
+
+    result = quantize(model, out, CLASSES["Q4_K-XL"], restart=True, worker=worker)
+
+    assert result.outcome.resumed == 0 and out.exists()
+    assert not journal_of(out).exists() and not partial_of(out).exists()
+
+
+@pytest.mark.parametrize("name", [".out.gguf.quantizing", ".out.gguf.quantizing.journal"])
+def test_what_0_1_left_unfinished_is_named_and_not_passed_over(
+    name: str, model: Path, out: Path, worker: Worker
+) -> None:
+    left = out.with_name(name)
+    left.write_bytes(b'{"format": "dfqs.quantize-journal/1", "fingerprint": "f"}\n')
+
+    with pytest.raises(UsageError, match=r"left by an unfinished quantization of dfqs 0\.1; .*--restart"):
+        quantize(model, out, Q8_0, worker=worker)
+    assert left.exists() and not out.exists()
+
+    quantize(model, out, Q8_0, restart=True, worker=worker)
+    assert out.exists() and not left.exists()

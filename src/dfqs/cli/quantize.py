@@ -56,6 +56,7 @@ def command(
         bool, typer.Option("--force", help="Make the file even where nothing changes in it, or it grows.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run wrote.")] = False,
     ladder: Annotated[
         str | None,
         typer.Option(
@@ -82,6 +83,8 @@ def command(
     if ladder is not None:
         if target is None:
             raise UsageError("name the directory for the ladder's files")
+        if restart:
+            raise UsageError("a ladder keeps the models that are finished; delete its directory to begin anew")
         if max_shard_bytes is not None:
             raise UsageError("a ladder writes each class into one file; leave out --max-shard-size")
         classes = [class_for(name.strip(), read, has_imatrix=imatrix is not None) for name in ladder.split(",")]
@@ -140,6 +143,7 @@ def command(
                 max_shard_bytes=max_shard_bytes,
                 allow_requantize=allow_requantize,
                 overwrite=overwrite,
+                restart=restart,
                 progress=progress,
             )
     except AlreadyDone as error:

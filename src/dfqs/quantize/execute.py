@@ -25,7 +25,7 @@ from dfqs.gguf.source import FileSource
 from dfqs.gguf.types import BLOCKS, GGMLType
 from dfqs.model.hashes import content_line
 from dfqs.quantize.imatrix_file import ImatrixFile
-from dfqs.quantize.journal import FinishedTensor, Journal, read_journal
+from dfqs.quantize.journal import LOCK_WAIT_S, FinishedTensor, Journal
 from dfqs.quantize.kernels import Float32, Kernels
 from dfqs.storage.atomic import check_writable_target, storage_errors
 from dfqs.units import format_bytes
@@ -43,7 +43,6 @@ ELEMENT_BYTES = 12
 """A value takes at most so much while it is converted: as read, as float32, as written."""
 PROGRESS_S = 0.1
 READ_BYTES = 8 << 20
-LOCK_WAIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +93,8 @@ class Work:
     memory_bytes: int
     threads: int
     overwrite: bool
+    restart: bool = False
+    """Forget what an interrupted run left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +119,18 @@ def execute(worker: "WorkerContext", work: Work) -> Outcome:
         SpaceError: the disk is full. What was written stays, and the same command goes on from there.
     """
     slab_plan(work)
-    state = read_journal(work.journal, work.fingerprint)
-    for file in work.outputs:
-        # Without its partial file, a finished run has renamed it already.
-        if not (state.complete and not file.partial.exists()):
-            check_writable_target(file.path, overwrite=work.overwrite)
     with ExitStack() as stack:
-        sources = [stack.enter_context(FileSource(path)) for path in work.sources]
-        imatrix = stack.enter_context(ImatrixFile(work.imatrix)) if work.imatrix is not None else None
-        handles = [_open_partial(file, state.complete, stack) for file in work.outputs]
-        journal = Journal(work.journal, work.fingerprint, state)
+        journal = Journal(work.journal, work.fingerprint, restart=work.restart)
         stack.callback(journal.close)
+        try:
+            sources = [stack.enter_context(FileSource(path)) for path in work.sources]
+            imatrix = stack.enter_context(ImatrixFile(work.imatrix)) if work.imatrix is not None else None
+            handles = [_open_partial(file, journal.complete, work.overwrite, stack) for file in work.outputs]
+        except BaseException:
+            if journal.is_new:
+                # Nothing was begun: nothing stays.
+                journal.remove()
+            raise
         run = _Run(work, sources, handles, journal, imatrix, Kernels(worker.library), worker.emit)
         try:
             outcome = run.carry_out()
@@ -215,8 +217,8 @@ class _Run:
                     output = self.work.outputs[tensor.output]
                     changed = output.partial if output.partial.exists() else output.path
                     raise IntegrityError(
-                        f"{changed}: tensor '{tensor.name}' changed after it was written; delete that file and "
-                        f"{self.work.journal} to start over"
+                        f"{changed}: tensor '{tensor.name}' changed after it was written; delete that file, or give "
+                        "--restart to make it again"
                     )
                 continue
             finished[tensor.name] = entry
@@ -357,14 +359,16 @@ def source_content_sha256(tensors: tuple[TensorWork, ...], finished: dict[str, F
     return hashlib.sha256(b"".join(sorted(content_line(*entry) for entry in hashed))).hexdigest()
 
 
-def _open_partial(file: OutputFile, complete: bool, stack: ExitStack) -> int:
+def _open_partial(file: OutputFile, complete: bool, overwrite: bool, stack: ExitStack) -> int:
+    # Without its partial file, a finished run has renamed it already.
     path = file.path if complete and not file.partial.exists() else file.partial
+    if path is file.partial:
+        check_writable_target(file.path, overwrite=overwrite)
     with storage_errors(file.path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     stack.callback(os.close, handle)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         raise UsageError(f"{path} is no regular file, so no run of ours left it; remove it")
-    # The worker of a killed run dies with its caller, but not before its last write to the disk has ended.
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:

@@ -1,29 +1,37 @@
 """What of an unfinished output is already durable, so that a killed run goes on where it was.
 
-The journal is a text file beside the output: one JSON object a line, the first naming the work by a fingerprint of
-everything that decides its bytes, each further one a finished tensor with its hashes. A line is written only after
-the bytes it speaks of have been synced, and is itself synced; a torn last line is ignored. Each is sealed: the
-source's hash cannot be held against anything later, so a damaged line, or one that came with a
-download, would put a wrong one into the file.
+A `dfqs.storage.journal` beside the output: its fingerprint is of everything that decides the output's bytes, each
+record is a finished tensor with its hashes. A record is written only after the bytes it speaks of have been synced, and
+those are read back before it is believed. Each is sealed: the source's hash cannot be held against anything later, so a
+damaged line, or one that came with a download, would put a wrong one into the file.
 """
 
-import io
-import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dfqs.errors import FormatError, UsageError
-from dfqs.records import canonical_json, parse_json, read_bounded
-from dfqs.storage.atomic import fsync_directory, storage_errors
-from dfqs.storage.seal import is_sealed, make_seal
+from dfqs.storage.atomic import storage_errors
+from dfqs.storage.disk import Disk, LocalDisk
+from dfqs.storage.journal import Journal as StoredJournal
+from dfqs.storage.journal import JournalKind
 
-FORMAT = "dfqs.quantize-journal/1"
 MAX_JOURNAL_BYTES = 32 << 20
 """A line takes some 300 bytes; the largest models have some 50,000 tensors."""
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+KIND = JournalKind(
+    schema="dfqs.quantize-journal/2",
+    work="quantization",
+    busy="another process is writing this output",
+    give_up="give --restart to throw away what it wrote",
+    limit_bytes=MAX_JOURNAL_BYTES,
+    line_bytes=1 << 20,
+    purpose="quantize-journal",
+    is_claims=True,
+)
+LOCK_WAIT_S = 2.0
+"""The worker of a killed run dies with its caller, but not before its last write to the disk has ended."""
 _HASH = re.compile(r"[0-9a-f]{64}")
+_COMPLETE = {"complete": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,117 +43,69 @@ class FinishedTensor:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class JournalState:
-    """What an earlier run left."""
-
-    finished: dict[str, FinishedTensor]
-    complete: bool
-    """Whether every output has been synced whole, so that only reading back and renaming are left."""
-
-
 class Journal:
-    """An open journal, which begins with what an earlier run left (`read_journal`).
+    """The journal of one output, open and locked, with what an earlier run left.
+
+    Args:
+        restart: forget what an earlier run left.
 
     Raises:
+        UsageError: it is of other work, another process has it, or it is no regular file.
+        IntegrityError: another version of dfqs left it.
+        FormatError: it is larger than any journal.
         SpaceError: the disk is full.
     """
 
-    def __init__(self, path: Path, fingerprint: str, state: JournalState) -> None:
+    def __init__(self, path: Path, fingerprint: str, *, restart: bool = False, disk: Disk | None = None) -> None:
         self.path = path
-        self.finished, self.complete = state.finished, state.complete
-        # Written anew, not appended to: a torn last line must not swallow the line after it.
-        fresh = path.with_name(path.name + ".new")
+        self.finished: dict[str, FinishedTensor] = {}
+        self.complete = False
+        """Whether every output has been synced whole, so that only reading back and renaming are left."""
+        self.is_new = False
+        """Whether there was nothing to go on with."""
+        disk = disk or LocalDisk()
         with storage_errors(path):
-            # Not opened where something lies already: what an interrupted run left, or a pipe that would hang us.
-            fresh.unlink(missing_ok=True)
-            self._handle = os.open(fresh, _FLAGS, 0o666)
-        self._append([{"format": FORMAT, "fingerprint": fingerprint}])
-        self.add(list(state.finished.values()))
-        if state.complete:
-            self.mark_complete()
-        fresh.replace(path)
-        fsync_directory(path.parent)
+            self._journal = StoredJournal.open(disk, path, KIND, wait_s=LOCK_WAIT_S) or StoredJournal.create(
+                disk, path, KIND
+            )
+            try:
+                if restart or not self._journal.read(self._take, fingerprint=fingerprint):
+                    self.is_new = True
+                    self._journal.begin({}, fingerprint=fingerprint)
+            except BaseException:
+                self._journal.close()
+                raise
 
     def add(self, tensors: list[FinishedTensor]) -> None:
         """Note tensors whose bytes have been synced."""
+        for tensor in tensors:
+            line = {"tensor": tensor.name, "source_sha256": tensor.source_sha256, "sha256": tensor.sha256}
+            self._journal.append(line, durable=False)
         if tensors:
-            self._append([_line(t) for t in tensors])
+            self._journal.sync()
 
     def mark_complete(self) -> None:
         """Note that all outputs are whole and synced."""
-        self._append([_line(FinishedTensor(COMPLETE, "0" * 64, "0" * 64))])
-
-    def _append(self, lines: list[dict[str, str]]) -> None:
-        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        with storage_errors(self.path):
-            while data:
-                data = data[os.write(self._handle, data) :]
-            os.fsync(self._handle)
+        self._journal.append(_COMPLETE)
 
     def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        """Let another process have it. Safe to repeat."""
+        self._journal.close()
 
     def remove(self) -> None:
         """Forget it: there is nothing to go on with."""
-        self.close()
-        self.path.unlink(missing_ok=True)
+        self._journal.remove()
 
-
-COMPLETE = "*"
-"""Stands for the whole output in place of a tensor's name (no tensor is called so: names are checked by the reader)."""
-
-
-def read_journal(path: Path, fingerprint: str) -> JournalState:
-    """What an earlier run of the same work left; nothing where there was none.
-
-    Raises:
-        UsageError: the journal there is of another work, or no regular file.
-        FormatError: it is larger than any journal.
-    """
-    if not os.path.lexists(path):
-        return JournalState({}, False)
-    lines = io.BytesIO(read_bounded(path, MAX_JOURNAL_BYTES))
-    first = lines.readline()
-    if not first.endswith(b"\n"):
-        return JournalState({}, False)
-    head = _object(first)
-    if head.get("format") != FORMAT or head.get("fingerprint") != fingerprint:
-        raise UsageError(
-            f"{path} is of an unfinished run with another input, class, importance matrix or version of dfqs; finish "
-            "that run, or delete the journal and the .quantizing files beside it to start over"
-        )
-    finished = {}
-    for line in lines:
-        # A torn last line has no end.
-        entry = _object(line) if line.endswith(b"\n") else {}
-        name, source, out = entry.get("tensor"), entry.get("source_sha256"), entry.get("sha256")
-        if not name or not source or not out or not (_HASH.fullmatch(source) and _HASH.fullmatch(out)):
-            break
-        tensor = FinishedTensor(name, source, out)
-        if not is_sealed(FORMAT, _sealed_part(tensor), entry.get("check", "")):
-            break
-        finished[name] = tensor
-    complete = finished.pop(COMPLETE, None) is not None
-    return JournalState(finished, complete)
-
-
-def _line(tensor: FinishedTensor) -> dict[str, str]:
-    line = {"tensor": tensor.name, "source_sha256": tensor.source_sha256, "sha256": tensor.sha256}
-    return {**line, "check": make_seal(FORMAT, _sealed_part(tensor))}
-
-
-def _sealed_part(tensor: FinishedTensor) -> bytes:
-    return canonical_json([tensor.name, tensor.source_sha256, tensor.sha256])
-
-
-def _object(line: bytes) -> dict[str, str]:
-    try:
-        value = parse_json(line)
-    except FormatError:
-        return {}
-    if not isinstance(value, dict):
-        return {}
-    return {key: item for key, item in value.items() if isinstance(item, str)}
+    def _take(self, number: int, record: dict[str, Any]) -> bool:
+        if number == 0:
+            return True
+        if record == _COMPLETE:
+            self.complete = True
+            return True
+        name, source, out = record.get("tensor"), record.get("source_sha256"), record.get("sha256")
+        if not (isinstance(name, str) and isinstance(source, str) and isinstance(out, str)):
+            return False
+        if not (_HASH.fullmatch(source) and _HASH.fullmatch(out)):
+            return False
+        self.finished[name] = FinishedTensor(name, source, out)
+        return True

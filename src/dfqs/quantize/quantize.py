@@ -4,6 +4,7 @@ What is refused is refused here, before a byte is written: low-bit input, a miss
 target that exists, a disk without room. The work itself is `execute`, in a worker process.
 """
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -24,6 +25,7 @@ from dfqs.model.hashes import hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work, execute
+from dfqs.quantize.journal import KIND
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
 from dfqs.quantize.receipts import is_done, write_receipt
@@ -66,6 +68,7 @@ def quantize(
     allow_requantize: bool = False,
     max_shard_bytes: int | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = no_progress,
     worker: Worker | None = None,
 ) -> Quantized:
@@ -75,6 +78,7 @@ def quantize(
         source_path: a file, or the first shard.
         out: the file; with `max_shard_bytes` its name without `.gguf` is the prefix of the shards' names.
         memory_bytes: peak of the worker process, whatever the model's size.
+        restart: throw away what an interrupted run left.
         progress: in parameters that change their type.
         worker: one that runs already, with the tables of IQ1 types built (they take seconds).
 
@@ -90,10 +94,12 @@ def quantize(
     check_input_types(plan, allow_requantize)
     origin = check_imatrix(plan, source, imatrix)
     work = plan_work(source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite)
-    if not overwrite and not work.journal.exists() and is_done(work.fingerprint, [file.path for file in work.outputs]):
+    refuse_older_names(work, restart)
+    unfinished = work.journal.exists() and not restart
+    if not overwrite and not unfinished and is_done(work.fingerprint, [file.path for file in work.outputs]):
         raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
     for file in work.outputs:
-        if not work.journal.exists():
+        if not unfinished:
             check_writable_target(file.path, overwrite=overwrite)
             check_manifest_place(file.path, overwrite=overwrite)
     check_space(work)
@@ -105,12 +111,23 @@ def quantize(
         progress(done, None if done_before else total, tensor)
 
     with ExitStack() as stack:
+        work = dataclasses.replace(work, restart=restart)
         running = worker if worker is not None else stack.enter_context(Worker(threads=threads))
         outcome = running.reporting(report).call(execute, work)
     progress(total, total, "reading back")
     manifests = publish(work, source, outcome)
     paths = tuple(file.path for file in work.outputs)
     return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), origin, outcome)
+
+
+def refuse_older_names(work: Work, restart: bool) -> None:
+    """Raises UsageError where dfqs 0.1 left a run unfinished, unless it is to be thrown away."""
+    hidden = [file.path.with_name(f".{file.path.name}.quantizing") for file in work.outputs]
+    names = [hidden[0].with_name(hidden[0].name + ".journal"), *hidden]
+    if restart:
+        for path in names:
+            path.unlink(missing_ok=True)
+    KIND.refuse_older(*names)
 
 
 def publish(work: Work, source: ModelFiles, outcome: Outcome) -> tuple[Path, ...]:
@@ -194,7 +211,7 @@ def plan_work(
         header = encode_header([*(keys if index == 0 else []), *shard_keys], shapes, alignment=alignment)
         places = list(place_tensors(shapes, alignment))
         size = len(header) + (align_up(places[-1].offset + places[-1].length, alignment) if places else 0)
-        partial = paths[index].with_name(f".{paths[index].name}.quantizing")
+        partial = paths[index].with_name(f"{paths[index].name}.quantizing")
         outputs.append(
             OutputFile(paths[index], partial, header, size, content_hash_slot(header) if index == 0 else None)
         )
@@ -210,7 +227,7 @@ def plan_work(
         outputs=tuple(outputs),
         tensors=tuple(tensors),
         imatrix=imatrix.path.absolute() if imatrix else None,
-        journal=outputs[0].partial.with_name(outputs[0].partial.name + ".journal"),
+        journal=KIND.path_beside(outputs[0].path),
         fingerprint=_fingerprint(sources, outputs, tensors, plan.class_, imatrix),
         memory_bytes=memory_bytes,
         threads=threads or len(os.sched_getaffinity(0)),

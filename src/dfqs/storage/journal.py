@@ -61,8 +61,8 @@ class JournalKind:
         for path in names:
             if os.path.lexists(path):
                 raise UsageError(
-                    f"{path} was left by an unfinished {self.work} of dfqs 0.1; finish with that version, or delete it "
-                    "to begin anew"
+                    f"{path} was left by an unfinished {self.work} of dfqs 0.1; finish with that version, or "
+                    f"{self.give_up}"
                 )
 
 
