@@ -11,12 +11,14 @@ from dfqs.cli.main import run
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import SPEED
+from dfqs.evaluate.store import open_store, read_run
 from dfqs.evaluate.subject import describe_subject
 from dfqs.evaluate.suites import Suite
 from dfqs.model.files import open_model
 from dfqs.progress import no_progress
-from dfqs.report.record import build_report
+from dfqs.report.record import _statement, build_report
 from dfqs.shards.split import plan_split, split
+from report_documents import MODEL, RECORD
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,20 @@ def test_a_report_made_when_the_model_is_gone_is_the_same_and_still_says_that_it
 
     assert "not scores of the DFQS reference model" in str(before["statement"])
     assert before == moved == deleted
+
+
+def test_a_run_begun_before_descriptions_were_kept_goes_on_and_gets_its_own(tmp_path: Path) -> None:
+    subject = RECORD.subject
+    with open_store(tmp_path, RECORD.model_copy(update={"subject": subject.model_copy(update={"model": None})})):
+        pass
+    assert "Nothing shows that these are scores of the DFQS reference model" in _statement(
+        read_run(tmp_path / "run-1").subject
+    )
+
+    # Another version of dfqs may describe the same file in other words: that is no other file.
+    other = subject.model_copy(update={"model": MODEL.model_copy(update={"closest_class": None})})
+    for planned in (RECORD, RECORD.model_copy(update={"subject": other})):
+        with open_store(tmp_path, planned) as store:
+            assert store.directory.name == "run-1"
+            assert store.record.subject.model == MODEL
+    assert read_run(tmp_path / "run-1").subject.model == MODEL
