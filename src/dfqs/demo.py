@@ -26,7 +26,6 @@ from dfqs.evaluate.suites import Suite
 from dfqs.integrity import ModelHashes, hash_model, verify_against
 from dfqs.model.description import ModelDescription
 from dfqs.model.files import ModelFiles, open_model
-from dfqs.model.hashes import hash_file
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.progress import Progress
 from dfqs.records import Document, Record, read_json, write_json
@@ -38,6 +37,7 @@ from dfqs.runtime.requests import Answer, Sampling, SessionInfo
 from dfqs.shards import merge, plan_merge
 from dfqs.shards.split import plan_split, split
 from dfqs.storage.atomic import publish_file, storage_errors, write_bytes_atomic
+from dfqs.storage.hashing import hash_file
 from dfqs.units import format_bytes, format_count, format_duration
 
 MODEL_NAME = "SmolLM2-135M-MoE.gguf"

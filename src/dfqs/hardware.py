@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from dfqs.records import Amount, AtLeastOne, Record, Whole
+from dfqs.storage.linux import usable_cpus
 
 FLAGS_THAT_MATTER = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512bw", "avx512vl"),
@@ -53,7 +54,7 @@ def read_machine() -> Machine:
         architecture=platform.machine(),
         logical_cpus=os.cpu_count() or 1,
         physical_cores=psutil.cpu_count(logical=False),
-        allowed_cpus=len(os.sched_getaffinity(0)),
+        allowed_cpus=usable_cpus(),
         cpu_quota=_cpu_quota(),
         cpu_flags=_cpu_flags(),
         memory_bytes=memory,

@@ -12,11 +12,11 @@ from dfqs.cli.guard import check_output
 from dfqs.cli.main import VERBS, run
 from dfqs.demo import MODEL_NAME, DemoRecord, _earlier_files, run_demo
 from dfqs.errors import UsageError
-from dfqs.model.hashes import hash_file
 from dfqs.progress import Progress
 from dfqs.pull import Hub
 from dfqs.records import write_json
 from dfqs.report.record import check_report_place
+from dfqs.storage.hashing import hash_file
 from gguf_builder import write_small
 from hub_server import FakeHub
 from report_documents import MODEL

@@ -29,8 +29,8 @@ import dfqs.shards.merge, dfqs.inplace.mover
 def wait(*arguments):
     print("copying", flush=True)
     time.sleep(60)
-sys.modules["dfqs.shards.merge"].start_writeback = wait
-sys.modules["dfqs.shards.merge"].CHUNK_BYTES = 1000
+sys.modules["dfqs.storage.copying"].start_writeback = wait
+sys.modules["dfqs.storage.copying"].CHUNK_BYTES = 1000
 sys.modules["dfqs.inplace.mover"].Mover._commit = wait
 from dfqs.__main__ import main
 main()

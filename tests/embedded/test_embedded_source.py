@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dfqs.cache import cache_directory
 from dfqs.embedded import source
-from dfqs.embedded.source import cache_lock, cached_source
+from dfqs.embedded.source import cached_source
 from dfqs.errors import FormatError, IntegrityError, NetworkError, SpaceError, UsageError
+from dfqs.storage.cache import cache_directory, cache_lock
 
 CONTENT = b"a model of thirty-two bytes here"
 Pip = Callable[..., list[list[str]]]

@@ -18,9 +18,11 @@ from dfqs.gguf.file import GGUFFile
 from dfqs.integrity import ModelHashes, hash_model
 from dfqs.integrity.manifest import Provenance, make_manifest, manifest_findings, read_manifest
 from dfqs.model import hashes
-from dfqs.model.hashes import content_line, hash_file
+from dfqs.model.hashes import content_line
 from dfqs.records import write_json
 from dfqs.shards import merge, plan_merge
+from dfqs.storage import hashing
+from dfqs.storage.hashing import hash_file
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, tensor_bytes, write_small
 from shard_inputs import (
     EXPERTS,
@@ -50,7 +52,8 @@ def shards(tmp_path: Path) -> list[Path]:
 def test_hashes_are_those_of_the_bytes_wherever_pieces_end(
     model: Path, monkeypatch: pytest.MonkeyPatch, buffer: int, file: bool
 ) -> None:
-    monkeypatch.setattr(hashes, "BUFFER_BYTES", buffer)
+    for module in (hashes, hashing):
+        monkeypatch.setattr(module, "BUFFER_BYTES", buffer)
     oracle = {t.name: hashlib.sha256(t.data.tobytes()).hexdigest() for t in gguf.GGUFReader(model).tensors}
 
     found = hash_model(model, file=file, threads=3)
@@ -190,7 +193,8 @@ def test_a_file_cut_while_it_is_hashed_is_an_error_and_no_hash(model: Path) -> N
                 file.truncate(size // 2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hashes, "BUFFER_BYTES", 4096)
+        for module in (hashes, hashing):
+            patch.setattr(module, "BUFFER_BYTES", 4096)
         with pytest.raises(FormatError, match="cut short while it was read"):
             hash_model(model, progress=cut)
 

@@ -185,17 +185,15 @@ def test_a_disk_without_room_is_found_before_a_byte_of_data(
 def test_a_disk_that_fills_up_between_the_check_and_the_taking_of_space_leaves_nothing(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ctypes
     import errno
 
     from dfqs.pull import output
 
-    def full(*_: object) -> int:
-        ctypes.set_errno(errno.ENOSPC)
-        return -1
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     plan = repository.plan()
-    monkeypatch.setattr(output, "_fallocate", full)
+    monkeypatch.setattr(output, "fallocate", full)
 
     with pytest.raises(SpaceError, match="disk is full"):
         repository.pull(tmp_path / "m.gguf", plan)

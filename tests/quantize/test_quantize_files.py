@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,7 +165,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
 
     with pytest.raises(SpaceError, match=r"1\.0 kB free, 966 kB are needed"):
         quantize(model, tmp_path / "out.gguf", Q4)

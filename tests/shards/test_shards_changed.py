@@ -7,7 +7,6 @@ import mmap
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,7 +227,7 @@ def test_shard_changed_between_planning_and_copying_is_refused_in_every_mode(
 def test_shard_changed_while_a_plain_merge_copies_it_is_refused(
     change: Change, shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["dfqs.shards.merge"], "CHUNK_BYTES", WINDOW)
+    monkeypatch.setattr("dfqs.storage.copying.CHUNK_BYTES", WINDOW)
     plan = plan_merge(shards[0])
 
     with pytest.raises(ShardError, match=r"was written to|was changed|is another file"):

@@ -138,7 +138,7 @@ def test_writer_whose_partial_was_taken_for_abandoned_before_it_was_locked_takes
             removed[0].unlink()
         lock(handle, operation)
 
-    monkeypatch.setattr("dfqs.storage.atomic.fcntl.flock", remove_first)
+    monkeypatch.setattr("fcntl.flock", remove_first)
     write_bytes_atomic(tmp_path / "out", b"whole")
 
     assert removed

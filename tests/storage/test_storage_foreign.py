@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import IntegrityError, UsageError
-from dfqs.storage.atomic import atomic_writer, is_locked, remove_abandoned_partials, write_bytes_atomic
+from dfqs.storage.atomic import atomic_writer, remove_abandoned_partials, write_bytes_atomic
+from dfqs.storage.locks import is_locked
 
 
 def make_pipe(path: Path) -> None:

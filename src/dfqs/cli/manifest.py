@@ -12,8 +12,8 @@ from dfqs.errors import FormatError
 from dfqs.gguf.shard import read_shards
 from dfqs.integrity import verify_structure
 from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest, manifest_path
-from dfqs.model.hashes import hash_file
 from dfqs.records import write_json
+from dfqs.storage.hashing import hash_file
 
 
 def command(

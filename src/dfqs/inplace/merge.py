@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfqs.errors import DfqsError, IntegrityError, SpaceError, UsageError, printable
+from dfqs.errors import DfqsError, IntegrityError, UsageError, printable
 from dfqs.gguf.shard_names import parse_shard_name, shard_paths
 from dfqs.inplace.execute import WINDOW_BYTES, Place, begin, carry_on, undo
 from dfqs.inplace.in_use import refuse_in_use
@@ -21,15 +21,16 @@ from dfqs.inplace.plan_consume import plan_consume
 from dfqs.inplace.plan_inplace import JobPlan, largest_shard, plan_in_place
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import locked_for_use
-from dfqs.shards.merge import MergeResult, hash_file, refuse_source_as_target
+from dfqs.shards.merge import MergeResult, refuse_source_as_target
 from dfqs.shards.plan import MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.storage.atomic import check_writable_target, storage_errors
 from dfqs.storage.disk import Disk, LocalDisk, probe_insert_unit, probe_punch
+from dfqs.storage.hashing import hash_file
+from dfqs.storage.space import MARGIN_BYTES, require_space
 from dfqs.units import format_bytes
 
 MIN_WINDOW_BYTES = 1 << 20
-MARGIN_BYTES = 4 << 20
 """For the file system's own notes on freed and moved ranges."""
 
 
@@ -246,11 +247,8 @@ def _fit_window(disk: Disk, plan: JobPlan, place: Place, window_bytes: int) -> t
         window = min(window_bytes, largest)
         least = min(window, MIN_WINDOW_BYTES)
         window = max(min(window, free - fixed), least)
-    if free < fixed + least:
-        raise SpaceError(
-            f"{place.out.parent} has {format_bytes(free)} free; a merge with --{job.mode} needs "
-            f"{format_bytes(fixed + least)}"
-        )
+    advice = f"a merge with --{job.mode} takes no less: free some, or write to another disk"
+    require_space(place.out.parent, fixed + least - MARGIN_BYTES, advice, free=free)
     return max(window, 1), fixed + max(window, least)
 
 

@@ -10,8 +10,9 @@ from dfqs.inplace.job import TAIL_BYTES, State
 from dfqs.inplace.journal import Journal
 from dfqs.inplace.unchanged import ShardGuard
 from dfqs.progress import Progress
-from dfqs.storage.copying import CHUNK_BYTES, HashingReader
+from dfqs.storage.copying import CHUNK_BYTES
 from dfqs.storage.disk import DiskFile
+from dfqs.storage.hashing import HashingReader
 
 _FREE_UNIT = 4096
 _LEFT_BYTES = 4096

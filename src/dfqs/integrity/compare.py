@@ -3,7 +3,6 @@
 Bytes are compared, not hashes: it is faster, and says where the first difference is and in which experts.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +17,11 @@ from dfqs.gguf.shard import SPLIT_KEYS
 from dfqs.inplace.plan_inplace import PADDING_KEY
 from dfqs.integrity.findings import Finding, Severity, has_errors
 from dfqs.model.files import open_model
-from dfqs.model.hashes import BUFFER_BYTES, is_expert_tensor
+from dfqs.model.hashes import is_expert_tensor
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.plan import carried_key
+from dfqs.storage.hashing import BUFFER_BYTES
+from dfqs.storage.linux import usable_cpus
 
 _MAKE_AGAIN = "Merge the shards again, or verify them against the hashes of their source; one of the two is damaged."
 _LISTED_EXPERTS = 8
@@ -168,7 +169,7 @@ def _compare_all(ours: FileSource, pairs: Sequence[_Pair], progress: Progress) -
             stop.set()
             raise
 
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cpus()
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compare") as pool:
         workers = [pool.submit(work) for _ in range(threads)]
         try:

@@ -8,23 +8,20 @@ buffers. Holes of a sparse file are read and hashed as the zeroes they are.
 
 import hashlib
 import json
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import FormatError
 from dfqs.gguf import FileSource, Header, TensorInfo, read_header
 from dfqs.gguf.layout import squeeze_shape
 from dfqs.progress import Progress, no_progress
+from dfqs.storage.hashing import BUFFER_BYTES, Lane, read_pieces, read_some
+from dfqs.storage.linux import advise_sequential, advise_soon, usable_cpus
 
-BUFFER_BYTES = 256 << 10
-"""Small enough to be in the processor's cache still when the second thread hashes it."""
-BUFFERS = 16
 _AHEAD_BYTES = 32 << 20
 
 
@@ -93,23 +90,13 @@ def hash_model(
     """
     with FileSource(path) as source:
         header = read_header(source)
-        count = threads or len(os.sched_getaffinity(0))
+        count = threads or usable_cpus()
         if file:
             whole, tensors = _hash_side_by_side(source, header, experts, progress)
         else:
             whole, tensors = None, _hash_tensors(source, header, experts, count, progress)
         progress(source.size, source.size)
         return ModelHashes(source.size, whole, content_sha256(tensors), tensors)
-
-
-def hash_file(path: Path, *, progress: Progress = no_progress) -> str:
-    """SHA-256 of any file, reading ahead of the hashing."""
-    with FileSource(path) as source:
-        digest = hashlib.sha256()
-        with _Lane(digest.update) as lane:
-            for offset, piece in _read_pieces(source, 0, source.size, [lane]):
-                progress(offset + len(piece), source.size)
-        return digest.hexdigest()
 
 
 class TensorDigest:
@@ -177,60 +164,17 @@ def is_expert_tensor(tensor: TensorInfo) -> bool:
 _ZEROES = memoryview(bytes(BUFFER_BYTES))
 
 
-class _Lane:
-    """A thread that does one thing to pieces in the order they are given."""
-
-    def __init__(self, consume: Callable[[memoryview], None]) -> None:
-        self._consume = consume
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash")
-
-    def submit(self, piece: memoryview) -> Future[None]:
-        return self._thread.submit(self._consume, piece)
-
-    def __enter__(self) -> "_Lane":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-
-
-def _read_pieces(source: FileSource, start: int, end: int, lanes: Sequence[_Lane]) -> Iterator[tuple[int, memoryview]]:
-    """Read a range through a ring of buffers, giving each piece to every lane; a buffer waits for its readers."""
-    buffers = [bytearray(BUFFER_BYTES) for _ in range(BUFFERS)]
-    pending: list[list[Future[None]]] = [[] for _ in buffers]
-    offset, turn = start, 0
-    while offset < end:
-        for future in pending[turn]:
-            future.result()
-        view = memoryview(buffers[turn])[: min(BUFFER_BYTES, end - offset)]
-        piece = view[: _read_into(source, view, offset)]
-        pending[turn] = [lane.submit(piece) for lane in lanes]
-        yield offset, piece
-        offset += len(piece)
-        turn = (turn + 1) % BUFFERS
-    for futures in pending:
-        for future in futures:
-            future.result()
-
-
-def _read_into(source: FileSource, view: memoryview, offset: int) -> int:
-    got = os.preadv(source.fileno(), [view], offset)
-    if got == 0:
-        raise FormatError("the file was cut short while it was read", path=source.path, offset=offset)
-    return got
-
-
 def _hash_side_by_side(
     source: FileSource, header: Header, experts: bool, progress: Progress
 ) -> tuple[str, tuple[TensorHash, ...]]:
     """File and tensors from the same pages: one thread reads, two hash."""
-    os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    advise_sequential(source.fileno())
     whole = hashlib.sha256()
     digests = [TensorDigest(tensor, experts=experts) for tensor in header.tensors]
     router = _Router(header, digests)
     with ExitStack() as stack:
-        lanes = [stack.enter_context(_Lane(whole.update)), stack.enter_context(_Lane(router.update))]
-        for offset, piece in _read_pieces(source, 0, source.size, lanes):
+        lanes = [stack.enter_context(Lane(whole.update)), stack.enter_context(Lane(router.update))]
+        for offset, piece in read_pieces(source.fileno(), source.path, source.size, lanes):
             progress(offset + len(piece), source.size)
     return whole.hexdigest(), tuple(digest.result() for digest in digests)
 
@@ -277,11 +221,11 @@ def _hash_tensors(
                 except queue.Empty:
                     return
                 span = header.span(header.tensors[index])
-                os.posix_fadvise(source.fileno(), span.offset, min(span.length, _AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
+                advise_soon(source.fileno(), span.offset, min(span.length, _AHEAD_BYTES))
                 offset = span.offset
                 while offset < span.end and not stop.is_set():
                     view = buffer[: min(BUFFER_BYTES, span.end - offset)]
-                    got = _read_into(source, view, offset)
+                    got = read_some(source.fileno(), source.path, view, offset)
                     digests[index].update(view[:got])
                     offset += got
                     counter.add(got)

@@ -18,6 +18,7 @@ from dfqs.gguf.source import ByteSource
 from dfqs.progress import Progress
 from dfqs.pull.output import BUFFER_BYTES, digest_for, rest_path
 from dfqs.pull.plan import Layout, Piece, Place, PullPlan, plan_pull_of
+from dfqs.storage.files import open_regular, open_to_read, read_at
 
 
 class Stored(Protocol):
@@ -73,10 +74,10 @@ class FinishedModel:
         self._plan = plan
         self._out = out
         self._heads = {layout.file.name: header.raw for layout, header in zip(plan.layouts, plan.headers, strict=False)}
-        self._handles = [os.open(out, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)]
+        self._handles = [open_to_read(out)]
         rest = rest_path(out)
         if rest.is_file() and not rest.is_symlink() and rest.stat().st_size == plan.rest_bytes:
-            self._handles.append(os.open(rest, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW))
+            self._handles.append(open_regular(rest))
 
     def read(self, layout: Layout, start: int, end: int) -> Iterator[bytes]:
         for piece in layout.within(start, end):
@@ -101,7 +102,7 @@ class FinishedModel:
         return self._heads[layout.file.name][start : start + length].ljust(length, b"\0")
 
     def _pread(self, place: Place, length: int, offset: int) -> bytes:
-        data = os.pread(self._handles[place], length, offset)
+        data = read_at(self._handles[place], offset, length)
         if len(data) != length:
             raise FormatError("was cut short while it was read", path=self._out)
         return data

@@ -6,7 +6,6 @@ data but leaves its record does no harm. A torn last line ends the journal there
 a journal lies beside a model, so a stranger can have written it. It cannot make a pull believe anything.
 """
 
-import fcntl
 import json
 import os
 import zlib
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.pull.output import open_regular
 from dfqs.pull.plan import MAX_CHUNKS, MIN_CHUNK_BYTES
 from dfqs.records import parse_json, sha256_of
 from dfqs.storage.atomic import fsync_directory, storage_errors
+from dfqs.storage.locks import open_locked
 
 SCHEMA = "dfqs.pull-journal/1"
 _BEGINNING = b'{"schema":"dfqs.'
@@ -53,7 +52,9 @@ class PullJournal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle = _open_locked(path)
+        with storage_errors(path):
+            busy = f"another dfqs pull is writing {path}; wait for it or stop it"
+            self._handle = open_locked(path, busy, append=True)
         self._closed = False
 
     def start(
@@ -157,22 +158,6 @@ class PullJournal:
                 yield line + b"\n"
             if len(data) < _READ_BYTES or len(rest) >= _LINE_LIMIT_BYTES:
                 return
-
-
-def _open_locked(path: Path) -> int:
-    # Links are not followed: a journal is cut to what can be read of it, and one planted here would do that elsewhere.
-    while True:
-        with storage_errors(path):
-            handle = open_regular(path, append=True)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UsageError(f"another dfqs pull is writing {path}; wait for it or stop it") from None
-        if os.fstat(handle).st_nlink:
-            return handle
-        # A pull that ended between opening and locking took its journal away.
-        os.close(handle)
 
 
 def _apply(progressed: Progressed, record: dict[str, Any]) -> bool:

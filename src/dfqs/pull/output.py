@@ -1,20 +1,20 @@
 """The files that a pull writes: the model under way (`OUT.part`), and what is no part of it (`OUT.part.rest`)."""
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from dfqs.errors import FormatError, IntegrityError, UsageError
+from dfqs.errors import FormatError, IntegrityError
 from dfqs.pull.hub import RemoteFile
 from dfqs.pull.plan import Layout, Place, PullPlan
 from dfqs.storage.atomic import publish_file, storage_errors
-from dfqs.storage.copying import write_fully
+from dfqs.storage.files import open_own, read_at, write_at
+from dfqs.storage.linux import fallocate
+from dfqs.storage.space import allocated_bytes
 
 BUFFER_BYTES = 4 << 20
 _SEALED_AGO_NS = 10 * 10**9
@@ -54,7 +54,7 @@ class PullOutput:
             for path, length in ((self._model, plan.file_bytes), (rest_path(out), plan.rest_bytes)):
                 created = not path.exists()
                 with storage_errors(path), _removed_on_failure(path, created):
-                    self._handles.append(open_regular(path))
+                    self._handles.append(open_own(path, os.O_RDWR | os.O_CREAT))
                     _take_space(self._handles[-1], length)
         except BaseException:
             self.close()
@@ -66,14 +66,14 @@ class PullOutput:
         for piece in layout.within(offset, offset + len(view)):
             start = piece.source_offset - offset
             with storage_errors(self.out):
-                write_fully(self._handles[piece.place], view[start : start + piece.length], piece.offset)
+                write_at(self._handles[piece.place], view[start : start + piece.length], piece.offset)
 
     def read(self, layout: Layout, start: int, end: int) -> Iterator[bytes]:
         """The bytes of a range of a remote file, from where they were written."""
         for piece in layout.within(start, end):
             for skip in range(0, piece.length, BUFFER_BYTES):
                 length = min(BUFFER_BYTES, piece.length - skip)
-                data = os.pread(self._handles[piece.place], length, piece.offset + skip)
+                data = read_at(self._handles[piece.place], piece.offset + skip, length)
                 if len(data) != length:
                     raise FormatError("was cut short while it was written", path=self._model)
                 yield data
@@ -89,7 +89,7 @@ class PullOutput:
         """Bytes of the model under way."""
         for offset in range(start, end, BUFFER_BYTES):
             length = min(BUFFER_BYTES, end - offset)
-            data = os.pread(self._handles[Place.MODEL], length, offset)
+            data = read_at(self._handles[Place.MODEL], offset, length)
             if len(data) != length:
                 raise FormatError("was cut short while it was written", path=self._model)
             yield data
@@ -115,7 +115,7 @@ class PullOutput:
             for start, end in self.plan.gaps():
                 for offset in range(start, end, BUFFER_BYTES):
                     data = self.plan.gap_bytes(offset, min(offset + BUFFER_BYTES, end))
-                    write_fully(self._handles[Place.MODEL], data, offset)
+                    write_at(self._handles[Place.MODEL], data, offset)
             os.ftruncate(self._handles[Place.MODEL], self.plan.file_bytes)
         self.sync()
         self._seal()
@@ -160,26 +160,6 @@ class PullOutput:
             os.close(self._handles.pop())
 
 
-def open_regular(path: Path, *, append: bool = False) -> int:
-    """A handle to a file of ours, made where there is none; nobody is waited for and no link followed.
-
-    Raises:
-        UsageError: what stands there is a link, a pipe or a device.
-    """
-    try:
-        # O_NONBLOCK: a pipe planted under that name does not make us wait for its other end.
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        handle = os.open(path, flags | (os.O_APPEND if append else 0), 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise UsageError(f"{path} is a symlink, a pipe or a device; move it away") from None
-        raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise UsageError(f"{path} is a symlink, a pipe or a device; move it away")
-    return handle
-
-
 def _state(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -211,7 +191,7 @@ def digest_for(file: RemoteFile) -> tuple[Digest, str]:
 
 def taken_bytes(out: Path) -> int:
     """Disk space that an unfinished pull of `out` holds already."""
-    return sum(path.stat().st_blocks * 512 for path in (part_path(out), rest_path(out)) if path.is_file())
+    return allocated_bytes(part_path(out)) + allocated_bytes(rest_path(out))
 
 
 def _take_space(handle: int, length: int) -> None:
@@ -219,11 +199,10 @@ def _take_space(handle: int, length: int) -> None:
     where the file system cannot."""
     if os.fstat(handle).st_size > length:
         os.ftruncate(handle, length)
-    if length and _fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(length)) != 0:
-        code = ctypes.get_errno()
-        if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise OSError(code, os.strerror(code))
+    try:
+        if length:
+            fallocate(handle, 0, 0, length)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
     os.ftruncate(handle, length)
-
-
-_fallocate = ctypes.CDLL(None, use_errno=True).fallocate

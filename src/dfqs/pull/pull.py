@@ -7,11 +7,10 @@ the same command goes on.
 """
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import IntegrityError, SpaceError, UsageError
+from dfqs.errors import IntegrityError, UsageError
 from dfqs.progress import Progress, no_progress
 from dfqs.pull.finished import (
     FinishedModel,
@@ -30,9 +29,7 @@ from dfqs.pull.ranges import RangeClient
 from dfqs.pull.retry import RetryPolicy
 from dfqs.pull.transfer import Transfer
 from dfqs.storage.atomic import check_writable_target
-from dfqs.units import format_bytes
-
-SPACE_MARGIN_BYTES = 1 << 20
+from dfqs.storage.space import require_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +87,8 @@ def require_room(plan: PullPlan, out: Path) -> None:
     Raises:
         SpaceError: it does not.
     """
-    needed = max(plan.file_bytes + plan.rest_bytes - taken_bytes(out), 0) + SPACE_MARGIN_BYTES
-    free = shutil.disk_usage(out.parent).free
-    if needed > free:
-        raise SpaceError(
-            f"{out.parent} has {format_bytes(free)} free, {format_bytes(needed)} are needed; nothing was fetched"
-        )
+    needed = max(plan.file_bytes + plan.rest_bytes - taken_bytes(out), 0)
+    require_space(out.parent, needed, "nothing was fetched")
 
 
 def pull(

@@ -6,12 +6,12 @@ from pathlib import Path
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.model.classes import DeploymentClass
 from dfqs.model.files import ModelFiles
-from dfqs.model.hashes import hash_file
 from dfqs.model.spec import Role, tensor_layer
 from dfqs.quantize.experts import expert_problems
 from dfqs.quantize.imatrix_file import ALL_ZERO, ImatrixFile
 from dfqs.quantize.metadata import ImatrixOrigin
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
+from dfqs.storage.hashing import hash_file
 from dfqs.units import format_bytes
 
 

@@ -4,10 +4,8 @@ Tensors are cut into slabs of whole rows. Threads read and convert slabs; the ma
 hashes both sides and writes. Nothing depends on which thread did what: the bytes are the same for any number of them.
 """
 
-import fcntl
 import hashlib
 import os
-import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +26,8 @@ from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.journal import LOCK_WAIT_S, FinishedTensor, Journal
 from dfqs.quantize.kernels import Float32, Kernels
 from dfqs.storage.atomic import check_writable_target, storage_errors
+from dfqs.storage.files import read_at, write_at
+from dfqs.storage.locks import open_locked
 from dfqs.units import format_bytes
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class _Run:
                 if not finished:
                     os.ftruncate(handle, 0)
                 os.ftruncate(handle, file.size)
-                _write_all(handle, file.header, 0)
+                write_at(handle, file.header, 0)
         todo = [t for t in self.work.tensors if t.name not in finished]
         for type_ in {t.type for t in todo if t.type is not t.source_type}:
             self.kernels.prepare(type_)
@@ -230,7 +230,7 @@ class _Run:
         handle, digest = self.handles[tensor.output], hashlib.sha256()
         position, end = tensor.offset, tensor.offset + tensor_length(tensor.type, tensor.shape)
         while position < end:
-            data = os.pread(handle, min(READ_BYTES, end - position), position)
+            data = read_at(handle, position, min(READ_BYTES, end - position))
             if not data:
                 break
             digest.update(data)
@@ -256,7 +256,7 @@ class _Run:
                     source_hash.update(source)
                     hash_.update(result)
                     with storage_errors(self.work.outputs[tensor.output].path):
-                        _write_all(self.handles[tensor.output], result, tensor.offset + position)
+                        write_at(self.handles[tensor.output], result, tensor.offset + position)
                     position += len(result)
                     self._unsynced_bytes += len(result)
                     self._count(tensor, last - first)
@@ -350,7 +350,7 @@ class _Run:
         for file, handle in zip(self.work.outputs, self.handles, strict=True):
             if file.hash_slot is not None:
                 with storage_errors(file.path):
-                    _write_all(handle, digest, file.hash_slot)
+                    write_at(handle, digest, file.hash_slot)
 
 
 def source_content_sha256(tensors: tuple[TensorWork, ...], finished: dict[str, FinishedTensor]) -> str:
@@ -365,29 +365,13 @@ def _open_partial(file: OutputFile, complete: bool, overwrite: bool, stack: Exit
     if path is file.partial:
         check_writable_target(file.path, overwrite=overwrite)
     with storage_errors(file.path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        # The worker of a killed run dies with its caller, but not before its last write to the disk has ended.
+        handle = open_locked(path, f"another process is writing {file.path}", wait_s=LOCK_WAIT_S)
     stack.callback(os.close, handle)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        raise UsageError(f"{path} is no regular file, so no run of ours left it; remove it")
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UsageError(f"another process is writing {file.path}") from None
-            time.sleep(0.05)
+    return handle
 
 
 def _discard(work: Work, journal: Journal) -> None:
     for file in work.outputs:
         file.partial.unlink(missing_ok=True)
     journal.remove()
-
-
-def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written

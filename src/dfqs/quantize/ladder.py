@@ -14,7 +14,6 @@ from dfqs.gguf.reader import read_header
 from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.model.classes import DeploymentClass
 from dfqs.model.files import ModelFiles
-from dfqs.model.hashes import hash_file
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
@@ -25,6 +24,7 @@ from dfqs.quantize.source import read_source
 from dfqs.records import is_document
 from dfqs.runtime import Worker
 from dfqs.storage.atomic import check_writable_target
+from dfqs.storage.hashing import hash_file
 
 SOURCE = "source"
 SCHEMA = "dfqs.ladder/1"

@@ -6,15 +6,13 @@ target that exists, a disk without room. The work itself is `execute`, in a work
 
 import dataclasses
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfqs.errors import IntegrityError, SpaceError, UsageError
+from dfqs.errors import IntegrityError, UsageError
 from dfqs.gguf.layout import align_up, place_tensors
 from dfqs.gguf.shard_names import ShardName
 from dfqs.gguf.writer import encode_header
@@ -35,7 +33,8 @@ from dfqs.quantize.source import read_source as read_source
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.storage.atomic import check_writable_target, fsync_directory, publish_file
-from dfqs.units import format_bytes
+from dfqs.storage.linux import usable_cpus
+from dfqs.storage.space import allocated_bytes, require_space
 
 DEFAULT_MEMORY_BYTES = 2_000_000_000
 
@@ -172,16 +171,9 @@ def check_space(work: Work) -> None:
         if work.journal.exists() and file.path.exists() and not file.partial.exists():
             # An interrupted run had it whole, and named it.
             continue
-        # What an interrupted run wrote is counted by blocks: the rest of the partial file is a hole.
-        written = file.partial.stat().st_blocks * 512 if file.partial.exists() else 0
-        needed += max(file.size - written, 0)
-    directory = work.outputs[0].path.parent
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise SpaceError(
-            f"{directory} has {format_bytes(free)} free, {format_bytes(needed)} are needed; free some, or write to "
-            "another disk"
-        )
+        # The rest of the partial file that an interrupted run left is a hole.
+        needed += max(file.size - allocated_bytes(file.partial), 0)
+    require_space(work.outputs[0].path.parent, needed, "free some, or write to another disk")
 
 
 def plan_work(
@@ -230,7 +222,7 @@ def plan_work(
         journal=KIND.path_beside(outputs[0].path),
         fingerprint=_fingerprint(sources, outputs, tensors, plan.class_, imatrix),
         memory_bytes=memory_bytes,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or usable_cpus(),
         overwrite=overwrite,
     )
 

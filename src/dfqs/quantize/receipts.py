@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
 from dfqs.records import Document, read_json, readable_text, write_json
+from dfqs.storage.cache import cache_directory
 
 _KEPT = 200
 """Receipts; older ones are dropped."""

@@ -18,9 +18,7 @@
 The first exception that fits a tensor decides. A role without a type stays as it is in the input.
 """
 
-import os
 import re
-import stat
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +29,7 @@ from dfqs.gguf.types import GGMLType
 from dfqs.model.classes import CLASSES, DeploymentClass, LayerException
 from dfqs.model.spec import Role
 from dfqs.quantize.mixtures import MIXTURES, find_mixture
+from dfqs.storage.files import open_regular
 
 MAX_RECIPE_BYTES = 1 << 20
 MAX_LAYERS = 10_000
@@ -69,10 +68,7 @@ def read_recipe(path: Path) -> DeploymentClass:
         UsageError: the file is missing, or says something that a recipe cannot say.
     """
     try:
-        # Opening a pipe must not wait for its writer; reading stops at the limit whatever it is.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
-                raise UsageError(f"{path} is not a regular file")
+        with open(open_regular(path, follow=True), "rb") as file:
             data = file.read(MAX_RECIPE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"the recipe {path} cannot be read: {error.strerror}") from None

@@ -4,7 +4,6 @@ The main thread runs calls; a second thread listens, so that a request to stop, 
 the main thread is inside C.
 """
 
-import ctypes
 import importlib
 import os
 import pickle
@@ -21,8 +20,7 @@ from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
 from dfqs.runtime.omp_policy import LoadSample
 from dfqs.runtime.stop import Stopped
 from dfqs.runtime.worker_context import WorkerContext
-
-_PR_SET_PDEATHSIG = 1
+from dfqs.storage.linux import die_with_starting_thread
 
 
 class Service:
@@ -95,7 +93,7 @@ def main(
     signal.signal(signal.SIGTERM, _exit_on_signal)
     if die_with_thread:
         # Only when the caller started us from its main thread: the kernel watches that thread, not the process.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_starting_thread()
     if os.getppid() != parent:
         os._exit(0)
     native.allow_loading()

@@ -6,8 +6,6 @@ exclusive where shards are used up, shared where they stay. Locks go with their 
 """
 
 import contextlib
-import errno
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from dfqs.gguf import FileSource
 from dfqs.gguf.shard import Shard
 from dfqs.storage.disk import Disk
 from dfqs.storage.identity import FileStamp
+from dfqs.storage.locks import NoLocks, try_lock
 
 
 @contextlib.contextmanager
@@ -47,14 +46,10 @@ def locked_for_reading(first: Shard) -> Iterator[None]:
         UsageError: such a merge is under way.
     """
     with FileSource(first.path) as source:
-        try:
-            fcntl.flock(source.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"a merge is using up these shards ({first.path} is locked); wait for it") from None
-        except OSError as error:
-            # Network file systems may know no locks; then what was there before has to do.
-            if error.errno not in (errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
+        # Where nothing can be locked, comparing each shard with what it was has to do.
+        with contextlib.suppress(NoLocks):
+            if not try_lock(source.fileno(), shared=True):
+                raise UsageError(f"a merge is using up these shards ({first.path} is locked); wait for it")
         yield
 
 

@@ -1,14 +1,13 @@
 """Plain merge: shards stay as they are, a new file is written beside them, whole or not at all."""
 
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import ShardError, SpaceError, UsageError
+from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import FileSource
 from dfqs.gguf.shard import Shard
 from dfqs.progress import Progress, no_progress
@@ -17,12 +16,10 @@ from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.shards.receipts import find_receipt, write_receipt
 from dfqs.storage.atomic import atomic_writer, check_writable_target, find_same_file
-from dfqs.storage.copying import CHUNK_BYTES, HashingReader, copy_range, start_writeback, write_fully
+from dfqs.storage.copying import RangeWriter
+from dfqs.storage.hashing import HashingReader
 from dfqs.storage.identity import FileStamp
-from dfqs.units import format_bytes
-
-SPACE_MARGIN_BYTES = 1 << 20
-"""What a file system needs for itself while a file grows."""
+from dfqs.storage.space import require_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +67,23 @@ def merge(
     require_space(out.parent, plan.file_bytes, "--in-place and --consume need no second copy")
     hashes: list[str | None] = []
     with locked_for_reading(plan.shards[0]), atomic_writer(out, overwrite=overwrite) as file:
-        target = file.fileno()
-        os.ftruncate(target, plan.file_bytes)
-        write_fully(target, plan.header, 0)
-        meter = _Meter(target, plan.file_bytes, progress, len(plan.header))
+        os.ftruncate(file.fileno(), plan.file_bytes)
+        target = RangeWriter(file.fileno(), plan.file_bytes, progress, note=plan.shards[0].path.name)
+        target.write(plan.header, 0)
         for index, shard in enumerate(plan.shards):
-            meter.note = shard.path.name
+            target.note = shard.path.name
             with open_unchanged(shard) as source:
                 if hash_sources:
-                    sha256 = _copy_and_hash(source, target, plan.copies_of(index), meter)
+                    sha256 = _copy_and_hash(source, target, plan.copies_of(index))
                     require_expected_sha256(shard, sha256)
                     hashes.append(sha256)
                 else:
-                    _copy(source, target, plan.copies_of(index), meter)
+                    for copy in plan.copies_of(index):
+                        target.copy(source.fileno(), copy.source_offset, copy.target_offset, copy.length)
                     hashes.append(None)
         progress(plan.file_bytes, plan.file_bytes, "making it durable")
         # What changes the file from here on is its name alone.
-        write_receipt(plan, out, FileStamp.of(os.fstat(target)), hashes)
+        write_receipt(plan, out, FileStamp.of(os.fstat(file.fileno())), hashes)
     write_receipt(plan, out, FileStamp.of(out.stat()), hashes, named=True)
     return MergeResult(
         out, plan.file_bytes, len(plan.header) + plan.copied_bytes, time.monotonic() - started, tuple(hashes)
@@ -112,16 +109,6 @@ def refuse_source_as_target(shards: tuple[Shard, ...], out: Path) -> None:
         raise UsageError(f"{out} is one of the shards ({source.name}); choose another name for the output")
 
 
-def require_space(directory: Path, needed: int, advice: str) -> None:
-    """Raises SpaceError when `directory` has not `needed` bytes free."""
-    if not directory.is_dir():
-        raise UsageError(f"no such directory: {directory}")
-    state = os.statvfs(directory)
-    free = state.f_bavail * state.f_frsize
-    if free < needed + SPACE_MARGIN_BYTES:
-        raise SpaceError(f"{directory} has {format_bytes(free)} free, {format_bytes(needed)} are needed; {advice}")
-
-
 @contextlib.contextmanager
 def open_unchanged(shard: Shard) -> Iterator[FileSource]:
     """Open a shard and make sure that it is the file whose header was read, and stays it while it is used.
@@ -138,53 +125,14 @@ def open_unchanged(shard: Shard) -> Iterator[FileSource]:
             raise ShardError(error.detail, path=shard.source, offset=error.offset) from None
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 (hex) of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Meter:
-    """Counts what was written, reports it, and keeps the disk busy."""
-
-    def __init__(self, target: int, total: int, progress: Progress, done: int) -> None:
-        self.target = target
-        self.total = total
-        self.progress = progress
-        self.done = done
-        self.note = ""
-        self._written_from: int | None = None
-        self._unstarted = 0
-
-    def count(self, offset: int, length: int) -> None:
-        """`length` bytes were written at `offset`; ranges come in rising order."""
-        self.done += length
-        if self._written_from is None:
-            self._written_from = offset
-        self._unstarted = offset + length - self._written_from
-        if self._unstarted >= CHUNK_BYTES:
-            start_writeback(self.target, self._written_from, self._unstarted)
-            self._written_from = None
-            self.progress(self.done, self.total, self.note)
-
-
-def _copy(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Meter) -> None:
-    for copy in copies:
-        for start in range(0, copy.length, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, copy.length - start)
-            copy_range(source.fileno(), target, copy.source_offset + start, copy.target_offset + start, length)
-            meter.count(copy.target_offset + start, length)
-
-
-def _copy_and_hash(source: FileSource, target: int, copies: tuple[Copy, ...], meter: _Meter) -> str:
+def _copy_and_hash(source: FileSource, target: RangeWriter, copies: tuple[Copy, ...]) -> str:
     reader = HashingReader(source.read_at)
     try:
         for copy in copies:
             shift = copy.target_offset - copy.source_offset
 
             def write(piece: bytes, offset: int, shift: int = shift) -> None:
-                write_fully(target, piece, offset + shift)
-                meter.count(offset + shift, len(piece))
+                target.write(piece, offset + shift)
 
             reader.read_through(copy.source_offset, _ignore)
             reader.read_through(copy.source_end, write)

@@ -14,11 +14,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from dfqs.cache import cache_directory
 from dfqs.errors import DfqsError
 from dfqs.gguf import FileSource
 from dfqs.records import Document, Record, read_json, readable_text, write_json
 from dfqs.shards.plan import MergePlan
+from dfqs.storage.cache import cache_directory
 from dfqs.storage.identity import FileStamp
 
 _KEPT = 200

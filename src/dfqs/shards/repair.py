@@ -20,12 +20,12 @@ from dfqs.gguf.pieces import find_raw_pieces
 from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, Shard, is_whole_model
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
-from dfqs.shards.merge import require_space
 from dfqs.shards.plan import merged_keys, plan_merge_of
 from dfqs.shards.stacking import has_lone_experts, stack_experts
 from dfqs.storage.atomic import atomic_writer, check_writable_target
-from dfqs.storage.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
+from dfqs.storage.copying import RangeWriter
 from dfqs.storage.identity import FileStamp, settled_stamp
+from dfqs.storage.space import require_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +101,11 @@ def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> 
                 raise FormatError(f"had {expected:,} bytes when it was planned, now {source.size:,}", path=source.path)
         _require_unchanged(plan, sources)
         file = stack.enter_context(atomic_writer(out))
-        target = file.fileno()
-        os.ftruncate(target, plan.file_bytes)
-        write_fully(target, plan.header, 0)
-        done = len(plan.header)
+        os.ftruncate(file.fileno(), plan.file_bytes)
+        target = RangeWriter(file.fileno(), plan.file_bytes, progress)
+        target.write(plan.header, 0)
         for move in plan.moves:
-            for start in range(0, move.length, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, move.length - start)
-                offset = move.target_offset + start
-                copy_range(sources[move.source].fileno(), target, move.source_offset + start, offset, length)
-                start_writeback(target, offset, length)
-                done += length
-                progress(done, plan.file_bytes)
+            target.copy(sources[move.source].fileno(), move.source_offset, move.target_offset, move.length)
         _require_unchanged(plan, sources)
 
 

@@ -19,19 +19,20 @@ from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COU
 from dfqs.gguf.shard_names import MAX_SHARDS, ShardName
 from dfqs.gguf.writer import Key
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.merge import open_unchanged, require_space
+from dfqs.shards.merge import open_unchanged
 from dfqs.shards.plan import carried_key
 from dfqs.storage.atomic import (
     check_writable_target,
     create_locked_partial,
-    is_locked,
     partials_of,
     publish_file,
     remove_abandoned_partials,
     storage_errors,
 )
-from dfqs.storage.copying import CHUNK_BYTES, copy_range, start_writeback, write_fully
+from dfqs.storage.copying import RangeWriter
 from dfqs.storage.identity import FileStamp, settled_stamp
+from dfqs.storage.locks import is_locked
+from dfqs.storage.space import require_space
 from dfqs.units import format_bytes
 
 DEFAULT_MAX_TENSORS = 128
@@ -131,9 +132,14 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
     with _alone(paths), _all_or_none(paths) as temporaries, open_unchanged(model) as source:
         done = 0
         for shard, temporary in zip(plan.shards, temporaries, strict=True):
-            with storage_errors(shard.path):
-                for written in _write_shard(shard, temporary, source, plan.header.data_offset):
-                    progress(done + written, plan.file_bytes, shard.path.name)
+            with storage_errors(shard.path), temporary.open("xb") as file:
+                os.ftruncate(file.fileno(), shard.file_bytes)
+                name = shard.path.name
+                target = RangeWriter(file.fileno(), plan.file_bytes, progress, done_bytes=done, note=name)
+                target.write(shard.header, 0)
+                for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+                    target.copy(source.fileno(), plan.header.span(tensor).offset, offset, tensor.length)
+                os.fsync(file.fileno())
             done += shard.file_bytes
         progress(done, plan.file_bytes)
     return tuple(paths)
@@ -179,22 +185,6 @@ def _plan_shard(header: Header, number: int, paths: Sequence[Path], tensors: tup
     end = align_up(placed[-1].offset + placed[-1].length, header.alignment) if placed else 0
     offsets = tuple(len(encoded) + info.offset for info in placed)
     return ShardPlan(paths[number], encoded, tensors, offsets, len(encoded) + end)
-
-
-def _write_shard(shard: ShardPlan, temporary: Path, source: FileSource, data_offset: int) -> Iterator[int]:
-    """Write one shard and make it durable; yields the bytes written so far."""
-    with temporary.open("xb") as file:
-        target = file.fileno()
-        os.ftruncate(target, shard.file_bytes)
-        write_fully(target, shard.header, 0)
-        for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
-            for start in range(0, tensor.length, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, tensor.length - start)
-                copy_range(source.fileno(), target, data_offset + tensor.offset + start, offset + start, length)
-                if length == CHUNK_BYTES:
-                    start_writeback(target, offset + start, length)
-                yield offset + start + length
-        os.fsync(target)
 
 
 @contextlib.contextmanager

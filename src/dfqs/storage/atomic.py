@@ -5,21 +5,18 @@ fsync, rename, fsync of the directory. After any interruption either the old fil
 """
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import glob
 import os
 import secrets
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from dfqs.errors import IntegrityError, SpaceError, UsageError
-
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
+from dfqs.storage.files import open_regular
+from dfqs.storage.linux import BINARY, CLOEXEC, DIRECTORY, rename_without_replacing
+from dfqs.storage.locks import NoLocks, lock, try_lock
 
 
 @contextlib.contextmanager
@@ -52,9 +49,11 @@ def create_locked_partial(path: Path) -> tuple[Path, int]:
     """A temporary file for `path` that others can tell from an abandoned one, and its handle, which holds the lock."""
     while True:
         temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOEXEC | BINARY, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Where nothing can be locked, nobody takes a partial file for abandoned either.
+            with contextlib.suppress(NoLocks):
+                lock(handle)
             if os.fstat(handle).st_nlink:
                 return temporary, handle
         except BaseException:
@@ -71,43 +70,18 @@ def remove_abandoned_partials(path: Path) -> None:
     What is no regular file (a pipe, a link) was not left by a writer, and stays.
     """
     for leftover in partials_of(path):
-        with contextlib.suppress(OSError), _opened_regular(leftover) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+        with contextlib.suppress(OSError):
+            handle = open_regular(leftover)
+            try:
+                if try_lock(handle):
+                    leftover.unlink()
+            finally:
+                os.close(handle)
 
 
 def partials_of(path: Path) -> Iterator[Path]:
     """Temporary files of writers of `path`, living or killed."""
     return path.parent.glob(f".{glob.escape(path.name[:80])}.*.partial")
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds a file's lock; also when it cannot be told.
-
-    What is no regular file (a pipe, a link) was made by no writer: nobody's lock.
-    """
-    try:
-        with _opened_regular(path) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENXIO)
-    return False
-
-
-@contextlib.contextmanager
-def _opened_regular(path: Path) -> Iterator[int]:
-    """A regular file, opened without waiting for anybody (a pipe has no other end yet) and without following a link.
-
-    Raises:
-        OSError: it is not there, is something else, or may not be read.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _require_own(temporary: Path, handle: int) -> None:
@@ -198,7 +172,9 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 def fsync_directory(directory: Path) -> None:
     """Make names in `directory` durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    if DIRECTORY is None:
+        return
+    handle = os.open(directory, os.O_RDONLY | DIRECTORY | CLOEXEC)
     try:
         os.fsync(handle)
     finally:
@@ -206,18 +182,14 @@ def fsync_directory(directory: Path) -> None:
 
 
 def _rename_without_replacing(source: Path, target: Path) -> None:
-    """renameat2(RENAME_NOREPLACE), or link and unlink where the file system does not know it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.renameat2(
-        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_NOREPLACE)
-    )
-    if result == 0:
-        return
-    code = ctypes.get_errno()
+    """In one step with the check, or link and unlink where there is no such step."""
     try:
-        if code not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(code, os.strerror(code), str(target))
-        os.link(source, target)
-        source.unlink()
+        try:
+            rename_without_replacing(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            os.link(source, target)
+            source.unlink()
     except FileExistsError:
         raise UsageError(f"{target} appeared while it was being written; it is left as it is") from None

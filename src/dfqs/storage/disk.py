@@ -5,12 +5,9 @@ memory in its place and cut the power between any two operations.
 """
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import os
 import secrets
-import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -20,10 +17,23 @@ from typing import Protocol
 
 from dfqs.errors import UsageError
 from dfqs.storage.atomic import fsync_directory, publish_file
-from dfqs.storage.copying import copy_range, start_writeback, write_fully
+from dfqs.storage.copying import copy_range
+from dfqs.storage.files import is_foreign, open_regular, read_at, write_at
 from dfqs.storage.identity import FileStamp
+from dfqs.storage.linux import (
+    BINARY,
+    CLOEXEC,
+    COLLAPSE_RANGE,
+    INSERT_RANGE,
+    KEEP_SIZE,
+    PUNCH_HOLE,
+    fallocate,
+    is_opened_elsewhere,
+    start_writeback,
+)
+from dfqs.storage.locks import try_lock
+from dfqs.storage.space import free_bytes
 
-_KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE, _INSERT_RANGE = 0x01, 0x02, 0x08, 0x20
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENODEV)
 _LARGEST_UNIT_BYTES = 4 << 20
 
@@ -159,15 +169,10 @@ class LocalFile:
         return is_opened_elsewhere(self._handle) and not _is_opened_twice_here(self._handle)
 
     def read_at(self, offset: int, length: int) -> bytes:
-        parts = []
-        while length > 0 and (part := os.pread(self._handle, min(length, 1 << 30), offset)):
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return b"".join(parts)
+        return read_at(self._handle, offset, length)
 
     def write_at(self, offset: int, data: bytes) -> None:
-        write_fully(self._handle, data, offset)
+        write_at(self._handle, data, offset)
 
     def copy_from(self, source: DiskFile, source_offset: int, offset: int, length: int) -> None:
         assert isinstance(source, LocalFile)
@@ -183,13 +188,13 @@ class LocalFile:
         start_writeback(self._handle, offset, length)
 
     def punch(self, offset: int, length: int) -> None:
-        _fallocate(self._handle, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+        fallocate(self._handle, PUNCH_HOLE | KEEP_SIZE, offset, length)
 
     def insert_range(self, offset: int, length: int) -> None:
-        _fallocate(self._handle, _INSERT_RANGE, offset, length)
+        fallocate(self._handle, INSERT_RANGE, offset, length)
 
     def collapse_range(self, offset: int, length: int) -> None:
-        _fallocate(self._handle, _COLLAPSE_RANGE, offset, length)
+        fallocate(self._handle, COLLAPSE_RANGE, offset, length)
 
     def holes(self) -> list[tuple[int, int]]:
         found = []
@@ -208,11 +213,7 @@ class LocalFile:
         return found
 
     def lock(self) -> bool:
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return try_lock(self._handle)
 
     def close(self) -> None:
         os.close(self._handle)
@@ -230,21 +231,16 @@ class LocalDisk:
 
     def open(self, path: Path) -> LocalFile:
         try:
-            # O_NONBLOCK: a device that has taken the name must not be waited for.
-            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return LocalFile(open_regular(path, os.O_RDWR))
         except PermissionError:
             raise UsageError(f"no permission to change {path}; its bytes could not be freed") from None
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            if not is_foreign(error):
                 raise
             raise UsageError(f"{path} is a link, a directory or a device, not a file of its own") from None
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise UsageError(f"{path} is not a regular file")
-        return LocalFile(handle)
 
     def create(self, path: Path) -> LocalFile:
-        return LocalFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        return LocalFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOEXEC | BINARY, 0o666))
 
     def rename(self, source: Path, target: Path) -> None:
         publish_file(source, target, durable=False)
@@ -256,29 +252,10 @@ class LocalDisk:
         fsync_directory(directory)
 
     def free_bytes(self, directory: Path) -> int:
-        state = os.statvfs(directory)
-        return state.f_bavail * state.f_frsize
+        return free_bytes(directory)
 
     def now_ns(self) -> int:
         return time.time_ns()
-
-
-def is_opened_elsewhere(handle: int) -> bool:
-    """Ask the kernel, which knows of every user's processes and mappings, by taking a write lease for an instant.
-
-    It counts those who may write; with a kernel that keeps count, readers too.
-    """
-    try:
-        # Somebody who opens it in this instant breaks the lease; the signal for that ends a process by default.
-        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        # No leases here (network file systems, another owner): what /proc shows has to do.
-        return False
-    return False
 
 
 def _is_opened_twice_here(handle: int) -> bool:
@@ -313,11 +290,11 @@ def probe_insert_unit(directory: Path) -> int | None:
     with _scratch_file(directory) as handle:
         while unit <= _LARGEST_UNIT_BYTES:
             os.ftruncate(handle, 0)
-            write_fully(handle, b"a" * unit + b"b" * unit, 0)
+            write_at(handle, b"a" * unit + b"b" * unit, 0)
             try:
-                _fallocate(handle, _INSERT_RANGE, unit, unit)
+                fallocate(handle, INSERT_RANGE, unit, unit)
                 inserted = os.pread(handle, 3 * unit, 0) == b"a" * unit + bytes(unit) + b"b" * unit
-                _fallocate(handle, _COLLAPSE_RANGE, unit, unit)
+                fallocate(handle, COLLAPSE_RANGE, unit, unit)
                 collapsed = os.pread(handle, 3 * unit, 0) == b"a" * unit + b"b" * unit
             except OSError as error:
                 if error.errno == errno.EINVAL:
@@ -334,13 +311,13 @@ def probe_punch(directory: Path) -> bool:
     """Whether blocks of files in `directory` can be freed, and their space is given back."""
     unit = max(os.statvfs(directory).f_frsize, 65536)
     with _scratch_file(directory) as handle:
-        write_fully(handle, b"a" * (4 * unit), 0)
+        write_at(handle, b"a" * (4 * unit), 0)
         if os.fstat(handle).st_blocks == 0:
             # Not allocated before it is on disk.
             os.fsync(handle)
         before = os.fstat(handle).st_blocks
         try:
-            _fallocate(handle, _PUNCH_HOLE | _KEEP_SIZE, 0, 2 * unit)
+            fallocate(handle, PUNCH_HOLE | KEEP_SIZE, 0, 2 * unit)
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 return False
@@ -351,19 +328,9 @@ def probe_punch(directory: Path) -> bool:
 @contextlib.contextmanager
 def _scratch_file(directory: Path) -> Iterator[int]:
     path = directory / f".dfqs-probe.{secrets.token_hex(4)}"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOEXEC | BINARY, 0o600)
     try:
         path.unlink()
         yield handle
     finally:
         os.close(handle)
-
-
-def _fallocate(handle: int, mode: int, offset: int, length: int) -> None:
-    while _libc_fallocate(handle, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            raise OSError(code, os.strerror(code))
-
-
-_libc_fallocate = ctypes.CDLL(None, use_errno=True).fallocate64

@@ -13,9 +13,9 @@ import secrets
 import stat
 from pathlib import Path
 
-from dfqs.cache import cache_directory
 from dfqs.errors import UsageError
 from dfqs.storage.atomic import fsync_directory, publish_file
+from dfqs.storage.cache import cache_directory
 
 KEY_BYTES = 32
 SEAL_DIGITS = 32

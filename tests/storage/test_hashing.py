@@ -1,4 +1,4 @@
-"""Copying with a hash on the way: what the thread that hashes behind the caller must not get wrong."""
+"""Hashing behind the reading: what the thread that hashes behind the caller must not get wrong."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from dfqs.errors import ShardError
-from dfqs.storage.copying import PIECE_BYTES, PIECES_BEHIND, HashingReader
+from dfqs.storage.hashing import PIECE_BYTES, PIECES_BEHIND, HashingReader
 
 DATA = os.urandom(3 * PIECE_BYTES + 12345)
 

@@ -1,9 +1,12 @@
 """Where dfqs keeps what is this user's and not a model's: what it fetched or built, and the key of its journals."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from dfqs.errors import UsageError
+from dfqs.storage.locks import open_locked
 
 
 def cache_directory() -> Path:
@@ -22,3 +25,24 @@ def cache_directory() -> Path:
         return Path.home() / ".cache/dfqs"
     except RuntimeError:
         raise UsageError("this user has no home directory to keep a cache in; set DFQS_CACHE to a directory") from None
+
+
+@contextlib.contextmanager
+def cache_lock(name: str) -> Iterator[None]:
+    """Makes the cache's directory if need be, and lets one process at a time do the work called `name` in it.
+
+    Raises:
+        UsageError: the directory cannot be made or written; names the variable that moves it.
+    """
+    directory = cache_directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = open_locked(directory / f".{name}.lock", "", wait_s=None)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in the cache directory {directory} ({error.strerror}); set DFQS_CACHE to another one"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)

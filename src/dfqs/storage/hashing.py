@@ -1,0 +1,143 @@
+"""SHA-256 of a file while it is read, with the hashing behind the reading.
+
+hashlib lets go of the interpreter lock while it hashes, so a second thread is enough to keep the disk busy. Memory is
+bounded by the buffers. Holes of a sparse file are read and hashed as the zeroes they are.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from dfqs.errors import FormatError, ShardError
+from dfqs.progress import Progress, no_progress
+from dfqs.storage.files import open_to_read, read_into
+
+BUFFER_BYTES = 256 << 10
+"""Small enough to be in the processor's cache still when the second thread hashes it."""
+BUFFERS = 16
+PIECE_BYTES = 1 << 20
+"""Likewise, where the caller writes it too."""
+PIECES_BEHIND = 48
+
+
+def hash_file(path: Path, *, progress: Progress = no_progress, note: str = "") -> str:
+    """SHA-256 (hex) of any file.
+
+    Args:
+        progress: in bytes, with `note`.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be read.
+        FormatError: it is cut short meanwhile.
+    """
+    handle = open_to_read(path)
+    try:
+        size, digest = os.fstat(handle).st_size, hashlib.sha256()
+        with Lane(digest.update) as lane:
+            for offset, piece in read_pieces(handle, path, size, [lane]):
+                progress(offset + len(piece), size, note)
+        return digest.hexdigest()
+    finally:
+        os.close(handle)
+
+
+class Lane:
+    """A thread that does one thing to pieces in the order they are given."""
+
+    def __init__(self, consume: Callable[[memoryview], None]) -> None:
+        self._consume = consume
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash")
+
+    def submit(self, piece: memoryview) -> Future[None]:
+        return self._thread.submit(self._consume, piece)
+
+    def __enter__(self) -> "Lane":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+
+def read_pieces(handle: int, path: Path, size: int, lanes: Sequence[Lane]) -> Iterator[tuple[int, memoryview]]:
+    """Read an open file through a ring of buffers, giving each piece to every lane; a buffer waits for its readers.
+
+    Raises:
+        FormatError: the file ends before `size`.
+    """
+    buffers = [bytearray(BUFFER_BYTES) for _ in range(BUFFERS)]
+    pending: list[list[Future[None]]] = [[] for _ in buffers]
+    offset, turn = 0, 0
+    while offset < size:
+        for future in pending[turn]:
+            future.result()
+        view = memoryview(buffers[turn])[: min(BUFFER_BYTES, size - offset)]
+        piece = view[: read_some(handle, path, view, offset)]
+        pending[turn] = [lane.submit(piece) for lane in lanes]
+        yield offset, piece
+        offset += len(piece)
+        turn = (turn + 1) % BUFFERS
+    for futures in pending:
+        for future in futures:
+            future.result()
+
+
+def read_some(handle: int, path: Path, buffer: memoryview, offset: int) -> int:
+    """Fill the beginning of a buffer; at least a byte of it.
+
+    Raises:
+        FormatError: the file ends there.
+    """
+    got = read_into(handle, buffer, offset)
+    if got == 0:
+        raise FormatError("the file was cut short while it was read", path=path, offset=offset)
+    return got
+
+
+class HashingReader:
+    """Reads a file in order; a second thread hashes what was read, by up to 48 MiB behind the caller.
+
+    On a fast disk hashing takes longest. It goes on while the caller writes, waits for an fsync, or frees blocks.
+    """
+
+    def __init__(self, read_at: Callable[[int, int], bytes]) -> None:
+        self._read_at = read_at
+        self._digest = hashlib.sha256()
+        self._position = 0
+        self._room = threading.Semaphore(PIECES_BEHIND)
+        self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._hash, name="sha256", daemon=True)
+        self._thread.start()
+
+    def read_through(self, end: int, consume: Callable[[bytes, int], None]) -> None:
+        """Go on from where the last call ended up to `end`; `consume` gets each piece and its offset.
+
+        Raises:
+            ShardError: the file ends before.
+        """
+        while self._position < end:
+            piece = self._read_at(self._position, min(PIECE_BYTES, end - self._position))
+            if not piece:
+                raise ShardError("a source was cut short while it was read", offset=self._position)
+            self._room.acquire()
+            self._pieces.put(piece)
+            consume(piece, self._position)
+            self._position += len(piece)
+
+    def hexdigest(self) -> str:
+        """SHA-256 of all that was read; nothing can be read after it."""
+        self.close()
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Let the thread end, when it has hashed what it was given."""
+        self._pieces.put(None)
+        self._thread.join()
+
+    def _hash(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            self._digest.update(piece)
+            self._room.release()

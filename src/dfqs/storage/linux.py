@@ -1,0 +1,151 @@
+"""What only some systems offer, each looked for when it is first used, so that everything imports everywhere.
+
+A call that is not here raises `OSError(ENOSYS)`, as a kernel without it does; one that is only a hint does nothing.
+Numbers: Linux, `fcntl.h`, `linux/falloc.h`, `linux/fs.h`, `linux/prctl.h`.
+"""
+
+import ctypes
+import errno
+import functools
+import os
+import signal
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)
+NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+BINARY: int = getattr(os, "O_BINARY", 0)
+"""Windows only: without it line ends are translated."""
+DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
+"""None where directories cannot be opened, and so not be synced."""
+
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x20
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_SYNC_FILE_RANGE_WRITE = 2
+_PR_SET_PDEATHSIG = 1
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def fallocate(handle: int, mode: int, offset: int, length: int) -> None:
+    """Take (mode 0), free, insert or remove blocks of an open file.
+
+    Raises:
+        OSError: the file system's refusal.
+    """
+    # musl has the one name, glibc on 32 bits means the other.
+    name = "fallocate64" if hasattr(_libc(), "fallocate64") else "fallocate"
+    _call(name, handle, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
+
+
+def rename_without_replacing(source: Path, target: Path) -> None:
+    """Rename in one step with the check that nothing has the name yet.
+
+    Raises:
+        FileExistsError: something has it.
+        OSError: EINVAL or ENOSYS where the file system or the system knows no such step.
+    """
+    arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_NOREPLACE))
+    _call("renameat2", *arguments, path=target)
+
+
+def copy_file_range(source: int, target: int, length: int, source_offset: int, offset: int) -> int:
+    """Bytes that the kernel copied, 0 at the source's end.
+
+    Raises:
+        OSError: the kernel's refusal.
+    """
+    copy = getattr(os, "copy_file_range", None)
+    if copy is None:
+        raise _missing("copy_file_range")
+    return int(copy(source, target, length, source_offset, offset))
+
+
+def start_writeback(handle: int, offset: int, length: int) -> None:
+    """Ask the kernel to begin writing a range to disk, without waiting. Only a hint: failure is no failure."""
+    function = getattr(_libc(), "sync_file_range", None)
+    if function is not None:
+        function(handle, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
+
+
+def advise_sequential(handle: int) -> None:
+    """Say that a file will be read from end to end. A hint."""
+    if advise := getattr(os, "posix_fadvise", None):
+        advise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+
+def advise_soon(handle: int, offset: int, length: int) -> None:
+    """Say that a range will be read next. A hint."""
+    if advise := getattr(os, "posix_fadvise", None):
+        advise(handle, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def is_opened_elsewhere(handle: int) -> bool:
+    """Ask the kernel, which knows of every user's processes and mappings, by taking a write lease for an instant.
+
+    It counts those who may write; with a kernel that keeps count, readers too. False where nothing can be told (network
+    file systems, another owner, a system without leases): what `/proc` shows has to do there.
+    """
+    if fcntl is None or not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        # Somebody who opens it in this instant breaks the lease; the signal for that ends a process by default.
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def flock(handle: int, *, shared: bool, wait: bool) -> None:
+    """Lock an open file until its handle is closed.
+
+    Raises:
+        BlockingIOError: another has it, and `wait` is false.
+        OSError: the file system or the system knows no locks.
+    """
+    if fcntl is None:
+        raise _missing("flock")
+    fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+
+
+def die_with_starting_thread() -> None:
+    """Have the kernel kill this process when the thread that started it ends. Where it cannot, nothing."""
+    function = getattr(_libc(), "prctl", None)
+    if function is not None:
+        function(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None, use_errno=True)
+    except (OSError, TypeError):  # Windows has no library of that kind.
+        return None
+
+
+def _call(name: str, *arguments: object, path: Path | None = None) -> None:
+    function = getattr(_libc(), name, None)
+    if function is None:
+        raise _missing(name)
+    while function(*arguments) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code), *([str(path)] if path is not None else []))
+
+
+def _missing(name: str) -> OSError:
+    return OSError(errno.ENOSYS, f"this system has no {name}")
