@@ -1,16 +1,18 @@
 """`dfqs find`: GGUF files on this machine, and copies that could be freed."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from dfqs.cli.documents.integrity import FindDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.output import note, out, print_json
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, note, out
 from dfqs.errors import UsageError, printable
-from dfqs.find import FindResult, FoundModel, find_models, taken_bytes, usual_directories
+from dfqs.find import FindResult, find_models, taken_bytes, usual_directories
 from dfqs.units import format_bytes
 
 _LISTED_KEYS = 8
@@ -23,7 +25,7 @@ def command(
     no_hash: Annotated[
         bool, typer.Option("--no-hash", help="Take headers and samples as proof; do not read candidates whole.")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_: Json = False,
 ) -> None:
     """Find GGUF files (Hub cache, Ollama, LM Studio, llama.cpp, or the folders given), and the same model in several
     places, whole or in shards. Changes nothing.
@@ -36,10 +38,12 @@ def command(
     searched = tuple(directories) if directories else usual_directories()
     with progress_bar("comparing") as progress:
         result = find_models(searched, hash_candidates=not no_hash, progress=progress)
-    if json_:
-        print_json(describe_find(result))
-        return
-    if not searched:
+    emit(FindDocument.of(result), json_, lambda: _show(result))
+
+
+def _show(result: FindResult) -> None:
+    """The same for people."""
+    if not result.searched:
         note("none of the usual places exists here; name a folder")
     if result.models:
         out.print_table(_table(result))
@@ -62,48 +66,6 @@ def command(
         f"{count} {'model' if count == 1 else 'models'}, {format_bytes(total)} on disk, "
         f"{format_bytes(result.freeable_bytes)} could be freed; nothing was changed"
     )
-
-
-def describe_find(result: FindResult) -> dict[str, Any]:
-    """What was found, for programs."""
-    return {
-        "schema": "dfqs.find/1",
-        "searched": [str(path) for path in result.searched],
-        "models": [_describe_model(model) for model in result.models],
-        "same": [
-            {
-                "content_sha256": group.content_sha256,
-                "paths": [str(model.files[0].path) for model in group.models],
-                "defects": list(group.defects),
-                "freeable_bytes": group.freeable_bytes,
-            }
-            for group in result.same
-        ],
-        "same_tensors": [
-            {
-                "content_sha256": other.content_sha256,
-                "paths": [str(model.files[0].path) for model in other.models],
-                "differing_keys": list(other.keys),
-            }
-            for other in result.same_tensors
-        ],
-        "freeable_bytes": result.freeable_bytes,
-        "unreadable": [str(path) for path in result.unreadable],
-    }
-
-
-def _describe_model(model: FoundModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "complete": model.complete,
-        "tensors": model.tensors if model.problem is None else None,
-        "file_bytes": model.file_bytes,
-        "disk_bytes": model.disk_bytes,
-        "problem": model.problem,
-        "files": [
-            {"path": str(f.path), "names": [str(n) for n in f.names], "bytes": f.file_bytes} for f in model.files
-        ],
-    }
 
 
 def _table(result: FindResult) -> Table:

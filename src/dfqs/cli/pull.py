@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dfqs.cli.documents.pull import PullDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.output import note, print_json, print_plain, warn
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import SpaceError, UsageError, printable
 from dfqs.integrity.manifest import (
     Manifest,
@@ -32,7 +34,6 @@ from dfqs.pull import (
     pull,
     require_room,
 )
-from dfqs.pull.output import taken_bytes
 from dfqs.shards.hub_address import parse_hub_address
 from dfqs.storage.atomic import check_writable_target
 from dfqs.units import format_bytes, parse_size
@@ -66,27 +67,16 @@ def command(
         bool, typer.Option("--restart", help="Throw away what an unfinished pull of another version fetched.")
     ] = False,
     no_manifest: Annotated[bool, typer.Option("--no-manifest", help="Do not write OUT.manifest.json.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_: Json = False,
 ) -> None:
     """Fetch a model from the Hub into one file: each byte written once, to its final place, every shard checked against
     the Hub's hash. Interrupted in any way, the same command goes on. HF_TOKEN and HF_ENDPOINT are honoured.
 
     Example: dfqs pull teamblobfish/DeepSeek-V4-Flash-GGUF IQ1_S-XL -o v4-flash.gguf
     """
-    address = parse_hub_address(repo, endpoint=hub_endpoint())
-    if pattern is not None and address.pattern is not None:
-        raise UsageError(f"'{printable(repo)}' says which model is meant already; leave out '{printable(pattern)}'")
     retry = RetryPolicy(attempts=retries, stall_s=timeout)
     hub = Hub(retry=retry)
-    plan = plan_pull(
-        hub,
-        address.repo,
-        revision=address.revision,
-        pattern=pattern or address.pattern,
-        chunk_bytes=parse_size(chunk),
-        retry=retry,
-        connections=connections,
-    )
+    plan = _plan(repo, pattern, hub, chunk_bytes=parse_size(chunk), retry=retry, connections=connections)
     target = output_path(output, plan.choice)
     for line in plan.notes:
         warn(line)
@@ -95,21 +85,30 @@ def command(
         return
     if not no_manifest:
         check_manifest_place(target)
+    recorder = None if no_manifest else ModelDigest
     options: dict[str, Any] = {"connections": connections, "retry": retry, "use_cache": not no_cache}
-    result = _fetch(plan, hub, target, restart=restart, recorder_for=None if no_manifest else ModelDigest, **options)
+    result = _fetch(plan, hub, target, restart=restart, recorder_for=recorder, **options)
     for line in result.refetched_chunks:
         warn(f"fetched again: {printable(line, 200)}")
     manifest = None if no_manifest else _write_manifest(plan, result)
     forget_pull(target)
-    if json_:
-        print_json(describe_pull(plan, target, hub, use_cache=not no_cache, result=result, manifest=manifest))
-        return
-    commit = plan.listing.commit[:12]
-    did = "done already:" if result.done_already else "wrote"
-    where = f"{plan.listing.repo}@{commit}"
-    print_plain(f"{did} {target}: {format_bytes(result.file_bytes)}, every file as {where} has it")
-    if manifest is not None:
-        print_plain(f"content_sha256  {manifest.content_sha256}")
+    found = PullDocument.of(plan, target, hub, use_cache=not no_cache, result=result, manifest=manifest)
+    emit(found, json_, lambda: _show_result(found))
+
+
+def _plan(repo: str, pattern: str | None, hub: Hub, **options: Any) -> PullPlan:
+    address = parse_hub_address(repo, endpoint=hub_endpoint())
+    if pattern is not None and address.pattern is not None:
+        raise UsageError(f"'{printable(repo)}' says which model is meant already; leave out '{printable(pattern)}'")
+    return plan_pull(hub, address.repo, revision=address.revision, pattern=pattern or address.pattern, **options)
+
+
+def _show_result(found: PullDocument) -> None:
+    did = "done already:" if found.done_already else "wrote"
+    where = f"{found.repo}@{found.commit[:12]}"
+    print_plain(f"{did} {found.output}: {format_bytes(found.file_bytes)}, every file as {where} has it")
+    if found.content_sha256 is not None:
+        print_plain(f"content_sha256  {found.content_sha256}")
 
 
 def _fetch(plan: PullPlan, hub: Hub, target: Path, **options: Any) -> PullResult:
@@ -147,50 +146,6 @@ class _Bars:
         self._stack.close()
 
 
-def describe_pull(
-    plan: PullPlan,
-    target: Path,
-    hub: Hub,
-    *,
-    use_cache: bool,
-    result: PullResult | None = None,
-    manifest: Manifest | None = None,
-    fits: bool | None = None,
-) -> dict[str, Any]:
-    """Plan and outcome for programs; what is not known is null."""
-    listing = plan.listing
-    return {
-        "schema": "dfqs.pull/1",
-        "repo": listing.repo,
-        "revision": listing.revision,
-        "commit": listing.commit,
-        "endpoint": listing.endpoint,
-        "output": str(target),
-        "dry_run": result is None,
-        "file_bytes": plan.file_bytes,
-        "remote_bytes": plan.fetch_bytes,
-        "tensors": plan.tensors,
-        "fits": fits,
-        "done_already": result.done_already if result else None,
-        "already_on_disk_bytes": taken_bytes(target) if result is None else None,
-        "fetched_bytes": result.fetched_bytes if result else None,
-        "reused_bytes": result.reused_bytes if result else None,
-        "cached_bytes": result.cached_bytes if result else None,
-        "refetched": list(result.refetched_chunks) if result else None,
-        "file_sha256": manifest.file_sha256 if manifest else None,
-        "content_sha256": manifest.content_sha256 if manifest else None,
-        "files": [
-            {
-                "name": layout.file.name,
-                "bytes": layout.file.size,
-                "sha256": layout.file.sha256,
-                "cached": use_cache and result is None and hub.cached(listing, layout.file) is not None,
-            }
-            for layout in plan.layouts
-        ],
-    }
-
-
 def _show_plan(plan: PullPlan, hub: Hub, target: Path, *, use_cache: bool, json_: bool) -> None:
     if not target.parent.is_dir():
         raise UsageError(f"no such directory: {target.parent}")
@@ -200,21 +155,21 @@ def _show_plan(plan: PullPlan, hub: Hub, target: Path, *, use_cache: bool, json_
         require_room(plan, target)
     except SpaceError as error:
         room = error
-    described = describe_pull(plan, target, hub, use_cache=use_cache, fits=room is None)
-    if json_:
-        print_json(described)
-        return
-    listing = plan.listing
-    print_plain(f"{listing.repo}@{listing.revision} (commit {listing.commit}):")
-    for entry in described["files"]:
-        where = "  (in the local Hub cache)" if entry["cached"] else ""
-        print_plain(f"  {printable(entry['name'], 120)}  {format_bytes(entry['bytes'])}{where}")
-    here = [e["bytes"] for e in described["files"] if e["cached"]]
-    print_plain(f"would fetch {format_bytes(plan.fetch_bytes - sum(here))} over the network")
-    if described["already_on_disk_bytes"]:
-        note("an unfinished pull is there; what it fetched is checked and not fetched again")
-    print_plain(f"would write {target}: {format_bytes(plan.file_bytes)}, {plan.tensors:,} tensors")
-    print_plain("it fits" if room is None else f"it does not fit: {room}")
+    found = PullDocument.of(plan, target, hub, use_cache=use_cache, fits=room is None)
+
+    def show() -> None:
+        print_plain(f"{found.repo}@{found.revision} (commit {found.commit}):")
+        for entry in found.files:
+            where = "  (in the local Hub cache)" if entry.cached else ""
+            print_plain(f"  {printable(entry.name, 120)}  {format_bytes(entry.bytes)}{where}")
+        here = sum(entry.bytes for entry in found.files if entry.cached)
+        print_plain(f"would fetch {format_bytes(found.remote_bytes - here)} over the network")
+        if found.already_on_disk_bytes:
+            note("an unfinished pull is there; what it fetched is checked and not fetched again")
+        print_plain(f"would write {found.output}: {format_bytes(found.file_bytes)}, {found.tensors:,} tensors")
+        print_plain("it fits" if room is None else f"it does not fit: {room}")
+
+    emit(found, json_, show)
 
 
 def _write_manifest(plan: PullPlan, result: PullResult) -> Manifest:

@@ -2,21 +2,24 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from dfqs.cli.documents.integrity import VerifyDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.output import note, out, print_json, print_plain
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
-from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_model, verify_against, verify_structure
-from dfqs.integrity.manifest import manifest_findings, read_manifest, wants_experts
-from dfqs.integrity.structure import zero_findings
+from dfqs.integrity import Finding, ModelHashes, Severity, hash_model, verify_against, verify_structure
+from dfqs.integrity.compare import Comparison
+from dfqs.integrity.manifest import Manifest, manifest_findings, read_manifest, wants_experts
+from dfqs.integrity.structure import Structure, zero_findings
 from dfqs.model.classes import ClassMatch, recognise_class
-from dfqs.model.description import describe_class
 from dfqs.model.snapshot import class_text
 from dfqs.model.spec import read_model_spec
 from dfqs.quantize.declared import class_findings
@@ -39,7 +42,7 @@ def command(
         typer.Option("--against", help="Prove every tensor and key equal, byte by byte, to these shards (the first)."),
     ] = None,
     hash_: Annotated[bool, typer.Option("--hash", help="Compute file_sha256 and content_sha256.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_: Json = False,
 ) -> None:
     """Check a model: its form always, its bytes against a manifest or its shards when asked. Exit code 1 when it fails.
 
@@ -48,9 +51,49 @@ def command(
     if manifest is not None and against is not None:
         raise UsageError("give --manifest or --against, not both")
     recorded = read_manifest(manifest) if manifest is not None else None
+    checked = _check(model, recorded, against, content=content, hash_=hash_)
+    found = VerifyDocument.of(
+        model,
+        checked.structure.file_bytes,
+        checked.findings,
+        checked.hashes,
+        checked.comparison,
+        checked.match,
+        manifest=manifest,
+        against=against,
+    )
+
+    def show() -> None:
+        print_findings(checked.findings)
+        _print_class(checked.match, checked.declared)
+        if checked.hashes is not None:
+            print_plain(f"file_sha256     {checked.hashes.file_sha256}")
+            print_plain(f"content_sha256  {checked.hashes.content_sha256}")
+        if not checked.structure.readable and (against or manifest or hash_):
+            note("the bytes were not looked at: the file's form has to be right first")
+        _print_outcome(found)
+
+    emit(found, json_, show)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What the checks gave; None where they were not made."""
+
+    structure: Structure
+    findings: list[Finding]
+    hashes: ModelHashes | None
+    comparison: Comparison | None
+    match: ClassMatch | None
+    declared: object
+
+
+def _check(model: Path, recorded: Manifest | None, against: Path | None, *, content: bool, hash_: bool) -> _Checked:
     structure = verify_structure(model)
     findings = list(structure.findings)
-    hashes, compared, match, declared = None, None, None, None
+    hashes, comparison, match, declared = None, None, None, None
     if structure.readable:
         header = read_header(model)
         contradictions = class_findings(header)
@@ -63,7 +106,6 @@ def command(
         if against is not None:
             with progress_bar("comparing") as progress:
                 comparison = verify_against(model, against, content_only=content, progress=progress)
-            compared = {"tensors": comparison.tensors, "bytes": comparison.compared_bytes}
             findings += comparison.findings
         if recorded is not None or hash_:
             experts = recorded is not None and wants_experts(recorded)
@@ -72,17 +114,7 @@ def command(
             findings += zero_findings(hashes.tensors)
             if recorded is not None:
                 findings += manifest_findings(recorded, hashes, content_only=content)
-    failed = has_errors(findings)
-    if json_:
-        record = describe_verify(model, structure.file_bytes, findings, hashes, compared, manifest, against)
-        print_json({**record, **describe_class(match)})
-    else:
-        print_findings(findings)
-        _print_class(match, declared)
-        skipped = not structure.readable and bool(against or manifest or hash_)
-        _print_outcome(model, structure.file_bytes, hashes, compared, recorded is not None, failed, skipped)
-    if failed:
-        raise typer.Exit(1)
+    return _Checked(structure, findings, hashes, comparison, match, declared)
 
 
 def _print_class(match: ClassMatch | None, declared: object) -> None:
@@ -105,63 +137,14 @@ def print_findings(findings: Sequence[Finding]) -> None:
             out.print(Text(f"  {printable(finding.fix, 600)}", style="dim"))
 
 
-def describe_finding(finding: Finding) -> dict[str, Any]:
-    """A finding for programs."""
-    return {
-        "severity": finding.severity.value,
-        "code": finding.code,
-        "message": finding.message,
-        "fix": finding.fix,
-        "offset": finding.offset,
-        "name": finding.name,
-    }
-
-
-def describe_verify(
-    model: Path,
-    file_bytes: int,
-    findings: list[Finding],
-    hashes: ModelHashes | None,
-    compared: dict[str, int] | None,
-    manifest: Path | None,
-    against: Path | None,
-) -> dict[str, Any]:
-    """The outcome for programs; what was not done is null."""
-    return {
-        "schema": "dfqs.verify/1",
-        "model": str(model),
-        "file_bytes": file_bytes,
-        "ok": not has_errors(findings),
-        "findings": [describe_finding(finding) for finding in findings],
-        "file_sha256": hashes.file_sha256 if hashes else None,
-        "content_sha256": hashes.content_sha256 if hashes else None,
-        "manifest": str(manifest) if manifest else None,
-        "against": str(against) if against else None,
-        "compared": compared,
-    }
-
-
-def _print_outcome(
-    model: Path,
-    file_bytes: int,
-    hashes: ModelHashes | None,
-    compared: dict[str, int] | None,
-    recorded: bool,
-    failed: bool,
-    skipped: bool,
-) -> None:
-    if hashes is not None:
-        out.print(f"file_sha256     {hashes.file_sha256}", markup=False)
-        out.print(f"content_sha256  {hashes.content_sha256}", markup=False)
-    if skipped:
-        note("the bytes were not looked at: the file's form has to be right first")
-    if failed:
-        out.print(f"{model}: FAILED", markup=False)
+def _print_outcome(found: VerifyDocument) -> None:
+    if not found.ok:
+        print_plain(f"{found.model}: FAILED")
         return
     checked = ["its form is right"]
-    if compared is not None:
-        equal = f"{compared['tensors']:,} tensors ({format_bytes(compared['bytes'])})"
+    if found.compared is not None:
+        equal = f"{found.compared.tensors:,} tensors ({format_bytes(found.compared.bytes)})"
         checked.append(f"all {equal} are equal to the shards', byte by byte")
-    if recorded:
+    if found.manifest is not None:
         checked.append("every tensor has the hash that the manifest records")
-    out.print(f"{model}: {format_bytes(file_bytes)}, {', '.join(checked)}", markup=False)
+    print_plain(f"{found.model}: {format_bytes(found.file_bytes)}, {', '.join(checked)}")
