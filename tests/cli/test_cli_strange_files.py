@@ -104,7 +104,7 @@ def test_a_quantization_is_done_already_in_a_folder_that_is_no_text_and_after_a_
         ["imatrix", "MODEL", "-o", "OUT", "--add", "PIPE"],
         ["perplexity", "MODEL", "--text", "PIPE"],
         ["perplexity", "MODEL", "--reference", "PIPE"],
-        ["quantize", "MODEL", "OUT", "--ladder", "Q8_0", "--text", "PIPE"],
+        ["ladder", "MODEL", "OUT", "--classes", "Q8_0", "--text", "PIPE"],
         ["quantize", "MODEL", "OUT", "--imatrix", "PIPE"],
         ["route", "trace", "MODEL", "-o", "OUT", "--prompts", "PIPE"],
         ["verify", "MODEL", "--manifest", "PIPE"],

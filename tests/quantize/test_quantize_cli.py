@@ -78,8 +78,6 @@ def test_a_dense_model_is_made_and_told_that_the_class_means_little(
         (["--class", "Q8_0"], 2, "name the file to write"),
         (["out.gguf", "--class", "IQ1_S-XL"], 2, "needs an importance matrix"),
         (["out.gguf", "--memory", "much"], 2, "is not a size"),
-        (["--ladder", "Q8_0"], 2, "name the directory"),
-        (["--ladder", "Q8_0,Q8_0", "ladder"], 2, "each only once"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(
@@ -102,7 +100,7 @@ def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(
     ("arguments", "schema"),
     [
         (["quantize", "MODEL"], "dfqs.quantize/1"),
-        (["quantize", "MODEL", "ladder", "--ladder", "Q8_0,IQ1_S-XL"], "dfqs.ladder-plan/1"),
+        (["ladder", "MODEL", "ladder", "--classes", "Q8_0,IQ1_S-XL"], "dfqs.ladder-plan/1"),
         (["imatrix", "MODEL", "-o", "DIR/i.gguf"], "dfqs.imatrix/1"),
         (["perplexity", "MODEL"], "dfqs.perplexity/1"),
     ],
@@ -150,6 +148,29 @@ def test_verify_of_a_file_without_a_models_keys_fails_with_findings_and_not_for_
     assert "architecture" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "Q8_0"], "Missing argument 'directory'"),
+        (["ladder", "--classes", "Q8_0,Q8_0"], "each only once"),
+        (["ladder", "--classes", "Q9"], "'Q9' is no class"),
+    ],
+)
+def test_a_ladder_that_makes_no_sense_is_refused_in_a_sentence(
+    arguments: list[str],
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert run(["ladder", str(model), *arguments]) == 2
+
+    assert message in capsys.readouterr().err
+
+
 def test_a_ladder_leaves_models_numbers_table_and_plot(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,7 +179,7 @@ def test_a_ladder_leaves_models_numbers_table_and_plot(
     target = tmp_path / "ladder"
     options = ["--imatrix", str(tmp_path / "i.gguf"), "--text", str(tmp_path / "text.txt")]
 
-    assert run(["quantize", str(model), str(target), "--ladder", "Q8_0, Q4_K-XL", *options]) == 0
+    assert run(["ladder", str(model), str(target), "--classes", "Q8_0, Q4_K-XL", *options]) == 0
 
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines()] == ["Class", "source", "Q8_0", "Q4_K-XL"]
@@ -178,5 +199,5 @@ def test_a_ladder_leaves_models_numbers_table_and_plot(
     matrix = vector_imatrix()
     matrix.datasets = ("other.txt",)
     write_imatrix(tmp_path / "i.gguf", matrix, overwrite=True)
-    assert run(["quantize", str(model), str(target), "--ladder", "Q8_0", *options]) == 2
+    assert run(["ladder", str(model), str(target), "--classes", "Q8_0", *options]) == 2
     assert "is not this rung: its 'dfqs.imatrix_sha256' is another" in capsys.readouterr().err

@@ -32,6 +32,7 @@ VERBS: dict[str, str] = {
     "repair": "Make a correct file of a damaged one, where its bytes are all there.",
     "find": "Find GGUF files on this machine, and copies that could be freed.",
     "quantize": "Make an artifact of a deployment class out of a model.",
+    "ladder": "Make several classes of a model, and measure each against it.",
     "imatrix": "Measure which weights matter, per expert, for quantizing.",
     "perplexity": "Measure per-token loss, and divergence from a reference.",
     "run": "Answer one prompt, with tokens per second.",

@@ -12,6 +12,7 @@ ModelIfAny = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (docs/json.md).")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON document a line (docs/json.md).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands under the output's name.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run wrote.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")

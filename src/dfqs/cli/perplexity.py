@@ -1,14 +1,15 @@
 """`dfqs perplexity`: per-token loss, and divergence from a reference."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.perplexity import PerplexityDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.output import note, print_json, print_plain
+from dfqs.cli.options import DryRun, Json, Model, Overwrite, Threads
+from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import UsageError
 from dfqs.quantize import calibration
 from dfqs.quantize.bootstrap import Estimate
@@ -28,7 +29,7 @@ from dfqs.quantize.source import read_source
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)],
+    model: Model,
     text: Annotated[
         Path | None, typer.Option(help="Text to predict (UTF-8); a held-out mix that dfqs ships by default.")
     ] = None,
@@ -39,12 +40,10 @@ def command(
     window: Annotated[int, typer.Option(min=2, help="Tokens computed together.")] = WINDOW_TOKENS,
     stride: Annotated[int, typer.Option(min=1, help="Tokens that each window scores: its last ones.")] = STRIDE_TOKENS,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to read at most.", show_default=False)] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; one a physical core by default.", show_default=False)
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --save's file if it exists.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the inputs, and measure nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json_: Json = False,
 ) -> None:
     """Measure how well a model predicts a text: loss, perplexity and, against a reference's stored logits, the paired
     difference in loss and the KL divergence. Intervals are 95 %, from a bootstrap over blocks of tokens.
@@ -69,11 +68,10 @@ def command(
     done = save is not None and not overwrite and is_done(job.fingerprint, [save])
     if save is not None:
         check_output(save, (model, text, reference), overwrite=overwrite or done)
-    if dry_run and json_:
-        print_json(_dry_run_json(model, words, window, stride))
-        return
     if dry_run:
-        print_plain(f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}")
+        what = f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}"
+        planned = PerplexityDocument.planned(model, len(words), window, stride)
+        emit(planned, json_, lambda: print_plain(what))
         return
     if save is not None and done and reference is None:
         measured = Measured(read_losses(save), None)
@@ -93,23 +91,26 @@ def command(
     if save is not None and not done:
         write_losses(save, measured.losses, overwrite=overwrite)
         write_receipt(job.fingerprint, [save])
-    summary = summarise(measured, stored)
-    if json_:
-        print_json(_as_json(model, measured, summary))
-        return
+    summary, conditions = summarise(measured, stored), measured.losses.conditions
+
+    def show() -> None:
+        _show(summary, stored.model_name if stored else "")
+        note(f"{summary.nll.tokens:,} tokens, windows of {window}, stride {stride}; {conditions.numerics}")
+        if save is not None:
+            note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
+
+    emit(PerplexityDocument.of(model, len(words), conditions, summary), json_, show)
+
+
+def _show(summary: Summary, reference: str) -> None:
     print_plain(f"loss            {estimate_text(summary.nll)} nats a token")
     low, high = summary.perplexity_low, summary.perplexity_high
     interval = f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else ""
     print_plain(f"perplexity      {summary.perplexity:.4g}{interval}")
     if summary.nll_difference is not None and summary.kl is not None and summary.same_top is not None:
-        print_plain(
-            f"loss difference {estimate_text(summary.nll_difference)} from {stored.model_name if stored else ''}"
-        )
+        print_plain(f"loss difference {estimate_text(summary.nll_difference)} from {reference}")
         print_plain(f"KL divergence   {estimate_text(summary.kl)} nats a token, at least")
         print_plain(f"same top token  {estimate_text(summary.same_top)}")
-    note(f"{summary.nll.tokens:,} tokens, windows of {window}, stride {stride}; {measured.losses.conditions.numerics}")
-    if save is not None:
-        note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
 
 
 def read_text(path: Path | None) -> str:
@@ -133,24 +134,3 @@ def estimate_text(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.mean:.4f}"
     return f"{estimate.mean:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
-
-
-def _dry_run_json(model: Path, words: str, window: int, stride: int) -> dict[str, Any]:
-    """What would be measured; what was not measured is null."""
-    return {
-        "schema": "dfqs.perplexity/1",
-        "model": str(model),
-        "characters": len(words),
-        "conditions": {"window_tokens": window, "stride_tokens": stride},
-        "nll": None,
-    }
-
-
-def _as_json(model: Path, measured: Measured, summary: Summary) -> dict[str, Any]:
-    conditions = measured.losses.conditions
-    return {
-        "schema": "dfqs.perplexity/1",
-        "model": str(model),
-        "conditions": {name: getattr(conditions, name) for name in conditions.__slots__},
-        **asdict(summary),
-    }

@@ -1,26 +1,26 @@
 """`dfqs quantize`: an artifact of a deployment class out of a model."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.quantize import QuantizeDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.inspect import role_table
-from dfqs.cli.ladder_report import report_ladder
-from dfqs.cli.output import note, out, print_json, print_plain, warn
-from dfqs.cli.perplexity import read_text
+from dfqs.cli.options import AllowRequantize, DryRun, Imatrix, Json, Memory, Model, Overwrite, Restart, Threads
+from dfqs.cli.output import emit, note, out, print_plain, warn
 from dfqs.errors import UsageError, printable
 from dfqs.model.classes import CLASSES
 from dfqs.model.files import ModelFiles
-from dfqs.quantize.checks import check_experts, check_gain, check_imatrix, check_input_types, gain_problem
-from dfqs.quantize.ladder import measure_ladder
+from dfqs.quantize.checks import check_experts, check_gain, check_imatrix, gain_problem
 from dfqs.quantize.metadata import ImatrixOrigin
 from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.plan import QuantizationPlan
 from dfqs.quantize.quantize import AlreadyDone, Quantized, quantize
-from dfqs.quantize.recipe import recipe_record
 from dfqs.quantize.source import class_for, plan_source, read_source
 from dfqs.units import format_bytes, format_count, format_duration, parse_size
 
@@ -29,7 +29,7 @@ SHOWN_NOTES = 12
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)],
+    source: Model,
     target: Annotated[Path | None, typer.Argument(help="The file to write.", show_default=False)] = None,
     class_: Annotated[
         str,
@@ -40,36 +40,21 @@ def command(
             "a recipe that ends in .toml.",
         ),
     ] = "IQ1_S-XL",
-    imatrix: Annotated[
-        Path | None, typer.Option(help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")
-    ] = None,
-    memory: Annotated[str, typer.Option(help="Peak memory, whatever the model's size.")] = "2G",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one a physical core by default.")] = None,
+    imatrix: Imatrix = None,
+    memory: Memory = "2G",
+    threads: Threads = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Write shards of at most this much tensor data in place of one file.", show_default=False),
     ] = None,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")
-    ] = False,
+    allow_requantize: AllowRequantize = False,
     force: Annotated[
         bool, typer.Option("--force", help="Make the file even where nothing changes in it, or it grows.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run wrote.")] = False,
-    ladder: Annotated[
-        str | None,
-        typer.Option(
-            help="Make several classes (C1,C2,...) in the directory TARGET, measure each on held-out text against "
-            "the source, and write one table and one plot.",
-            show_default=False,
-        ),
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Text (UTF-8) that --ladder measures on; a held-out mix by default.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made, from shapes alone.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    overwrite: Overwrite = False,
+    restart: Restart = False,
+    dry_run: DryRun = False,
+    json_: Json = False,
 ) -> None:
     """Make an artifact of a deployment class: each tensor gets the type that the class has for its role.
 
@@ -80,45 +65,9 @@ def command(
     read = read_source(source)
     memory_bytes = parse_size(memory)
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
-    if ladder is not None:
-        if target is None:
-            raise UsageError("name the directory for the ladder's files")
-        if restart:
-            raise UsageError("a ladder keeps the models that are finished; delete its directory to begin anew")
-        if max_shard_bytes is not None:
-            raise UsageError("a ladder writes each class into one file; leave out --max-shard-size")
-        classes = [class_for(name.strip(), read, has_imatrix=imatrix is not None) for name in ladder.split(",")]
-        plans = [plan_source(read, entry) for entry in classes]
-        if dry_run:
-            _report_ladder_plan(plans, json_)
-            return
-        for plan in plans:
-            check_experts(read, plan.class_)
-            check_imatrix(plan, read, imatrix)
-            check_input_types(plan, allow_requantize)
-            _warn_of_idle_exceptions(plan)
-        try:
-            with progress_bar("measuring the ladder", "models") as progress:
-                rungs = measure_ladder(
-                    source,
-                    target,
-                    classes,
-                    read_text(text),
-                    imatrix=imatrix,
-                    memory_bytes=memory_bytes,
-                    threads=threads,
-                    allow_requantize=allow_requantize,
-                    overwrite=overwrite,
-                    progress=progress,
-                )
-        except KeyboardInterrupt:
-            note("finished models are kept; the same command goes on from there")
-            raise
-        report_ladder(rungs, target, json_)
-        return
     recipe = class_for(class_, read, has_imatrix=imatrix is not None)
     plan = plan_source(read, recipe)
-    _warn_of_idle_exceptions(plan)
+    warn_of_idle_exceptions(plan)
     if dry_run:
         _warn_of_refusals(read, plan, force)
         _report(plan, None, json_, check_imatrix(plan, read, imatrix) if imatrix is not None else None)
@@ -131,38 +80,34 @@ def command(
     check_experts(read, recipe)
     if not force:
         check_gain(plan)
+    make = partial(
+        quantize,
+        source,
+        target,
+        recipe,
+        imatrix=imatrix,
+        memory_bytes=memory_bytes,
+        threads=threads,
+        max_shard_bytes=max_shard_bytes,
+        allow_requantize=allow_requantize,
+        overwrite=overwrite,
+        restart=restart,
+    )
+    _make(make, plan, json_)
+
+
+def _make(make: Callable[..., Quantized], plan: QuantizationPlan, json_: bool) -> None:
     try:
-        with progress_bar(f"quantizing to {recipe.name}", "parameters") as progress:
-            result = quantize(
-                source,
-                target,
-                recipe,
-                imatrix=imatrix,
-                memory_bytes=memory_bytes,
-                threads=threads,
-                max_shard_bytes=max_shard_bytes,
-                allow_requantize=allow_requantize,
-                overwrite=overwrite,
-                restart=restart,
-                progress=progress,
-            )
+        with progress_bar(f"quantizing to {plan.class_.name}", "parameters") as progress:
+            result = make(progress=progress)
     except AlreadyDone as error:
         note(str(error))
-        if json_:
-            print_json(_as_json(plan, None, None))
+        emit(QuantizeDocument.of(plan, None, None, done_already=True), json_, lambda: None)
         return
     except KeyboardInterrupt:
         note("finished tensors are kept beside the target; the same command goes on from there")
         raise
     _report(plan, result, json_, result.imatrix)
-
-
-def _report_ladder_plan(plans: list[QuantizationPlan], json_: bool) -> None:
-    if json_:
-        print_json({"schema": "dfqs.ladder-plan/1", "rungs": [_as_json(plan, None, None) for plan in plans]})
-        return
-    for plan in plans:
-        print_plain(f"{plan.class_.name}: {format_bytes(plan.bytes)}")
 
 
 def _warn_of_refusals(source: ModelFiles, plan: QuantizationPlan, force: bool) -> None:
@@ -176,7 +121,8 @@ def _warn_of_refusals(source: ModelFiles, plan: QuantizationPlan, force: bool) -
         warn(f"the real run needs --force: {problem}")
 
 
-def _warn_of_idle_exceptions(plan: QuantizationPlan) -> None:
+def warn_of_idle_exceptions(plan: QuantizationPlan) -> None:
+    """What a recipe says of tensors that this model has not."""
     for entry in plan.idle_exceptions:
         warn(f"an exception of {plan.class_.name} fits no tensor of this model: {printable(entry)}")
 
@@ -192,9 +138,11 @@ def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool, imatr
             f"the importance matrix has nothing but zeroes for {imatrix.silent_weights} tensors: all their columns "
             "weigh the same"
         )
-    if json_:
-        print_json(_as_json(plan, result, imatrix))
-        return
+    emit(QuantizeDocument.of(plan, result, imatrix), json_, lambda: _show(plan, result))
+
+
+def _show(plan: QuantizationPlan, result: Quantized | None) -> None:
+    """The same for people."""
     out.print(role_table(plan.roles))
     weights = sum(size.parameters for size in plan.roles)
     total = sum(size.bytes for size in plan.roles)
@@ -227,34 +175,3 @@ def _hint_at_needs(plan: QuantizationPlan) -> None:
         note(f"{len(plan.requantized)} input tensors are below Q8_0: the real run needs --allow-requantize")
     if plan.needing_importance:
         note(f"{len(plan.needing_importance)} tensors need an importance matrix: the real run needs --imatrix")
-
-
-def _as_json(plan: QuantizationPlan, result: Quantized | None, imatrix: ImatrixOrigin | None) -> dict[str, Any]:
-    """The summary for programs. Sizes in bytes; what was not done is null."""
-    return {
-        "schema": "dfqs.quantize/1",
-        "class": plan.class_.name,
-        "recipe": recipe_record(plan.class_),
-        "tensor_bytes": plan.bytes,
-        "parameters_to_quantize": plan.parameters_to_quantize,
-        "roles": {
-            size.role.value: {
-                "tensors": size.tensors,
-                "parameters": size.parameters,
-                "bytes": size.bytes,
-                "types": {type_.name: count for type_, count in size.types.items()},
-            }
-            for size in plan.roles
-        },
-        "notes": list(plan.notes),
-        "needs_imatrix": bool(plan.needing_importance),
-        "unseen_experts": imatrix.unseen_experts if imatrix else None,
-        "needs_allow_requantize": bool(plan.requantized),
-        "needs_force": gain_problem(plan) is not None,
-        "paths": [str(path) for path in result.paths] if result else None,
-        "manifests": [str(path) for path in result.manifests] if result else None,
-        "file_bytes": result.file_bytes if result else None,
-        "wall_s": result.outcome.wall_s if result else None,
-        "threads": result.outcome.threads if result else None,
-        "resumed_tensors": result.outcome.resumed if result else None,
-    }

@@ -5,9 +5,12 @@ the divergence is from the source's own distribution.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import Field
 
 from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf.reader import read_header
@@ -21,7 +24,7 @@ from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KE
 from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, measure_losses, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize
 from dfqs.quantize.source import read_source
-from dfqs.records import is_document
+from dfqs.records import Document, Record, Text, is_document
 from dfqs.runtime import Worker
 from dfqs.storage.atomic import check_writable_target
 from dfqs.storage.hashing import hash_file
@@ -70,17 +73,21 @@ def measure_ladder(
             refuses.
     """
     model = read_source(source)
-    shard = parse_shard_name(source.name)
-    prefix = shard.prefix if shard else source.name.removesuffix(".gguf")
-    # By the names of their files: recipes "a b" and "a_b" would share one.
-    names = [f"{prefix}-{_file_name(class_.name)}.gguf" for class_ in classes]
-    if len(set(names)) != len(names) or not names:
-        raise UsageError("a ladder needs at least one class, and each only once")
+    names = _rung_names(source, classes)
     directory.mkdir(parents=True, exist_ok=True)
     inputs = [*(Path(header.source_name) for header in model.headers), *([imatrix] if imatrix else [])]
     reference_path = _check_directory(directory, [*inputs, *(directory / name for name in names)], overwrite)
     rungs: list[Rung] = []
     with Worker(threads=threads) as worker:
+        make = partial(
+            quantize,
+            imatrix=imatrix,
+            memory_bytes=memory_bytes,
+            threads=threads,
+            allow_requantize=allow_requantize,
+            overwrite=overwrite,
+            worker=worker,
+        )
 
         def measure(path: Path, reference: Path | None) -> Measured:
             job = PerplexityJob(path.absolute(), text, max_tokens=max_tokens, reference=reference, threads=threads)
@@ -98,23 +105,24 @@ def measure_ladder(
             if out.exists() and not overwrite:
                 _require_rung(out, model, class_, imatrix)
             else:
-                quantize(
-                    source,
-                    out,
-                    class_,
-                    imatrix=imatrix,
-                    memory_bytes=memory_bytes,
-                    threads=threads,
-                    allow_requantize=allow_requantize,
-                    overwrite=overwrite,
-                    worker=worker,
-                )
+                make(source, out, class_)
             measured = measure(out, reference_path)
             step = estimate_difference(measured.losses.nll, previous.nll)
             rungs.append(_rung(class_.name, out, summarise(measured, first.losses), step))
             previous = measured.losses
         progress(total, total)
     return tuple(rungs)
+
+
+def _rung_names(source: Path, classes: Sequence[DeploymentClass]) -> list[str]:
+    """The files of the rungs."""
+    shard = parse_shard_name(source.name)
+    prefix = shard.prefix if shard else source.name.removesuffix(".gguf")
+    # By the names of their files: recipes "a b" and "a_b" would share one.
+    names = [f"{prefix}-{_file_name(class_.name)}.gguf" for class_ in classes]
+    if len(set(names)) != len(names) or not names:
+        raise UsageError("a ladder needs at least one class, and each only once")
+    return names
 
 
 def _check_directory(directory: Path, others: Sequence[Path], overwrite: bool) -> Path:
@@ -159,12 +167,29 @@ def _require_rung(path: Path, source: ModelFiles, class_: DeploymentClass, imatr
             )
 
 
-def ladder_record(rungs: Sequence[Rung]) -> dict[str, Any]:
-    """The ladder for programs: losses in nats a token, sizes in bytes, unknown is null."""
-    return {
-        "schema": SCHEMA,
-        "rungs": [{**asdict(rung), "path": str(rung.path)} for rung in rungs],
-    }
+class RungRecord(Record):
+    """One model of a ladder in numbers. Sizes in bytes, losses in nats a token, unknown is null."""
+
+    name: Text
+    path: Text
+    tensor_bytes: int
+    bits_per_weight: float
+    summary: Summary
+    from_previous: Estimate | None
+    """Loss minus that of the rung before it, paired; null for the first."""
+
+
+class LadderDocument(Document):
+    """`ladder.json`: a model's classes side by side. The first rung is the source."""
+
+    schema_: Literal["dfqs.ladder/1"] = Field(default="dfqs.ladder/1", alias="schema")
+    rungs: tuple[RungRecord, ...]
+
+    @classmethod
+    def of(cls, rungs: Sequence[Rung]) -> "LadderDocument":
+        """All rungs."""
+        names = RungRecord.model_fields
+        return cls(rungs=tuple(RungRecord(**{name: getattr(rung, name) for name in names}) for rung in rungs))
 
 
 def _rung(name: str, path: Path, summary: Summary, step: Estimate | None) -> Rung:
