@@ -9,7 +9,8 @@ import pytest
 from dfqs.errors import UsageError
 from dfqs.evaluate import prompts
 from dfqs.quantize import calibration
-from dfqs.quantize.calibration import heldout_text, read_text, shipped_corpus, worked_problems
+from dfqs.quantize.calibration import Corpus, Stream, heldout_text, read_text, shipped_corpus, worked_problems
+from dfqs.records import sha256_of
 
 
 def test_the_shipped_mix_has_chat_code_maths_and_many_scripts() -> None:
@@ -70,3 +71,12 @@ def test_no_line_of_an_evaluation_prompt_is_in_the_calibration_mix() -> None:
 
     assert len(questions) > 10_000
     assert not [line for line in calibration_lines() if line in questions]
+
+
+def test_a_corpus_is_hashed_piece_by_piece_as_its_canonical_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_PIECE_CHARACTERS", 3)
+    streams = (Stream("a", ('one "two"\n\0', "", "\U0001f600é\\")), Stream("b", (), ((("user", "Hé"), ("assistant", "")),)))
+
+    for chosen in ((), streams[:1], streams):
+        whole = [[s.kind, list(s.documents), [list(messages) for messages in s.conversations]] for s in chosen]
+        assert Corpus("x", chosen).sha256 == sha256_of(whole)

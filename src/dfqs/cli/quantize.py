@@ -63,8 +63,7 @@ def command(
     Example: dfqs quantize model-f16.gguf model-iq1.gguf --class IQ1_S-XL --imatrix model.imatrix.gguf
     """
     read = read_source(source)
-    memory_bytes = parse_size(memory)
-    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    memory_bytes, max_shard_bytes = parse_size(memory), parse_size(max_shard_size) if max_shard_size else None
     recipe = class_for(class_, read, has_imatrix=imatrix is not None)
     plan = plan_source(read, recipe)
     warn_of_idle_exceptions(plan)
@@ -74,17 +73,13 @@ def command(
         return
     if target is None:
         raise UsageError("name the file to write (or add --dry-run to see what it would be)")
-    recipe_file = Path(class_) if class_.endswith(".toml") else None
     # What is there already is seen to beside the journal: it may be our own, of a run that was cut off.
-    check_output(target, (source, imatrix, recipe_file), overwrite=True)
+    check_output(target, (source, imatrix, Path(class_) if class_.endswith(".toml") else None), overwrite=True)
     check_experts(read, recipe)
     if not force:
         check_gain(plan)
     make = partial(
         quantize,
-        source,
-        target,
-        recipe,
         imatrix=imatrix,
         memory_bytes=memory_bytes,
         threads=threads,
@@ -93,7 +88,7 @@ def command(
         overwrite=overwrite,
         restart=restart,
     )
-    _make(make, plan, json_)
+    _make(partial(make, source, target, recipe), plan, json_)
 
 
 def _make(make: Callable[..., Quantized], plan: QuantizationPlan, json_: bool) -> None:

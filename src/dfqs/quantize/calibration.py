@@ -7,19 +7,21 @@ model of hundreds of experts bring more text (`--corpus`). Nothing of it is in a
 held-out text that `dfqs perplexity` reads.
 """
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import FormatError, UsageError
-from dfqs.records import read_bounded, sha256_of
+from dfqs.records import read_bounded, canonical_json
 from dfqs.units import format_bytes
 
 DATA = Path(__file__).parent / "data"
 NAME = "dfqs-calibration-1"
 """Another mix gets another number."""
 PROBLEMS = 120
+_PIECE_CHARACTERS = 1 << 20
 MAX_TEXT_BYTES = 32 << 20
 """Of a file of the user's text: some ten million tokens. In memory a text can take four times as much, and more than
 once."""
@@ -47,8 +49,23 @@ class Corpus:
 
     @property
     def sha256(self) -> str:
-        """Hash of all text, whatever model reads it."""
-        return sha256_of([[s.kind, list(s.documents), [list(c) for c in s.conversations]] for s in self.streams])
+        """Hash of all text, whatever model reads it: of its canonical JSON, which is never in memory as a whole."""
+        digest = hashlib.sha256()
+        for piece in self._canonical_pieces():
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _canonical_pieces(self) -> Iterator[bytes]:
+        """`canonical_json` of [kind, documents, conversations] of each stream."""
+        for number, stream in enumerate(self.streams):
+            yield (b"," if number else b"[") + b"[" + canonical_json(stream.kind) + b",["
+            for place, document in enumerate(stream.documents):
+                yield b',"' if place else b'"'
+                for at in range(0, len(document), _PIECE_CHARACTERS):
+                    yield canonical_json(document[at : at + _PIECE_CHARACTERS])[1:-1]
+                yield b'"'
+            yield b"]," + canonical_json([list(messages) for messages in stream.conversations]) + b"]"
+        yield b"]" if self.streams else b"[]"
 
 
 def shipped_corpus() -> Corpus:
