@@ -75,7 +75,8 @@ def test_no_line_of_an_evaluation_prompt_is_in_the_calibration_mix() -> None:
 
 def test_a_corpus_is_hashed_piece_by_piece_as_its_canonical_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_PIECE_CHARACTERS", 3)
-    streams = (Stream("a", ('one "two"\n\0', "", "\U0001f600é\\")), Stream("b", (), ((("user", "Hé"), ("assistant", "")),)))
+    said = (("user", "Hé"), ("assistant", ""))
+    streams = (Stream("a", ('one "two"\n\0', "", "\U0001f600é\\")), Stream("b", (), (said,)))
 
     for chosen in ((), streams[:1], streams):
         whole = [[s.kind, list(s.documents), [list(messages) for messages in s.conversations]] for s in chosen]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import FormatError, UsageError
-from dfqs.records import read_bounded, canonical_json
+from dfqs.records import canonical_json, read_bounded
 from dfqs.units import format_bytes
 
 DATA = Path(__file__).parent / "data"
