@@ -16,6 +16,11 @@ class DfqsError(Exception):
     kind = "failed"
     """What went wrong, for programs: never another word for the same class. A class without its own has its base's."""
 
+    @property
+    def sentence(self) -> str:
+        """What happened, without lines that may follow it."""
+        return str(self)
+
 
 class UsageError(DfqsError):
     """The request makes no sense as given: a wrong option, a target that exists, shard 2 in place of shard 1."""
@@ -60,6 +65,10 @@ class FormatError(DfqsError):
     def __reduce__(self) -> tuple[object, ...]:
         # Crosses a process boundary (worker to caller) with its fields.
         return (_rebuild_format_error, (type(self), self.detail, self.path, self.offset, self.name))
+
+
+class TruncatedGGUF(FormatError):
+    """The file ends before what its header announces."""
 
 
 class UnsupportedGGUF(FormatError):
@@ -177,8 +186,12 @@ class WorkerCrash(DfqsError):
         self.log_lines = log_lines
         super().__init__(message)
 
+    @property
+    def sentence(self) -> str:
+        return str(self.args[0])
+
     def __str__(self) -> str:
-        text = str(self.args[0])
+        text = self.sentence
         if self.log_lines:
             text += "\nlast lines of its log:\n" + "\n".join(f"  {line}" for line in self.log_lines)
         return text

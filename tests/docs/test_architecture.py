@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "dfqs"
 
@@ -48,6 +50,11 @@ SOCKET_MODULES = {
 SOCKETS_ALLOWED = ("pull/", "runtime/", "report/publish.py")
 SUBPROCESS_ALLOWED = ("runtime/", "evaluate/sandbox", "hardware.py", "targets/", "embedded")
 MAX_LINES = 400
+
+SENTENCES = ("detail", "fix", "sentence")
+"""Attributes of exceptions and findings that are for people."""
+SENTENCE_METHODS = ("startswith", "endswith", "find", "index", "count", "partition", "rpartition", "split", "replace")
+PATTERN_METHODS = ("search", "match", "fullmatch", "findall", "finditer")
 
 
 def source_files() -> list[Path]:
@@ -162,6 +169,67 @@ def test_the_native_library_is_imported_by_workers_only() -> None:
     ]
 
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_code_decides_by_a_sentence_so_that_a_better_wording_changes_no_behaviour() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in source_files()
+        for line in decisions_by_sentence(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        "'libgomp' in str(error)",
+        "str(error) == 'stopped'",
+        "str(error).startswith('nothing answers')",
+        "error.args[0].partition(';')",
+        "re.search('no room', f'{error}')",
+        "_PATTERN.fullmatch(str(error))",
+        "'left' in error.detail",
+        "finding.fix.startswith('Fetch')",
+        "'repair' in finding.fix",
+    ],
+)
+def test_a_decision_by_a_sentence_is_seen(decision: str) -> None:
+    source = f"try:\n    work()\nexcept OSError as error:\n    answer = {decision}\n"
+
+    assert list(decisions_by_sentence(ast.parse(source))) == [4]
+
+
+def decisions_by_sentence(tree: ast.AST) -> Iterator[int]:
+    """Lines that look into the words of an exception or a finding: compared, searched, or cut apart."""
+    caught = {node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.expr):
+            continue
+        looked_into: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            looked_into = [node.left, *node.comparators]
+            if all(_is_sentence(part, caught) for part in looked_into):
+                # Whether two are the same, for who prints them once: no word of them matters.
+                continue
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in SENTENCE_METHODS:
+                looked_into = [node.func.value]
+            elif node.func.attr in PATTERN_METHODS:
+                looked_into = list(node.args)
+        if any(_is_sentence(part, caught) for part in looked_into):
+            yield node.lineno
+
+
+def _is_sentence(node: ast.expr, caught: set[str]) -> bool:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("str", "repr") and node.args:
+        return ast.unparse(node.args[0]) in caught
+    if isinstance(node, ast.JoinedStr):
+        return any(isinstance(v, ast.FormattedValue) and ast.unparse(v.value) in caught for v in node.values)
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Attribute) and node.value.attr == "args"
+    return isinstance(node, ast.Attribute) and node.attr in SENTENCES
 
 
 def test_no_file_has_grown_to_two_jobs() -> None:

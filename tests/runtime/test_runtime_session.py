@@ -10,7 +10,7 @@ import pytest
 import runtime_session_jobs
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime import Worker
-from dfqs.runtime.model import Buffer, parse_buffers
+from dfqs.runtime.log_lines import Buffer, parse_buffers
 from runtime_functions import WORKER_ENV
 
 TOKENS = [int(x) for x in np.random.default_rng(7).integers(300, 20_000, 96)]

@@ -65,7 +65,7 @@ def describe_failure(error: BaseException, message: str, exit_code: int, *, inte
     elif isinstance(error, EndpointError):
         code = error.fault.value
     elif isinstance(error, WorkerCrash):
-        log, message = error.log_lines, str(error.args[0])
+        log, message = error.log_lines, error.sentence
     return ErrorDocument(
         kind="interrupted" if interrupted else kind_of(error),
         code=code,

@@ -126,7 +126,7 @@ class LocalAnswerer:
             )
         except (RuntimeFailure, UsageError, WorkerCrash) as error:
             self.close()
-            raise LengthFailure(str(error).partition("\n")[0], isinstance(error, WorkerCrash)) from error
+            raise LengthFailure(error.sentence, isinstance(error, WorkerCrash)) from error
 
     def _answer_context(self) -> int:
         return min(ANSWER_CONTEXT_TOKENS, self._opened.trained_context_tokens if self._opened else 0)

@@ -2,7 +2,7 @@
 
 import struct
 
-from dfqs.errors import FormatError
+from dfqs.errors import FormatError, TruncatedGGUF
 from dfqs.gguf.source import ByteSource
 
 HEADER_LIMIT_BYTES = 64 << 20
@@ -31,13 +31,16 @@ class Cursor:
         at = self.position if offset is None else offset
         return FormatError(message, path=self.source.name, offset=self.base + at, name=name)
 
+    def end(self, message: str, name: str | None, offset: int | None = None) -> TruncatedGGUF:
+        at = self.position if offset is None else offset
+        return TruncatedGGUF(message, path=self.source.name, offset=self.base + at, name=name)
+
     def require(self, length: int, what: str, name: str | None = None) -> None:
         """Have `length` bytes from the position in memory."""
         needed = self.position + length
         if needed > self.size:
-            raise self.fail(
-                f"{what} needs {bytes_word(length)}, the file has {max(self.size - self.position, 0):,} left",
-                name=name,
+            raise self.end(
+                f"{what} needs {bytes_word(length)}, the file has {max(self.size - self.position, 0):,} left", name
             )
         if needed > self.limit_bytes:
             raise self.fail(
@@ -49,7 +52,7 @@ class Cursor:
             want = min(max(needed, 2 * have, FIRST_READ_BYTES), self.size, self.limit_bytes)
             self.buffer += self.source.read_at(self.base + have, want - have)
             if needed > len(self.buffer):
-                raise self.fail(f"{what}: the file ended while it was read", offset=len(self.buffer), name=name)
+                raise self.end(f"{what}: the file ended while it was read", name, offset=len(self.buffer))
 
     def take(self, form: struct.Struct, what: str, name: str | None = None) -> tuple[int, ...]:
         self.require(form.size, what, name)

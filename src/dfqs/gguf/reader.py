@@ -284,7 +284,7 @@ def _skip_values(cursor: Cursor, type_: ValueType, count: int, name: str) -> Non
         raise cursor.fail("an array of arrays, which llama.cpp does not read", name=name)
     if type_ is ValueType.STRING:
         if count * 8 > cursor.size - cursor.position:
-            raise cursor.fail(f"claims {count:,} strings, more than the bytes left can hold", name=name)
+            raise cursor.end(f"claims {count:,} strings, more than the bytes left can hold", name)
         cursor.skip_strings(count, name)
         return
     cursor.skip(count * SCALAR_BYTES[type_], f"{count:,} values of {type_.name}", name)

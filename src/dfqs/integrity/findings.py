@@ -27,6 +27,8 @@ class Finding:
     """Byte in the file where it stands."""
     name: str | None = None
     """Key or tensor it concerns."""
+    repairable: bool = False
+    """Whether `fix` is that `dfqs repair` writes a sound file."""
 
 
 def has_errors(findings: Iterable[Finding]) -> bool:

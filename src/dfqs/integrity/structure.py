@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfqs.errors import DfqsError, FormatError, UnsupportedGGUF
+from dfqs.errors import DfqsError, FormatError, TruncatedGGUF, UnsupportedGGUF
 from dfqs.gguf import FileSource, Header, align_up, layout_problems, parse_header
 from dfqs.gguf.kinds import MODEL, file_kind
 from dfqs.gguf.pieces import find_raw_pieces
@@ -18,7 +18,6 @@ from dfqs.shards.consistency import consistency_problems
 from dfqs.shards.repair import plan_repair
 
 FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
-_REPAIR = "`dfqs repair MODEL -o OUT`"
 _LISTED = 3
 """So many tensors of one defect are named one by one."""
 
@@ -61,13 +60,13 @@ def verify_structure(path: Path) -> Structure:
 
 def _with_possible_fixes(path: Path, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """The findings; where repair is named and would refuse, its reason stands there instead."""
-    if not any(_REPAIR in finding.fix for finding in findings):
+    if not any(finding.repairable for finding in findings):
         return findings
     try:
         plan_repair(path)
     except DfqsError as error:
         reason = f"`dfqs repair` cannot fix it: {error}."
-        return tuple(replace(f, fix=reason) if _REPAIR in f.fix else f for f in findings)
+        return tuple(replace(f, fix=reason, repairable=False) if f.repairable else f for f in findings)
     return findings
 
 
@@ -89,8 +88,9 @@ def _header_finding(source: FileSource, error: FormatError) -> Finding:
         return Finding(error.code, error.detail, error.fix, offset=error.offset, name=error.name)
     if pieces := find_raw_pieces(source.path):
         return _pieces_finding(source.path, pieces.paths, pieces.complete)
-    ends = error.offset is not None and ("left" in error.detail or "ended" in error.detail)
-    code, fix = ("truncated", FETCH_AGAIN) if ends else ("header", "The header is broken; fetch or make it again.")
+    code, fix = "header", "The header is broken; fetch or make it again."
+    if isinstance(error, TruncatedGGUF):
+        code, fix = "truncated", FETCH_AGAIN
     return Finding(code, f"the header is not readable: {error.detail}", fix, offset=error.offset, name=error.name)
 
 
@@ -120,6 +120,7 @@ def _length_findings(source: FileSource, header: Header, files: tuple[EmbeddedFi
             "llama.cpp does not read as one model",
             "`dfqs repair MODEL -o OUT` makes one correct file of it.",
             offset=files[1].base,
+            repairable=True,
         )
         yield from _rest_findings(source, files[-1])
     elif size > end:
@@ -138,6 +139,7 @@ def _rest_findings(source: FileSource, last: EmbeddedFile) -> Iterator[Finding]:
         f"{extra:,} {_word(extra, 'byte')} ({kind}) after the last tensor, which llama.cpp loads without a word",
         f"`dfqs repair MODEL -o OUT` cuts them off (or `truncate -s {last.end} MODEL` in place).",
         offset=last.end,
+        repairable=True,
     )
 
 
@@ -163,6 +165,7 @@ def _layout_findings(header: Header) -> Iterator[Finding]:
                     fix,
                     offset=header.data_offset + tensor.offset,
                     name=tensor.name,
+                    repairable=code != "overlap",
                 )
         expected = align_up(tensor.offset + tensor.length, header.alignment)
     for code, count in wrong.items():
@@ -196,6 +199,7 @@ def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...])
             f"it holds all {len(header.tensors):,} tensors, but split.count says that it is shard 1 of {count}",
             f"{STALE_COUNT_FIX}.",
             name=SPLIT_COUNT,
+            repairable=True,
         )
         return
     if number != 0:

@@ -175,12 +175,6 @@ class Hub:
                 answer = self._client.ask(method, url)
                 if answer.status == 200 or (answer.location is not None and answer.status < 400 and method == "HEAD"):
                     return read(answer)
-                refusal = self._refusal(what, answer)
-                if refusal is not None:
-                    raise refusal
-                if answer.status not in RETRIED_STATUS or attempt >= self._retry.attempts:
-                    raise NetworkError(f"the Hub answered {what} with HTTP {answer.status}")
-                wait_s = retry_after_s(answer.headers.get("Retry-After"))
             except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
                 # A Hub that cannot be reached at all is said soon; ranges under way are waited for longer.
                 if attempt >= min(self._retry.attempts, METADATA_ATTEMPTS):
@@ -190,9 +184,14 @@ class Hub:
                     f"{self.endpoint} answered {what} with something unreadable ({printable(str(error), 120)})"
                 ) from None
             except NetworkError as error:
-                if what in str(error):
-                    raise
                 raise type(error)(f"{self.endpoint}, asked for {what}: {error}") from None
+            else:
+                refusal = self._refusal(what, answer)
+                if refusal is not None:
+                    raise refusal
+                if answer.status not in RETRIED_STATUS or attempt >= self._retry.attempts:
+                    raise NetworkError(f"the Hub answered {what} with HTTP {answer.status}")
+                wait_s = retry_after_s(answer.headers.get("Retry-After"))
             time.sleep(self._retry.wait_s(attempt, wait_s))
             attempt += 1
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from dfqs import __version__
@@ -118,7 +119,7 @@ def build_report(out: Path) -> Report:
         return _report(record, stages)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         # Each line was checked by itself; what they add up to is checked by the report.
-        why = printable(str(error).partition("\n")[0], 200)
+        why = printable(shorten(str(error), 200, placeholder=" ..."), 200)
         raise FormatError(f"results that make no report ({why})", path=directory / "results.jsonl") from error
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.runtime import abi
-from dfqs.runtime.model import Buffer, Model, choice_of, logged_reason, parse_buffers
+from dfqs.runtime.log_lines import Buffer, logged_reason, parse_buffers
+from dfqs.runtime.model import Model, choice_of
 from dfqs.runtime.observe import EvalCallback, GraphCallback, TensorView, read_tensor
 
 __all__ = ["Buffer", "Context", "EvalCallback", "Model", "TensorView", "read_tensor"]

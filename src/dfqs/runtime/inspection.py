@@ -87,7 +87,7 @@ class ChatInspection:
             try:
                 self._renderer.render(self.templates[0], [_USER], {"bos_token": "", "eos_token": ""})
             except TemplateDropsMessage as error:
-                self.refusal = f"{error.args[0].partition(';')[0]}, so no conversation is answered"
+                self.refusal = f"{error.what}, so no conversation is answered"
             except TemplateExcess:
                 raise
             except RuntimeFailure:

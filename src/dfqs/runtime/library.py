@@ -155,7 +155,7 @@ def load_library(stop: StopFlag | None = None) -> Library:
     try:
         library = Library(str(path))
     except OSError as error:
-        hint = "; install the system's libgomp1" if "libgomp" in str(error) else ""
+        hint = "" if _has_openmp() else "; install the system's libgomp1"
         raise RuntimeFailure(f"llama.cpp could not be loaded from {path}: {error}{hint}") from None
     library.path = path
     _bind(library)
@@ -167,6 +167,14 @@ def load_library(stop: StopFlag | None = None) -> Library:
     library.llama_log_set(library._log_callback, None)
     library.llama_backend_init()
     return library
+
+
+def _has_openmp() -> bool:
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def check_layout(library: ctypes.CDLL) -> None:

@@ -2,10 +2,8 @@
 
 import ctypes
 import os
-import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -14,22 +12,8 @@ from dfqs.errors import RuntimeFailure, UsageError, printable
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import abi
 from dfqs.runtime.library import Library
+from dfqs.runtime.log_lines import logged_reason, parse_buffers
 from dfqs.runtime.rendering import shared
-
-_BUFFER_LINE = re.compile(r":\s+(\S+)\s+(.*?)\s*buffer size =\s*([\d.]+) MiB")
-_CACHE_LINE = re.compile(r": size =\s*([\d.]+) MiB \(\s*\d+ cells")
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """One allocation as llama.cpp reports it (in hundredths of a MiB)."""
-
-    device: str
-    """As llama.cpp calls it (`CPU`); empty for caches, which are reported over all devices."""
-    kind: str
-    """`model`, `cache` (KV, and states of recurrent layers), `compute`, `output`, or an architecture's own
-    (`DSV4 ... state`)."""
-    bytes: int
 
 
 class _Closable(Protocol):
@@ -215,24 +199,6 @@ class Model:
         self.close()
 
 
-def parse_buffers(lines: Sequence[str]) -> tuple[Buffer, ...]:
-    """Allocations named in log lines such as `CPU compute buffer size = 104.77 MiB`."""
-    found = []
-    for line in lines:
-        cache = _CACHE_LINE.search(line)
-        if cache is not None:
-            found.append(Buffer("", "cache", _bytes_of(cache[1])))
-        match = _BUFFER_LINE.search(line)
-        # The cells' own line says more: with simulated allocations the buffer line says 0.
-        if match is not None and match[2] not in ("KV", "RS"):
-            found.append(Buffer(match[1], match[2], _bytes_of(match[3])))
-    return tuple(found)
-
-
-def _bytes_of(mebibytes: str) -> int:
-    return round(float(mebibytes) * (1 << 20))
-
-
 def choice_of(value: str, table: Mapping[str, int], what: str) -> int:
     """The number that `value` stands for.
 
@@ -242,9 +208,3 @@ def choice_of(value: str, table: Mapping[str, int], what: str) -> int:
     if value not in table:
         raise UsageError(f"'{printable(value)}' is no {what}; choose from {', '.join(table)}")
     return table[value]
-
-
-def logged_reason(library: Library, mark: int) -> str:
-    """The first two errors logged: the first names the cause, later ones repeat that it failed."""
-    errors = library.log.errors_since(mark)
-    return "; ".join(errors[:2]) or "it gave no reason"

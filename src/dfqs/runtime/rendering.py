@@ -99,7 +99,10 @@ class Renderer:
             raise _exceeded(f"more than {self.limits.text_characters:,} characters of text")
         if "excess" in answer:
             raise _exceeded(f"more than {self.limits.memory_bytes >> 20} MiB of memory")
-        raise (TemplateDropsMessage if answer.get("drops") else RuntimeFailure)(str(answer["failure"]))
+        if "drops" in answer:
+            what, way_out = map(str, answer["drops"])
+            raise TemplateDropsMessage(what, way_out)
+        raise RuntimeFailure(str(answer["failure"]))
 
     def close(self) -> None:
         """End the process. Safe to call twice."""

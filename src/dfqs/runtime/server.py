@@ -9,7 +9,6 @@ import contextlib
 import errno
 import importlib
 import ipaddress
-import re
 import socket
 import tempfile
 from collections.abc import Callable
@@ -22,12 +21,12 @@ from dfqs.runtime.admission import make_admission
 from dfqs.runtime.front import Front
 from dfqs.runtime.inspection import ChatInspection
 from dfqs.runtime.library import PACKAGE, find_library
+from dfqs.runtime.log_lines import server_errors
 from dfqs.runtime.page import own_pages
 from dfqs.runtime.worker import Worker
 from dfqs.runtime.worker_context import WorkerContext
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
-_ERROR_LINE = re.compile(r"[\d.]+ E (?P<text>.+)")
 _BACKLOG = 1024
 _SOCKET_PATH_ROOM = 60
 """Of 108 bytes, what is left for the directory."""
@@ -111,7 +110,7 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         except RuntimeFailure as error:
             # Its log is whole only then.
             worker.close()
-            reasons = [match["text"] for line in worker.log_lines if (match := _ERROR_LINE.match(line))]
+            reasons = server_errors(worker.log_lines)
             if not reasons:
                 raise
             raise RuntimeFailure(f"llama-server could not start: {reasons[0]}") from error

@@ -50,7 +50,19 @@ class TemplateRefusal(jinja2.TemplateError):
 
 
 class TemplateDropsMessage(RuntimeFailure):
-    """The rendered text lacks what the user or the system said."""
+    """The rendered text lacks what the user or the system said.
+
+    Args:
+        what: which message, in words.
+        way_out: what to do about it.
+    """
+
+    def __init__(self, what: str, way_out: str) -> None:
+        self.what, self.way_out = what, way_out
+        super().__init__(f"{what}; {way_out}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.what, self.way_out))
 
 
 class GenerationTag(Extension):
@@ -117,7 +129,7 @@ def render_conversation(
             return text
         role = missing or "user"
         way_out = "--raw does without the template" if role == "user" else "say it in the prompt, or do without it"
-        failures.append(TemplateDropsMessage(f"the model's chat template drops the {role} message; {way_out}"))
+        failures.append(TemplateDropsMessage(f"the model's chat template drops the {role} message", way_out))
     # The first says what the template makes of the conversation as it was given.
     raise failures[0]
 

@@ -38,8 +38,10 @@ def _answer(line: bytes, output_bytes: int) -> bytes:
         if len(text) > output_bytes:
             return b'{"excess": "text"}'
         return json.dumps({"text": text}).encode()
+    except TemplateDropsMessage as error:
+        return json.dumps({"drops": [error.what, error.way_out]}).encode()
     except RuntimeFailure as error:
-        return json.dumps({"failure": str(error), "drops": isinstance(error, TemplateDropsMessage)}).encode()
+        return json.dumps({"failure": str(error)}).encode()
     except MemoryError:
         return b'{"excess": "memory"}'
     except Exception as error:
