@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dfqs.gguf import GGMLType, TensorSource, ValueType, array, string, u32, write_gguf
-from dfqs.shards import plan_split, split
+from dfqs.shards.split import plan_split, split
 from dfqs.units import format_bytes
 
 SAMPLE_S = 0.01

@@ -25,7 +25,7 @@ WORDS = {
 WAITING = """
 import sys, time
 from dfqs.cli.signals import take_signals
-import dfqs.shards.merge, dfqs.inplace.mover
+import dfqs.shards.plain_merge, dfqs.inplace.mover
 def wait(*arguments):
     print("copying", flush=True)
     time.sleep(60)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dfqs.shards import plan_split, split
+from dfqs.shards.split import plan_split, split
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 

@@ -14,7 +14,7 @@ from dfqs.errors import SpaceError, UsageError
 from dfqs.inplace import is_unfinished, merge_inplace, plan_inplace
 from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import working_path
-from dfqs.inplace.plan_inplace import plan_in_place
+from dfqs.inplace.plan_resident import plan_in_place
 from dfqs.shards import merge, plan_merge
 from dfqs.storage.disk import LocalDisk
 from inplace_cases import assert_tensors, insertable_fixture, make_shards, mode_fixture, run_mode, shards_fixture  # noqa: F401 - fixtures

@@ -18,7 +18,7 @@ from dfqs.inplace.execute import Place, begin, carry_on, undo
 from dfqs.inplace.job import State
 from dfqs.inplace.journal import Journal, journal_path
 from dfqs.inplace.plan_consume import plan_consume
-from dfqs.inplace.plan_inplace import JobPlan, plan_in_place
+from dfqs.inplace.plan_resident import JobPlan, plan_in_place
 from dfqs.shards import plan_merge
 from dfqs.shards.plan import MergePlan
 from memory_disk import MemoryDisk, PowerLoss

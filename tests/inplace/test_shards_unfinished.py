@@ -171,7 +171,7 @@ def test_disk_that_fills_up_under_a_plain_merge_leaves_nothing(small_tmpfs: Path
     leave(small_tmpfs, 300_000)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SpaceError, match="the disk is full"):
         # As when another process fills the disk after the check.
-        patch.setattr(sys.modules["dfqs.shards.merge"], "require_space", lambda *arguments: None)
+        patch.setattr(sys.modules["dfqs.shards.plain_merge"], "require_space", lambda *arguments: None)
         merge(plan, small_tmpfs / "out.gguf")
 
     assert not list(small_tmpfs.glob("*out*"))

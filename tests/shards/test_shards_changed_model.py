@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import FormatError, ShardError
-from dfqs.shards import merge, plan_merge, plan_split, split
+from dfqs.shards import merge, plan_merge
 from dfqs.shards.repair import plan_repair, repair
+from dfqs.shards.split import plan_split, split
 from inplace_cases import make_shards
 
 

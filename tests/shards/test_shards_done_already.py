@@ -10,7 +10,7 @@ import pytest
 
 from dfqs.cli.main import run
 from dfqs.shards import merge, plan_merge
-from dfqs.shards.merge import merged_already
+from dfqs.shards.plain_merge import merged_already
 from dfqs.storage.cache import cache_directory
 from inplace_cases import shards_fixture  # noqa: F401 - fixtures
 from shard_inputs import sha256

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dfqs.errors import IntegrityError
 from dfqs.inplace.journal import KIND, SCHEMA, Journal, journal_path
-from dfqs.inplace.plan_inplace import plan_in_place
+from dfqs.inplace.plan_resident import plan_in_place
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import LocalDisk
 from dfqs.storage.lines import encode_line

@@ -9,7 +9,8 @@ import pytest
 from dfqs.errors import FormatError, ShardError, SpaceError, UsageError
 from dfqs.gguf import GGMLType, read_header
 from dfqs.gguf.file import GGUFFile
-from dfqs.shards import merge, merged_path, plan_merge, plan_split, split
+from dfqs.shards import merge, merged_path, plan_merge
+from dfqs.shards.split import plan_split, split
 from shard_inputs import (
     EXPERTS,
     Tensor,

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from dfqs.errors import UsageError
 from dfqs.gguf import read_header
-from dfqs.shards import merge, plan_merge, plan_split, split
+from dfqs.shards import merge, plan_merge
+from dfqs.shards.split import plan_split, split
 from shard_inputs import model_tensors, sha256, write_model, write_tiny
 
 

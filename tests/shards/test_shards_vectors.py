@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import shard_cases
-from dfqs.shards import merge, plan_merge, plan_split, split
+from dfqs.shards import merge, plan_merge
+from dfqs.shards.split import plan_split, split
 from shard_cases import FOREIGN_SHARDS, SPLITS
 from shard_inputs import sha256
 

@@ -21,8 +21,9 @@ from dfqs.evaluate.subject import describe_subject, known_subject
 from dfqs.evaluate.suites import SUITES, find_suite
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress
+from dfqs.report.evaluation import publish_report
 from dfqs.report.markdown import render_summary
-from dfqs.report.record import build_report, check_report_place, write_report
+from dfqs.report.record import build_report, check_report_place
 from dfqs.runtime.checks import check_model
 from dfqs.units import format_duration
 
@@ -73,8 +74,8 @@ def command(
     if dry_run:
         _describe(request, json_)
         return
+    longest = request.longest
     check_report_place(output)
-    longest = max(request.suite.context_lengths[-1], request.lengths[-1])
     with ExitStack() as stack:
         answerer: Answerer
         opened: ModelFiles | None = None
@@ -103,13 +104,7 @@ def command(
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")
     report = build_report(directory)
-    paths = write_report(report, directory)
-    if (
-        any(value is not None for value in report.metrics.model_dump().values())
-        or not (output / "report.json").exists()
-    ):
-        # A run in which nothing was measured does not replace the report of one that has something to say.
-        paths = write_report(report, output)
+    paths = publish_report(report, directory, output)
     if json_:
         print_json(report.model_dump(mode="json"))
         return

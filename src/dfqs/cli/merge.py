@@ -17,7 +17,7 @@ from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import unfinished_beside
 from dfqs.inplace.merge import MIN_WINDOW_BYTES
 from dfqs.shards import MergePlan, merge, merged_path, plan_merge
-from dfqs.shards.merge import merged_already, refuse_source_as_target
+from dfqs.shards.plain_merge import merged_already, refuse_source_as_target
 from dfqs.storage.atomic import check_writable_target
 from dfqs.storage.space import require_space
 from dfqs.units import format_bytes, format_duration, parse_size

@@ -9,7 +9,7 @@ from dfqs.cli.documents.shards import SplitDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import DryRun, Json
 from dfqs.cli.output import emit, print_plain
-from dfqs.shards import plan_split, split
+from dfqs.shards.split import plan_split, split
 from dfqs.units import format_bytes, format_number_of, parse_size
 
 

@@ -93,6 +93,11 @@ class Request:
             raise UsageError(f"--max-context is below the suite's shortest length of {self.suite.context_lengths[0]:,}")
         return tuple(lengths)
 
+    @property
+    def longest(self) -> int:
+        """Context that is needed, in tokens."""
+        return max(self.suite.context_lengths[-1], self.lengths[-1])
+
 
 def evaluate(
     answerer: Answerer,

@@ -20,7 +20,7 @@ from dfqs.inplace.gap import remove_gap
 from dfqs.inplace.job import Job, Resident, State
 from dfqs.inplace.journal import Journal, working_path
 from dfqs.inplace.mover import Mover, refuse_other_bytes
-from dfqs.inplace.plan_inplace import HEAD_BYTES, JobPlan
+from dfqs.inplace.plan_resident import HEAD_BYTES, JobPlan
 from dfqs.inplace.unchanged import ShardGuard, require_alone
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import require_stamp

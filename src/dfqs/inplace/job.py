@@ -1,6 +1,6 @@
 """A merge that consumes its shards, as data: all that is needed to carry it on after a crash.
 
-Pure: made by `dfqs.inplace.plan_inplace` and `dfqs.inplace.plan_consume`, kept in the journal, carried out by
+Pure: made by `dfqs.inplace.plan_resident` and `dfqs.inplace.plan_consume`, kept in the journal, carried out by
 `dfqs.inplace.execute`.
 """
 

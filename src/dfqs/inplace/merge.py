@@ -18,10 +18,10 @@ from dfqs.inplace.in_use import refuse_in_use
 from dfqs.inplace.job import Freeing, Mode, State
 from dfqs.inplace.journal import RESERVED_BYTES, Journal, journal_path, working_path
 from dfqs.inplace.plan_consume import plan_consume
-from dfqs.inplace.plan_inplace import JobPlan, largest_shard, plan_in_place
+from dfqs.inplace.plan_resident import JobPlan, largest_shard, plan_in_place
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import locked_for_use
-from dfqs.shards.merge import MergeResult, refuse_source_as_target
+from dfqs.shards.plain_merge import MergeResult, refuse_source_as_target
 from dfqs.shards.plan import MergePlan
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.storage.atomic import check_writable_target, storage_errors

@@ -3,7 +3,7 @@
 import hashlib
 
 from dfqs.inplace.job import Freeing, Job
-from dfqs.inplace.plan_inplace import JobPlan, describe_source
+from dfqs.inplace.plan_resident import JobPlan, describe_source
 from dfqs.shards.plan import MergePlan
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from dfqs.gguf import FileSource, Header, TensorInfo, read_header
 from dfqs.gguf.layout import squeeze_shape
 from dfqs.gguf.shard import SPLIT_KEYS
-from dfqs.inplace.plan_inplace import PADDING_KEY
+from dfqs.inplace.plan_resident import PADDING_KEY
 from dfqs.integrity.findings import Finding, Severity, has_errors
 from dfqs.model.files import open_model
 from dfqs.model.hashes import is_expert_tensor

@@ -1,9 +1,9 @@
 """A model's shards from the Hub straight into one file, each byte written once."""
 
+from dfqs.pull.execute import PullResult, forget_pull, plan_pull, pull, require_room
 from dfqs.pull.headers import read_remote_headers
 from dfqs.pull.hub import Hub, hub_endpoint
 from dfqs.pull.plan import PullPlan, output_path
-from dfqs.pull.pull import PullResult, forget_pull, plan_pull, pull, require_room
 from dfqs.pull.retry import RetryPolicy
 
 __all__ = [

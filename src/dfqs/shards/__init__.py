@@ -2,9 +2,9 @@
 
 from dfqs.gguf.shard import Shard, read_shards
 from dfqs.gguf.shard_names import merged_path
-from dfqs.shards.merge import MergeResult, merge
+from dfqs.shards.plain_merge import MergeResult, merge
 from dfqs.shards.plan import Copy, MergePlan, plan_merge, plan_merge_of
-from dfqs.shards.split import SplitPlan, plan_split, split
+from dfqs.shards.split import SplitPlan, plan_split
 
 __all__ = [
     "Copy",
@@ -18,5 +18,4 @@ __all__ = [
     "plan_merge_of",
     "plan_split",
     "read_shards",
-    "split",
 ]

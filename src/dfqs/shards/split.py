@@ -19,7 +19,7 @@ from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COU
 from dfqs.gguf.shard_names import MAX_SHARDS, ShardName
 from dfqs.gguf.writer import Key
 from dfqs.progress import Progress, no_progress
-from dfqs.shards.merge import open_unchanged
+from dfqs.shards.plain_merge import open_unchanged
 from dfqs.shards.plan import carried_key
 from dfqs.storage.atomic import (
     check_writable_target,
