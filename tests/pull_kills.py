@@ -200,10 +200,10 @@ def _read_state(out: Path) -> tuple[str, int]:
 
 def read_journal(out: Path) -> list[dict[str, object]]:
     """Records of the journal, for as long as lines are whole."""
-    path = out.with_name(out.name + ".part.journal")
+    path = out.with_name(out.name + ".pull-journal")
     if not path.exists():
         return []
-    return [json.loads(line[9:]) for line in path.read_bytes().split(b"\n") if line.endswith(b"}")]
+    return [json.loads(line[17:]) for line in path.read_bytes().split(b"\n") if line.endswith(b"}")]
 
 
 class _wrong_once:  # noqa: N801 - a trouble, named as what it does

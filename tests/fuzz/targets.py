@@ -16,6 +16,7 @@ from dfqs.integrity.manifest import manifest_findings, read_manifest
 from dfqs.model.classes import CLASSES
 from dfqs.model.spec import read_model_spec
 from dfqs.pull.hub import _checked_file
+from dfqs.pull.journal import KIND as PULL_JOURNAL
 from dfqs.pull.journal import PullJournal
 from dfqs.pull.selection import describe_choices, list_choices
 from dfqs.quantize.imatrix_file import read_imatrix
@@ -178,8 +179,8 @@ IDENTITY = {"files": ["m.gguf"]}
 def _pull_journal(_: Path) -> bytes:
     identity = hashlib.sha256(json.dumps(IDENTITY, separators=(",", ":")).encode()).hexdigest()
     head = {
-        "schema": "dfqs.pull-journal/1",
-        "identity": identity,
+        "schema": PULL_JOURNAL.schema,
+        "fingerprint": identity,
         "origin": {"repo": "owner/m"},
         "chunk_bytes": 1 << 20,
     }
@@ -188,7 +189,7 @@ def _pull_journal(_: Path) -> bytes:
 
 
 def _seal_pull_line(text: bytes) -> bytes:
-    return b"%08x %s" % (zlib.crc32(text), text)
+    return hashlib.sha256(text).hexdigest()[:16].encode() + b" " + text
 
 
 def _read_pull_journal(data: bytes, scratch: Path) -> None:

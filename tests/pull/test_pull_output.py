@@ -100,7 +100,7 @@ def test_a_lost_part_file_is_not_believed_to_be_there(repository: Repository, tm
     repository.hub.trouble = die
     with pytest.raises(NetworkError):
         repository.pull(out, plan)
-    assert b'"verified":0' in out.with_name("m.gguf.part.journal").read_bytes()
+    assert b'"verified":0' in out.with_name("m.gguf.pull-journal").read_bytes()
     out.with_name("m.gguf.part").unlink()
     repository.hub.trouble = None
 
@@ -219,7 +219,7 @@ def test_two_pulls_of_one_output_do_not_write_into_each_other(repository: Reposi
     assert out.read_bytes() == repository.merged
 
 
-@pytest.mark.parametrize("suffix", [".part", ".part.rest", ".part.journal"])
+@pytest.mark.parametrize("suffix", [".part", ".part.rest", ".pull-journal"])
 def test_a_link_planted_under_a_working_file_s_name_is_not_written_through(
     repository: Repository, tmp_path: Path, suffix: str
 ) -> None:

@@ -253,7 +253,7 @@ def test_after_a_kill_past_the_naming_the_same_command_writes_the_manifest_and_s
     assert run(["verify", str(out), "--manifest", str(tmp_path / "m.gguf.manifest.json")]) == 0
 
 
-@pytest.mark.parametrize("suffix", ["", ".part", ".part.rest", ".part.journal", ".manifest.json"])
+@pytest.mark.parametrize("suffix", ["", ".part", ".part.rest", ".pull-journal", ".manifest.json"])
 def test_a_pipe_under_a_name_that_a_pull_writes_is_refused_and_nobody_waits_for_it(
     repository: Repository, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

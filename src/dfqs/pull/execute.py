@@ -22,8 +22,8 @@ from dfqs.pull.finished import (
 )
 from dfqs.pull.headers import read_remote_headers
 from dfqs.pull.hub import Hub
-from dfqs.pull.journal import Progressed, PullJournal
-from dfqs.pull.output import PullOutput, journal_path, part_path, rest_path, taken_bytes
+from dfqs.pull.journal import KIND, Progressed, PullJournal
+from dfqs.pull.output import PullOutput, journal_path, older_journal_path, part_path, rest_path, taken_bytes
 from dfqs.pull.plan import CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, PullPlan, plan_pull_of, require_few_chunks
 from dfqs.pull.ranges import RangeClient
 from dfqs.pull.retry import RetryPolicy
@@ -128,6 +128,9 @@ def pull(
         # Killed after the model got its name, or asked for twice: the files themselves say whether it is all there.
         return finish.look_at_published(plan, out)
     check_writable_target(part_path(out), overwrite=True)
+    if restart:
+        older_journal_path(out).unlink(missing_ok=True)
+    KIND.refuse_older(older_journal_path(out))
     if not restart and part_path(out).exists() and not journal_path(out).exists():
         raise UsageError(
             f"{part_path(out)} is in the way and belongs to no pull that is known here (another program's, perhaps); "

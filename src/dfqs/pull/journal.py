@@ -6,26 +6,27 @@ data but leaves its record does no harm. A torn last line ends the journal there
 a journal lies beside a model, so a stranger can have written it. It cannot make a pull believe anything.
 """
 
-import json
-import os
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfqs.errors import FormatError, UsageError, printable
 from dfqs.pull.plan import MAX_CHUNKS, MIN_CHUNK_BYTES
-from dfqs.records import parse_json, sha256_of
-from dfqs.storage.atomic import fsync_directory, storage_errors
-from dfqs.storage.locks import open_locked
+from dfqs.records import sha256_of
+from dfqs.storage.atomic import storage_errors
+from dfqs.storage.disk import Disk, LocalDisk
+from dfqs.storage.journal import Journal, JournalKind
 
-SCHEMA = "dfqs.pull-journal/1"
-_BEGINNING = b'{"schema":"dfqs.'
 LIMIT_BYTES = 512 << 20
-"""Read of a journal at most. A model in `MAX_CHUNKS` chunks makes 120 MB; what is beyond is fetched again."""
-_LINE_LIMIT_BYTES = 4096
-_READ_BYTES = 1 << 20
+"""A journal that is larger was not written here: a model in `MAX_CHUNKS` chunks makes 130 MB."""
+KIND = JournalKind(
+    schema="dfqs.pull-journal/2",
+    work="pull",
+    busy="another dfqs pull is writing this output",
+    give_up="give --restart to throw away what it fetched",
+    limit_bytes=LIMIT_BYTES,
+    line_bytes=64 << 10,
+    is_claims=True,
+)
 _MAX_FILES = 1 << 17
 _MAX_CHUNK_BYTES = (1 << 63) - 1
 _DIGITS = frozenset("0123456789abcdef")
@@ -47,15 +48,14 @@ class PullJournal:
     """The journal of one output, open and locked for as long as this object lives.
 
     Raises:
-        UsageError: another pull of the same output is at work.
+        UsageError: another pull of the same output is at work, or something else has the journal's name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, disk: Disk | None = None) -> None:
         self.path = path
+        disk = disk or LocalDisk()
         with storage_errors(path):
-            busy = f"another dfqs pull is writing {path}; wait for it or stop it"
-            self._handle = open_locked(path, busy, append=True)
-        self._closed = False
+            self._journal = Journal.open_or_create(disk, path, KIND)
 
     def start(
         self, identity: dict[str, Any], origin: dict[str, Any], chunk_bytes: int, *, fresh: bool = False
@@ -69,95 +69,40 @@ class PullJournal:
             fresh: begin anew, since the file that the journal speaks of is gone.
 
         Raises:
-            UsageError: the journal is for other files.
+            UsageError: the journal is for other files, or none of a pull.
+            IntegrityError: another version of dfqs left it.
         """
-        self._refuse_foreign()
         expected = sha256_of(identity)
         progressed = Progressed(chunk_bytes)
-        good_end = 0
-        for end, record in () if fresh else self._read():
-            if good_end == 0:
-                if record.get("schema") != SCHEMA or record.get("identity") != expected:
-                    raise UsageError(
-                        f"{self.path} is of another pull ({printable(str(record.get('origin')), 300)}); finish that "
-                        "one, or give --restart to throw away what it fetched"
-                    )
-                if not _is_number(record.get("chunk_bytes"), MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES):
-                    break
-                progressed.chunk_bytes = record["chunk_bytes"]
-            elif not _apply(progressed, record):
-                break
-            good_end = end
+
+        def take(number: int, record: dict[str, Any]) -> bool:
+            if number > 0:
+                return _apply(progressed, record)
+            if not _is_number(record.get("chunk_bytes"), MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES):
+                return False
+            progressed.chunk_bytes = record["chunk_bytes"]
+            return True
+
         with storage_errors(self.path):
-            os.ftruncate(self._handle, good_end)
-            if good_end == 0:
-                self._append({"schema": SCHEMA, "identity": expected, "origin": origin, "chunk_bytes": chunk_bytes})
-                os.fsync(self._handle)
-                fsync_directory(self.path.parent)
+            if fresh or not self._journal.read(take, fingerprint=expected):
+                self._journal.begin({"origin": origin, "chunk_bytes": chunk_bytes}, fingerprint=expected)
         return progressed
 
     def record_chunk(self, file: int, chunk: int, sha256: str) -> None:
         """A chunk was written."""
-        self._append({"chunk": [file, chunk], "sha256": sha256})
+        self._journal.append({"chunk": [file, chunk], "sha256": sha256}, durable=False)
 
     def record_dropped(self, file: int, chunk: int) -> None:
         """A chunk that was recorded is not to be counted on."""
-        self._append({"dropped": [file, chunk]})
+        self._journal.append({"dropped": [file, chunk]}, durable=False)
 
     def record_verified(self, file: int) -> None:
         """A whole file was found right."""
-        self._append({"verified": file})
-        with storage_errors(self.path):
-            os.fdatasync(self._handle)
+        self._journal.append({"verified": file})
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            os.close(self._handle)
-
-    def _append(self, record: dict[str, Any]) -> None:
-        text = json.dumps(record, separators=(",", ":")).encode()
-        with storage_errors(self.path):
-            # One write to a file opened for appending: lines of several threads do not mix.
-            os.write(self._handle, b"%08x %s\n" % (zlib.crc32(text), text))
-
-    def _refuse_foreign(self) -> None:
-        """Raises UsageError where something else has the journal's name: it would be cut to nothing."""
-        with storage_errors(self.path):
-            head = os.pread(self._handle, 9 + len(_BEGINNING), 0)
-        # Zeroes are what a power cut leaves of a first line.
-        if any(head) and not _BEGINNING.startswith(head[9:]):
-            raise UsageError(f"{self.path} is in the way and is no journal of a pull; move it away")
-
-    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(end of line, record) for as long as lines are whole."""
-        end = 0
-        for line in self._lines():
-            if len(line) < 10 or line[:8] != b"%08x" % zlib.crc32(line[9:-1]):
-                return
-            try:
-                record = parse_json(line[9:-1])
-            except FormatError:
-                return
-            if not isinstance(record, dict):
-                return
-            end += len(line)
-            yield end, record
-
-    def _lines(self) -> Iterator[bytes]:
-        """Lines with their ends, read through the handle that is locked; a line of ours is short."""
-        rest = b""
-        for offset in range(0, LIMIT_BYTES, _READ_BYTES):
-            with storage_errors(self.path):
-                data = os.pread(self._handle, _READ_BYTES, offset)
-            lines = (rest + data).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                if len(line) >= _LINE_LIMIT_BYTES:
-                    return
-                yield line + b"\n"
-            if len(data) < _READ_BYTES or len(rest) >= _LINE_LIMIT_BYTES:
-                return
+        """Let another process have it. Safe to repeat."""
+        self._journal.close()
 
 
 def _apply(progressed: Progressed, record: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from dfqs.errors import FormatError, IntegrityError
 from dfqs.pull.hub import RemoteFile
+from dfqs.pull.journal import KIND
 from dfqs.pull.plan import Layout, Place, PullPlan
 from dfqs.storage.atomic import publish_file, storage_errors
 from dfqs.storage.files import open_own, read_at, write_at
@@ -33,6 +34,11 @@ def rest_path(out: Path) -> Path:
 
 def journal_path(out: Path) -> Path:
     """What is known of the model under way."""
+    return KIND.path_beside(out)
+
+
+def older_journal_path(out: Path) -> Path:
+    """What dfqs 0.1 called it."""
     return out.with_name(out.name + ".part.journal")
 
 

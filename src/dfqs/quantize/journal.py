@@ -65,9 +65,7 @@ class Journal:
         """Whether there was nothing to go on with."""
         disk = disk or LocalDisk()
         with storage_errors(path):
-            self._journal = StoredJournal.open(disk, path, KIND, wait_s=LOCK_WAIT_S) or StoredJournal.create(
-                disk, path, KIND
-            )
+            self._journal = StoredJournal.open_or_create(disk, path, KIND, wait_s=LOCK_WAIT_S)
             try:
                 if restart or not self._journal.read(self._take, fingerprint=fingerprint):
                     self.is_new = True

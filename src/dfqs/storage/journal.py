@@ -8,6 +8,7 @@ What is damaged in the middle is refused, unless every record is a claim that is
 what follows are cut off, and done again. See docs/decisions/journal.md.
 """
 
+import contextlib
 import errno
 import os
 import threading
@@ -127,6 +128,14 @@ class Journal:
             if time.monotonic() >= deadline:
                 raise UsageError(f"{kind.busy} ({path} is locked); wait for it or stop it")
             time.sleep(_WAIT_STEP_S)
+
+    @classmethod
+    def open_or_create(cls, disk: Disk, path: Path, kind: JournalKind, *, wait_s: float = 0.0) -> "Journal":
+        """Open and lock what is there, or an empty one. Raises as `open`."""
+        while True:
+            with contextlib.suppress(FileExistsError):
+                # Else another process came between.
+                return cls.open(disk, path, kind, wait_s=wait_s) or cls.create(disk, path, kind)
 
     def begin(self, header: dict[str, Any], *, fingerprint: str | None = None) -> None:
         """Write the header, and forget what was there; from here on the journal counts. Durable when this returns.
