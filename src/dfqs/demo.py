@@ -118,6 +118,8 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         UsageError: a file of somebody else stands under the name of one of its own.
         DfqsError: whatever stops a step.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a directory, which is made where there is none")
     earlier = _earlier_files(out)
     story = _Story(narrator)
     with _work_directory(out) as work:

@@ -207,3 +207,17 @@ def test_the_demonstration_replaces_only_what_it_made_itself(spoil: Callable[[Pa
         run_demo(tmp_path, Silent())
 
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("verb", [["demo", "--out"], ["eval", "--endpoint", "http://127.0.0.1:9/v1", "-o"]])
+def test_a_file_where_a_directory_is_wanted_is_refused_in_words(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both ended with the number of an operating system's error, and eval said that results were stored."""
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years of work")
+
+    assert run([*verb, str(thesis)]) == 2
+
+    assert "is a file; name a directory" in capsys.readouterr().err
+    assert thesis.read_text() == "years of work"

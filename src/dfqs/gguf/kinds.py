@@ -45,7 +45,7 @@ VOCABULARY = FileKind(
     "vocabulary", "a vocabulary without weights", "It serves to test tokenizers; give the file that has the weights."
 )
 LOGITS = FileKind(
-    "logits", "a record of logits", "`dfqs perplexity MODEL --against` compares a model with it; give the model."
+    "logits", "a record of logits", "`dfqs perplexity MODEL --reference` compares a model with it; give the model."
 )
 OTHER_KINDS = (ADAPTER, PROJECTOR, IMATRIX, CONTROL_VECTOR, VOCABULARY, LOGITS)
 _BY_TYPE = {

@@ -139,8 +139,10 @@ def check_report_place(directory: Path) -> tuple[Path, Path]:
     """Where a directory's report goes, refused before work is spent on it where other files are in the way.
 
     Raises:
-        UsageError: `report.json` or `report.md` is there and is no report of dfqs.
+        UsageError: it is a file, or `report.json` or `report.md` is there and is no report of dfqs.
     """
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file; name a directory, which is made where there is none")
     paths = directory / "report.json", directory / "report.md"
     for path in paths:
         if path.exists() or path.is_symlink():
