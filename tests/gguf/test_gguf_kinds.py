@@ -94,7 +94,16 @@ def test_inspect_calls_it_what_it_is_and_not_a_dense_model(
     assert record["kind"] == code
 
 
-@pytest.mark.parametrize("words", [["run", "-p", "hi"], ["quantize", "out.gguf", "--class", "Q8_0"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "-p", "hi"],
+        ["quantize", "out.gguf", "--class", "Q8_0"],
+        ["imatrix", "-o", "out.gguf"],
+        ["perplexity"],
+        ["eval", "-o", "out.gguf"],
+    ],
+)
 def test_verbs_that_need_a_model_say_what_the_file_is(
     words: list[str], other: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dfqs import __version__
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
-from dfqs.model.files import open_model
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.calibration import Corpus, Stream, shipped_corpus
 from dfqs.quantize.coverage import Coverage, measure_coverage
@@ -34,6 +34,7 @@ from dfqs.quantize.imatrix_file import (
 from dfqs.quantize.imatrix_sums import Float32
 from dfqs.records import parse_json, sha256_of
 from dfqs.runtime import Worker
+from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.worker_context import WorkerContext
@@ -100,7 +101,7 @@ class ImatrixOutcome:
 
 
 def measure_importance(
-    model: Path,
+    model: Path | ModelFiles,
     out: Path,
     *,
     corpus: Corpus | None = None,
@@ -127,7 +128,7 @@ def measure_importance(
         UsageError: the corpus is too short; a checkpoint of another measurement lies there.
     """
     job = ImatrixJob(
-        model=model.absolute(),
+        model=check_model(model).path.absolute(),
         out=out.absolute(),
         corpus=corpus if corpus is not None else shipped_corpus(),
         chunk_tokens=chunk_tokens,

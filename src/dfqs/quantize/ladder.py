@@ -47,7 +47,7 @@ class Rung:
 
 
 def measure_ladder(
-    source: Path,
+    source: Path | ModelFiles,
     directory: Path,
     classes: Sequence[DeploymentClass],
     text: str,
@@ -73,9 +73,9 @@ def measure_ladder(
             refuses.
     """
     model = read_source(source)
-    names = _rung_names(source, classes)
+    names = _rung_names(model.path, classes)
     directory.mkdir(parents=True, exist_ok=True)
-    inputs = [*(Path(header.source_name) for header in model.headers), *([imatrix] if imatrix else [])]
+    inputs = [*model.paths, *([imatrix] if imatrix else [])]
     reference_path = _check_directory(directory, [*inputs, *(directory / name for name in names)], overwrite)
     rungs: list[Rung] = []
     with Worker(threads=threads) as worker:
@@ -94,10 +94,10 @@ def measure_ladder(
             return worker.call(measure_losses, job)
 
         total = len(classes) + 1
-        progress(0, total, source.name)
-        first = measure(source, None)
+        progress(0, total, model.path.name)
+        first = measure(model.path, None)
         write_losses(reference_path, first.losses, overwrite=True)
-        rungs.append(_rung(SOURCE, source, summarise(first), None))
+        rungs.append(_rung(SOURCE, model.path, summarise(first), None))
         previous = first.losses
         for index, (class_, name) in enumerate(zip(classes, names, strict=True), start=1):
             progress(index, total, class_.name)
@@ -105,7 +105,8 @@ def measure_ladder(
             if out.exists() and not overwrite:
                 _require_rung(out, model, class_, imatrix)
             else:
-                make(source, out, class_)
+                # Opened anew: hours lie between two rungs.
+                make(model.path, out, class_)
             measured = measure(out, reference_path)
             step = estimate_difference(measured.losses.nll, previous.nll)
             rungs.append(_rung(class_.name, out, summarise(measured, first.losses), step))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure, UsageError
-from dfqs.model.files import open_model
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference, estimate_mean
 from dfqs.quantize.calibration import heldout_text
@@ -33,6 +33,7 @@ from dfqs.quantize.logits_file import (
 )
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
+from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.library import LIBRARY_VARIABLE, PINNED_VERSION
 from dfqs.runtime.worker_context import WorkerContext
@@ -120,7 +121,7 @@ def plan_windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
 
 
 def measure_perplexity(
-    model: Path,
+    model: Path | ModelFiles,
     text: str | None = None,
     *,
     window_tokens: int = WINDOW_TOKENS,
@@ -146,7 +147,7 @@ def measure_perplexity(
     """
     words = heldout_text() if text is None else text
     job = PerplexityJob(
-        model.absolute(),
+        check_model(model).path.absolute(),
         words,
         window_tokens,
         stride_tokens,

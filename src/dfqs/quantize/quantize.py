@@ -57,7 +57,7 @@ class Quantized:
 
 
 def quantize(
-    source_path: Path,
+    source: Path | ModelFiles,
     out: Path,
     class_: DeploymentClass,
     *,
@@ -74,7 +74,7 @@ def quantize(
     """Write `out` as `class_` says. Killed at any moment, the same call goes on where it was.
 
     Args:
-        source_path: a file, or the first shard.
+        source: a file, or the first shard.
         out: the file; with `max_shard_bytes` its name without `.gguf` is the prefix of the shards' names.
         memory_bytes: peak of the worker process, whatever the model's size.
         restart: throw away what an interrupted run left.
@@ -87,7 +87,7 @@ def quantize(
         FormatError: the source is damaged, or holds weights that are no numbers.
         SpaceError: the disk has no room; what was written so far is kept and used.
     """
-    source = read_source(source_path)
+    source = read_source(source)
     plan = plan_source(source, class_)
     check_experts(source, class_)
     check_input_types(plan, allow_requantize)

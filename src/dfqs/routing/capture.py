@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfqs.errors import RuntimeFailure
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.routing.identity import as_words, read_identity
 from dfqs.routing.prompts import Prompt
@@ -47,7 +48,7 @@ class CaptureSummary:
 
 def capture_trace(
     worker: Worker,
-    model: Path,
+    model: Path | ModelFiles,
     prompts: Sequence[Prompt],
     out: Path,
     *,
@@ -70,7 +71,8 @@ def capture_trace(
         UsageError: the model is dense, or `out` exists.
         RuntimeFailure: llama.cpp failed, computes what is no numbers, or its graph shows no routing.
     """
-    identity, hash_layers = read_identity(model)
+    opened = open_model(model)
+    identity, hash_layers = read_identity(opened)
     wanted = {**REFERENCE, **(settings or {})}
     with atomic_writer(out, overwrite=overwrite) as file:
         writer: TraceWriter | None = None
@@ -95,7 +97,7 @@ def capture_trace(
             writer = TraceWriter(file, header)
 
         told = worker.reporting(on_event)
-        summary = told.call(trace_prompts, str(model), list(prompts), wanted, scores, context_tokens)
+        summary = told.call(trace_prompts, str(opened.path), list(prompts), wanted, scores, context_tokens)
         if writer is None:
             raise RuntimeFailure("the prompts hold no tokens")
         digest = writer.finish()

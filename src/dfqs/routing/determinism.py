@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from dfqs.errors import RuntimeFailure
 from dfqs.hardware import default_threads
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
 from dfqs.routing import load
@@ -150,7 +151,7 @@ class RouteCheck(Document):
 
 
 def check_routing(
-    path: Path,
+    model: Path | ModelFiles,
     *,
     profile: str = "standard",
     threads: int | None = None,
@@ -171,7 +172,9 @@ def check_routing(
         RuntimeFailure: llama.cpp failed under the reference conditions, or computes what is no numbers.
         WorkerCrash: it died.
     """
-    identity, hash_layers = read_identity(path)
+    opened = open_model(model)
+    path = opened.path
+    identity, hash_layers = read_identity(opened)
     require_choice(identity, hash_layers)
     with Worker(threads=threads) as worker:
         texts = [packaged_prompt(name) for name in ("first", "second", *LOAD_TEXTS)]

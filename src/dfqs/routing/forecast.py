@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dfqs.errors import RuntimeFailure
 from dfqs.hardware import default_threads
-from dfqs.model.files import open_model
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document
 from dfqs.routing.capture import RUNTIME, processor_name
@@ -70,7 +70,11 @@ class MarginReport(Document):
 
 
 def forecast_routing(
-    path: Path, *, threads: int | None = None, tokens: int = FORECAST_TOKENS, progress: Progress = no_progress
+    model: Path | ModelFiles,
+    *,
+    threads: int | None = None,
+    tokens: int = FORECAST_TOKENS,
+    progress: Progress = no_progress,
 ) -> MarginReport:
     """Fit each perturbation's noise on one text, forecast the flips of another, and count those.
 
@@ -82,10 +86,11 @@ def forecast_routing(
         UsageError: the model is dense, or its router has nothing to decide.
         RuntimeFailure: llama.cpp failed under the reference conditions, or computes what is no numbers.
     """
-    model = open_model(path)
-    identity, hash_layers = read_identity(model)
+    opened = open_model(model)
+    path = opened.path
+    identity, hash_layers = read_identity(opened)
     require_choice(identity, hash_layers)
-    groups = read_groups(model)
+    groups = read_groups(opened)
     forecasts, refused = [], {}
     with Worker(threads=threads) as worker:
         count = threads or default_threads()

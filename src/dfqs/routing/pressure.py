@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from dfqs.errors import UsageError
+from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
 from dfqs.routing.capture import REFERENCE, RUNTIME, load_model, processor_name
@@ -70,7 +71,7 @@ class PressureReport(Document):
 
 
 def measure_pressure(
-    path: Path,
+    model: Path | ModelFiles,
     lengths: Sequence[int],
     *,
     perturbed: Mapping[str, Any] | None = None,
@@ -90,7 +91,8 @@ def measure_pressure(
     """
     if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
         raise UsageError("lengths must ascend, and be at least 1")
-    identity, hash_layers = read_identity(path)
+    opened = open_model(model)
+    identity, hash_layers = read_identity(opened)
     require_choice(identity, hash_layers)
     change = dict(PERTURBED if perturbed is None else perturbed)
     prompts = [Prompt("document", growing_document(lengths[-1])), packaged_prompt(PROBE_TEXT)]
@@ -103,7 +105,9 @@ def measure_pressure(
                 progress(base + done, 2 * lengths[-1])
 
             runs.append(
-                worker.reporting(on_event).call(run_probes, str(path), prompts[0], prompts[1], list(lengths), settings)
+                worker.reporting(on_event).call(
+                    run_probes, str(opened.path), prompts[0], prompts[1], list(lengths), settings
+                )
             )
     require_choice(identity, hash_layers, runs[0][0].layers)
     points = tuple(
