@@ -1,13 +1,14 @@
 """What `serve` does before and around the model's server: templates tried, pages changed, addresses told."""
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfqs.errors import FormatError
+from dfqs.errors import FormatError, RuntimeFailure
 from dfqs.runtime.http_head import HttpRefusal, parse_request_head
 from dfqs.runtime.inspection import NO_TEMPLATE, ChatInspection, templates_of
 from dfqs.runtime.page import own_pages, with_tools_off
@@ -60,9 +61,12 @@ def test_a_template_that_hangs_on_one_word_only_is_found_when_the_word_comes() -
     with pytest.raises(TemplateExcess):
         kwargs = {"messages": [{"role": "user", "content": "magic"}]}
         ask(inspection, "/v1/chat/completions", {**hello, "chat_template_kwargs": kwargs})
-    odds: list[Any] = [{"self": 1}, {"template": "x"}, {"messages": 7}, 7, {"add_generation_prompt": []}]
+    odds: list[Any] = [{"messages": 7}, 7, {"add_generation_prompt": []}]
     for odd in odds:
         ask(inspection, "/v1/chat/completions", {**hello, "chat_template_kwargs": odd})
+    for untried in ({"self": 1}, {"template": "x"}):
+        with pytest.raises(RuntimeFailure, match="chat template"):
+            ask(inspection, "/v1/chat/completions", {**hello, "chat_template_kwargs": untried})
     bodies: list[Any] = [
         {"messages": 7},
         {"messages": [7]},
@@ -71,9 +75,59 @@ def test_a_template_that_hangs_on_one_word_only_is_found_when_the_word_comes() -
         {},
     ]
     for body in bodies:
-        ask(inspection, "/v1/messages", body)
+        # In a sentence, where there is nothing that the template could make a prompt of.
+        with contextlib.suppress(RuntimeFailure):
+            ask(inspection, "/v1/messages", body)
     # Nothing is rendered for it.
     ask(inspection, "/v1/completions", {"prompt": "magic"})
+    inspection.close()
+
+
+@pytest.mark.parametrize(
+    "stumble",
+    [
+        "{{ [].append(1) }}",
+        "{{ 'x'.unknown() }}",
+        "{{ 1 + 'x' }}",
+        "{% if 'magic' in messages[-1].content %}{{ 1 / 0 }}{% endif %}",
+    ],
+)
+def test_a_conversation_that_cannot_be_tried_here_does_not_reach_the_server(stumble: str) -> None:
+    """The server's engine forgives what ours does not, and would go on to the loop."""
+    inspection = ChatInspection((stumble + "{{ messages[0].content }}",), Renderer(TIGHT))
+    inspection.probe()
+
+    with pytest.raises(RuntimeFailure, match="template failed"):
+        ask(inspection, "/v1/chat/completions", {"messages": [{"role": "user", "content": "magic"}]})
+    inspection.close()
+
+
+def test_conversations_that_the_server_puts_in_order_for_a_template_reach_it() -> None:
+    strict = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.content + '' }}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments | items %}{{ k }}"
+        "{% endfor %}{% endfor %}{% endfor %}"
+    )
+    inspection = ChatInspection((strict,))
+    call = {"type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
+    user = {"role": "user", "content": "hello"}
+    for messages in (
+        [user],
+        [{"role": "system", "content": "Be brief."}, user],
+        [{"role": "user", "content": [{"type": "text", "text": "hello"}]}],
+        [user, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "12"}],
+    ):
+        ask(inspection, "/v1/chat/completions", {"messages": messages})
+    inspection.close()
+
+
+def test_the_template_that_the_server_takes_for_a_conversation_is_the_one_that_must_render() -> None:
+    no_tools = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + PLAIN
+    inspection = ChatInspection((no_tools, PLAIN))
+    user = [{"role": "user", "content": "hello"}]
+
+    ask(inspection, "/v1/chat/completions", {"messages": user, "tools": [{"type": "function"}]})
+    ask(inspection, "/v1/chat/completions", {"messages": user})
     inspection.close()
 
 

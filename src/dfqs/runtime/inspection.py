@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from dfqs.errors import RuntimeFailure
+from dfqs.errors import FormatError, RuntimeFailure
 from dfqs.records import parse_json
 from dfqs.runtime.http_head import HttpRefusal, RequestHead
 from dfqs.runtime.rendering import Renderer, TemplateExcess
@@ -112,22 +112,72 @@ class ChatInspection:
         known = {"messages": _messages_of(document), "tools": document.get("tools", [])}
         known |= more if isinstance(more, dict) else {}
         messages = known.pop("messages")
-        for template in self.templates:
-            if isinstance(messages, list):
-                await asyncio.to_thread(self._render, template, messages, known)
+        if not isinstance(messages, list):
+            return
+        failures = [await asyncio.to_thread(self._render, template, messages, known) for template in self.templates]
+        # The server has a template of its own for tools, where the model has one.
+        used = failures[1:] if known.get("tools") and len(failures) > 1 else failures[:1]
+        if all(used) and used[0] is not None:
+            raise used[0]
 
     def close(self) -> None:
         """End the process that renders."""
         self._renderer.close()
 
-    def _render(self, template: str, messages: list[Any], variables: dict[str, Any]) -> None:
-        """What else goes wrong is the server's to tell: it knows more forms of a conversation."""
+    def _render(self, template: str, messages: list[Any], variables: dict[str, Any]) -> RuntimeFailure | None:
+        """Render a conversation as it came and, where that fails, as the server puts it in order for a template.
+
+        Returns:
+            Why it cannot be rendered here. What it would cost the server, whose engine takes other things amiss than
+            ours, is then not known.
+
+        Raises:
+            TemplateExcess: the template takes too much.
+        """
+        variables = {"bos_token": "", "eos_token": "", **variables}
         try:
-            self._renderer.render(template, messages, {"bos_token": "", "eos_token": "", **variables}, check=False)
+            self._renderer.render(template, messages, variables, check=False)
+            return None
+        except TemplateExcess:
+            raise
+        except RuntimeFailure as error:
+            failure = error
+        try:
+            self._renderer.render(template, _in_order(messages), variables)
+        except TemplateDropsMessage:
+            return None
         except TemplateExcess:
             raise
         except RuntimeFailure:
-            return
+            return failure
+        return None
+
+
+def _in_order(messages: list[Any]) -> list[dict[str, Any]]:
+    """Messages with what templates expect: text for a content, objects for the arguments of a call."""
+    ordered = []
+    for message in messages:
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        calls = message.get("tool_calls")
+        more = {"tool_calls": [_with_object(call) for call in calls]} if isinstance(calls, list) else {}
+        ordered.append({**message, "content": content or "", **more})
+    return ordered
+
+
+def _with_object(call: Any) -> Any:
+    """A call whose arguments are an object; clients send them as JSON in a string."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = parse_json(function["arguments"])
+    except FormatError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _messages_of(document: dict[str, Any]) -> list[dict[str, Any]]:
