@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dfqs.errors import ShardError, UsageError
 from dfqs.storage.disk import FileIdentity
 
 BLOCK = 4096
@@ -141,7 +142,7 @@ class Inode:
 
 
 class MemoryDisk:
-    """`dfqs.storage.disk.Disk`, in memory. Everything lies in one directory as far as syncing goes."""
+    """`dfqs.storage.disk.Disk`, in memory. A name is durable when its own directory has been synced."""
 
     def __init__(self, power_fails_at: int | None = None, half: float | None = None) -> None:
         self.inodes: dict[int, Inode] = {}
@@ -154,6 +155,8 @@ class MemoryDisk:
         self.dead = False
         self.clock_ns = 1_000_000_001
         self.capacity_blocks: int | None = None
+        self.locked: dict[int, MemoryFile] = {}
+        """By number of inode, who holds its lock."""
 
     def add(self, path: Path, data: bytes) -> None:
         """A durable file, before the log begins."""
@@ -165,6 +168,7 @@ class MemoryDisk:
         self.durable_names = dict(self.names)
 
     def contents(self, path: Path) -> bytes:
+        assert path in self.names, f"{path.name} is lost"
         content = self.inodes[self.names[path]].live
         return content.read(0, content.size)
 
@@ -186,8 +190,9 @@ class MemoryDisk:
                 if keep_all or (choose is not None and choose.random() < 0.5):
                     change(content)
             after.inodes[number] = Inode(number, content)
-        keep_names = keep_all or (choose is not None and choose.random() < 0.5)
-        after.names = dict(self.names if keep_names else self.durable_names)
+        for directory in sorted({path.parent for path in (*self.names, *self.durable_names)}):
+            kept = keep_all or (choose is not None and choose.random() < 0.5)
+            after.names |= _in_directory(self.names if kept else self.durable_names, directory)
         after.durable_names = dict(after.names)
         return after
 
@@ -214,16 +219,22 @@ class MemoryDisk:
         return self.clock_ns
 
     def open(self, path: Path) -> "MemoryFile":
+        if path not in self.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
         return MemoryFile(self, self.inodes[self.names[path]])
 
     def create(self, path: Path) -> "MemoryFile":
         self.step(f"create {path.name}")
-        assert path not in self.names
+        if path in self.names:
+            raise FileExistsError(errno.EEXIST, "it exists", str(path))
         return MemoryFile(self, self._new_inode(path, Content()))
 
     def rename(self, source: Path, target: Path) -> None:
         self.step(f"rename {source.name} -> {target.name}")
-        assert target not in self.names
+        if source not in self.names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
+        if target in self.names:
+            raise UsageError(f"{target} appeared while it was being written; it is left as it is")
         self.names[target] = self.names.pop(source)
 
     def unlink(self, path: Path) -> None:
@@ -232,7 +243,8 @@ class MemoryDisk:
 
     def sync_directory(self, directory: Path) -> None:
         self.step("sync directory")
-        self.durable_names = dict(self.names)
+        elsewhere = {path: number for path, number in self.durable_names.items() if path.parent != directory}
+        self.durable_names = elsewhere | _in_directory(self.names, directory)
 
     def free_bytes(self, directory: Path) -> int:
         return 1 << 40 if self.capacity_blocks is None else (self.capacity_blocks - self.used_blocks()) * BLOCK
@@ -242,6 +254,10 @@ class MemoryDisk:
         self.inodes[number] = Inode(number, content)
         self.names[path] = number
         return self.inodes[number]
+
+
+def _in_directory(names: dict[Path, int], directory: Path) -> dict[Path, int]:
+    return {path: number for path, number in names.items() if path.parent == directory}
 
 
 def identity_of(inode: Inode) -> FileIdentity:
@@ -312,7 +328,8 @@ class MemoryFile:
 
     def copy_from(self, source: "MemoryFile", source_offset: int, offset: int, length: int) -> None:
         data = source.read_at(source_offset, length)
-        assert len(data) == length
+        if len(data) != length:
+            raise ShardError("a source was cut short while it was read", offset=source_offset + len(data))
         self._change(f"copy {offset}+{length}", lambda content: content.write(offset, data))
 
     def truncate(self, size: int) -> None:
@@ -346,7 +363,8 @@ class MemoryFile:
         return self.inode.live.holes()
 
     def lock(self) -> bool:
-        return True
+        return self.disk.locked.setdefault(self.inode.number, self) is self
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        if self.disk.locked.get(self.inode.number) is self:
+            del self.disk.locked[self.inode.number]

@@ -35,6 +35,7 @@ MODES = [
     "in-place-delete",
     "consume",
     "consume-delete",
+    "consume-elsewhere",
 ]
 
 
@@ -111,7 +112,8 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
         assert expected is None or job.job.resident.shard == expected
     else:
         job = plan_consume(plan, freeing)
-    return Case(plan, job, Place(tmp_path / "out.gguf", tmp_path), {path: path.read_bytes() for path in paths})
+    out = tmp_path / ("elsewhere" if request.param.endswith("elsewhere") else "") / "out.gguf"
+    return Case(plan, job, Place(out, tmp_path), {path: path.read_bytes() for path in paths})
 
 
 def operations(case: Case) -> int:
@@ -158,6 +160,35 @@ def test_every_cut_with_some_unsynced_writes_on_disk_and_others_not(case: Case) 
             after = disk.crash(random.Random(f"{point}/{seed}"))
             case.run(after)
             case.assert_merged(after)
+
+
+class Forgetful(MemoryDisk):
+    """Does not sync one directory."""
+
+    forgotten: Path
+
+    def sync_directory(self, directory: Path) -> None:
+        if directory != self.forgotten:
+            super().sync_directory(directory)
+
+
+@pytest.mark.parametrize("case", ["consume-elsewhere"], indirect=True)
+@pytest.mark.parametrize("which", ["shards", "output"])
+def test_replay_sees_that_a_directory_was_not_synced(case: Case, which: str) -> None:
+    def run(power_fails_at: int | None) -> None:
+        disk = Forgetful(power_fails_at)
+        disk.forgotten = case.place.shards if which == "shards" else case.place.out.parent
+        for path, data in case.shards.items():
+            disk.add(path, data)
+        cut(case, disk)
+        after = disk.crash(None)
+        case.run(after)
+        case.assert_merged(after)
+
+    with pytest.raises((AssertionError, DfqsError, OSError)):
+        for point in range(operations(case)):
+            run(point)
+        run(None)
 
 
 def test_cut_again_while_recovering(case: Case) -> None:

@@ -3,11 +3,11 @@
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dfqs.errors import FormatError, UsageError, printable
+from dfqs.storage.files import is_foreign, open_regular
 
 MAX_DEPTH = 64
 """Objects and arrays inside each other; no document of ours comes near."""
@@ -26,14 +26,15 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
         UsageError: there is no such file, or it is no regular file.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        handle = open_regular(path, follow=True)
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}") from None
+    except OSError as error:
+        if not is_foreign(error):
+            raise
+        raise UsageError(f"{path} is not a regular file") from None
     with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{path} is not a regular file")
-        if status.st_size <= limit_bytes:
+        if os.fstat(handle).st_size <= limit_bytes:
             data = file.read(limit_bytes + 1)
             if len(data) <= limit_bytes:
                 return data
