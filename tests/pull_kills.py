@@ -29,7 +29,7 @@ import os, signal, sys
 import dfqs.cli.main
 import dfqs.cli.pull
 import dfqs.pull.journal as journal
-import dfqs.pull.output as target
+import dfqs.pull.output as output
 import dfqs.pull.transfer as transfer
 
 def die(*_args, **_options):
@@ -55,9 +55,9 @@ elif point == "hashing the last file":
         return plain(self, index, progress)
     transfer.Transfer._hash_in_order = last
 elif point == "all files verified":
-    target.PullOutput.publish = die
+    output.PullOutput.publish = die
 elif point == "header written, not named":
-    target.publish_file = die
+    output.publish_file = die
 elif point == "named, no manifest":
     dfqs.cli.pull._write_manifest = die
 elif point == "manifest written":

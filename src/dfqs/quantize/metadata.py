@@ -11,11 +11,12 @@ from dfqs import __version__
 from dfqs.errors import FormatError
 from dfqs.gguf.reader import Header
 from dfqs.gguf.types import GGMLType
-from dfqs.gguf.values import KeyValue, RawKeyValue, i32, string, u16, u32
+from dfqs.gguf.values import KeyValue, RawKeyValue, string, u32
 from dfqs.model.classes import DeploymentClass
 from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.recipe import recipe_record
 from dfqs.records import canonical_json
+from dfqs.shards.layout import QUANTIZE_ORDER, split_keys
 
 CLASS_KEY = "dfqs.class"
 RECIPE_KEY = "dfqs.recipe"
@@ -114,13 +115,9 @@ def recipe_text(class_: DeploymentClass) -> str:
     return canonical_json(recipe_record(class_)).decode()
 
 
-def split_keys(index: int, count: int, tensors: int, source: Header) -> list[KeyValue | RawKeyValue]:
-    """Keys of output shard `index`, as llama-gguf-split names them."""
-    keys: list[KeyValue | RawKeyValue] = [
-        u16("split.no", index),
-        u16("split.count", count),
-        i32("split.tensors.count", tensors),
-    ]
+def shard_keys(index: int, count: int, tensors: int, source: Header) -> list[KeyValue | RawKeyValue]:
+    """Keys of output shard `index`."""
+    keys: list[KeyValue | RawKeyValue] = [*split_keys(index, count, tensors, QUANTIZE_ORDER)]
     if index and "general.alignment" in source.metadata:
         keys.append(source.raw_entry(source.metadata.entry("general.alignment")))
     return keys

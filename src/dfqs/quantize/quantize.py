@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import IntegrityError, UsageError
-from dfqs.gguf.layout import align_up, place_tensors
-from dfqs.gguf.shard_names import ShardName
-from dfqs.gguf.writer import encode_header
+from dfqs.hardware import default_threads
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, check_manifest_place, manifest_of, write_manifest
 from dfqs.model.classes import DeploymentClass
 from dfqs.model.files import ModelFiles
@@ -24,7 +22,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
 from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work, execute
 from dfqs.quantize.journal import KIND
-from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, split_keys
+from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, shard_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
 from dfqs.quantize.receipts import is_done, write_receipt
 from dfqs.quantize.recipe import recipe_record
@@ -32,8 +30,8 @@ from dfqs.quantize.source import plan_source as plan_source
 from dfqs.quantize.source import read_source as read_source
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
-from dfqs.storage.atomic import check_writable_target, fsync_directory, publish_file
-from dfqs.storage.linux import usable_cpus
+from dfqs.shards.layout import lay_out_file, new_shard_paths, publish_shards
+from dfqs.storage.atomic import check_writable_target, fsync_directory
 from dfqs.storage.space import allocated_bytes, require_space
 
 DEFAULT_MEMORY_BYTES = 2_000_000_000
@@ -139,9 +137,8 @@ def publish(work: Work, source: ModelFiles, outcome: Outcome) -> tuple[Path, ...
         UsageError: a target appeared meanwhile; it is left as it is.
     """
     described = [(file, _read_back(file, source, outcome)) for file in work.outputs]
-    for file in work.outputs:
-        if file.partial.exists():
-            publish_file(file.partial, file.path, overwrite=work.overwrite)
+    whole = [(file.partial, file.path) for file in work.outputs if file.partial.exists()]
+    publish_shards(whole, overwrite=work.overwrite)
     targets = tuple(write_manifest(file.path, manifest, overwrite=work.overwrite) for file, manifest in described)
     write_receipt(work.fingerprint, [file.path for file in work.outputs])
     work.journal.unlink(missing_ok=True)
@@ -199,16 +196,13 @@ def plan_work(
     tensors: list[TensorWork] = []
     for index, group in enumerate(groups):
         shapes = [(t.name, t.source.shape, t.type) for t in group]
-        shard_keys = split_keys(index, len(groups), len(plan.tensors), source.header) if len(groups) > 1 else []
-        header = encode_header([*(keys if index == 0 else []), *shard_keys], shapes, alignment=alignment)
-        places = list(place_tensors(shapes, alignment))
-        size = len(header) + (align_up(places[-1].offset + places[-1].length, alignment) if places else 0)
-        partial = paths[index].with_name(f"{paths[index].name}.quantizing")
-        outputs.append(
-            OutputFile(paths[index], partial, header, size, content_hash_slot(header) if index == 0 else None)
-        )
-        for planned, place in zip(group, places, strict=True):
-            tensors.append(_tensor_work(planned, source, index, len(header) + place.offset))
+        own = shard_keys(index, len(groups), len(plan.tensors), source.header) if len(groups) > 1 else []
+        laid = lay_out_file(paths[index], [*(keys if index == 0 else []), *own], shapes, alignment)
+        partial = laid.path.with_name(f"{laid.path.name}.quantizing")
+        slot = content_hash_slot(laid.header) if index == 0 else None
+        outputs.append(OutputFile(laid.path, partial, laid.header, laid.file_bytes, slot))
+        for planned, offset in zip(group, laid.offsets, strict=True):
+            tensors.append(_tensor_work(planned, source, index, offset))
     sources = tuple(path.absolute() for path in source.paths)
     inputs = [*sources, *([imatrix.path] if imatrix else [])]
     for file in outputs:
@@ -222,7 +216,7 @@ def plan_work(
         journal=KIND.path_beside(outputs[0].path),
         fingerprint=_fingerprint(sources, outputs, tensors, plan.class_, imatrix),
         memory_bytes=memory_bytes,
-        threads=threads or usable_cpus(),
+        threads=threads or default_threads(),
         overwrite=overwrite,
     )
 
@@ -260,10 +254,7 @@ def _output_paths(out: Path, count: int, sharded: bool) -> list[Path]:
     # Of one shard llama.cpp's own splitter makes a plain file too.
     if not sharded or count == 1:
         return [out.absolute()]
-    if count > 65535:
-        raise UsageError(f"{count:,} shards; a set has at most 65,535: allow larger ones")
-    prefix = out.name.removesuffix(".gguf")
-    return [out.absolute().with_name(str(ShardName(prefix, number, count))) for number in range(1, count + 1)]
+    return new_shard_paths(out.absolute().parent, out.name.removesuffix(".gguf"), count)
 
 
 def _fingerprint(

@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import UsageError
-from dfqs.gguf import FileSource, Header, TensorInfo, align_up, encode_header, i32, parse_header, u16, u32
-from dfqs.gguf.layout import DEFAULT_ALIGNMENT, place_tensors
-from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT, Shard
-from dfqs.gguf.shard_names import MAX_SHARDS, ShardName
+from dfqs.gguf import FileSource, Header, TensorInfo, align_up, parse_header, u32
+from dfqs.gguf.layout import DEFAULT_ALIGNMENT
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, Shard
 from dfqs.gguf.writer import Key
 from dfqs.progress import Progress, no_progress
+from dfqs.shards.layout import GGUF_SPLIT_ORDER, FileLayout, lay_out_file, new_shard_paths, publish_shards, split_keys
 from dfqs.shards.plain_merge import open_unchanged
 from dfqs.shards.plan import carried_key
 from dfqs.storage.atomic import (
     check_writable_target,
     create_locked_partial,
     partials_of,
-    publish_file,
     remove_abandoned_partials,
     storage_errors,
 )
@@ -43,13 +42,17 @@ DEFAULT_MAX_TENSORS = 128
 class ShardPlan:
     """One shard to be written: its header, then these tensors of the model, each padded."""
 
-    path: Path
-    header: bytes
+    file: FileLayout
     tensors: tuple[TensorInfo, ...]
     """As the model's header has them; `offset` counts in the model."""
-    offsets: tuple[int, ...]
-    """Where each goes, counted from the start of the shard."""
-    file_bytes: int
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    @property
+    def file_bytes(self) -> int:
+        return self.file.file_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +108,7 @@ def plan_split(
         groups = _group_by_count(header, max_tensors or DEFAULT_MAX_TENSORS)
     if no_tensor_first_split:
         groups.insert(0, ())
-    if len(groups) > MAX_SHARDS:
-        raise UsageError(f"these limits make {len(groups):,} shards; at most {MAX_SHARDS:,} can be numbered")
-    count = len(groups)
-    paths = [prefix.with_name(str(ShardName(prefix.name, number, count))) for number in range(1, count + 1)]
+    paths = new_shard_paths(prefix.parent, prefix.name, len(groups))
     shards = (_plan_shard(header, number, paths, tensors) for number, tensors in enumerate(groups))
     return SplitPlan(Path(model), header, tuple(shards), stamp)
 
@@ -136,8 +136,8 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
                 os.ftruncate(file.fileno(), shard.file_bytes)
                 name = shard.path.name
                 target = RangeWriter(file.fileno(), plan.file_bytes, progress, done_bytes=done, note=name)
-                target.write(shard.header, 0)
-                for tensor, offset in zip(shard.tensors, shard.offsets, strict=True):
+                target.write(shard.file.header, 0)
+                for tensor, offset in zip(shard.tensors, shard.file.offsets, strict=True):
                     target.copy(source.fileno(), plan.header.span(tensor).offset, offset, tensor.length)
                 os.fsync(file.fileno())
             done += shard.file_bytes
@@ -174,17 +174,9 @@ def _plan_shard(header: Header, number: int, paths: Sequence[Path], tensors: tup
         keys = [carried_key(header, entry) for entry in header.entries if entry.name not in SPLIT_KEYS]
     elif header.alignment != DEFAULT_ALIGNMENT:
         keys = [u32("general.alignment", header.alignment)]
-    keys += [
-        u16(SPLIT_NO, number),
-        i32(SPLIT_TENSORS_COUNT, len(header.tensors)),
-        u16(SPLIT_COUNT, len(paths)),
-    ]
+    keys += split_keys(number, len(paths), len(header.tensors), GGUF_SPLIT_ORDER)
     shapes = [(tensor.name, tensor.shape, tensor.type) for tensor in tensors]
-    encoded = encode_header(keys, shapes, alignment=header.alignment)
-    placed = tuple(place_tensors(shapes, header.alignment))
-    end = align_up(placed[-1].offset + placed[-1].length, header.alignment) if placed else 0
-    offsets = tuple(len(encoded) + info.offset for info in placed)
-    return ShardPlan(paths[number], encoded, tensors, offsets, len(encoded) + end)
+    return ShardPlan(lay_out_file(paths[number], keys, shapes, header.alignment), tensors)
 
 
 @contextlib.contextmanager
@@ -210,18 +202,13 @@ def _alone(paths: Sequence[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _all_or_none(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary names that become `paths` when the block ends well; nothing is left when it does not.
-
-    The first shard comes last: without it no program takes the others for a model.
-    """
+    """Temporary names that become `paths` when the block ends well; nothing is left when it does not."""
     tag = secrets.token_hex(4)
     temporaries = [path.with_name(f".{path.name[:80]}.{tag}-{n}.partial") for n, path in enumerate(paths)]
     published: list[Path] = []
     try:
         yield temporaries
-        for temporary, path in reversed(list(zip(temporaries, paths, strict=True))):
-            publish_file(temporary, path)
-            published.append(path)
+        publish_shards(zip(temporaries, paths, strict=True), on_published=published.append)
     except BaseException:
         for leftover in (*temporaries, *published):
             leftover.unlink(missing_ok=True)

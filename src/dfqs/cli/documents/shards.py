@@ -166,7 +166,7 @@ class SplitDocument(Document):
                 SplitShard(
                     path=shard.path,
                     tensors=len(shard.tensors),
-                    header_bytes=len(shard.header),
+                    header_bytes=len(shard.file.header),
                     file_bytes=shard.file_bytes,
                 )
                 for shard in plan.shards
