@@ -12,7 +12,8 @@ from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.routing.identity import ModelIdentity
 
 ADVICE = (
-    "what it computes cannot be compared; the file is damaged (dfqs verify), or it was quantized from a damaged one"
+    "what it computes cannot be compared; the file is damaged (compare: dfqs verify --against, --manifest), "
+    "or it was quantized from a damaged one"
 )
 
 

@@ -238,7 +238,7 @@ def check_logits(rows: Logits, position: int) -> None:
         kind = "NaN" if np.isnan(rows[first]).any() else "infinite"
         raise NonFiniteLogits(
             f"the model's logits at position {position + first:,} are {kind}, so its next token means nothing; its "
-            "weights are damaged, or overflow in this arithmetic ('dfqs verify' looks for the first)"
+            "weights are damaged ('dfqs verify --against' or '--manifest' finds that), or overflow in this arithmetic"
         )
 
 
