@@ -1,8 +1,9 @@
-"""The parts of the documents that are made from the code: docs/cli.md, and the tree in docs/architecture.md."""
+"""What is made from the code: docs/cli.md, docs/json.md, and the tree in docs/architecture.md."""
 
 import ast
 from pathlib import Path
 
+from dfqs.cli.json_reference import render_documents
 from dfqs.cli.reference import render_reference
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,7 @@ def generated_documents() -> dict[Path, str]:
     _, _, after = rest.partition(TREE_END)
     return {
         ROOT / "docs" / "cli.md": render_reference(),
+        ROOT / "docs" / "json.md": render_documents(),
         architecture: before + TREE_START + render_tree() + TREE_END + after,
     }
 

@@ -63,7 +63,7 @@ class Record(BaseModel):
 class Document(Record):
     """Base of everything that is stored or printed by itself. It begins with `schema`, its form's name and version.
 
-    A subclass says `schema_: Literal["dfqs.name/1"] = Field(default="dfqs.name/1", alias="schema")`: pydantic has a
+    A subclass says `schema_: Literal["dfqs.NAME/1"] = Field(default="dfqs.NAME/1", alias="schema")`: pydantic has a
     `schema` of its own.
     """
 

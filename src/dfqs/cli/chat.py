@@ -2,28 +2,24 @@
 
 import contextlib
 import sys
-from typing import Annotated
 
-import typer
-
+from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
     ContextOption,
     MaxTokensOption,
     MinPOption,
-    ModelArgument,
     RamOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
-    ThreadsOption,
     TopPOption,
     accept_any_bytes_on_stdin,
     check_template,
-    describe_as_json,
     describe_rates,
     make_sampling,
     open_chat,
 )
+from dfqs.cli.options import JsonLines, Model, Threads
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.cli.signals import Ended
 from dfqs.errors import UsageError
@@ -39,7 +35,7 @@ HELP = "/reset starts a new conversation, /exit (or Ctrl-D) leaves, Ctrl-C inter
 
 
 def command(
-    model: ModelArgument,
+    model: Model,
     system: SystemOption = None,
     max_tokens: MaxTokensOption = 1024,
     temperature: TemperatureOption = 0.7,
@@ -47,9 +43,9 @@ def command(
     min_p: MinPOption = 0.05,
     seed: SeedOption = None,
     ctx: ContextOption = None,
-    threads: ThreadsOption = None,
+    threads: Threads = None,
     ram: RamOption = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document a line for each answer.")] = False,
+    json_: JsonLines = False,
 ) -> None:
     """Talk with a model in the terminal. It remembers the conversation, and computes only what is new in it.
 
@@ -108,7 +104,7 @@ class Conversation:
         try:
             answer = self._session.answer(self._messages, self._sampling, take)
             if self._as_json:
-                print_json(describe_as_json(self._session, answer, self._sampling, raw=False), indent=None)
+                print_json(RunDocument.of(self._session, answer, self._sampling, raw=False), indent=None)
             else:
                 write_text("\n")
             note(describe_rates(answer, self._session))

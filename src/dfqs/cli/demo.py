@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.drawing import SHARE, progress_bar
-from dfqs.cli.output import err, out, print_json, print_plain
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, err, print_plain
 from dfqs.demo import run_demo
 from dfqs.progress import Progress
 from dfqs.report.markdown import render_summary
@@ -18,7 +19,7 @@ def command(
     directory: Annotated[
         Path, typer.Option("--out", help="Where the model and the report go; made if it is not there.")
     ] = Path("dfqs-demo"),
-    json_: Annotated[bool, typer.Option("--json", help="Print the record of what was done as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show the whole flow on a small real model: build it, split it into shards, merge them into one file, verify that
     nothing changed, inspect it, ask how much memory it needs, let it answer, measure it, and write a report.
@@ -27,13 +28,12 @@ def command(
     Example: dfqs demo --out dfqs-demo
     """
     result = run_demo(directory, _Terminal())
-    if json_:
-        print_json(result.record)
-        return
-    print_plain(render_summary(result.report))
-    out.print(f"\nmodel:  {result.model}", markup=False)
-    out.print(f"story:  {result.story}", markup=False)
-    out.print(f"report: {result.report_path}", markup=False)
+
+    def show() -> None:
+        print_plain(render_summary(result.report))
+        print_plain(f"\nmodel:  {result.model}\nstory:  {result.story}\nreport: {result.report_path}")
+
+    emit(result.record, json_, show)
 
 
 class _Terminal:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.evaluate import EvalPlan
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.output import note, out, print_json, print_plain, warn
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.evaluate.answerer import Answerer
 from dfqs.evaluate.endpoint import EndpointAnswerer
@@ -57,7 +59,7 @@ def command(
         typer.Option("--threads", "-t", help="CPU threads; one a physical core by default.", min=1, show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Measure reasoning, code, context stability, speed and the failure boundary, and write a report.
 
@@ -105,11 +107,12 @@ def command(
         warn(f"began a new run in {directory.name}: {why}")
     report = build_report(directory)
     paths = publish_report(report, directory, output)
-    if json_:
-        print_json(report.model_dump(mode="json"))
-        return
-    print_plain(render_summary(report))
-    note(f"report: {' and '.join(str(path) for path in paths)}")
+
+    def show() -> None:
+        print_plain(render_summary(report))
+        note(f"report: {' and '.join(str(path) for path in paths)}")
+
+    emit(report, json_, show)
 
 
 def identify(model: Path | ModelFiles, output: Path) -> Subject:
@@ -130,29 +133,15 @@ def draw_stage(stage: str) -> Iterator[Progress]:
 
 
 def _describe(request: Request, json_: bool) -> None:
-    suite = request.sized
-    generated, read = request.most_tokens
-    plan = {
-        "schema": "dfqs.eval-plan/1",
-        "suite": suite.name,
-        "stages": list(request.stages),
-        "reasoning_items": suite.reasoning_items,
-        "code_items": suite.code_items,
-        "context_lengths": list(suite.context_lengths),
-        "context_questions": suite.context_questions,
-        "boundary_lengths": list(request.lengths),
-        "speed_repeats": suite.decode_repeats,
-        "generated_tokens_at_most": generated,
-        "read_tokens_about": read,
-    }
-    if json_:
-        print_json(plan)
-        return
-    for name, value in plan.items():
-        if name != "schema":
-            words = ", ".join(map(str, value)) if isinstance(value, list) else value
-            out.print(f"{name}: {words}", markup=False)
-    note(
-        f"at 1 token/s, generating takes at most {format_duration(generated)}, most models end their answers sooner; "
-        f"at 10 tokens/s, reading takes about {format_duration(read / 10)}"
-    )
+    plan = EvalPlan.of(request)
+    generated, read = plan.generated_tokens_at_most, plan.read_tokens_about
+
+    def show() -> None:
+        for name, value in plan.model_dump(exclude={"schema_"}).items():
+            print_plain(f"{name}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+        note(
+            f"at 1 token/s, generating takes at most {format_duration(generated)}, most models end their answers "
+            f"sooner; at 10 tokens/s, reading takes about {format_duration(read / 10)}"
+        )
+
+    emit(plan, json_, show)

@@ -5,9 +5,7 @@ import io
 import secrets
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,7 +19,6 @@ from dfqs.runtime.requests import Answer, ContextSettings, Sampling
 from dfqs.streaming.budget import choose_load
 from dfqs.units import format_bytes, format_duration
 
-ModelArgument = Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
 TemperatureOption = Annotated[
     float, typer.Option("--temp", help="0: always the likeliest token, so the same answer every time.", min=0)
@@ -37,12 +34,6 @@ SeedOption = Annotated[
 ]
 ContextOption = Annotated[
     int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained, at most 4096")
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", "-t", help="CPU threads; one a physical core by default.", min=1, max=512, show_default=False
-    ),
 ]
 RamOption = Annotated[
     str | None,
@@ -134,36 +125,6 @@ def describe_streaming(figures: StreamFigures) -> str:
         f"({format_bytes(figures.read_bytes / passes)} each){hits}; "
         f"waited {format_duration(figures.wait_s)} for the disk"
     )
-
-
-def describe_as_json(session: ChatSession, answer: Answer, sampling: Sampling, raw: bool) -> dict[str, Any]:
-    """The answer with the conditions it was made under. Times in seconds; a rate that was not measured is null."""
-    info = session.info
-    return {
-        "schema": "dfqs.run/1",
-        "model": session.model.name,
-        "path": str(session.model.path),
-        "text": answer.text,
-        "finish_reason": answer.finish_word,
-        "context_full": answer.finish_reason == "context",
-        "prompt_tokens": answer.prompt_tokens,
-        "reused_tokens": answer.reused_tokens,
-        "generated_tokens": answer.generated_tokens,
-        "load_s": info.load_s,
-        "prompt_s": answer.prompt_s,
-        "decode_s": answer.decode_s,
-        "prompt_tokens_per_s": answer.prompt_tokens_per_s,
-        "decode_tokens_per_s": answer.decode_tokens_per_s,
-        "streaming": asdict(figures) if (figures := session.read_figures()) is not None else None,
-        "settings": {
-            "runtime": info.runtime,
-            **asdict(sampling),
-            "chat_template": not raw,
-            "context_tokens": info.context_tokens,
-            "threads": info.threads,
-            "omp_wait_policy": info.omp_wait_policy,
-        },
-    }
 
 
 def _tokens(count: int) -> str:

@@ -2,12 +2,14 @@
 
 import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from dfqs.cli.output import key_value_table, out, print_json
+from dfqs.cli.documents.inspect import describe_inspected
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, key_value_table, out
 from dfqs.gguf.kinds import MODEL
 from dfqs.model.description import ModelDescription
 from dfqs.model.files import ModelFiles, open_model
@@ -25,7 +27,7 @@ def command(
             show_default=False,
         ),
     ],
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show what a model is: architecture, parameters in all and active, experts, bits per weight by role, deployment
     class and tier. Reads headers only; a 62 GB file takes a fraction of a second, one on the Hub some kilobytes.
@@ -33,13 +35,11 @@ def command(
     Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf
     """
     model = open_source(source)
-    if model.kind is not MODEL:
-        _show_other(model, json_)
-        return
+    emit(describe_inspected(model), json_, lambda: _show(model) if model.kind is MODEL else _show_other(model))
+
+
+def _show(model: ModelFiles) -> None:
     described = model.description
-    if json_:
-        print_json(describe_as_json(model))
-        return
     out.print(snapshot_table(described))
     out.print(role_table(model.spec.roles))
     if described.class_deviations:
@@ -48,15 +48,10 @@ def command(
             out.print(f"  - {deviation}")
 
 
-def _show_other(model: ModelFiles, json_: bool) -> None:
+def _show_other(model: ModelFiles) -> None:
     """What is a GGUF and no model: its kind, and what it is for."""
     kind, metadata = model.kind, model.header.metadata
     name, architecture = (metadata.text(f"general.{key}") for key in ("name", "architecture"))
-    if json_:
-        record = {"schema": "dfqs.inspect/1", "source": model.shards[0].source, "kind": kind.code, "name": name}
-        counts = {"file_bytes": model.file_bytes, "tensors": len(model.tensors)}
-        print_json({**record, "architecture": architecture, **counts})
-        return
     rows = [("Kind", kind.word), ("Name", name or "(the file gives no name)"), ("Architecture", architecture or "-")]
     rows += [("Size", format_bytes(model.file_bytes)), ("Tensors", f"{len(model.tensors):,}"), ("Use", kind.use)]
     out.print(key_value_table(rows))
@@ -95,15 +90,3 @@ def role_table(roles: tuple[RoleSize, ...]) -> Table:
             ", ".join(type_.name for type_ in size.types),
         )
     return table
-
-
-def describe_as_json(model: ModelFiles) -> dict[str, Any]:
-    """The same for programs. Bytes are bytes, parameters are counts, unknown is null."""
-    return {
-        "schema": "dfqs.inspect/1",
-        "source": model.shards[0].source,
-        "kind": model.kind.code,
-        "gguf_version": model.header.version,
-        "alignment": model.header.alignment,
-        **model.description.model_dump(mode="json"),
-    }

@@ -7,7 +7,8 @@ import typer
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.output import note, out, print_json
+from dfqs.cli.options import Json, Overwrite
+from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import FormatError
 from dfqs.gguf.shard import read_shards
 from dfqs.integrity import verify_structure
@@ -29,9 +30,9 @@ def command(
     experts: Annotated[
         bool, typer.Option("--experts", help="Hash every expert too, so that a check can name the one that changed.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the manifest if it exists.")] = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Hash, but write nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+    json_: Json = False,
 ) -> None:
     """Hash a model (the file, its content, every tensor) and record it with its origin.
 
@@ -54,11 +55,12 @@ def command(
     if not dry_run:
         write_json(target, manifest, overwrite=overwrite)
         note(f"wrote {target}")
-    if json_:
-        print_json(manifest)
-        return
-    out.print(f"file_sha256     {manifest.file_sha256}", markup=False)
-    out.print(f"content_sha256  {manifest.content_sha256}", markup=False)
+
+    def show() -> None:
+        print_plain(f"file_sha256     {manifest.file_sha256}")
+        print_plain(f"content_sha256  {manifest.content_sha256}")
+
+    emit(manifest, json_, show)
 
 
 def _refuse_wrong_length(model: Path) -> None:

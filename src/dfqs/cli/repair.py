@@ -38,6 +38,6 @@ def command(
 
 def _show(found: RepairDocument) -> None:
     verb = "would write" if found.dry_run else "wrote"
-    print_plain(f"{found.mended}; {verb} {found.output}: {format_bytes(found.file_bytes)}")
+    print_plain(f"{found.fixed}; {verb} {found.output}: {format_bytes(found.file_bytes)}")
     for message in found.left or ():
         print_plain(f"still to be seen to: {message}")

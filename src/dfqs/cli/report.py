@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from dfqs.cli.output import note, print_json, print_plain
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import UsageError, printable
 from dfqs.report.markdown import render_markdown
 from dfqs.report.record import build_report, find_run, list_runs, write_report
@@ -25,7 +26,7 @@ def command(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace reports that are there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the report and write nothing.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Print an evaluation's report as Markdown. Written is only what -o asks for.
 
@@ -47,7 +48,4 @@ def command(
             output.mkdir(parents=True, exist_ok=True)
             paths = write_report(report, output)
             note(f"wrote {' and '.join(str(path) for path in paths)}")
-    if json_:
-        print_json(report.model_dump(mode="json"))
-    else:
-        print_plain(render_markdown(report))
+    emit(report, json_, lambda: print_plain(render_markdown(report)))

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.routing import CaptureDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.output import note, out, print_json, warn
-from dfqs.cli.route_compare import Plots, Svg, diff, plan_pictures, stats
+from dfqs.cli.options import DryRun, Json, Overwrite, Plots, Svg, Threads
+from dfqs.cli.output import emit, note, out, print_json, print_plain, warn
+from dfqs.cli.route_compare import diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
 from dfqs.errors import UsageError
 from dfqs.records import write_json
-from dfqs.routing.capture import MAX_CONTEXT_TOKENS, capture_trace
+from dfqs.routing.capture import MAX_CONTEXT_TOKENS, CaptureSummary, capture_trace
 from dfqs.routing.determinism import MATRIX_TOKENS, check_routing
 from dfqs.routing.forecast import FORECAST_TOKENS, forecast_routing
 from dfqs.routing.identity import read_identity
@@ -25,10 +27,6 @@ from dfqs.units import format_bytes
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 ModelArgument = Annotated[Path, typer.Argument(help="A Mixture-of-Experts .gguf file.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; one a physical core by default.", show_default=False)
-]
 
 
 class Profile(StrEnum):
@@ -65,8 +63,8 @@ def trace(
     type_k: Annotated[str, typer.Option(help="Type of the K cache.")] = "f16",
     type_v: Annotated[str, typer.Option(help="Type of the V cache.")] = "f16",
     threads: Threads = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trace.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and stop.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Record which experts a model chooses, for every token and layer. The file travels; the model need not.
@@ -77,19 +75,7 @@ def trace(
     source = ", ".join(path.name for path in prompts) if prompts else "packaged texts"
     check_output(out_path, (model, *(prompts or ())), overwrite=overwrite)
     if dry_run:
-        identity, hash_layers = read_identity(model)
-        plan = {
-            "model": identity.model_dump(mode="json"),
-            "hash_layers": list(hash_layers),
-            "prompts": len(chosen),
-            "out": str(out_path),
-            "scores": weights,
-        }
-        print_json(plan) if json_ else out.print(
-            f"Would write {out_path}: {len(chosen)} prompts through {identity.architecture}, {identity.experts_used} "
-            f"of {identity.experts} experts in up to {identity.layers} layers" + (", with scores" if weights else ""),
-            markup=False,
-        )
+        _plan_trace(model, out_path, len(chosen), weights, json_)
         return
     settings = {
         "n_batch": max(512, ubatch),
@@ -113,18 +99,49 @@ def trace(
         )
     for text in summary.notices:
         warn(text)
-    if json_:
-        described = summary.header.model_dump(mode="json")
-        print_json({"trace_sha256": summary.trace_sha256, "tokens": summary.tokens, "header": described})
-        return
+    _report_trace(summary, out_path, weights, json_)
+
+
+def _plan_trace(model: Path, out_path: Path, prompts: int, weights: bool, json_: bool) -> None:
+    identity, hash_layers = read_identity(model)
+    planned = CaptureDocument(
+        dry_run=True,
+        model=identity,
+        hash_layers=hash_layers,
+        prompts=prompts,
+        out=out_path,
+        scores=weights,
+        trace_sha256=None,
+        tokens=None,
+        header=None,
+    )
+    text = (
+        f"Would write {out_path}: {prompts} prompts through {identity.architecture}, {identity.experts_used} "
+        f"of {identity.experts} experts in up to {identity.layers} layers" + (", with scores" if weights else "")
+    )
+    emit(planned, json_, lambda: print_plain(text))
+
+
+def _report_trace(summary: CaptureSummary, out_path: Path, weights: bool, json_: bool) -> None:
     header = summary.header
-    out.print(
+    written = CaptureDocument(
+        dry_run=False,
+        model=header.model,
+        hash_layers=header.hash_layers,
+        prompts=summary.prompts,
+        out=out_path,
+        scores=weights,
+        trace_sha256=summary.trace_sha256,
+        tokens=summary.tokens,
+        header=header,
+    )
+    text = (
         f"{out_path}: {summary.tokens:,} tokens of {summary.prompts} prompts, {header.model.experts_used} of "
         f"{header.model.experts} experts in {len(header.layers)} layers"
         + (f" ({len(header.hash_layers)} hash-routed)" if header.hash_layers else "")
-        + f", {format_bytes(out_path.stat().st_size)}",
-        markup=False,
+        + f", {format_bytes(out_path.stat().st_size)}"
     )
+    emit(written, json_, lambda: print_plain(text))
 
 
 @app.command()
@@ -137,7 +154,7 @@ def check(
     out_path: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the findings as JSON.", show_default=False)
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out's file if it exists.")] = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Try whether routing stays the same: under a matrix of conditions, and under the standard load (docs/routing.md).

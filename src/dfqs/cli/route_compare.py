@@ -7,18 +7,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from dfqs.cli.options import Json, Plots, Svg
 from dfqs.cli.output import note, out, print_json, warn
 from dfqs.cli.route_text import percent, plain_table, share
 from dfqs.errors import UsageError
 from dfqs.routing.coherence import Coherence, RouteDiff, diff_traces
 from dfqs.routing.stats import RouteStats, measure_stats
 from dfqs.storage.atomic import check_writable_target
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Plots = Annotated[
-    Path | None, typer.Option(help="Directory to write pictures to.", show_default=False, file_okay=False)
-]
-Svg = Annotated[bool, typer.Option("--svg", help="Pictures as SVG, not PNG.")]
 
 
 def diff(

@@ -5,25 +5,24 @@ from typing import Annotated
 
 import typer
 
+from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
     ContextOption,
     MaxTokensOption,
     MinPOption,
-    ModelArgument,
     RamOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
-    ThreadsOption,
     TopPOption,
     accept_any_bytes_on_stdin,
     check_template,
-    describe_as_json,
     describe_rates,
     describe_streaming,
     make_sampling,
     open_chat,
 )
+from dfqs.cli.options import Json, Model, Threads
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.errors import UsageError
 from dfqs.runtime.checks import check_model
@@ -31,7 +30,7 @@ from dfqs.runtime.requests import Prompt
 
 
 def command(
-    model: ModelArgument,
+    model: Model,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.", show_default=False)
     ],
@@ -43,9 +42,9 @@ def command(
     min_p: MinPOption = 0.0,
     seed: SeedOption = None,
     ctx: ContextOption = None,
-    threads: ThreadsOption = None,
+    threads: Threads = None,
     ram: RamOption = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document in place of the text.")] = False,
+    json_: Json = False,
 ) -> None:
     """Answer one prompt. The text goes to stdout as it comes, tokens per second to stderr at the end.
 
@@ -65,7 +64,7 @@ def command(
             raw = True
         request = text if raw else conversation(text, system)
         if json_:
-            print_json(describe_as_json(session, session.answer(request, sampling), sampling, raw))
+            print_json(RunDocument.of(session, session.answer(request, sampling), sampling, raw=raw))
             return
         written = False
 

@@ -1,11 +1,12 @@
 """`dfqs serve`: a model over HTTP on this machine."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dfqs.cli.generating import ModelArgument, ThreadsOption
-from dfqs.cli.output import note, print_json, print_plain, warn
+from dfqs.cli.documents.running import ServeDocument
+from dfqs.cli.options import Json, Model, Threads
+from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
@@ -17,7 +18,7 @@ DEFAULT_CONTEXT_TOKENS = 8192
 
 
 def command(
-    model: ModelArgument,
+    model: Model,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = DEFAULT_HOST,
     port: Annotated[int, typer.Option("--port", help="0 takes any that is free.", min=0, max=65535)] = DEFAULT_PORT,
     ctx: Annotated[
@@ -25,7 +26,7 @@ def command(
         typer.Option("--ctx", help="Context of a request, in tokens.", min=1, show_default="as trained, at most 8192"),
     ] = None,
     parallel: Annotated[int, typer.Option("--parallel", help="Requests answered at once.", min=1, max=64)] = 1,
-    threads: ThreadsOption = None,
+    threads: Threads = None,
     api_key: Annotated[
         str | None,
         typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False),
@@ -38,7 +39,7 @@ def command(
         list[str] | None,
         typer.Option("--allow-origin", help="A page that may use the model; * for any.", show_default=False),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document when ready.")] = False,
+    json_: Json = False,
 ) -> None:
     """Serve a model over HTTP (OpenAI-compatible, with a web page), on this machine only unless told otherwise.
     Ctrl-C stops it.
@@ -73,16 +74,7 @@ def command(
         ready = True
         if listening.chat_refusal is not None:
             warn(listening.chat_refusal)
-        if json_:
-            print_json(describe_as_json(listening, settings))
-        else:
-            print_plain(f"{settings.alias} is served at {listening.url} (web page), {listening.url}/v1 (OpenAI API)")
-            if listening.other_urls:
-                note(f"from other machines: {', '.join(listening.other_urls)}")
-            note(
-                f"context {settings.context_tokens:,} tokens, requests at once: {parallel}, "
-                f"threads: {listening.threads}; Ctrl-C stops it"
-            )
+        emit(ServeDocument.of(listening, settings), json_, lambda: _show(listening, settings))
 
     note(f"loading {settings.alias}")
     with Worker(threads) as worker:
@@ -94,6 +86,16 @@ def command(
     note("stopped")
 
 
+def _show(listening: Listening, settings: ServerSettings) -> None:
+    print_plain(f"{settings.alias} is served at {listening.url} (web page), {listening.url}/v1 (OpenAI API)")
+    if listening.other_urls:
+        note(f"from other machines: {', '.join(listening.other_urls)}")
+    note(
+        f"context {settings.context_tokens:,} tokens, requests at once: {settings.parallel}, "
+        f"threads: {listening.threads}; Ctrl-C stops it"
+    )
+
+
 def choose_context(checked: ModelFiles, requested: int | None) -> int:
     """Context of a request, in tokens: as asked for, but no longer than the model was trained for."""
     trained = checked.spec.context_tokens
@@ -102,20 +104,3 @@ def choose_context(checked: ModelFiles, requested: int | None) -> int:
     if requested is not None and requested > trained:
         warn(f"context capped at {trained:,} tokens, the length this model was trained for")
     return min(requested or DEFAULT_CONTEXT_TOKENS, trained)
-
-
-def describe_as_json(listening: Listening, settings: ServerSettings) -> dict[str, Any]:
-    """Where the server is and what it was started with."""
-    return {
-        "schema": "dfqs.serve/1",
-        "url": listening.url,
-        "api": f"{listening.url}/v1",
-        "other_urls": list(listening.other_urls),
-        "chat": listening.chat_refusal is None,
-        "model": settings.alias,
-        "path": str(settings.path),
-        "context_tokens": settings.context_tokens,
-        "parallel": settings.parallel,
-        "threads": listening.threads,
-        "omp_wait_policy": listening.omp_wait_policy,
-    }

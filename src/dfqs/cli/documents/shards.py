@@ -181,8 +181,8 @@ class RepairDocument(Document):
     sources: tuple[Text, ...]
     output: Text
     dry_run: bool
-    mended: Text
-    """What is wrong with the sources and was mended, in words."""
+    fixed: Text
+    """What is wrong with the sources and was fixed, in words."""
     file_bytes: int
     tensors: int | None
     left: tuple[Text, ...] | None
@@ -195,7 +195,7 @@ class RepairDocument(Document):
             sources=plan.sources,
             output=output,
             dry_run=left is None,
-            mended=plan.what,
+            fixed=plan.what,
             file_bytes=plan.file_bytes,
             tensors=plan.tensors or None,
             left=left,

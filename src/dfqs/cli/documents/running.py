@@ -1,0 +1,116 @@
+"""What `run`, `chat` and `serve` print."""
+
+from dataclasses import asdict
+from typing import Literal
+
+from pydantic import Field
+
+from dfqs.records import Document, Record, Text
+from dfqs.runtime.chat import ChatSession
+from dfqs.runtime.loading import StreamFigures
+from dfqs.runtime.requests import Answer, Sampling
+from dfqs.runtime.server import Listening, ServerSettings
+
+
+class RunSettings(Record):
+    """The conditions of an answer."""
+
+    runtime: Text
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    chat_template: bool
+    context_tokens: int
+    threads: int
+    omp_wait_policy: str
+
+
+class RunDocument(Document):
+    """An answer with the conditions it was made under. Times in seconds; what was not measured is null."""
+
+    schema_: Literal["dfqs.run/1"] = Field(default="dfqs.run/1", alias="schema")
+    model: Text
+    path: Text
+    text: Text
+    finish_reason: str
+    context_full: bool
+    prompt_tokens: int
+    reused_tokens: int
+    """Of the prompt, not computed again."""
+    generated_tokens: int
+    load_s: float
+    prompt_s: float
+    decode_s: float
+    prompt_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    streaming: StreamFigures | None
+    """Of a model that is larger than its memory."""
+    settings: RunSettings
+
+    @classmethod
+    def of(cls, session: ChatSession, answer: Answer, sampling: Sampling, *, raw: bool) -> "RunDocument":
+        """One answer."""
+        info = session.info
+        return cls(
+            model=session.model.name,
+            path=session.model.path,
+            text=answer.text,
+            finish_reason=answer.finish_word,
+            context_full=answer.finish_reason == "context",
+            prompt_tokens=answer.prompt_tokens,
+            reused_tokens=answer.reused_tokens,
+            generated_tokens=answer.generated_tokens,
+            load_s=info.load_s,
+            prompt_s=answer.prompt_s,
+            decode_s=answer.decode_s,
+            prompt_tokens_per_s=answer.prompt_tokens_per_s,
+            decode_tokens_per_s=answer.decode_tokens_per_s,
+            streaming=session.read_figures(),
+            settings=RunSettings(
+                runtime=info.runtime,
+                **asdict(sampling),
+                chat_template=not raw,
+                context_tokens=info.context_tokens,
+                threads=info.threads,
+                omp_wait_policy=info.omp_wait_policy,
+            ),
+        )
+
+
+class ServeDocument(Document):
+    """Where a server is, and what it was started with."""
+
+    schema_: Literal["dfqs.serve/1"] = Field(default="dfqs.serve/1", alias="schema")
+    url: str
+    """Of the web page."""
+    api: str
+    """Of the OpenAI-compatible API."""
+    other_urls: tuple[str, ...]
+    """Where other machines reach it."""
+    chat: bool
+    """The model's template can be used."""
+    model: Text
+    path: Text
+    context_tokens: int
+    parallel: int
+    threads: int
+    omp_wait_policy: str
+
+    @classmethod
+    def of(cls, listening: Listening, settings: ServerSettings) -> "ServeDocument":
+        """A server that listens."""
+        return cls(
+            url=listening.url,
+            api=f"{listening.url}/v1",
+            other_urls=tuple(listening.other_urls),
+            chat=listening.chat_refusal is None,
+            model=settings.alias,
+            path=settings.path,
+            context_tokens=settings.context_tokens,
+            parallel=settings.parallel,
+            threads=listening.threads,
+            omp_wait_policy=listening.omp_wait_policy,
+        )
