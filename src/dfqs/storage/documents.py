@@ -36,6 +36,9 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     with open(handle, "rb") as file:
         if os.fstat(handle).st_size <= limit_bytes:
             data = file.read(limit_bytes + 1)
+            if data is None:
+                # Some of /proc look like files, and wait.
+                raise UsageError(f"{path} is not a regular file")
             if len(data) <= limit_bytes:
                 return data
     raise FormatError(f"larger than the {limit_bytes:,} bytes that a file of this kind can have", path=path)
