@@ -164,34 +164,8 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
         longest = max(len(chunk) for chunk in chunks)
         matrix, done = _read_checkpoint(job)
         resumed = matrix.tokens
-        collector = Collector(matrix)
-        callback = EvalCallback(collector.wants, collector.take)
-        saved = time.monotonic()
-        with Context(
-            model,
-            longest,
-            n_batch=longest,
-            n_ubatch=longest,
-            threads=job.threads,
-            flash_attention="off",
-            eval_callback=callback,
-        ) as context:
-            for index in range(done, len(chunks)):
-                total = merge_imatrices([*base, matrix]) if base else matrix
-                coverage = measure_coverage(total, job.min_samples)
-                if matrix.tokens >= job.min_tokens and coverage.experts and coverage.is_complete:
-                    reason = "every expert has seen enough"
-                    break
-                worker.emit((matrix.tokens, available, _coverage_note(coverage) if total.entries else ""))
-                context.clear()
-                collector.begin()
-                # All logits: the last layer computes only tokens whose logits are wanted.
-                context.decode(chunks[index], logits="all", take=_ignore)
-                matrix.tokens += len(chunks[index])
-                # A chunk that was cut short is the last one of this measurement, and none of a longer one's.
-                if time.monotonic() - saved >= job.checkpoint_s and len(chunks[index]) == longest:
-                    _write_checkpoint(job, matrix, index + 1)
-                    saved = time.monotonic()
+        if _see_chunks(worker, model, job, base, matrix, chunks, done):
+            reason = "every expert has seen enough"
     matrix.datasets = (job.corpus.name,)
     matrix.chunk_tokens = longest
     total = merge_imatrices([*base, matrix])
@@ -207,6 +181,47 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
         stopped_because=reason,
         wall_s=time.monotonic() - started,
     )
+
+
+def _see_chunks(
+    worker: WorkerContext,
+    model: Model,
+    job: ImatrixJob,
+    base: list[Imatrix],
+    matrix: Imatrix,
+    chunks: list[Tokens],
+    done: int,
+) -> bool:
+    """Add the chunks from number `done` on to `matrix`; whether every expert had seen enough before the last."""
+    available, longest = sum(map(len, chunks)), max(map(len, chunks))
+    collector = Collector(matrix)
+    callback = EvalCallback(collector.wants, collector.take)
+    saved = time.monotonic()
+    with Context(
+        model,
+        longest,
+        n_batch=longest,
+        n_ubatch=longest,
+        threads=job.threads,
+        flash_attention="off",
+        eval_callback=callback,
+    ) as context:
+        for index in range(done, len(chunks)):
+            total = merge_imatrices([*base, matrix]) if base else matrix
+            coverage = measure_coverage(total, job.min_samples)
+            if matrix.tokens >= job.min_tokens and coverage.experts and coverage.is_complete:
+                return True
+            worker.emit((matrix.tokens, available, _coverage_note(coverage) if total.entries else ""))
+            context.clear()
+            collector.begin()
+            # All logits: the last layer computes only tokens whose logits are wanted.
+            context.decode(chunks[index], logits="all", take=_ignore)
+            matrix.tokens += len(chunks[index])
+            # A chunk that was cut short is the last one of this measurement, and none of a longer one's.
+            if time.monotonic() - saved >= job.checkpoint_s and len(chunks[index]) == longest:
+                _write_checkpoint(job, matrix, index + 1)
+                saved = time.monotonic()
+    return False
 
 
 def chunk_corpus(model: Model, corpus: Corpus, chunk_tokens: int) -> Iterator[Tokens]:

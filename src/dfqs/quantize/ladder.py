@@ -5,7 +5,7 @@ the divergence is from the source's own distribution.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
-from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, measure_losses, summarise
+from dfqs.quantize.perplexity import PerplexityJob, Summary, measure_losses, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize
 from dfqs.quantize.source import read_source
 from dfqs.records import Document, Record, Text, is_document
@@ -74,10 +74,8 @@ def measure_ladder(
     """
     model = read_source(source)
     names = _rung_names(model.path, classes)
-    directory.mkdir(parents=True, exist_ok=True)
     inputs = [*model.paths, *([imatrix] if imatrix else [])]
     reference_path = _check_directory(directory, [*inputs, *(directory / name for name in names)], overwrite)
-    rungs: list[Rung] = []
     with Worker(threads=threads) as worker:
         make = partial(
             quantize,
@@ -88,30 +86,25 @@ def measure_ladder(
             overwrite=overwrite,
             worker=worker,
         )
-
-        def measure(path: Path, reference: Path | None) -> Measured:
-            job = PerplexityJob(path.absolute(), text, max_tokens=max_tokens, reference=reference, threads=threads)
-            return worker.call(measure_losses, job)
-
-        total = len(classes) + 1
-        progress(0, total, model.path.name)
-        first = measure(model.path, None)
+        job = PerplexityJob(model.path.absolute(), text, max_tokens=max_tokens, threads=threads)
+        progress(0, len(names) + 1, model.path.name)
+        first = worker.call(measure_losses, job)
         write_losses(reference_path, first.losses, overwrite=True)
-        rungs.append(_rung(SOURCE, model.path, summarise(first), None))
+        rungs = [_rung(SOURCE, model.path, summarise(first), None)]
         previous = first.losses
         for index, (class_, name) in enumerate(zip(classes, names, strict=True), start=1):
-            progress(index, total, class_.name)
+            progress(index, len(names) + 1, class_.name)
             out = directory / name
-            if out.exists() and not overwrite:
-                _require_rung(out, model, class_, imatrix)
-            else:
+            if overwrite or not out.exists():
                 # Opened anew: hours lie between two rungs.
                 make(model.path, out, class_)
-            measured = measure(out, reference_path)
+            else:
+                _require_rung(out, model, class_, imatrix)
+            measured = worker.call(measure_losses, replace(job, model=out.absolute(), reference=reference_path))
             step = estimate_difference(measured.losses.nll, previous.nll)
             rungs.append(_rung(class_.name, out, summarise(measured, first.losses), step))
             previous = measured.losses
-        progress(total, total)
+        progress(len(names) + 1, len(names) + 1)
     return tuple(rungs)
 
 
@@ -132,6 +125,7 @@ def _check_directory(directory: Path, others: Sequence[Path], overwrite: bool) -
     Raises:
         UsageError: something else stands under the name of one of them.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     reference, table, plot = (directory / name for name in ("reference.logits.gguf", "ladder.json", "ladder.svg"))
     ours = {reference: _holds_logits(reference), table: is_document(table, SCHEMA), plot: is_document(table, SCHEMA)}
     for path, own in ours.items():

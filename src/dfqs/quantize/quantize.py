@@ -95,17 +95,16 @@ def quantize(
     unfinished = work.journal.exists() and not restart
     if not overwrite and not unfinished and is_done(work.fingerprint, [file.path for file in work.outputs]):
         raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
-    for file in work.outputs:
-        if not unfinished:
+    if not unfinished:
+        for file in work.outputs:
             check_writable_target(file.path, overwrite=overwrite)
             check_manifest_place(file.path, overwrite=overwrite)
     check_space(work)
     total = plan.parameters_to_quantize
 
     def report(event: tuple[int, str, bool]) -> None:
-        done, tensor, done_before = event
         # While it is only looked through what an earlier run did, the end of the work is not told: no rate comes of it.
-        progress(done, None if done_before else total, tensor)
+        progress(event[0], None if event[2] else total, event[1])
 
     with ExitStack() as stack:
         work = dataclasses.replace(work, restart=restart)

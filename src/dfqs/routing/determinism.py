@@ -195,10 +195,9 @@ def check_routing(
             for condition in (c for c in conditions if not c.restart):
                 rows.append(_try_condition(worker, path, text, other, condition, reference))
                 progress(done := done + 1, steps, condition.name)
-    for condition in (c for c in conditions if c.restart):
-        assert reference is not None
-        with Worker(threads=threads) as worker:
-            rows.append(_try_condition(worker, path, text, other, condition, reference))
+    if reference is not None:
+        restarted = (condition for condition in conditions if condition.restart)
+        rows += [_try_anew(threads, path, text, other, condition, reference) for condition in restarted]
     return RouteCheck(
         model=identity,
         processor=processor_name(),
@@ -235,6 +234,19 @@ def run_condition(
     if condition.kind == "cached":
         return worker.call(load.run_cached, str(path), sequence, condition.steps[0], settings, scores)
     return worker.call(load.run_steps, str(path), sequence, settings, condition.steps, scores)
+
+
+def _try_anew(
+    threads: int,
+    path: Path,
+    tokens: Sequence[int],
+    other: Sequence[int],
+    condition: Condition,
+    reference: RoutingRun,
+) -> MatrixRow:
+    """In a process of its own."""
+    with Worker(threads=threads) as worker:
+        return _try_condition(worker, path, tokens, other, condition, reference)
 
 
 def _try_condition(

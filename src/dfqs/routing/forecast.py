@@ -1,9 +1,11 @@
 """How often routing will flip under a perturbation, forecast from margins and held against what happens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from dfqs.errors import RuntimeFailure
@@ -98,50 +100,52 @@ def forecast_routing(
         first, second = worker.call(tokenize, str(path), prompts)
         trained = worker.call(trained_context, str(path))
         fitted = [fit_text(*pair, tokens, trained) for pair in ((first, second), (second, first))]
-        learned: list[int] = []
         total, done = 2 * (len(PERTURBATIONS) + 1), 0
 
-        def run(condition: Condition) -> list[Rows]:
+        def run(condition: Condition) -> list[RoutingRun]:
             nonlocal done
             pair = []
             for text, other, _ in fitted:
-                result = run_condition(worker, path, text, other, condition, threads=count, scores=True)
-                learned[:] = [row for row, layer in enumerate(result.layers) if layer not in hash_layers]
-                pair.append(_rows(result, learned, groups))
-                layers = result.layers
+                pair.append(run_condition(worker, path, text, other, condition, threads=count, scores=True))
                 done += 1
                 progress(done, total, condition.name)
-            routed[:] = layers
             return pair
 
-        routed: list[int] = []
-        reference = run(Condition("reference"))
-        require_choice(identity, hash_layers, tuple(routed))
+        first_run, second_run = run(Condition("reference"))
+        require_choice(identity, hash_layers, first_run.layers)
+        learned = [row for row, layer in enumerate(first_run.layers) if layer not in hash_layers]
+        reference = [_rows(result, learned, groups) for result in (first_run, second_run)]
         for condition in PERTURBATIONS:
             try:
-                perturbed = run(condition)
+                perturbed = [_rows(result, learned, groups) for result in run(condition)]
             except RuntimeFailure as error:
                 refused[condition.name] = str(error)
                 continue
-            forecasts.append(
-                forecast_and_observe(
-                    condition.name,
-                    (FIT_TEXT, reference[0], perturbed[0]),
-                    (TEST_TEXT, reference[1], perturbed[1]),
-                    identity.experts_used,
-                    groups,
-                )
-            )
+            fit, test = (FIT_TEXT, reference[0], perturbed[0]), (TEST_TEXT, reference[1], perturbed[1])
+            forecasts.append(forecast_and_observe(condition.name, fit, test, identity.experts_used, groups))
     margins = measure_margins(mask_groups(reference[1], groups), identity.experts_used)
+    layers = describe_margins(margins, [first_run.layers[row] for row in learned])
+    return _report(identity, count, fitted, margins, layers, forecasts, refused)
+
+
+def _report(
+    identity: ModelIdentity,
+    threads: int,
+    fitted: Sequence[tuple[Sequence[int], Sequence[int], str | None]],
+    margins: NDArray[np.float64],
+    layers: tuple[MarginLayer, ...],
+    forecasts: Sequence[FlipForecast],
+    refused: dict[str, str],
+) -> MarginReport:
     counts, edges = histogram_of_margins(margins)
     return MarginReport(
         model=identity,
         processor=processor_name(),
-        threads=count,
+        threads=threads,
         tokens=max(len(text) for text, _, _ in fitted),
         histogram_edges=tuple(float(edge) for edge in edges),
         histogram=tuple(int(count) for count in counts),
-        margins=describe_margins(margins, [routed[row] for row in learned]),
+        margins=layers,
         forecasts=tuple(forecasts),
         refused=refused,
         notices=tuple(dict.fromkeys(notice for _, _, notice in fitted if notice is not None)),
