@@ -244,6 +244,7 @@ def test_undo_before_anything_was_freed_gives_back_every_byte(case: Case) -> Non
                 with pytest.raises(DfqsError, match=r"cannot be undone: .* only\. Nothing is lost|only names remain"):
                     undo(after, journal, case.place)  # type: ignore[arg-type]
                 refused += 1
+                journal.close()
                 case.run(after)
                 case.assert_merged(after)
             else:
@@ -289,7 +290,8 @@ def test_disk_that_is_full_at_any_write_loses_nothing_and_goes_on_when_there_is_
             # The journal itself found no room: nothing has begun.
             case.assert_shards_whole(disk)
             full += 1
-        disk.capacity_blocks = None
+        # The process that failed is gone, and its locks with it.
+        disk = disk.crash(None, keep_all=True)
         case.run(disk)
         case.assert_merged(disk)
     assert full > 3
