@@ -122,3 +122,31 @@ def test_fingerprints_are_equal_for_equal_conditions_only() -> None:
     assert same.fingerprint == CONDITIONS.fingerprint
     assert other.fingerprint != CONDITIONS.fingerprint
     assert differences(CONDITIONS, other) == ("max_tokens.reasoning: 512 -> 513",)
+
+
+def test_restart_begins_another_run_and_keeps_the_results_of_the_one_before(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.append("a", "1", {"x": 1})
+    before = (tmp_path / "run-1" / "results.jsonl").read_bytes()
+    planned = RunRecord(subject=SUBJECT, conditions=CONDITIONS, threads=None, curve_lengths=(1024,), decode_repeats=3)
+
+    with open_store(tmp_path, planned, restart=True) as store:
+        assert (store.directory.name, store.record.began_anew) == ("run-2", ("--restart was given",))
+        assert store.stage("a") == {}
+
+    assert (tmp_path / "run-1" / "results.jsonl").read_bytes() == before
+
+
+def test_results_that_0_1_stored_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    path = tmp_path / "run-1" / "results.jsonl"
+    line = '{"stage": "a", "key": "1", "data": {"x": "\N{SNOWMAN}"}}\n'
+    path.write_text(line, encoding="utf-8")
+
+    with opened(tmp_path) as store:
+        assert store.get("a", "1") == {"x": "\N{SNOWMAN}"}
+        store.append("a", "1", {"x": "\N{SNOWMAN}"})
+        store.append("a", "2", {"x": "\N{SNOWMAN}"})
+
+    assert path.read_text(encoding="utf-8") == line + line.replace('"1"', '"2"')

@@ -338,3 +338,38 @@ def test_header_begins_with_the_schema_and_can_be_looked_at_without_the_lock(kin
 
     assert header is not None and list(header.items()) == [("schema", kind.schema), ("fingerprint", "f"), ("about", 1)]
     assert read_header(disk, PATH, replace(kind, schema="dfqs.other/1")) is None  # type: ignore[arg-type]
+
+
+PLAIN = replace(FACTS, is_plain=True)
+
+
+@pytest.mark.parametrize("sync_every", [1, 3])
+def test_plain_lines_lose_no_durable_record_either(sync_every: int) -> None:
+    def work(disk: MemoryDisk) -> None:
+        journal = Journal.open_or_create(disk, PATH, PLAIN)  # type: ignore[arg-type]
+        journal.read(lambda number, record: True)
+        disk.sync_directory(PATH.parent)
+        for number in range(10):
+            journal.append(record(number), durable=number % sync_every == 0)
+        journal.sync()
+
+    whole = MemoryDisk()
+    work(whole)
+    assert whole.contents(PATH).startswith(b'{"number": 0, "text": "xxx')
+    for point in range(len(whole.log)):
+        for seed in range(8):
+            disk = MemoryDisk(power_fails_at=point)
+            with pytest.raises(PowerLoss):
+                work(disk)
+            synced = sum(what == "sync" for what in disk.log)
+            after = disk.crash(random.Random(f"{point}/{seed}") if seed else None)
+            found: list[dict[str, Any]] = []
+            journal = Journal.open_or_create(after, PATH, PLAIN)  # type: ignore[arg-type]
+
+            def take(number: int, record: dict[str, Any], found: list[dict[str, Any]] = found) -> bool:
+                found.append(record)
+                return True
+
+            journal.read(take)
+            assert found == [record(number) for number in range(len(found))]
+            assert len(found) >= (synced if sync_every == 1 else 1 if synced else 0)

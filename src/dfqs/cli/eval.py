@@ -58,6 +58,9 @@ def command(
         int | None,
         typer.Option("--threads", "-t", help="CPU threads; one a physical core by default.", min=1, show_default=False),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
     json_: Json = False,
 ) -> None:
@@ -97,7 +100,7 @@ def command(
         for notice in answerer.info.notices:
             warn(notice)
         try:
-            directory = evaluate(answerer, subject, opened, request, output, draw_stage)
+            directory = evaluate(answerer, subject, opened, request, output, draw_stage, restart=restart)
         except UsageError:
             raise
         except BaseException:

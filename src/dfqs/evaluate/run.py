@@ -106,12 +106,15 @@ def evaluate(
     request: Request,
     out: Path,
     draw: StageProgress,
+    *,
+    restart: bool = False,
 ) -> Path:
     """Measure what is still missing; returns the run's directory, of which `dfqs.report.record` makes the report.
 
     Args:
         model: the local one that is measured, described in the run's record; None behind an endpoint, where speed is
             not measured.
+        restart: begin another run beside those in `out`.
 
     Raises:
         UsageError: a stage that does not exist, or nothing to measure.
@@ -134,7 +137,7 @@ def evaluate(
         curve_lengths=request.suite.context_lengths,
         decode_repeats=request.suite.decode_repeats,
     )
-    with open_store(out, planned) as store:
+    with open_store(out, planned, restart=restart) as store:
         _note(store, "machine", read_machine().model_dump(mode="json"))
         _note(store, "target", {"notices": list(answerer.info.notices), "context_tokens": answerer.info.context_tokens})
         if REASONING in request.stages:

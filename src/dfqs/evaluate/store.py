@@ -16,15 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from dfqs.errors import FormatError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
 from dfqs.evaluate.stored import check_line
 from dfqs.model.description import ModelDescription
-from dfqs.records import AtLeastOne, Document, Record, Whole, parse_record, read_bounded, read_json, write_json
+from dfqs.records import AtLeastOne, Document, Record, Whole, read_json, write_json
 from dfqs.storage.atomic import fsync_directory, storage_errors
-from dfqs.storage.files import open_own
+from dfqs.storage.disk import LocalDisk
+from dfqs.storage.journal import Journal, JournalKind, read_unlocked
 from dfqs.storage.locks import open_locked
 
 RESULTS_LIMIT_BYTES = 32 << 20
@@ -33,6 +34,16 @@ LINE_LIMIT_BYTES = 2 << 20
 LINES_LIMIT = 100_000
 UNKNOWN_LIMIT_BYTES = 1 << 20
 """Of lines of stages and notes that this version does not know."""
+RESULTS = JournalKind(
+    schema="dfqs.run-record/1",
+    work="run",
+    busy="another evaluation is writing into this directory; give it another -o",
+    give_up="give --restart to begin another run",
+    limit_bytes=RESULTS_LIMIT_BYTES,
+    line_bytes=LINE_LIMIT_BYTES,
+    is_plain=True,
+)
+"""Each line of `results.jsonl` is a result; what they belong to stands in `run.json`."""
 _RUN_NAME = re.compile(r"run-([1-9][0-9]{0,8})")
 
 
@@ -80,8 +91,8 @@ class Store:
 
     directory: Path
     record: RunRecord
+    _journal: Journal
     _lines: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    _handle: int = -1
 
     def get(self, stage: str, key: str) -> dict[str, Any] | None:
         """What was stored under `key`; of several the last."""
@@ -99,25 +110,19 @@ class Store:
         """
         if self._lines.get((stage, key)) == data:
             return
-        text = whole_text(json.dumps({"stage": stage, "key": key, "data": data}, ensure_ascii=False, allow_nan=False))
-        encoded = text.encode() + b"\n"
-        with storage_errors(self.directory):
-            end = os.lseek(self._handle, 0, os.SEEK_END)
-            try:
-                written = 0
-                while written < len(encoded):
-                    written += os.write(self._handle, encoded[written:])
-                os.fsync(self._handle)
-            except OSError:
-                os.ftruncate(self._handle, end)
-                raise
         # As the next call of the command will read it.
-        self._lines[stage, key] = json.loads(text)["data"]
+        data = json.loads(whole_text(json.dumps(data, ensure_ascii=False, allow_nan=False)))
+        with storage_errors(self.directory):
+            self._journal.append({"stage": stage, "key": whole_text(key), "data": data})
+        self._lines[stage, key] = data
 
 
 @contextmanager
-def open_store(out: Path, planned: RunRecord) -> Iterator[Store]:
+def open_store(out: Path, planned: RunRecord, *, restart: bool = False) -> Iterator[Store]:
     """The run in `out` to go on with, or a new one as planned.
+
+    Args:
+        restart: begin a new one in any case. Those that are there stay.
 
     Raises:
         UsageError: another process is evaluating into the same directory.
@@ -127,16 +132,18 @@ def open_store(out: Path, planned: RunRecord) -> Iterator[Store]:
         out.mkdir(parents=True, exist_ok=True)
         lock = open_locked(out / ".lock", f"another evaluation is writing into {out}; give it another -o")
     try:
-        directory, record = _choose_run(out, planned)
-        lines, length = read_lines(directory / "results.jsonl")
+        directory, record = _choose_run(out, planned, restart)
+        path = directory / "results.jsonl"
+        lines = _Lines(path)
         with storage_errors(directory):
-            handle = open_own(directory / "results.jsonl", os.O_RDWR | os.O_CREAT)
-            os.ftruncate(handle, length)
-            fsync_directory(directory)
+            journal = Journal.open_or_create(LocalDisk(), path, RESULTS)
         try:
-            yield Store(directory, record, lines, handle)
+            with storage_errors(directory):
+                journal.read(lines.take)
+                fsync_directory(directory)
+            yield Store(directory, record, journal, lines.found)
         finally:
-            os.close(handle)
+            journal.close()
     finally:
         os.close(lock)
 
@@ -145,31 +152,36 @@ def read_lines(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], int]:
     """Stored results by (stage, key), and how many bytes of the file are whole lines.
 
     Raises:
-        FormatError: a line in the middle is damaged; only the last can be torn by a power cut. Or the file is larger
-            than results can be.
+        FormatError: a line in the middle is damaged; only the last can be torn by a power cut. Or a line is none of an
+            evaluation, or the file is larger than results can be.
     """
-    data = read_bounded(path, RESULTS_LIMIT_BYTES) if path.exists() else b""
-    lines: dict[tuple[str, str], dict[str, Any]] = {}
-    length = data.rfind(b"\n") + 1
-    offset = unknown_bytes = 0
-    while offset < length:
-        end = data.index(b"\n", offset) + 1
-        if end - offset > LINE_LIMIT_BYTES or len(lines) >= LINES_LIMIT or unknown_bytes > UNKNOWN_LIMIT_BYTES:
-            raise FormatError("more than an evaluation stores", path=path, offset=offset)
+    lines = _Lines(path)
+    length = read_unlocked(path, RESULTS, lines.take) if path.exists() else 0
+    return lines.found, length
+
+
+class _Lines:
+    """Takes stored results in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[tuple[str, str], dict[str, Any]] = {}
+        self._unknown_bytes = 0
+
+    def take(self, number: int, record: dict[str, Any]) -> bool:
         try:
-            line = parse_record(data[offset:end], Line)
-        except FormatError:
-            if end == length:
-                # The newline can reach the disk before the rest of its line.
-                return lines, offset
-            raise FormatError("not a line of results", path=path, offset=offset) from None
+            line = Line.model_validate(record)
+        except ValidationError:
+            raise FormatError(f"line {number + 1:,} is not a line of results", path=self.path) from None
         try:
-            unknown_bytes += 0 if check_line(line.stage, line.key, line.data) else end - offset
+            if not check_line(line.stage, line.key, line.data):
+                self._unknown_bytes += len(str(line.data))
         except FormatError as error:
-            raise FormatError(error.detail, path=path, offset=offset) from None
-        lines[line.stage, line.key] = line.data
-        offset = end
-    return lines, length
+            raise FormatError(f"line {number + 1:,}: {error.detail}", path=self.path) from None
+        self.found[line.stage, line.key] = line.data
+        if len(self.found) > LINES_LIMIT or self._unknown_bytes > UNKNOWN_LIMIT_BYTES:
+            raise FormatError(f"more than an evaluation stores, from line {number + 1:,} on", path=self.path)
+        return True
 
 
 def whole_text(text: str) -> str:
@@ -197,11 +209,11 @@ def read_run(directory: Path) -> RunRecord:
     return read_json(directory / "run.json", RunRecord)
 
 
-def _choose_run(out: Path, planned: RunRecord) -> tuple[Path, RunRecord]:
+def _choose_run(out: Path, planned: RunRecord, restart: bool) -> tuple[Path, RunRecord]:
     """The newest run that began with the same, or a new one that says what is other than in the newest."""
     runs = runs_of(out)
-    why: tuple[str, ...] | None = None
-    for directory in reversed(runs):
+    why: tuple[str, ...] | None = ("--restart was given",) if restart and runs else None
+    for directory in () if restart else reversed(runs):
         if not (directory / "run.json").exists():
             continue
         before = read_run(directory)

@@ -19,8 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import FormatError, IntegrityError, SpaceError, UsageError, printable
-from dfqs.storage.disk import Disk, DiskFile
-from dfqs.storage.lines import decode_line, encode_line, is_torn_first, is_whole, read_lines, schema_of
+from dfqs.storage.disk import Disk, DiskFile, LocalDisk, LocalFile
+from dfqs.storage.files import open_to_read
+from dfqs.storage.lines import (
+    decode_line,
+    encode_line,
+    encode_plain,
+    is_torn_first,
+    is_whole,
+    is_whole_plain,
+    read_lines,
+    schema_of,
+)
 from dfqs.storage.seal import is_sealed, key_path
 
 _WAIT_STEP_S = 0.05
@@ -50,6 +60,8 @@ class JournalKind:
     """Of the seals; None: records are not sealed."""
     is_claims: bool = False
     """Every record is checked against what it speaks of before it counts, and costs only work when it is lost."""
+    is_plain: bool = False
+    """Lines are JSON alone, all of them records: what the journal belongs to stands in a file beside it."""
     reserved_bytes: int = 0
     """Room for records behind the header, taken when the journal is made, so that a full disk cannot stop it."""
 
@@ -111,7 +123,7 @@ class Journal:
             found = disk.identify(path)
             if found is None:
                 return None
-            if not found.is_regular or found.links > 1:
+            if not found.is_regular or (found.links > 1 and not kind.is_plain):
                 raise UsageError(f"{path} is a link or no regular file, so it was not left by a {kind.work}; remove it")
             try:
                 file = disk.open(path)
@@ -168,26 +180,36 @@ class Journal:
             IntegrityError: it is damaged, of another version, or not of this user and machine.
             FormatError: it is larger than any journal.
         """
-        if self._file.size() > self.kind.limit_bytes:
+        number = self._scan(take, fingerprint, trusted=trusted)
+        if number == 0 and not self.kind.is_plain:
+            self._require_ours()
+        elif not self.kind.reserved_bytes and self._file.size() > self._end:
+            self._file.truncate(self._end)
+        return number > 0
+
+    def _scan(self, take: Take, fingerprint: str | None, *, trusted: bool) -> int:
+        """How many records count."""
+        kind, number = self.kind, 0
+        if self._file.size() > kind.limit_bytes:
             raise FormatError(
-                f"larger than the {self.kind.limit_bytes:,} bytes that a journal of a {self.kind.work} can have",
-                path=self.path,
+                f"larger than the {kind.limit_bytes:,} bytes that a journal of a {kind.work} can have", path=self.path
             )
-        number = 0
-        lines = read_lines(self._file, self.kind.limit_bytes, self.kind.line_bytes)
+        lines = read_lines(self._file, kind.limit_bytes, kind.line_bytes)
         for offset, line in lines:
-            if not is_whole(line):
+            if not line and not kind.is_claims:
+                message = f"a line of more than {kind.line_bytes:,} bytes, which no {kind.work} writes"
+                raise FormatError(message, path=self.path, offset=offset)
+            if not self._is_whole(line):
                 self._refuse_damage(offset, line, (after for _, after in lines))
                 break
             seal = self._accept(number, line, take, fingerprint, trusted=trusted)
             if seal is None:
                 break
             self._end, self._seal, number = offset + len(line), seal, number + 1
-        if number == 0:
-            self._require_ours()
-        elif not self.kind.reserved_bytes and self._file.size() > self._end:
-            self._file.truncate(self._end)
-        return number > 0
+        return number
+
+    def _is_whole(self, line: bytes) -> bool:
+        return is_whole_plain(line) if self.kind.is_plain else is_whole(line)
 
     def append(self, record: dict[str, Any], *, durable: bool = True) -> None:
         """Write a record. Safe to call from several threads.
@@ -229,7 +251,10 @@ class Journal:
         self.close()
 
     def _encode(self, record: dict[str, Any], seal_before: str) -> tuple[bytes, str]:
-        line, seal = encode_line(record, seal_before, purpose=self.kind.purpose)
+        if self.kind.is_plain:
+            line, seal = encode_plain(record), ""
+        else:
+            line, seal = encode_line(record, seal_before, purpose=self.kind.purpose)
         if len(line) > self.kind.line_bytes:
             raise UsageError(f"{self.path} would hold more than can be read again, a record of {len(line):,} bytes")
         return line, seal
@@ -249,12 +274,14 @@ class Journal:
         """The seal of a record that counts; None for one that is to be cut off, with what follows it."""
         kind = self.kind
         try:
-            record, seal, text = decode_line(line, self.path, kind.work, sealed=kind.purpose is not None)
+            record, seal, text = decode_line(
+                line, self.path, kind.work, sealed=kind.purpose is not None, plain=kind.is_plain
+            )
         except IntegrityError:
             if kind.is_claims and number:
                 return None
             raise
-        if number == 0:
+        if number == 0 and not kind.is_plain:
             self._require_same(line, record, fingerprint)
         if kind.purpose is not None and not trusted and not is_sealed(kind.purpose, self._seal.encode() + text, seal):
             if kind.is_claims:
@@ -297,10 +324,13 @@ class Journal:
 
     def _refuse_damage(self, offset: int, line: bytes, after: Iterator[bytes]) -> None:
         """A line that is not whole: a torn one at the end, or damage."""
-        if offset == 0 and schema_of(line) is not None:
+        if offset == 0 and not self.kind.is_plain and schema_of(line) is not None:
             self._refuse_other_version(line)
-        if not self.kind.is_claims and any(map(is_whole, after)):
-            raise IntegrityError(f"{self.path} is damaged at byte {offset:,}; nothing is changed by it")
+        if self.kind.is_claims or not any(map(self._is_whole, after)):
+            return
+        if self.kind.is_plain:
+            raise FormatError("damaged; nothing is changed by it", path=self.path, offset=offset)
+        raise IntegrityError(f"{self.path} is damaged at byte {offset:,}; nothing is changed by it")
 
     def _require_ours(self) -> None:
         """Raises where something else than an unfinished work's journal would be cut to nothing."""
@@ -328,3 +358,18 @@ def read_header(disk: Disk, path: Path, kind: JournalKind) -> dict[str, Any] | N
     finally:
         file.close()
     return record if kind.purpose is None or is_sealed(kind.purpose, text, seal) else None
+
+
+def read_unlocked(path: Path, kind: JournalKind, take: Take) -> int:
+    """Have `take` look at every record that counts of a file that is only read; how many bytes those are.
+
+    Raises:
+        IntegrityError, FormatError, UsageError: as `Journal.read`.
+    """
+    file = LocalFile(open_to_read(path))
+    try:
+        journal = Journal(LocalDisk(), path, kind, file)
+        journal._scan(take, None, trusted=False)
+        return journal._end
+    finally:
+        file.close()

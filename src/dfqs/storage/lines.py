@@ -3,6 +3,8 @@
 A line is 16 hexadecimal digits of a SHA-256 of the rest, a space, JSON. Where journals of its kind are sealed
 (`dfqs.storage.seal`), the seal and a space stand before the JSON. A seal is of a record and of the seal before it, so
 no record can be left out, put elsewhere, or taken from another journal.
+
+A plain line is JSON alone: what it says is a user's own, to be read with any tool.
 """
 
 import hashlib
@@ -27,6 +29,11 @@ _TORN = re.compile(rb'[0-9a-f]{0,16}|[0-9a-f]{16} ([0-9a-f]{0,32}|([0-9a-f]{32} 
 """The beginning of a first line of ours."""
 
 
+def encode_plain(record: dict[str, Any]) -> bytes:
+    """A record as a plain line."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def encode_line(record: dict[str, Any], seal_before: str = "", *, purpose: str | None = None) -> tuple[bytes, str]:
     """A record as a line, and its seal.
 
@@ -41,7 +48,9 @@ def encode_line(record: dict[str, Any], seal_before: str = "", *, purpose: str |
     return _digest(rest) + b" " + rest + b"\n", seal
 
 
-def decode_line(line: bytes, path: Path, work: str, *, sealed: bool) -> tuple[dict[str, Any], str, bytes]:
+def decode_line(
+    line: bytes, path: Path, work: str, *, sealed: bool = False, plain: bool = False
+) -> tuple[dict[str, Any], str, bytes]:
     """The record of a whole line, its seal, and its text.
 
     Args:
@@ -50,7 +59,7 @@ def decode_line(line: bytes, path: Path, work: str, *, sealed: bool) -> tuple[di
     Raises:
         IntegrityError: it is no usable JSON object.
     """
-    text = line[_DIGEST_DIGITS + 1 :].rstrip(b"\n")
+    text = line.rstrip(b"\n") if plain else line[_DIGEST_DIGITS + 1 :].rstrip(b"\n")
     seal = b""
     if sealed:
         seal, _, text = text.partition(b" ")
@@ -69,6 +78,14 @@ def is_whole(line: bytes) -> bool:
     """Whether a line, with its end, is as it was written."""
     digest, _, rest = line.partition(b" ")
     return line.endswith(b"\n") and len(digest) == _DIGEST_DIGITS and _digest(rest.removesuffix(b"\n")) == digest
+
+
+def is_whole_plain(line: bytes) -> bool:
+    """Whether a plain line, with its end, is an object: no part of one is."""
+    try:
+        return line.endswith(b"\n") and isinstance(parse_json(line), dict)
+    except FormatError:
+        return False
 
 
 def is_torn_first(data: bytes) -> bool:
