@@ -18,8 +18,9 @@ from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, TensorSource, string, write_gguf
 from dfqs.quantize import imatrix
 from dfqs.quantize.calibration import read_corpus
+from dfqs.quantize.checkpoint import Checkpoint
 from dfqs.quantize.coverage import ColdExpert, measure_coverage
-from dfqs.quantize.imatrix import STATE_KEY, ImatrixJob, ImatrixOutcome
+from dfqs.quantize.imatrix import ImatrixJob, ImatrixOutcome
 from dfqs.quantize.imatrix_file import (
     Accumulated,
     Imatrix,
@@ -232,14 +233,51 @@ def test_a_file_that_appeared_during_the_measurement_is_kept(model: Path, worker
     assert read_imatrix(wanted.out).entries
 
 
+def leave_checkpoint(wanted: ImatrixJob, fingerprint: str) -> None:
+    with Checkpoint(wanted.out, fingerprint) as checkpoint:
+        matrix = vector_imatrix()
+        matrix.tokens = 128
+        checkpoint.write(matrix, 1)
+
+
 def test_a_checkpoint_of_another_corpus_is_not_mixed_in(model: Path, worker: Worker, tmp_path: Path) -> None:
     wanted = job(model, tmp_path / "i.gguf")
-    matrix = vector_imatrix()
-    matrix.extra = {STATE_KEY: json.dumps({"fingerprint": "other", "chunks": 1, "tokens": 128})}
-    write_imatrix(wanted.partial, matrix)
+    leave_checkpoint(wanted, "other")
 
-    with pytest.raises(UsageError, match="of a measurement of another model, corpus or chunk size"):
+    with pytest.raises(UsageError, match="is of another measurement; finish that one, or give --restart"):
         measure(worker, wanted)
+
+    assert measure(worker, replace(wanted, restart=True)).resumed_tokens == 0
+    assert sorted(path.name for path in tmp_path.glob("i.gguf*")) == ["i.gguf"]
+
+
+@pytest.mark.parametrize("change", ["sums", "journal", "no journal"])
+def test_a_checkpoint_that_came_from_elsewhere_is_not_mixed_in(
+    change: str, model: Path, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = job(model, tmp_path / "i.gguf")
+    leave_checkpoint(wanted, wanted.fingerprint)
+    if change == "sums":
+        data = bytearray(wanted.partial.read_bytes())
+        data[-1] ^= 1
+        wanted.partial.write_bytes(data)
+    elif change == "journal":
+        monkeypatch.setenv("DFQS_CACHE", str(tmp_path / "another user's"))
+    else:
+        (tmp_path / "i.gguf.imatrix-journal").unlink()
+
+    refused = pytest.raises(UsageError, match="of a measurement of another model, corpus or chunk size")
+    with refused, Checkpoint(wanted.out, wanted.fingerprint) as checkpoint:
+        checkpoint.read()
+    assert wanted.partial.exists()
+
+
+def test_a_checkpoint_that_0_1_left_is_named(model: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".i.gguf.measuring"
+    left.write_bytes(b"GGUF")
+
+    with pytest.raises(UsageError, match=r"left by an unfinished measurement of dfqs 0\.1"):
+        Checkpoint(tmp_path / "i.gguf", "f")
 
 
 def test_measuring_on_top_of_another_matrix_adds_to_it(model: Path, worker: Worker, tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import typer
 from dfqs.cli.documents.imatrix import ImatrixDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.options import DryRun, Json, ModelIfAny, Overwrite, Threads
+from dfqs.cli.options import DryRun, Json, ModelIfAny, Overwrite, Restart, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.quantize.calibration import read_corpus, shipped_corpus
+from dfqs.quantize.checkpoint import checkpoint_path
 from dfqs.quantize.coverage import Coverage, measure_coverage
-from dfqs.quantize.imatrix import ImatrixOutcome, checkpoint_path, measure_importance
+from dfqs.quantize.imatrix import ImatrixOutcome, measure_importance
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
 from dfqs.quantize.source import read_source
 from dfqs.units import format_duration, format_number_of
@@ -37,6 +38,7 @@ def command(
     chunk: Annotated[int, typer.Option(min=16, help="Tokens computed together.")] = 512,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -74,6 +76,7 @@ def command(
         add=added,
         threads=threads,
         overwrite=overwrite,
+        restart=restart,
     )
     found = ImatrixDocument.of(output, outcome.coverage, outcome, text.sha256)
     emit(found, json_, lambda: _show(outcome, output, text.name))

@@ -6,7 +6,6 @@ says nothing about it, so the measurement goes on until every expert of every la
 Runs in a worker process. Sums as `tools/imatrix/imatrix.cpp` (`collect_imatrix`) defines them.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from dfqs import __version__
-from dfqs.errors import FormatError, RuntimeFailure, UsageError
+from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.calibration import Corpus, Stream, shipped_corpus
+from dfqs.quantize.checkpoint import Checkpoint, checkpoint_path
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix_file import (
     OLDER_AND_NEWER,
@@ -32,24 +32,18 @@ from dfqs.quantize.imatrix_file import (
     write_imatrix,
 )
 from dfqs.quantize.imatrix_sums import Float32
-from dfqs.records import parse_json, sha256_of
+from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.worker_context import WorkerContext
 
-STATE_KEY = "dfqs.imatrix.state"
 MIN_ROWS = 16
 """Inputs of fewer rows are no sample of text (llama-imatrix's own limit)."""
 _WEIGHT = re.compile(r"(blk\.\d+\..+|output|token_embd)\.weight")
 
 Tokens = list[int]
-
-
-def checkpoint_path(out: Path) -> Path:
-    """Where a measurement of `out` keeps what it has."""
-    return out.with_name(f".{out.name}.measuring")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +66,8 @@ class ImatrixJob:
     checkpoint_s: float = 60.0
     overwrite: bool = False
     """Replace `out` if it exists."""
+    restart: bool = False
+    """Throw away what an interrupted measurement left."""
 
     @property
     def partial(self) -> Path:
@@ -112,6 +108,7 @@ def measure_importance(
     add: Sequence[Path] = (),
     threads: int | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = no_progress,
 ) -> ImatrixOutcome:
     """Measure which weights of `model` matter and write `out`, in a worker of its own; see `ImatrixJob`.
@@ -121,6 +118,7 @@ def measure_importance(
     Args:
         corpus: the text to run; None: the mix that dfqs ships.
         threads: CPU threads; None: `hardware.default_threads`.
+        restart: throw away what an interrupted measurement left.
         progress: in tokens.
 
     Raises:
@@ -138,6 +136,7 @@ def measure_importance(
         add=tuple(path.absolute() for path in add),
         threads=threads,
         overwrite=overwrite,
+        restart=restart,
     )
     with Worker(threads=threads) as worker:
         return worker.reporting(lambda event: progress(*event)).call(measure_imatrix, job)
@@ -150,6 +149,11 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
         RuntimeFailure: the model's activations are no numbers, or llama.cpp fails.
         UsageError: the corpus is too short; a checkpoint of another measurement lies there.
     """
+    with Checkpoint(job.out, job.fingerprint, restart=job.restart) as checkpoint:
+        return _measure(worker, job, checkpoint)
+
+
+def _measure(worker: WorkerContext, job: ImatrixJob, checkpoint: Checkpoint) -> ImatrixOutcome:
     started = time.monotonic()
     base = [read_imatrix(path) for path in job.add]
     if any(matrix.one_count_for_all for matrix in base):
@@ -162,16 +166,17 @@ def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
             chunks, reason = limit_chunks(chunks, job.max_tokens), "as many tokens as allowed were seen"
             available = sum(len(chunk) for chunk in chunks)
         longest = max(len(chunk) for chunk in chunks)
-        matrix, done = _read_checkpoint(job)
+        kept, done = checkpoint.read()
+        matrix = kept if kept is not None else Imatrix({}, chunk_tokens=job.chunk_tokens)
         resumed = matrix.tokens
-        if _see_chunks(worker, model, job, base, matrix, chunks, done):
+        if _see_chunks(worker, model, job, checkpoint, base, matrix, chunks, done):
             reason = "every expert has seen enough"
     matrix.datasets = (job.corpus.name,)
     matrix.chunk_tokens = longest
     total = merge_imatrices([*base, matrix])
     total.extra = {"dfqs.imatrix.corpus_sha256": job.corpus.sha256, "dfqs.version": __version__}
     write_imatrix(job.out, total, overwrite=job.overwrite)
-    job.partial.unlink(missing_ok=True)
+    checkpoint.forget()
     return ImatrixOutcome(
         tokens=matrix.tokens,
         tokens_available=available,
@@ -187,6 +192,7 @@ def _see_chunks(
     worker: WorkerContext,
     model: Model,
     job: ImatrixJob,
+    checkpoint: Checkpoint,
     base: list[Imatrix],
     matrix: Imatrix,
     chunks: list[Tokens],
@@ -219,7 +225,7 @@ def _see_chunks(
             matrix.tokens += len(chunks[index])
             # A chunk that was cut short is the last one of this measurement, and none of a longer one's.
             if time.monotonic() - saved >= job.checkpoint_s and len(chunks[index]) == longest:
-                _write_checkpoint(job, matrix, index + 1)
+                checkpoint.write(matrix, index + 1)
                 saved = time.monotonic()
     return False
 
@@ -371,28 +377,3 @@ def limit_chunks(chunks: list[Tokens], most: int) -> list[Tokens]:
     if not kept:
         raise UsageError(f"{most:,} tokens are no sample of text; measure {MIN_ROWS} or more")
     return kept
-
-
-def _write_checkpoint(job: ImatrixJob, matrix: Imatrix, chunks_done: int) -> None:
-    state = {"fingerprint": job.fingerprint, "chunks": chunks_done, "tokens": matrix.tokens}
-    matrix.extra = {STATE_KEY: json.dumps(state)}
-    write_imatrix(job.partial, matrix, overwrite=True)
-    matrix.extra = {}
-
-
-def _read_checkpoint(job: ImatrixJob) -> tuple[Imatrix, int]:
-    if not job.partial.exists():
-        return Imatrix({}, chunk_tokens=job.chunk_tokens), 0
-    try:
-        matrix = read_imatrix(job.partial)
-        state = parse_json(matrix.extra.get(STATE_KEY, "{}"))
-        if isinstance(state, dict) and state.get("fingerprint") == job.fingerprint:
-            tokens, chunks = state.get("tokens"), state.get("chunks")
-            if isinstance(tokens, int) and isinstance(chunks, int) and min(tokens, chunks) >= 0:
-                matrix.tokens, matrix.extra = tokens, {}
-                return matrix, chunks
-    except FormatError:
-        pass
-    raise UsageError(
-        f"{job.partial} is of a measurement of another model, corpus or chunk size; finish that one, or delete it"
-    )
