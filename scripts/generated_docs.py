@@ -13,7 +13,7 @@ TREE_END = "<!-- end of tree -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
     *("errors", "units", "progress", "cache", "storage", "seal", "records"),
-    *("gguf", "model", "shards", "inplace", "pull", "integrity", "find", "hardware"),
+    *("gguf", "model", "shards", "inplace", "pull", "integrity", "find", "hardware", "figure"),
     *("runtime", "streaming", "quantize", "routing", "planning", "evaluate", "report", "targets"),
     *("embedded", "demo", "cli", "__main__"),
 )

@@ -5,9 +5,11 @@ for, so that `import dfqs` costs nothing and works where llama.cpp does not.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# Type checkers take it for true; `typing` itself costs more to import than all of this.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from dfqs.errors import DfqsError as DfqsError

@@ -21,6 +21,7 @@ LAYERS = (
     ("integrity",),
     ("find",),
     ("hardware",),
+    ("figure",),
     ("runtime",),
     ("streaming",),
     ("quantize",),

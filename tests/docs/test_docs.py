@@ -29,7 +29,13 @@ def test_generated_document_is_current_else_run_scripts_write_docs(name: str) ->
 
 def test_every_link_between_documents_leads_somewhere() -> None:
     broken = []
-    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             if not (path.parent / target).exists():
                 broken.append(f"{path.relative_to(ROOT)} -> {target}")
@@ -62,3 +68,17 @@ def test_every_benchmark_is_described() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 
     assert not [path.name for path in (ROOT / "benchmarks").glob("*.py") if f"## {path.name}:" not in text]
+
+
+def test_the_readme_has_no_link_that_leads_nowhere_on_a_package_index() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_every_script_and_folder_that_contributing_sends_people_to_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:tests|scripts|docs|\.ci)/[\w./*-]*[\w*])", text)
+
+    assert len(named) > 20
+    assert [name for name in named if not list(ROOT.glob(name))] == []

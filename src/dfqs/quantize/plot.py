@@ -1,17 +1,11 @@
-"""The ladder as a picture: quality against size. The only module of the package that loads matplotlib."""
+"""The ladder as a picture: quality against size."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
+from dfqs.figure import Figure
 from dfqs.quantize.ladder import Rung
 from dfqs.storage.atomic import atomic_writer
-
-# Text stays text in an SVG, and its identifiers the same from run to run.
-mpl.rcParams["svg.fonttype"] = "none"
-mpl.rcParams["svg.hashsalt"] = "dfqs"
 
 
 def write_ladder_plot(rungs: Sequence[Rung], path: Path) -> None:

@@ -1,13 +1,13 @@
-"""Pictures of routing, as PNG or SVG by the file's name. The only module that knows matplotlib."""
+"""Pictures of routing, as PNG or SVG by the file's name."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dfqs.errors import UsageError
+from dfqs.figure import Figure
 from dfqs.routing.coherence import RouteDiff
 from dfqs.routing.identity import ModelIdentity
 from dfqs.routing.margins import QUANTILES
