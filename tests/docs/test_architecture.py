@@ -51,6 +51,7 @@ SOCKET_MODULES = {
 SOCKETS_ALLOWED = ("pull/", "runtime/", "report/publish.py")
 SUBPROCESS_ALLOWED = ("runtime/", "evaluate/sandbox", "hardware.py", "targets/", "embedded")
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
 
 SENTENCES = ("detail", "fix", "sentence")
 """Attributes of exceptions and findings that are for people."""
@@ -238,6 +239,18 @@ def test_no_file_has_grown_to_two_jobs() -> None:
         str(path.relative_to(ROOT)): lines
         for path in [*source_files(), *sorted((ROOT / "tests").rglob("*.py"))]
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+
+    assert not long
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}": lines
+        for path in source_files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if node.end_lineno is not None and (lines := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES
     }
 
     assert not long

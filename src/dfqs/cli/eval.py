@@ -10,7 +10,7 @@ import typer
 
 from dfqs.cli.documents.evaluate import EvalPlan
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import Json
+from dfqs.cli.options import DryRun, Json, ModelIfAny, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.evaluate.answerer import Answerer
@@ -34,9 +34,7 @@ UNITS = {"speed": "repeats", "context": "questions", "boundary": "questions"}
 
 
 def command(
-    model: Annotated[
-        Path | None, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)
-    ] = None,
+    model: ModelIfAny = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Directory for results and report; the same command resumes in it."),
@@ -54,14 +52,11 @@ def command(
         typer.Option("--endpoint", help=f"OpenAI-compatible server; its key in {API_KEY_VARIABLE}."),
     ] = None,
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", "-t", help="CPU threads; one a physical core by default.", min=1, show_default=False),
-    ] = None,
+    threads: Threads = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Measure reasoning, code, context stability, speed and the failure boundary, and write a report.
@@ -72,31 +67,14 @@ def command(
         raise UsageError("give a MODEL file or --endpoint URL, one of the two")
     if output is None:
         raise UsageError("say where the results go: -o DIRECTORY")
-    stages = tuple(stage for stage in STAGES if stage in only.split(",")) if only is not None else STAGES
-    if only is not None and set(only.split(",")) - set(STAGES):
-        raise UsageError(f"--only takes stages of {', '.join(STAGES)}, separated by commas; not '{only}'")
-    request = Request(find_suite(suite), stages, limit, max_context, threads)
+    request = Request(find_suite(suite), _stages(only), limit, max_context, threads)
     if dry_run:
         _describe(request, json_)
         return
-    longest = request.longest
     check_report_place(output)
     with ExitStack() as stack:
-        answerer: Answerer
-        opened: ModelFiles | None = None
-        if endpoint is not None:
-            remote = EndpointAnswerer(
-                endpoint, model=model_name, api_key=os.environ.get(API_KEY_VARIABLE), max_context=longest
-            )
-            answerer = stack.enter_context(remote)
-            subject = Subject(kind="endpoint", name=answerer.info.name, location=remote.location)
-        else:
-            assert model is not None
-            opened = check_model(model)
-            subject = identify(opened, output)
-            with progress_bar(f"loading {subject.name}") as progress:
-                local = LocalAnswerer(opened, threads=threads, max_context=longest, progress=progress)
-                answerer = stack.enter_context(local)
+        opened = check_model(model) if model is not None else None
+        answerer, subject = _open_answerer(stack, opened, request, output, endpoint, model_name)
         for notice in answerer.info.notices:
             warn(notice)
         try:
@@ -108,14 +86,43 @@ def command(
             raise
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")
-    report = build_report(directory)
-    paths = publish_report(report, directory, output)
+    paths = publish_report(report := build_report(directory), directory, output)
 
     def show() -> None:
         print_plain(render_summary(report))
         note(f"report: {' and '.join(str(path) for path in paths)}")
 
     emit(report, json_, show)
+
+
+def _stages(only: str | None) -> tuple[str, ...]:
+    if only is None:
+        return STAGES
+    if set(only.split(",")) - set(STAGES):
+        raise UsageError(f"--only takes stages of {', '.join(STAGES)}, separated by commas; not '{only}'")
+    return tuple(stage for stage in STAGES if stage in only.split(","))
+
+
+def _open_answerer(
+    stack: ExitStack,
+    opened: ModelFiles | None,
+    request: Request,
+    output: Path,
+    endpoint: str | None,
+    model_name: str,
+) -> tuple[Answerer, Subject]:
+    """Who answers, open for as long as `stack` is, and what it is called in the results."""
+    if opened is None:
+        assert endpoint is not None
+        remote = EndpointAnswerer(
+            endpoint, model=model_name, api_key=os.environ.get(API_KEY_VARIABLE), max_context=request.longest
+        )
+        answerer = stack.enter_context(remote)
+        return answerer, Subject(kind="endpoint", name=answerer.info.name, location=remote.location)
+    subject = identify(opened, output)
+    with progress_bar(f"loading {subject.name}") as progress:
+        local = LocalAnswerer(opened, threads=request.threads, max_context=request.longest, progress=progress)
+        return stack.enter_context(local), subject
 
 
 def identify(model: Path | ModelFiles, output: Path) -> Subject:

@@ -70,24 +70,12 @@ def command(
         check_output(save, (model, text, reference), overwrite=overwrite or done)
     if dry_run:
         what = f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}"
-        planned = PerplexityDocument.planned(model, len(words), window, stride)
-        emit(planned, json_, lambda: print_plain(what))
+        emit(PerplexityDocument.planned(model, len(words), window, stride), json_, lambda: print_plain(what))
         return
     if save is not None and done and reference is None:
         measured = Measured(read_losses(save), None)
     else:
-        with progress_bar("predicting", "tokens") as progress:
-            measured = measure_perplexity(
-                model,
-                words,
-                window_tokens=window,
-                stride_tokens=stride,
-                max_tokens=max_tokens,
-                reference=reference,
-                store=save is not None,
-                threads=threads,
-                progress=progress,
-            )
+        measured = _measure(job)
     if save is not None and not done:
         write_losses(save, measured.losses, overwrite=overwrite)
         write_receipt(job.fingerprint, [save])
@@ -100,6 +88,21 @@ def command(
             note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
 
     emit(PerplexityDocument.of(model, len(words), conditions, summary), json_, show)
+
+
+def _measure(job: PerplexityJob) -> Measured:
+    with progress_bar("predicting", "tokens") as progress:
+        return measure_perplexity(
+            job.model,
+            job.text,
+            window_tokens=job.window_tokens,
+            stride_tokens=job.stride_tokens,
+            max_tokens=job.max_tokens,
+            reference=job.reference,
+            store=job.store,
+            threads=job.threads,
+            progress=progress,
+        )
 
 
 def _show(summary: Summary, reference: str) -> None:

@@ -64,8 +64,7 @@ def command(
     """
     read = read_source(source)
     memory_bytes, max_shard_bytes = parse_size(memory), parse_size(max_shard_size) if max_shard_size else None
-    recipe = class_for(class_, read, has_imatrix=imatrix is not None)
-    plan = plan_source(read, recipe)
+    plan = plan_source(read, recipe := class_for(class_, read, has_imatrix=imatrix is not None))
     warn_of_idle_exceptions(plan)
     if dry_run:
         _warn_of_refusals(read, plan, force)

@@ -64,26 +64,29 @@ def command(
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
     )
+    note(f"loading {settings.alias}")
+    _serve_until_stopped(settings, threads, json_)
+    note("stopped")
 
+
+def _serve_until_stopped(settings: ServerSettings, threads: int | None, json_: bool) -> None:
     ready = False
 
     def announce(listening: Listening) -> None:
         nonlocal ready
-        with Client(listening.url, api_key=api_key) as client:
+        with Client(listening.url, api_key=settings.api_key) as client:
             client.check_health()
         ready = True
         if listening.chat_refusal is not None:
             warn(listening.chat_refusal)
         emit(ServeDocument.of(listening, settings), json_, lambda: _show(listening, settings))
 
-    note(f"loading {settings.alias}")
     with Worker(threads) as worker:
         try:
             serve(worker, settings, announce)
         except KeyboardInterrupt:
             if not ready:
                 raise
-    note("stopped")
 
 
 def _show(listening: Listening, settings: ServerSettings) -> None:

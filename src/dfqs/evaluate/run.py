@@ -120,11 +120,7 @@ def evaluate(
         UsageError: a stage that does not exist, or nothing to measure.
         SpaceError, RuntimeFailure, NetworkError, WorkerCrash: what stops the work; the same call goes on after it.
     """
-    unknown = set(request.stages) - set(STAGES)
-    if unknown or not request.stages:
-        raise UsageError(f"no stage '{', '.join(sorted(unknown))}'; there are {', '.join(STAGES)}")
-    if request.limit is not None and request.limit < 1:
-        raise UsageError("--limit must be at least 1")
+    _require_work(request)
     sandbox, refusal = _find_sandbox() if CODE in request.stages else (None, None)
     opened = None if model is None else open_model(model)
     if opened is not None and subject.model is None:
@@ -162,6 +158,14 @@ def evaluate(
             with draw(SPEED) as progress:
                 _measure_speed(opened.path, store, request, progress)
         return store.directory
+
+
+def _require_work(request: Request) -> None:
+    unknown = set(request.stages) - set(STAGES)
+    if unknown or not request.stages:
+        raise UsageError(f"no stage '{', '.join(sorted(unknown))}'; there are {', '.join(STAGES)}")
+    if request.limit is not None and request.limit < 1:
+        raise UsageError("--limit must be at least 1")
 
 
 def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | None) -> ScoreConditions:

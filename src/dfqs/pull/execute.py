@@ -128,26 +128,14 @@ def pull(
         # Killed after the model got its name, or asked for twice: the files themselves say whether it is all there.
         return finish.look_at_published(plan, out)
     check_writable_target(part_path(out), overwrite=True)
-    if restart:
-        older_journal_path(out).unlink(missing_ok=True)
-    KIND.refuse_older(older_journal_path(out))
-    if not restart and part_path(out).exists() and not journal_path(out).exists():
-        raise UsageError(
-            f"{part_path(out)} is in the way and belongs to no pull that is known here (another program's, perhaps); "
-            "move it, or give --restart to throw it away"
-        )
+    _refuse_foreign_parts(out, restart)
     journal = PullJournal(journal_path(out))
     try:
         if restart:
             part_path(out).unlink(missing_ok=True)
-        listing = plan.listing
-        origin = {"repo": listing.repo, "commit": listing.commit, "model": plan.choice.name}
         check_writable_target(out)
         require_room(plan, out)
-        intact = part_path(out).is_file() and part_path(out).stat().st_size == plan.file_bytes
-        known = journal.start(plan.identity(), origin, plan.chunk_bytes, fresh=not intact)
-        if plan.all_chunks(known.chunk_bytes) > MAX_CHUNKS:
-            known = journal.start(plan.identity(), origin, plan.chunk_bytes, fresh=True)
+        known = _start_journal(journal, plan, out)
         plan = dataclasses.replace(plan, chunk_bytes=known.chunk_bytes)
         client = RangeClient(hub, plan.listing, retry=retry, connections=connections)
         return _fetch(plan, client, out, journal, known, connections, hub if use_cache else None, progress, finish)
@@ -162,6 +150,32 @@ def pull(
         raise
     finally:
         journal.close()
+
+
+def _refuse_foreign_parts(out: Path, restart: bool) -> None:
+    """What lies beside the output and is of an older version, or of nobody that is known, is thrown away only if told.
+
+    Raises:
+        UsageError: there is such a thing, and it was not told.
+    """
+    if restart:
+        older_journal_path(out).unlink(missing_ok=True)
+    KIND.refuse_older(older_journal_path(out))
+    if not restart and part_path(out).exists() and not journal_path(out).exists():
+        raise UsageError(
+            f"{part_path(out)} is in the way and belongs to no pull that is known here (another program's, perhaps); "
+            "move it, or give --restart to throw it away"
+        )
+
+
+def _start_journal(journal: PullJournal, plan: PullPlan, out: Path) -> Progressed:
+    """What an earlier run fetched, as far as it can be used."""
+    origin = {"repo": plan.listing.repo, "commit": plan.listing.commit, "model": plan.choice.name}
+    intact = part_path(out).is_file() and part_path(out).stat().st_size == plan.file_bytes
+    known = journal.start(plan.identity(), origin, plan.chunk_bytes, fresh=not intact)
+    if plan.all_chunks(known.chunk_bytes) > MAX_CHUNKS:
+        known = journal.start(plan.identity(), origin, plan.chunk_bytes, fresh=True)
+    return known
 
 
 def forget_pull(out: Path) -> None:
