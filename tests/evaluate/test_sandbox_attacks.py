@@ -208,7 +208,7 @@ def test_the_environment_carries_no_secrets(sandbox: Sandbox, monkeypatch: pytes
 
 def test_a_server_on_this_machine_is_out_of_reach(sandbox: Sandbox) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     port = server.server_address[1]
     try:
         result = attack(

@@ -58,7 +58,7 @@ class Scripted:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def say(self, path: str, document: Any, status: int = 200) -> None:
         data = document if isinstance(document, bytes) else json.dumps(document).encode()
