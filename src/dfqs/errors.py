@@ -70,6 +70,8 @@ class FormatError(DfqsError):
 class TruncatedGGUF(FormatError):
     """The file ends before what its header announces."""
 
+    kind = "truncated"
+
 
 class UnsupportedGGUF(FormatError):
     """A file that is whole and of a kind that cannot be used here: another byte order, another version of the format.

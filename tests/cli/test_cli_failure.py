@@ -25,6 +25,7 @@ KINDS = {
     "DfqsError": "failed",
     "UsageError": "usage",
     "FormatError": "format",
+    "TruncatedGGUF": "truncated",
     "UnsupportedGGUF": "unsupported",
     "ShardError": "shards",
     "IntegrityError": "integrity",
@@ -64,7 +65,7 @@ def test_a_failure_under_json_is_one_document_on_stderr(tmp_path: Path, capsys: 
 
     found = failure_of(capsys, "inspect", broken, "--json")
 
-    assert (found.kind, found.path, found.exit_code) == ("format", str(broken), 3)
+    assert (found.kind, found.path, found.exit_code) == ("truncated", str(broken), 3)
     assert found.offset is not None
     assert found.message.startswith(str(broken))
 
