@@ -24,6 +24,7 @@ from dfqs.progress import no_progress
 from dfqs.report.record import build_report
 from evaluate_runs import CONDITIONS, SUBJECT
 from evaluate_server import oracle, serve
+from gguf_builder import write_small
 
 
 def test_dry_run_says_what_would_be_measured_and_touches_nothing(
@@ -146,11 +147,12 @@ def test_repeats_of_another_machine_are_not_put_together_with_these(
             on_run(DecodeRun(512, 1.0, (1.0 * len(machines),), 0, (), 1, "default", 0.0))
 
     monkeypatch.setattr(run_module, "measure_runs", measure)
+    model = write_small(tmp_path / "m.gguf")
     with serve(oracle()) as endpoint, EndpointAnswerer(endpoint.url, max_context=3072) as target:
 
         def measure_all() -> Any:
             request = Request(QUICK, ("speed",))
-            evaluate(target, SUBJECT, tmp_path, request, tmp_path, lambda _: nullcontext(no_progress))
+            evaluate(target, SUBJECT, model, request, tmp_path, lambda _: nullcontext(no_progress))
             return build_report(tmp_path)
 
         assert "1 of 3 repeats" in measure_all().reasons["cpu_tokens_per_sec"]

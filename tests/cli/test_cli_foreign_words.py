@@ -90,6 +90,7 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
         "repair": [*[[path, "-o", folder / f"fixed {EVIL_FILE}.gguf"] for path in every]],
         "find": [[folder], [missing]],
         "quantize": [*[[path, "--dry-run"] for path in every], [model, missing, "--class", SAID]],
+        "ladder": [*[[path, folder / "ladder", "--classes", SAID] for path in every]],
         "imatrix": [*[[path, "-o", missing, "--dry-run"] for path in every], [model, "-o", model]],
         "perplexity": [*[[path, "--dry-run"] for path in every], [model, "--reference", text, "--text", text]],
         "run": [*[[path, "-p", SAID] for path in others]],

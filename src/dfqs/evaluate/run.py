@@ -38,7 +38,11 @@ StageProgress = Callable[[str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to evaluate, and how much."""
+    """What to evaluate, and how much.
+
+    Raises:
+        UsageError: `max_context` is below the suite's shortest length.
+    """
 
     suite: Suite
     stages: tuple[str, ...] = STAGES
@@ -47,6 +51,11 @@ class Request:
     max_context: int | None = None
     """Longest context that the search for the boundary goes to; None: the suite's longest."""
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        shortest = self.suite.context_lengths[0]
+        if self.max_context is not None and self.max_context < shortest:
+            raise UsageError(f"--max-context is below the suite's shortest length of {shortest:,}")
 
     @property
     def sized(self) -> Suite:
@@ -87,10 +96,8 @@ class Request:
         """The suite's lengths, and doublings of the last up to `max_context`."""
         longest = self.max_context or self.suite.context_lengths[-1]
         lengths = [length for length in self.suite.context_lengths if length <= longest]
-        while lengths and lengths[-1] * 2 <= longest:
+        while lengths[-1] * 2 <= longest:
             lengths.append(lengths[-1] * 2)
-        if not lengths:
-            raise UsageError(f"--max-context is below the suite's shortest length of {self.suite.context_lengths[0]:,}")
         return tuple(lengths)
 
     @property
