@@ -8,7 +8,7 @@ import pytest
 
 from dfqs.cli.main import run
 from dfqs.errors import UsageError
-from dfqs.gguf import GGMLType, KeyValue, read_header, string, u32
+from dfqs.gguf import GGMLType, KeyValue, f32, read_header, string, u32
 from dfqs.model.spec import Role
 from dfqs.quantize.declared import class_findings
 from dfqs.quantize.mixtures import MIXTURES, mixture_class
@@ -28,7 +28,11 @@ WIDTH = 256
 
 def write_llama(path: Path, shape: dict[str, Any], type_: GGMLType = T.F16) -> Path:
     """A llama of that depth and those heads; only shapes matter."""
-    keys: list[KeyValue] = [string("general.architecture", "llama")]
+    keys: list[KeyValue] = [
+        string("general.architecture", "llama"),
+        f32("llama.attention.layer_norm_rms_epsilon", 1e-5),
+        string("tokenizer.ggml.model", "no_vocab"),
+    ]
     counts = {
         "block_count": shape["layers"],
         "embedding_length": WIDTH,
