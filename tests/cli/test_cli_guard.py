@@ -64,6 +64,7 @@ CALLS = [
     Call("imatrix --add imatrix.gguf --add other.gguf", "-o", "imatrix.gguf", "other.gguf"),
     Call("quantize m.gguf --class Q8_0 --imatrix imatrix.gguf", "", "m.gguf", "imatrix.gguf"),
     Call("quantize m.gguf --class recipe.toml", "", "m.gguf", "recipe.toml"),
+    Call("ladder m.gguf --classes Q8_0 --imatrix imatrix.gguf", ""),
     Call("merge s-00001-of-00002.gguf", "-o", "s-00001-of-00002.gguf", "s-00002-of-00002.gguf", overwrite=False),
     Call("merge s-00001-of-00002.gguf --consume", "-o", "s-00002-of-00002.gguf", overwrite=False),
     Call("repair m.gguf", "-o", "m.gguf", overwrite=False),

@@ -168,7 +168,9 @@ def test_a_server_that_dies_is_one_sentence(smollm2_gguf: Path) -> None:
         assert running.wait() == 3
         errors = running.errors()
 
-    assert f"dfqs: llama.cpp died with SIGKILL while serving {smollm2_gguf}" in errors
+    failure = json.loads(errors.splitlines()[-1])
+    assert failure["kind"] == "worker-crash"
+    assert failure["message"].startswith(f"llama.cpp died with SIGKILL while serving {smollm2_gguf}")
     assert "Traceback" not in errors
 
 
