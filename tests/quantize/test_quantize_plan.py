@@ -152,10 +152,14 @@ def test_a_recipe_that_says_nonsense_is_refused_with_its_name(tmp_path: Path, te
 
 
 def test_a_recipe_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").symlink_to("/dev/zero")
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    with (tmp_path / "huge.toml").open("wb") as file:
+        file.truncate(1 << 40)
 
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_recipe(tmp_path / "endless.toml")
     with pytest.raises(UsageError, match="larger than any recipe"):
-        read_recipe(tmp_path / "r.toml")
+        read_recipe(tmp_path / "huge.toml")
 
 
 def test_an_exception_that_fits_nothing_is_named_because_it_is_a_slip_of_the_pen() -> None:

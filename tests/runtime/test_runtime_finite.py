@@ -1,5 +1,6 @@
 """Logits that are no numbers are no answer: whatever is chosen or measured by them would be an invention."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Dam
 def test_an_answer_by_logits_that_are_no_numbers_is_refused(damaged: Damage, tensor: str, value: float) -> None:
     with Worker(env=WORKER_ENV, threads=1) as worker:
         for sampling in (Sampling(max_tokens=4), Sampling(max_tokens=4, temperature=1.0, seed=1)):
-            with pytest.raises(NonFiniteLogits, match=r"logits at position \d+ are NaN.*'dfqs verify'"):
+            with pytest.raises(NonFiniteLogits, match=r"logits at position \d+ are NaN.*'dfqs verify --against'"):
                 worker.call(runtime_session_jobs.converse, damaged(tensor, value), ["Once upon"], sampling, 64)
 
 
@@ -49,7 +50,9 @@ def test_run_fails_with_a_sentence_and_not_with_an_empty_answer(damaged: Damage)
     done = run_dfqs("run", damaged("output_norm.weight", np.nan), "--raw", "-p", "Once upon a time", "--json")
 
     assert (done.returncode, done.stdout) == (3, "")
-    assert "dfqs: the model's logits at position" in done.stderr
+    failure = json.loads(done.stderr.splitlines()[-1])
+    assert failure["kind"] == "non-finite"
+    assert failure["message"].startswith("the model's logits at position")
 
 
 def test_tokens_that_a_model_rules_out_are_no_damage() -> None:
