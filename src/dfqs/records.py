@@ -39,7 +39,12 @@ class Record(BaseModel):
     """Base of everything stored: unknown keys are refused, fields do not change after it is made."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True, validate_by_alias=True
+        frozen=True,
+        extra="forbid",
+        defer_build=True,
+        serialize_by_alias=True,
+        validate_by_name=True,
+        validate_by_alias=True,
     )
 
     @classmethod
