@@ -10,6 +10,7 @@ from dfqs.runtime.context import Context, Model
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.cache import StreamCounts
 from dfqs.streaming.opening import open_streamed
+from dfqs.streaming.policy import CacheUse, ChoiceLog, simulate_cache
 
 PROMPT_TOKENS = 40
 SEQUENCES = 2
@@ -21,6 +22,8 @@ class Outcome:
 
     logits_sha256: str
     counts: StreamCounts | None = None
+    forecast: CacheUse | None = None
+    """What a simulated cache of that size makes of the choices that were recorded."""
 
 
 def run_in_memory(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int]) -> Outcome:
@@ -31,9 +34,11 @@ def run_in_memory(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence
 
 def run_streamed(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int], cache_bytes: int) -> Outcome:
     """A prompt in batches, then token by token, then a second sequence beside the first."""
-    with open_streamed(worker.library, paths, cache_bytes) as streamed:
+    log = ChoiceLog()
+    with open_streamed(worker.library, paths, cache_bytes, log=log) as streamed:
         logits = _decode(streamed.model, streamed.stream, tokens)
-        return Outcome(logits, streamed.stream.cache.counts)
+        forecast = simulate_cache(streamed.layout.sizes, cache_bytes, log.passes)
+        return Outcome(logits, streamed.stream.cache.counts, forecast)
 
 
 def run_while_the_file_changes(worker: WorkerContext, path: Path, tokens: Sequence[int], how: str) -> None:

@@ -47,6 +47,10 @@ def test_streamed_logits_are_those_in_memory_with_no_one_ten_and_all_experts_cac
         assert counts is not None
         assert counts.hits + counts.misses > 0
         assert (counts.uncached == counts.misses) == (cached == 0)
+        # The forecast makes the cache's own decisions.
+        assert outcome.forecast is not None
+        assert (outcome.forecast.passes, outcome.forecast.hits) == (counts.passes, counts.hits)
+        assert (outcome.forecast.misses, outcome.forecast.uncached) == (counts.misses, counts.uncached)
     assert counts is not None
     # With room for all, each expert is read once.
     assert counts.read_bytes <= sum(pages.length for pages in experts.values())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dfqs.errors import RuntimeFailure
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, u32, write_gguf
 from dfqs.streaming.layout import PAGE_BYTES, PageRange, plan_layout
-from dfqs.streaming.policy import DecayedFrequency
+from dfqs.streaming.policy import DecayedFrequency, HeldKeys, simulate_cache
 from dfqs.streaming.reader import Arrival, PageReader
 
 
@@ -80,6 +80,46 @@ def test_the_victim_is_the_key_whose_decayed_frequency_is_lowest(touches: list[t
         assert victim is not None
         assert rest[victim] == pytest.approx(min(rest.values()))
         assert policy.take_victim({*uses} - {victim}) is None
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5, unique=True), min_size=1, max_size=40),
+    st.lists(st.integers(1, 9), min_size=10, max_size=10),
+    st.integers(0, 40),
+)
+def test_what_is_held_is_never_more_than_the_budget_and_what_is_wanted_together_stays_together(
+    wanted: list[list[int]], lengths: list[int], budget: int
+) -> None:
+    sizes = dict(enumerate(lengths))
+    keys: HeldKeys[int] = HeldKeys(sizes, budget)
+    held: set[int] = set()
+    for now, together in enumerate(wanted):
+        for placement in keys.place(together, now):
+            assert (placement.key in held) == (placement.how == "held")
+            assert not set(placement.victims) & set(together)
+            assert held >= set(placement.victims)
+            held -= set(placement.victims)
+            if placement.how == "brought":
+                held.add(placement.key)
+        assert {key for key in sizes if key in keys} == held
+        assert keys.used_bytes == sum(sizes[key] for key in held) <= budget
+        without = [key for key in together if key not in held]
+        kept = sum(sizes[key] for key in together if key in held)
+        assert all(kept + sizes[key] > budget for key in without) or len(without) > 1
+
+
+def test_a_simulated_cache_counts_by_hand() -> None:
+    sizes = {(0, 0): 10, (0, 1): 10, (0, 2): 10, (1, 0): 10}
+    passes = [[(0, [0, 1]), (1, [0])], [(0, [0, 2]), (1, [0, 7])], [(0, [0, 2]), (1, [0])]]
+
+    # Room for three: 0:1, used once and longest ago, makes room for 0:2. Expert 7 of layer 1 does not stream.
+    three = simulate_cache(sizes, 30, passes)
+    assert (three.passes, three.hits, three.misses, three.uncached, three.read_bytes) == (3, 5, 4, 0, 40)
+    assert three.hit_rate == 5 / 9
+    assert simulate_cache(sizes, 30, passes, warm_passes=2).read_bytes == 0
+    none = simulate_cache(sizes, 0, passes)
+    assert (none.hits, none.misses, none.uncached, none.read_bytes) == (0, 9, 9, 90)
+    assert simulate_cache(sizes, 0, []).bytes_per_pass is None
 
 
 def test_a_read_behind_the_end_of_a_file_fails_in_a_sentence_and_is_no_zeroes(tmp_path: Path) -> None:

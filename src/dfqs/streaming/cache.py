@@ -1,12 +1,12 @@
 """The experts that are in memory: brought in when chosen, given up when another needs the place."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dfqs.streaming.layout import ExpertKey, PageRange, StreamLayout
+from dfqs.streaming.layout import ExpertKey, ExpertPages, PageRange, StreamLayout
 from dfqs.streaming.pages import MappedFiles
-from dfqs.streaming.policy import DecayedFrequency
+from dfqs.streaming.policy import ChoiceLog, HeldKeys
 from dfqs.streaming.reader import Arrival, PageReader
 
 
@@ -33,25 +33,37 @@ class _Held:
 
 
 class ExpertCache:
-    """Anonymous memory of at most `budget_bytes` over the mapping, filled with the experts that are used most."""
+    """Anonymous memory of at most `budget_bytes` over the mapping, filled with the experts that are used most.
 
-    def __init__(self, layout: StreamLayout, files: MappedFiles, reader: PageReader, budget_bytes: int) -> None:
+    Args:
+        log: is told of every choice.
+    """
+
+    def __init__(
+        self,
+        layout: StreamLayout,
+        files: MappedFiles,
+        reader: PageReader,
+        budget_bytes: int,
+        log: ChoiceLog | None = None,
+    ) -> None:
         self.counts = StreamCounts()
-        self.budget_bytes = budget_bytes
         self._layout = layout
         self._files = files
         self._reader = reader
-        self._policy: DecayedFrequency[ExpertKey] = DecayedFrequency()
+        self._log = log
+        self._keys: HeldKeys[ExpertKey] = HeldKeys(layout.sizes, budget_bytes)
         self._held: dict[ExpertKey, _Held] = {}
-        self._used_bytes = 0
 
     @property
     def used_bytes(self) -> int:
-        return self._used_bytes
+        return self._keys.used_bytes
 
     def begin_pass(self) -> None:
         """Another graph is about to be computed."""
         self.counts.passes += 1
+        if self._log is not None:
+            self._log.begin_pass()
 
     def require(self, layer: int, experts: Sequence[int]) -> list[Arrival]:
         """Bring the experts that a layer has chosen; returns when their first matrices are there.
@@ -62,6 +74,8 @@ class ExpertCache:
         Raises:
             RuntimeFailure: the disk or the file failed.
         """
+        if self._log is not None:
+            self._log.add(layer, experts)
         keys = [key for expert in experts if (key := (layer, expert)) in self._layout.experts]
         self._start(keys)
         held = [self._held[key] for key in keys if key in self._held]
@@ -80,24 +94,21 @@ class ExpertCache:
         self.counts.wait_s += time.perf_counter() - started
 
     def _start(self, keys: Sequence[ExpertKey], counted: bool = True) -> None:
-        now, keep = self.counts.passes, set(keys)
         late: list[tuple[PageRange, int, Arrival]] = []
-        for key in keys:
-            if key in self._held:
+        for placement in self._keys.place(keys, self.counts.passes):
+            pages = self._layout.experts[placement.key]
+            if placement.how == "held":
                 self.counts.hits += counted
-                self._policy.touch(key, now)
                 continue
             self.counts.misses += counted
-            pages = self._layout.experts[key]
-            addresses = self._make_room(key, keep)
-            if addresses is None:
+            if placement.how == "no room":
                 self.counts.uncached += 1
                 for part in pages.ranges:
                     self._files.want_soon(part)
                 continue
-            self._policy.touch(key, now)
+            addresses = self._make_room(pages, placement.victims)
             entry = _Held(Arrival(len(pages.inner)), Arrival(len(pages.outer)))
-            self._held[key] = entry
+            self._held[placement.key] = entry
             self.counts.read_bytes += pages.length
             arrivals = [entry.inner] * len(pages.inner) + [entry.outer] * len(pages.outer)
             for part, address, arrival in zip(pages.ranges, addresses, arrivals, strict=True):
@@ -109,22 +120,17 @@ class ExpertCache:
         for part, address, arrival in late:
             self._reader.start(part, address, arrival)
 
-    def _make_room(self, key: ExpertKey, keep: Collection[ExpertKey]) -> list[int] | None:
-        """Anonymous memory over a key's pages, one address a range; None where there is no room."""
-        pages = self._layout.experts[key]
-        needed = pages.length
-        while self._used_bytes + needed > self.budget_bytes:
-            victim = self._policy.take_victim(keep)
-            if victim is None:
-                return None
+    def _make_room(self, pages: ExpertPages, victims: Sequence[ExpertKey]) -> list[int]:
+        """Anonymous memory over `pages`, one address a range: a victim's where its ranges are as long, else new."""
+        moved: list[int] | None = None
+        for victim in victims:
             entry = self._held.pop(victim)
             for arrival in (entry.inner, entry.outer):
                 arrival.wait()
             given_up = self._layout.experts[victim]
-            if [part.length for part in given_up.ranges] == [part.length for part in pages.ranges]:
-                return [self._files.move(old, new) for old, new in zip(given_up.ranges, pages.ranges, strict=True)]
+            if moved is None and [p.length for p in given_up.ranges] == [p.length for p in pages.ranges]:
+                moved = [self._files.move(old, new) for old, new in zip(given_up.ranges, pages.ranges, strict=True)]
+                continue
             for part in given_up.ranges:
                 self._files.uncover(part)
-            self._used_bytes -= given_up.length
-        self._used_bytes += needed
-        return [self._files.lay_over(part) for part in pages.ranges]
+        return moved if moved is not None else [self._files.lay_over(part) for part in pages.ranges]

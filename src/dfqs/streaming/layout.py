@@ -82,6 +82,11 @@ class StreamLayout:
         return sum(pages.length for pages in self.resident)
 
     @property
+    def sizes(self) -> dict[ExpertKey, int]:
+        """Bytes that each expert takes in a cache, and that bringing it reads."""
+        return {key: pages.length for key, pages in self.experts.items()}
+
+    @property
     def largest_layer_bytes(self) -> int:
         """All experts of the layer that has the largest: what a long batch needs at once."""
         layers: dict[int, int] = {}

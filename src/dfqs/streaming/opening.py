@@ -17,6 +17,7 @@ from dfqs.streaming.cache import ExpertCache
 from dfqs.streaming.layout import StreamLayout, plan_layout
 from dfqs.streaming.lazy_map import lazy_mapping
 from dfqs.streaming.pages import MappedFiles
+from dfqs.streaming.policy import ChoiceLog
 from dfqs.streaming.reader import Arrival, PageReader
 from dfqs.streaming.stream import ExpertStream, ExpertTables
 
@@ -52,6 +53,7 @@ def open_streamed(
     cache_bytes: int,
     *,
     also: EvalCallback | None = None,
+    log: ChoiceLog | None = None,
     progress: Progress = no_progress,
 ) -> StreamedModel:
     """Load a model so that at most `cache_bytes` of its experts are in memory, beside the part that stays.
@@ -59,6 +61,7 @@ def open_streamed(
     Args:
         paths: the file, or all shards of a set in their order.
         also: another callback that looks at the same graphs.
+        log: is told of every choice of a layer.
         progress: in bytes of the part that stays.
 
     Raises:
@@ -79,7 +82,7 @@ def open_streamed(
                 for pages in expert.ranges:
                     files.forget(pages)
         _make_resident(layout, files, reader, progress)
-        cache = ExpertCache(layout, files, reader, cache_bytes)
+        cache = ExpertCache(layout, files, reader, cache_bytes, log)
         return StreamedModel(
             model, ExpertStream(layout, files, reader, cache, _read_tables(paths), also), layout, files, reader
         )
