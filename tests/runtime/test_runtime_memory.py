@@ -6,7 +6,7 @@ import pytest
 
 import runtime_session_jobs
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
-from dfqs.gguf import FileSource, read_header
+from dfqs.gguf import encode_header, read_header
 from dfqs.runtime import Worker
 from dfqs.runtime.memory import measure_memory, measure_memory_curve, write_stub
 from runtime_functions import WORKER_ENV
@@ -65,6 +65,39 @@ def test_the_reference_model_at_its_true_size_without_62_gb_of_anything(v4_flash
     assert million.total_bytes < 72e9
 
 
+def test_the_reference_models_caches_have_names_so_that_a_reader_sees_which_one_grows(v4_flash: Path) -> None:
+    with Worker(env=WORKER_ENV, threads=1) as worker:
+        (small,) = measure_memory_curve(v4_flash, [8192], worker)
+        (full,) = measure_memory_curve(v4_flash, [8192], worker, swa_full=True, flash_attention="off")
+
+    assert [(part.name, part.cells, part.layers) for part in small.parts if part.kind == "kv"] == [
+        ("sliding window", 768, 43),
+        ("DSV4 CSA compressed", 2048, 21),
+        ("DSV4 HCA compressed", 256, 20),
+        ("DSV4 lightning-indexer", 2048, 21),
+    ]
+    assert {part.name for part in small.parts if part.kind == "state"} == {"DSV4 csa", "DSV4 hca", "DSV4 lid"}
+    assert next(part.cells for part in full.parts if part.name == "sliding window") == 8192
+    assert (small.flash_attention, full.flash_attention) == (True, False)
+    assert sum(part.bytes for part in small.parts) == small.context_bytes
+
+
+def test_a_refused_model_is_called_by_its_own_name_and_the_worker_goes_on(
+    tmp_path: Path, smollm2_gguf: Path, embedded_model: Path
+) -> None:
+    header = read_header(smollm2_gguf)
+    keys = [header.raw_entry(entry) for entry in header.entries if not entry.name.endswith("block_count")]
+    odd = tmp_path / "odd \x1b[2J name.gguf"
+    odd.write_bytes(encode_header(keys, [(t.name, t.shape, t.type) for t in header.tensors]))
+    with odd.open("ab") as file:
+        file.truncate(header.file_size)
+    with Worker(env=WORKER_ENV, threads=1) as worker:
+        with pytest.raises(RuntimeFailure, match=r"cannot load .*odd \\x1b\[2J name.gguf: .*block_count") as caught:
+            measure_memory(odd, 512, worker=worker)
+        assert "stub" not in str(caught.value)
+        assert measure_memory(embedded_model, 512, worker=worker).context_tokens == 512
+
+
 def test_a_context_beyond_the_trained_length_is_measured_capped_and_says_so(smollm2_gguf: Path) -> None:
     need = measure_memory(smollm2_gguf, 100_000)
 
@@ -74,8 +107,7 @@ def test_a_context_beyond_the_trained_length_is_measured_capped_and_says_so(smol
 
 def test_a_stub_is_the_header_and_a_hole(v4_flash: Path, tmp_path: Path) -> None:
     header = read_header(v4_flash)
-    with FileSource(v4_flash) as source:
-        stub = write_stub(source, header, tmp_path / "stub.gguf")
+    stub = write_stub(header, tmp_path / "stub.gguf")
 
     assert stub.stat().st_size == header.file_size > 62_000_000_000
     assert stub.stat().st_blocks * 512 < 10_000_000

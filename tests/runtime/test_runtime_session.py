@@ -231,8 +231,8 @@ def test_allocations_are_read_from_the_log_and_simulated_caches_count_too() -> N
     assert parse_buffers(lines) == (
         Buffer("CPU_Mapped", "model", 96_573_850),
         Buffer("CPU", "output", 199_229),
-        Buffer("", "cache", 47_185_920),
-        Buffer("", "cache", 1_572_864),
+        Buffer("", "cache", 47_185_920, "", 2048, 30),
+        Buffer("", "cache", 1_572_864, "recurrent", 1, 24),
         Buffer("CPU", "DSV4 csa state", 62_915),
         Buffer("CPU", "compute", 109_859_308),
     )

@@ -2,25 +2,49 @@
 
 A *sparse stub* is the file's header followed by a hole of the right length: it takes disk for the header only. Loaded
 with simulated allocations it makes llama.cpp report weights, caches and compute buffers for any architecture it knows,
-in about a second and without reading a weight.
+in about a second and without reading a weight. The header may have come from a file or over the network.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Self
 
-from dfqs.errors import UsageError
-from dfqs.gguf import ByteSource, FileSource, Header
+from dfqs.errors import DfqsError, UsageError
+from dfqs.gguf import Header
+from dfqs.gguf.shard_names import ShardName
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
+from dfqs.runtime.library import runtime_name
+from dfqs.runtime.log_lines import Buffer, parse_flash_attention
+from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker import Worker
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import storage_errors
 
-_COPY_BYTES = 1 << 20
+_STATE = "memory stub"
+"""Under which the worker keeps the loaded stub."""
+_ONE_CACHE = "attention"
+"""What a cache is called that is the only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """One thing that a context takes memory for, as llama.cpp tells it."""
+
+    kind: Literal["kv", "state", "compute", "output"]
+    """`state`: of recurrent layers and compressors, which does not grow with the context."""
+    name: str
+    """`attention`, `sliding window`, `DSV4 CSA compressed`, ..."""
+    bytes: int
+    cells: int | None = None
+    """Of a cache: entries that it has room for in each layer."""
+    layers: int | None = None
+    """Of a cache: layers that have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +59,19 @@ class MemoryNeed:
     compute_bytes: int
     output_bytes: int
     notices: tuple[str, ...] = ()
+    parts: tuple[MemoryPart, ...] = ()
+    """All but the weights, one by one."""
+    flash_attention: bool | None = None
+    """As it came out, where that was left to llama.cpp; None: it did not say."""
+
+    @property
+    def context_bytes(self) -> int:
+        """All but the weights."""
+        return self.kv_bytes + self.compute_bytes + self.output_bytes
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
+        return self.weights_bytes + self.context_bytes
 
 
 def measure_memory(model: Path | ModelFiles, context_tokens: int, **settings: Any) -> MemoryNeed:
@@ -60,53 +93,145 @@ def measure_memory_curve(
         FormatError: the header is not sound.
         RuntimeFailure: llama.cpp does not know the model, or not these settings.
     """
-    with tempfile.TemporaryDirectory(prefix="dfqs-stub-") as directory:
-        stubs = []
-        for shard in check_model(model).shards:
-            with FileSource(shard.path) as source:
-                stubs.append(write_stub(source, shard.header, Path(directory) / shard.path.name))
-        if worker is not None:
-            return _measure(worker, stubs[0], context_tokens, settings)
-        with Worker() as own:
-            return _measure(own, stubs[0], context_tokens, settings)
+    if not context_tokens:
+        raise UsageError("no context length to measure")
+    with MemoryProbe(check_model(model), worker) as probe:
+        return tuple(probe.ask({"n_ctx": tokens, **settings}) for tokens in context_tokens)
 
 
-def write_stub(source: ByteSource, header: Header, path: Path) -> Path:
+class MemoryProbe:
+    """A model's header, loaded once in a worker and asked for one configuration after the other. For a `with` block.
+
+    Args:
+        model: whose headers were read, wherever they came from.
+        worker: to use; None starts one.
+
+    Raises (from entering):
+        RuntimeFailure: llama.cpp does not load such a model; says why.
+        WorkerCrash: it died of it.
+    """
+
+    def __init__(self, model: ModelFiles, worker: Worker | None = None) -> None:
+        self._model = model
+        self._worker = Worker() if worker is None else worker
+        self._own = worker is None
+        self._known: dict[tuple[tuple[str, Any], ...], MemoryNeed] = {}
+
+    def __enter__(self) -> Self:
+        if self._own:
+            self._worker.__enter__()
+        try:
+            # The stub is needed only while it is loaded.
+            with tempfile.TemporaryDirectory(prefix="dfqs-stub-") as directory:
+                first = write_stubs(self._model.headers, Path(directory))
+                self._worker.call(open_stub, first, self._model.shards[0].source)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._own:
+            # A worker that died of a question has nothing to let go of.
+            with contextlib.suppress(DfqsError):
+                self._worker.call(close_stub)
+        self._close()
+
+    def _close(self) -> None:
+        if self._own:
+            self._worker.close()
+
+    @property
+    def runtime(self) -> str:
+        """The build that answers."""
+        return runtime_name()
+
+    def need(self, settings: ContextSettings) -> MemoryNeed:
+        """Bytes that a context would take; the same question is asked once.
+
+        Raises:
+            RuntimeFailure: llama.cpp refuses these settings for this model.
+            WorkerCrash: it died of them; the probe can be asked no more.
+        """
+        return self.ask(asdict(settings))
+
+    def ask(self, settings: dict[str, Any]) -> MemoryNeed:
+        """As `need`, for any settings of `Context`."""
+        key = tuple(sorted(settings.items()))
+        if key not in self._known:
+            self._known[key] = self._worker.call(measure_stub, settings)
+        return self._known[key]
+
+
+def write_stubs(headers: Sequence[Header], directory: Path) -> Path:
+    """Write a stub for each file of a model, named so that llama.cpp finds them; returns the first's path."""
+    count = len(headers)
+    names = ["stub.gguf"] if count == 1 else [str(ShardName("stub", i + 1, count)) for i in range(count)]
+    paths = [write_stub(header, directory / name) for header, name in zip(headers, names, strict=True)]
+    return paths[0]
+
+
+def write_stub(header: Header, path: Path) -> Path:
     """Write `header` and a hole as long as its data; returns `path`."""
     with storage_errors(path), path.open("xb") as file:
-        for offset in range(0, header.data_offset, _COPY_BYTES):
-            file.write(source.read_at(offset, min(_COPY_BYTES, header.data_offset - offset)))
+        file.write(header.raw)
         file.truncate(header.file_size)
     return path
 
 
-def _measure(
-    worker: Worker, stub: Path, context_tokens: Sequence[int], settings: dict[str, Any]
-) -> tuple[MemoryNeed, ...]:
-    if not context_tokens:
-        raise UsageError("no context length to measure")
-    return worker.call(measure_stub, stub, list(context_tokens), settings)
+def open_stub(worker: WorkerContext, path: Path, name: str) -> None:
+    """In the worker: load a stub and keep it. `name` stands for its path in messages."""
+    close_stub(worker)
+    worker.state[_STATE] = Model(worker.library, path, load_mode="none", no_alloc=True, name=name)
 
 
-def measure_stub(
-    worker: WorkerContext, path: Path, context_tokens: Sequence[int], settings: dict[str, Any]
-) -> tuple[MemoryNeed, ...]:
-    """In the worker: bytes that contexts of these lengths would take; `settings` are those of `Context`."""
-    needs = []
-    with Model(worker.library, path, load_mode="none", no_alloc=True) as model:
-        for tokens in context_tokens:
-            with Context(model, tokens, **settings) as context:
-                sizes = [(buffer.kind, buffer.bytes) for buffer in context.buffers]
-                compute = sum(size for kind, size in sizes if kind == "compute")
-                output = sum(size for kind, size in sizes if kind == "output")
-                needs.append(
-                    MemoryNeed(
-                        context_tokens=context.n_ctx,
-                        weights_bytes=model.size_bytes,
-                        kv_bytes=sum(size for _, size in sizes) - compute - output,
-                        compute_bytes=compute,
-                        output_bytes=output,
-                        notices=tuple(context.notices),
-                    )
-                )
-    return tuple(needs)
+def close_stub(worker: WorkerContext) -> None:
+    """In the worker: let go of the stub."""
+    model = worker.state.pop(_STATE, None)
+    if model is not None:
+        model.close()
+
+
+def measure_stub(worker: WorkerContext, settings: dict[str, Any]) -> MemoryNeed:
+    """In the worker: bytes that a context of the loaded stub would take; `settings` are those of `Context`."""
+    model: Model = worker.state[_STATE]
+    mark = worker.library.log.mark()
+    with Context(model, **settings) as context:
+        parts = name_parts(context.buffers)
+        flash_attention = parse_flash_attention(worker.library.log.since(mark))
+
+        def bytes_of(*kinds: str) -> int:
+            return sum(part.bytes for part in parts if part.kind in kinds)
+
+        return MemoryNeed(
+            context_tokens=context.n_ctx,
+            weights_bytes=model.size_bytes,
+            kv_bytes=bytes_of("kv", "state"),
+            compute_bytes=bytes_of("compute"),
+            output_bytes=bytes_of("output"),
+            notices=tuple(context.notices),
+            parts=parts,
+            flash_attention=flash_attention,
+        )
+
+
+def name_parts(buffers: Sequence[Buffer]) -> tuple[MemoryPart, ...]:
+    """A context's allocations by what they are for; those of nothing are left out."""
+    caches = [buffer for buffer in buffers if buffer.kind == "cache" and buffer.name != "recurrent" and buffer.bytes]
+    parts = []
+    for buffer in buffers:
+        if not buffer.bytes:
+            continue
+        if buffer.kind == "compute":
+            parts.append(MemoryPart("compute", "compute", buffer.bytes))
+        elif buffer.kind == "output":
+            parts.append(MemoryPart("output", "output", buffer.bytes))
+        elif buffer in caches:
+            name = buffer.name if len(caches) > 1 and buffer.name else _ONE_CACHE
+            parts.append(MemoryPart("kv", name, buffer.bytes, buffer.cells, buffer.layers))
+        else:
+            name = buffer.name or buffer.kind
+            parts.append(MemoryPart("state", name.removesuffix(" state"), buffer.bytes, None, buffer.layers))
+    return tuple(parts)

@@ -28,6 +28,7 @@ class Model:
         vocab_only: load the tokenizer, no weights.
         no_alloc: load metadata and simulate the allocations (needs `load_mode="none"`).
         gpu_layers: layers to offload; None leaves llama.cpp's default (all that a GPU build can take).
+        name: in place of the path in messages, for a file that stands for another.
         progress: called with per mille of the weights loaded.
 
     Raises:
@@ -46,6 +47,7 @@ class Model:
         check_tensors: bool = False,
         gpu_layers: int | None = None,
         repack: bool = True,
+        name: str | None = None,
         progress: Progress = no_progress,
     ) -> None:
         self.library = library
@@ -79,7 +81,9 @@ class Model:
             raise failures[0]
         if not self.handle:
             library.stop.raise_if_requested()
-            raise RuntimeFailure(f"llama.cpp cannot load {self.path}: {logged_reason(library, mark)}")
+            shown = printable(name, 300) if name is not None else str(self.path)
+            reason = logged_reason(library, mark).replace(str(self.path), shown)
+            raise RuntimeFailure(f"llama.cpp cannot load {shown}: {reason}")
         self.buffers = parse_buffers(library.log.since(mark))
         self._vocab = library.llama_model_get_vocab(self.handle)
         self.vocab_size: int = library.llama_vocab_n_tokens(self._vocab)

@@ -3,6 +3,7 @@
 The runtime itself says what a context takes (`dfqs.runtime.memory`); nothing here has formulas of its own.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,6 +72,35 @@ class LoadPlan:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """Why a model cannot be loaded within so much memory, in numbers."""
+
+    memory_bytes: int
+    """That may be taken."""
+    whole_bytes: int
+    """That it takes with all weights in memory."""
+    least_bytes: int | None
+    """That it takes streamed, with the smallest cache that works; None: it has no experts to stream."""
+    resident_bytes: int
+    """Of the weights that every token uses."""
+    context_bytes: int
+
+    def describe(self) -> str:
+        """What is missing, and what to do."""
+        shown = format_bytes(self.memory_bytes)
+        if self.least_bytes is None:
+            return (
+                f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; a model without "
+                "experts cannot be streamed: use a smaller --ctx, or a smaller quantization"
+            )
+        return (
+            f"streamed, it needs at least {format_bytes(self.least_bytes)} ({format_bytes(self.resident_bytes)} of "
+            f"weights that every token uses, {format_bytes(self.context_bytes)} for the context), and {shown} may be "
+            "used; use a smaller --ctx, or give it more (--ram)"
+        )
+
+
 def choose_load(source: Path | ModelFiles, settings: ContextSettings, ram: str | None) -> LoadPlan:
     """Look at a model and at this machine, and choose.
 
@@ -88,7 +118,7 @@ def choose_load(source: Path | ModelFiles, settings: ContextSettings, ram: str |
     if ram is None and model.file_bytes * _PLENTY + _SMALL_BYTES < available_memory_bytes():
         # Nobody waits for an answer that is known.
         return LoadPlan(InMemory(), model.file_bytes + PROGRAM_BYTES, None, None)
-    memory = int(available_memory_bytes() * _OF_FREE) if ram in (None, "auto") else parse_size(ram)
+    memory = usable_memory_bytes() if ram in (None, "auto") else parse_size(ram)
     spec = model.spec
     tokens = settings.n_ctx or min(spec.context_tokens or DEFAULT_CONTEXT_TOKENS, DEFAULT_CONTEXT_TOKENS)
     asked = asdict(settings)
@@ -97,49 +127,55 @@ def choose_load(source: Path | ModelFiles, settings: ContextSettings, ram: str |
     return plan_load(model.headers, model.paths, need, spec.experts_used, memory)
 
 
+def usable_memory_bytes() -> int:
+    """What may be taken of this machine's memory now, with room left for others."""
+    return int(available_memory_bytes() * _OF_FREE)
+
+
 def plan_load(
     headers: tuple[Header, ...], paths: tuple[Path, ...], need: MemoryNeed, used: int, memory_bytes: int
 ) -> LoadPlan:
-    """Choose how to load a model.
-
-    Args:
-        headers: of the files at `paths`.
-        need: of the context that is going to be made.
-        used: experts that a token uses in a layer; 0 for a dense model.
-        memory_bytes: all that may be taken.
+    """Choose how to load a model; see `weigh_load`.
 
     Raises:
         SpaceError: it does not fit, streamed or not; says what is missing.
     """
+    weighed = weigh_load(need, memory_bytes, used, paths, lambda: plan_layout(headers))
+    if isinstance(weighed, Shortfall):
+        raise SpaceError(weighed.describe())
+    return weighed
+
+
+def weigh_load(
+    need: MemoryNeed,
+    memory_bytes: int,
+    used: int,
+    paths: tuple[Path, ...],
+    layout_of: Callable[[], StreamLayout],
+) -> LoadPlan | Shortfall:
+    """The decision whether a model is loaded whole, streamed, or not at all. Pure.
+
+    Args:
+        need: of the context that is going to be made.
+        memory_bytes: all that may be taken.
+        used: experts that a token uses in a layer; 0 for a dense model.
+        paths: of the model's files.
+        layout_of: gives how they are cut; asked only where the whole does not fit.
+    """
     whole = need.total_bytes + PROGRAM_BYTES
     if whole <= memory_bytes:
         return LoadPlan(InMemory(), whole, None, None)
-    layout = plan_layout(headers)
-    context_bytes = need.total_bytes - need.weights_bytes
-    fixed = layout.resident_bytes + context_bytes + PROGRAM_BYTES
-    least = _least_cache_bytes(layout, used)
-    if not layout.experts or fixed + least > memory_bytes:
-        raise SpaceError(_what_is_missing(layout, fixed, least, whole, context_bytes, memory_bytes))
-    cache = min(memory_bytes - fixed, sum(pages.length for pages in layout.experts.values()))
+    layout = layout_of()
+    if not layout.experts:
+        return Shortfall(memory_bytes, whole, None, need.weights_bytes, need.context_bytes)
+    fixed = layout.resident_bytes + need.context_bytes + PROGRAM_BYTES
+    least = fixed + least_cache_bytes(layout, used)
+    if least > memory_bytes:
+        return Shortfall(memory_bytes, whole, least, layout.resident_bytes, need.context_bytes)
+    cache = min(memory_bytes - fixed, layout.experts_bytes)
     return LoadPlan(Streamed(paths, cache), fixed + cache, cache, layout.resident_bytes)
 
 
-def _least_cache_bytes(layout: StreamLayout, used: int) -> int:
+def least_cache_bytes(layout: StreamLayout, used: int) -> int:
     """One token's experts of one layer: fewer cannot be there together."""
     return used * max((pages.length for pages in layout.experts.values()), default=0)
-
-
-def _what_is_missing(
-    layout: StreamLayout, fixed: int, least: int, whole: int, context_bytes: int, memory_bytes: int
-) -> str:
-    shown = format_bytes(memory_bytes)
-    if not layout.experts:
-        return (
-            f"it needs {format_bytes(whole)} with its context, and {shown} may be used; a model without experts cannot "
-            "be streamed: use a smaller --ctx, or a smaller quantization"
-        )
-    return (
-        f"streamed, it needs at least {format_bytes(fixed + least)} ({format_bytes(layout.resident_bytes)} of weights "
-        f"that every token uses, {format_bytes(context_bytes)} for the context), and {shown} may be used; "
-        "use a smaller --ctx, or give it more (--ram)"
-    )

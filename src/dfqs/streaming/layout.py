@@ -87,6 +87,11 @@ class StreamLayout:
         return {key: pages.length for key, pages in self.experts.items()}
 
     @property
+    def experts_bytes(self) -> int:
+        """Of all experts' pages."""
+        return sum(pages.length for pages in self.experts.values())
+
+    @property
     def largest_layer_bytes(self) -> int:
         """All experts of the layer that has the largest: what a long batch needs at once."""
         layers: dict[int, int] = {}
