@@ -29,6 +29,10 @@ class UsageError(DfqsError):
     kind = "usage"
 
 
+class AlreadyDone(UsageError):
+    """The output is there, and is what this very call would make."""
+
+
 class FormatError(DfqsError):
     """Bytes that are not what the format says: a header that lies, a truncated file.
 

@@ -12,7 +12,7 @@ from dfqs.cli.eval import identify
 from dfqs.cli.main import run
 from dfqs.inplace.journal import journal_path
 from dfqs.quantize.calibration import MAX_TEXT_BYTES
-from dfqs.quantize.receipts import is_done, write_receipt
+from dfqs.receipts import find_receipt, write_receipt
 from dfqs.records import canonical_json
 from gguf_builder import write_small
 from memory_limits import MIB, peak_under_limit
@@ -94,7 +94,7 @@ def test_a_quantization_is_done_already_in_a_folder_that_is_no_text_and_after_a_
     out = write_small(folder / f"{NO_TEXT}.gguf")
     for work in ("first", "second"):
         write_receipt(work, [out])
-        assert is_done(work, [out])
+        assert find_receipt(work, [out])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from dfqs.cli.main import run
-from dfqs.errors import IntegrityError, UsageError
+from dfqs.errors import AlreadyDone, IntegrityError, UsageError
 from dfqs.gguf import GGMLType, TensorSource, write_gguf
 from dfqs.gguf.quants import quantize as encode
 from dfqs.integrity import ModelHashes, hash_model
@@ -24,7 +24,7 @@ from dfqs.integrity.manifest import read_manifest
 from dfqs.model.classes import CLASSES
 from dfqs.quantize import quantize as module
 from dfqs.quantize.journal import Journal
-from dfqs.quantize.quantize import AlreadyDone, plan_source, plan_work, quantize, read_source
+from dfqs.quantize.quantize import plan_source, plan_work, quantize, read_source
 from dfqs.quantize.recipe import find_class
 from dfqs.runtime import Worker
 from quantize_inputs import hashed_values, model_keys, write_model

@@ -11,6 +11,7 @@ import pytest
 from dfqs.cli.main import run
 from dfqs.shards import merge, plan_merge
 from dfqs.shards.plain_merge import merged_already
+from dfqs.shards.split import plan_split, split
 from dfqs.storage.cache import cache_directory
 from inplace_cases import shards_fixture  # noqa: F401 - fixtures
 from shard_inputs import sha256
@@ -74,7 +75,7 @@ def lose_receipt(shards: list[Path], out: Path) -> None:
 
 
 def damage_receipt(shards: list[Path], out: Path) -> None:
-    (receipt,) = cache_directory().glob("merges/*.json")
+    (receipt,) = cache_directory().glob("receipts/*.json")
     receipt.write_text('{"schema":')
 
 
@@ -117,3 +118,51 @@ def test_cache_that_cannot_be_written_does_not_stop_a_merge(
     merge(plan_merge(shards[0]), tmp_path / "out.gguf")
 
     assert (tmp_path / "out.gguf").exists()
+
+
+@pytest.fixture(name="model")
+def model_fixture(shards: list[Path], tmp_path: Path) -> Path:
+    merge(plan_merge(shards[0]), tmp_path / "model.gguf")
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("named", [1, 2, -1])
+def test_split_killed_while_its_shards_got_their_names_is_done_or_finished_by_the_same_command(
+    named: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that its own last shard exists."""
+    whole = split(plan_split(model, tmp_path / "whole", max_tensors=9))
+    expected = [sha256(path) for path in whole]
+    (tmp_path / "out").mkdir()
+    plan = plan_split(model, tmp_path / "out" / "s", max_tensors=9)
+    assert len(plan.paths) > 2
+
+    def kill(directory: Path) -> None:
+        if sum(path.exists() for path in plan.paths) == named % (len(plan.paths) + 1):
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("dfqs.storage.atomic.fsync_directory", kill)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        split(plan)
+
+    assert run(["split", str(model), "-o", str(tmp_path / "out" / "s"), "--max-tensors", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["done_already"] is (named == -1)
+    assert [sha256(path) for path in plan.paths] == expected
+    if named != -1:
+        assert sorted((tmp_path / "out").iterdir()) == sorted(plan.paths)
+
+
+def test_split_does_not_take_a_shard_of_its_name_that_it_did_not_write_for_its_own(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["split", str(model), "-o", str(tmp_path / "s"), "--max-tensors", "9"]
+    assert run(command) == 0
+    assert run(command) == 0
+    assert "done already" in capsys.readouterr().err
+    paths = plan_split(model, tmp_path / "s", max_tensors=9).paths
+    paths[1].write_bytes(paths[1].read_bytes())
+
+    assert run(command) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert all(path.exists() for path in paths)

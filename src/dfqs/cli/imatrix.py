@@ -1,5 +1,7 @@
 """`dfqs imatrix`: which weights matter, per expert."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +12,16 @@ from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import DryRun, Json, ModelIfAny, Overwrite, Restart, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
-from dfqs.errors import UsageError
-from dfqs.quantize.calibration import read_corpus, shipped_corpus
+from dfqs.errors import AlreadyDone, UsageError
+from dfqs.quantize.calibration import Corpus, read_corpus, shipped_corpus
 from dfqs.quantize.checkpoint import checkpoint_path
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix import ImatrixOutcome, measure_importance
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
 from dfqs.quantize.source import read_source
+from dfqs.receipts import find_receipt, receipt_of
+from dfqs.records import sha256_of
+from dfqs.storage.hashing import hash_file
 from dfqs.units import format_duration, format_number_of
 
 SHOWN_COLD = 10
@@ -52,10 +57,12 @@ def command(
     added = tuple(add or ())
     if output is None:
         raise UsageError("name the file to write with -o")
-    check_output(output, (model, *added, *(corpus or ())), overwrite=overwrite)
+    inputs = (model, *added, *(corpus or ()))
     if model is None:
         _merge(added, output, min_samples, overwrite, dry_run, json_)
         return
+    # What is there already is seen to where the receipts are: it may be our own, of a run that was cut off.
+    check_output(output, inputs, overwrite=overwrite or not dry_run)
     read_source(model)
     if added:
         # Before the model is loaded: a file that is no importance matrix, or two of different models.
@@ -65,31 +72,31 @@ def command(
         planned = ImatrixDocument.of(None, corpus_sha256=text.sha256)
         emit(planned, json_, lambda: print_plain(f"would measure {model} on '{text.name}' and write {output}"))
         return
-    outcome = _measure(
-        model,
-        output,
-        corpus=text,
-        chunk_tokens=chunk,
-        min_samples=min_samples,
-        min_tokens=tokens,
-        max_tokens=max_tokens,
-        add=added,
-        threads=threads,
-        overwrite=overwrite,
-        restart=restart,
-    )
-    found = ImatrixDocument.of(output, outcome.coverage, outcome, text.sha256)
-    emit(found, json_, lambda: _show(outcome, output, text.name))
+    limits: dict[str, Any] = {
+        "min_samples": min_samples,
+        "min_tokens": tokens,
+        "max_tokens": max_tokens,
+        "chunk_tokens": chunk,
+    }
+    measure = partial(measure_importance, model, output, corpus=text, add=added, threads=threads, **limits)
+    _measure(partial(measure, overwrite=overwrite, restart=restart), output, text, min_samples, json_)
 
 
-def _measure(model: Path, output: Path, **options: Any) -> ImatrixOutcome:
+def _measure(measure: Callable[..., ImatrixOutcome], output: Path, text: Corpus, min_samples: int, json_: bool) -> None:
     try:
         with progress_bar("measuring importance", "tokens") as progress:
-            return measure_importance(model, output, progress=progress, **options)
+            outcome = measure(progress=progress)
+    except AlreadyDone as error:
+        note(str(error))
+        coverage = measure_coverage(read_imatrix(output), min_samples)
+        emit(ImatrixDocument.of(output, coverage, None, text.sha256, done_already=True), json_, lambda: None)
+        return
     except KeyboardInterrupt:
         if checkpoint_path(output.absolute()).exists():
             note("the last checkpoint (one a minute) is kept; the same command goes on from there")
         raise
+    found = ImatrixDocument.of(output, outcome.coverage, outcome, text.sha256)
+    emit(found, json_, lambda: _show(outcome, output, text.name))
 
 
 def _show(outcome: ImatrixOutcome, output: Path, text: str) -> None:
@@ -106,19 +113,23 @@ def _merge(
 ) -> None:
     if not added:
         raise UsageError("name a MODEL to measure, or importance matrices to merge with --add")
+    fingerprint = sha256_of(["imatrix", *map(hash_file, added)])
+    done = not overwrite and find_receipt(fingerprint, [output]) is not None
+    check_output(output, added, overwrite=overwrite or done)
     total = merge_imatrices([read_imatrix(path) for path in added])
     coverage = measure_coverage(total, min_samples)
-    if not dry_run:
-        write_imatrix(output, total, overwrite=overwrite)
+    if not dry_run and not done:
+        with receipt_of(fingerprint, output) as on_whole:
+            write_imatrix(output, total, overwrite=overwrite, on_whole=on_whole)
 
     def show() -> None:
         print_plain(
-            f"{'would write' if dry_run else 'wrote'} {output}: "
+            f"{'done already:' if done else 'would write' if dry_run else 'wrote'} {output}: "
             f"{format_number_of(len(total.entries), 'weight')} of {format_number_of(len(added), 'file')}"
         )
         _report_coverage(coverage)
 
-    emit(ImatrixDocument.of(None if dry_run else output, coverage), json_, show)
+    emit(ImatrixDocument.of(None if dry_run else output, coverage, done_already=done), json_, show)
 
 
 def _report_coverage(coverage: Coverage) -> None:

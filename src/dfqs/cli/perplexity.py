@@ -24,8 +24,8 @@ from dfqs.quantize.perplexity import (
     plan_windows,
     summarise,
 )
-from dfqs.quantize.receipts import is_done, write_receipt
 from dfqs.quantize.source import read_source
+from dfqs.receipts import find_receipt, receipt_of
 
 
 def command(
@@ -65,7 +65,7 @@ def command(
         threads,
         store=save is not None,
     )
-    done = save is not None and not overwrite and is_done(job.fingerprint, [save])
+    done = save is not None and not overwrite and find_receipt(job.fingerprint, [save]) is not None
     if save is not None:
         check_output(save, (model, text, reference), overwrite=overwrite or done)
     if dry_run:
@@ -77,8 +77,8 @@ def command(
     else:
         measured = _measure(job)
     if save is not None and not done:
-        write_losses(save, measured.losses, overwrite=overwrite)
-        write_receipt(job.fingerprint, [save])
+        with receipt_of(job.fingerprint, save) as on_whole:
+            write_losses(save, measured.losses, overwrite=overwrite, on_whole=on_whole)
     summary, conditions = summarise(measured, stored), measured.losses.conditions
 
     def show() -> None:

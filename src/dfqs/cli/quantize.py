@@ -13,14 +13,14 @@ from dfqs.cli.guard import check_output
 from dfqs.cli.inspect import role_table
 from dfqs.cli.options import AllowRequantize, DryRun, Imatrix, Json, Memory, Model, Overwrite, Restart, Threads
 from dfqs.cli.output import emit, note, out, print_plain, warn
-from dfqs.errors import UsageError, printable
+from dfqs.errors import AlreadyDone, UsageError, printable
 from dfqs.model.classes import CLASSES
 from dfqs.model.files import ModelFiles
 from dfqs.quantize.checks import check_experts, check_gain, check_imatrix, gain_problem
 from dfqs.quantize.metadata import ImatrixOrigin
 from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.plan import QuantizationPlan
-from dfqs.quantize.quantize import AlreadyDone, Quantized, quantize
+from dfqs.quantize.quantize import Quantized, quantize
 from dfqs.quantize.source import class_for, plan_source, read_source
 from dfqs.units import format_bytes, format_count, format_duration, parse_size
 

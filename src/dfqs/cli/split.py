@@ -8,7 +8,8 @@ import typer
 from dfqs.cli.documents.shards import SplitDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import DryRun, Json
-from dfqs.cli.output import emit, print_plain
+from dfqs.cli.output import emit, note, print_plain
+from dfqs.errors import AlreadyDone
 from dfqs.shards.split import plan_split, split
 from dfqs.units import format_bytes, format_number_of, parse_size
 
@@ -42,15 +43,20 @@ def command(
         max_tensors=max_tensors,
         no_tensor_first_split=no_tensor_first_split,
     )
+    done_already = False
     if not dry_run:
-        with progress_bar("splitting") as progress:
-            split(plan, progress=progress)
-    found = SplitDocument.of(plan, dry_run=dry_run)
+        try:
+            with progress_bar("splitting") as progress:
+                split(plan, progress=progress)
+        except AlreadyDone as error:
+            note(str(error))
+            done_already = True
+    found = SplitDocument.of(plan, dry_run=dry_run, done_already=done_already)
     emit(found, json_, lambda: _show(found))
 
 
 def _show(found: SplitDocument) -> None:
-    verb = "would write" if found.dry_run else "wrote"
+    verb = "would write" if found.dry_run else "there are" if found.done_already else "wrote"
     print_plain(f"{verb} {format_number_of(len(found.shards), 'shard')}, {format_bytes(found.file_bytes)} in all:")
     for shard in found.shards:
         print_plain(f"  {shard.path}  {format_number_of(shard.tensors, 'tensor')}  {format_bytes(shard.file_bytes)}")

@@ -24,7 +24,7 @@ from dfqs.gguf.layout import (
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import KeyValue, RawKeyValue, encode_string
 from dfqs.progress import Progress, no_progress
-from dfqs.storage.atomic import atomic_writer
+from dfqs.storage.atomic import OnWhole, atomic_writer, tell_nobody
 
 Key = KeyValue | RawKeyValue
 
@@ -81,6 +81,7 @@ def write_gguf(
     alignment: int = DEFAULT_ALIGNMENT,
     overwrite: bool = False,
     progress: Progress = no_progress,
+    on_whole: OnWhole = tell_nobody,
 ) -> None:
     """Write a whole file, or nothing: temporary file, fsync, rename.
 
@@ -96,7 +97,7 @@ def write_gguf(
     header = encode_header(keys, shapes, alignment=alignment)
     infos = list(place_tensors(shapes, alignment))
     total = data_section_length(infos, alignment)
-    with atomic_writer(path, overwrite=overwrite) as file:
+    with atomic_writer(path, overwrite=overwrite, on_whole=on_whole) as file:
         file.write(header)
         done = 0
         for tensor, info in zip(tensors, infos, strict=True):

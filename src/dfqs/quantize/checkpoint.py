@@ -36,6 +36,13 @@ def checkpoint_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.measuring")
 
 
+def forget_checkpoint(out: Path, fingerprint: str) -> None:
+    """Throw away what a measurement left that was killed when it had written `out`."""
+    if checkpoint_path(out).exists() or KIND.path_beside(out).exists():
+        with Checkpoint(out, fingerprint, restart=True) as left:
+            left.forget()
+
+
 @dataclass(frozen=True, slots=True)
 class _Reached:
     """How far a checkpoint goes."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from dfqs import __version__
-from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.errors import AlreadyDone, RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.calibration import Corpus, Stream, shipped_corpus
-from dfqs.quantize.checkpoint import Checkpoint, checkpoint_path
+from dfqs.quantize.checkpoint import Checkpoint, checkpoint_path, forget_checkpoint
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix_file import (
     OLDER_AND_NEWER,
@@ -32,12 +32,14 @@ from dfqs.quantize.imatrix_file import (
     write_imatrix,
 )
 from dfqs.quantize.imatrix_sums import Float32
+from dfqs.receipts import find_receipt, receipt_of
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.worker_context import WorkerContext
+from dfqs.storage.atomic import check_writable_target
 
 MIN_ROWS = 16
 """Inputs of fewer rows are no sample of text (llama-imatrix's own limit)."""
@@ -81,6 +83,11 @@ class ImatrixJob:
         inputs = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
         return sha256_of({"inputs": inputs, "corpus": self.corpus.sha256, "chunk_tokens": self.chunk_tokens})
 
+    @property
+    def result_fingerprint(self) -> str:
+        """Hash of what decides the bytes of `out`: the sums, and where they stop."""
+        return sha256_of([self.fingerprint, self.min_samples, self.min_tokens, self.max_tokens])
+
 
 @dataclass(frozen=True, slots=True)
 class ImatrixOutcome:
@@ -122,8 +129,9 @@ def measure_importance(
         progress: in tokens.
 
     Raises:
+        AlreadyDone: the same call has ended well before, and nothing changed since.
         RuntimeFailure: the model's activations are no numbers, or llama.cpp fails.
-        UsageError: the corpus is too short; a checkpoint of another measurement lies there.
+        UsageError: the corpus is too short, `out` exists, or a checkpoint of another measurement lies there.
     """
     job = ImatrixJob(
         model=check_model(model).path.absolute(),
@@ -138,6 +146,10 @@ def measure_importance(
         overwrite=overwrite,
         restart=restart,
     )
+    if not overwrite and find_receipt(job.result_fingerprint, [job.out]) is not None:
+        forget_checkpoint(job.out, job.fingerprint)
+        raise AlreadyDone(f"{out} exists already, and is what this command made: done already")
+    check_writable_target(job.out, overwrite=overwrite)
     with Worker(threads=threads) as worker:
         return worker.reporting(lambda event: progress(*event)).call(measure_imatrix, job)
 
@@ -175,7 +187,8 @@ def _measure(worker: WorkerContext, job: ImatrixJob, checkpoint: Checkpoint) -> 
     matrix.chunk_tokens = longest
     total = merge_imatrices([*base, matrix])
     total.extra = {"dfqs.imatrix.corpus_sha256": job.corpus.sha256, "dfqs.version": __version__}
-    write_imatrix(job.out, total, overwrite=job.overwrite)
+    with receipt_of(job.result_fingerprint, job.out) as on_whole:
+        write_imatrix(job.out, total, overwrite=job.overwrite, on_whole=on_whole)
     checkpoint.forget()
     return ImatrixOutcome(
         tokens=matrix.tokens,

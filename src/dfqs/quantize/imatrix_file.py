@@ -24,6 +24,7 @@ from dfqs.gguf.writer import TensorSource, write_gguf
 from dfqs.quantize.imatrix_sums import COUNTS, SQUARES, SUMS, Float32, open_sums
 from dfqs.quantize.legacy_imatrix import LegacySums
 from dfqs.quantize.stored_keys import read_names, read_number, read_text
+from dfqs.storage.atomic import OnWhole, tell_nobody
 
 Counts = NDArray[np.int64]
 
@@ -266,7 +267,7 @@ def read_imatrix(path: Path) -> Imatrix:
         return Imatrix(entries, file.datasets, chunk_tokens, chunks * chunk_tokens, file.extra, file.is_legacy)
 
 
-def write_imatrix(path: Path, imatrix: Imatrix, *, overwrite: bool = False) -> None:
+def write_imatrix(path: Path, imatrix: Imatrix, *, overwrite: bool = False, on_whole: OnWhole = tell_nobody) -> None:
     """Write a file that llama-quantize and llama-imatrix read. Names in sorted order, as llama-imatrix has them.
 
     Raises:
@@ -301,7 +302,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, *, overwrite: bool = False) -> N
             parts.append((SUMS, entry.sums, (columns, experts)))
         for suffix, values, shape in parts:
             tensors.append(_tensor(name + suffix, values, shape))
-    write_gguf(path, keys, tensors, overwrite=overwrite)
+    write_gguf(path, keys, tensors, overwrite=overwrite, on_whole=on_whole)
 
 
 def _tensor(name: str, values: NDArray[Any], shape: tuple[int, int]) -> TensorSource:

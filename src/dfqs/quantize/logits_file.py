@@ -22,6 +22,7 @@ from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import string, u32
 from dfqs.gguf.writer import TensorSource, write_gguf
 from dfqs.quantize.stored_keys import read_number, read_text
+from dfqs.storage.atomic import OnWhole, tell_nobody
 
 TOP = 128
 MAX_TOKENS = 400_000
@@ -71,7 +72,7 @@ class Losses:
     """[tokens, top] Natural logarithms."""
 
 
-def write_losses(path: Path, losses: Losses, *, overwrite: bool = False) -> None:
+def write_losses(path: Path, losses: Losses, *, overwrite: bool = False, on_whole: OnWhole = tell_nobody) -> None:
     """Write the file, whole or not at all.
 
     Raises:
@@ -100,7 +101,7 @@ def write_losses(path: Path, losses: Losses, *, overwrite: bool = False) -> None
     for name, values in arrays.items():
         data = np.ascontiguousarray(values).tobytes()
         tensors.append(TensorSource(name, values.shape[::-1], _SHAPES[name], lambda data=data: [data]))  # type: ignore[misc]
-    write_gguf(path, keys, tensors, overwrite=overwrite)
+    write_gguf(path, keys, tensors, overwrite=overwrite, on_whole=on_whole)
 
 
 def require_storable(tokens: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfqs.errors import IntegrityError, UsageError
+from dfqs.errors import AlreadyDone, IntegrityError
 from dfqs.hardware import default_threads
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, check_manifest_place, manifest_of, write_manifest
 from dfqs.model.classes import DeploymentClass
@@ -24,10 +24,10 @@ from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work, execute
 from dfqs.quantize.journal import KIND
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, shard_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
-from dfqs.quantize.receipts import is_done, write_receipt
 from dfqs.quantize.recipe import recipe_record
 from dfqs.quantize.source import plan_source as plan_source
 from dfqs.quantize.source import read_source as read_source
+from dfqs.receipts import find_receipt, write_receipt
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.shards.layout import lay_out_file, new_shard_paths, publish_shards
@@ -35,10 +35,6 @@ from dfqs.storage.atomic import check_writable_target, fsync_directory
 from dfqs.storage.space import allocated_bytes, require_space
 
 DEFAULT_MEMORY_BYTES = 2_000_000_000
-
-
-class AlreadyDone(UsageError):
-    """The output is there, and is what this call would make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ def quantize(
     work = plan_work(source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite)
     refuse_older_names(work, restart)
     unfinished = work.journal.exists() and not restart
-    if not overwrite and not unfinished and is_done(work.fingerprint, [file.path for file in work.outputs]):
+    if not overwrite and not unfinished and find_receipt(work.fingerprint, [file.path for file in work.outputs]):
         raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
     if not unfinished:
         for file in work.outputs:

@@ -1,6 +1,7 @@
 """Plain merge: shards stay as they are, a new file is written beside them, whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -11,14 +12,14 @@ from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import FileSource
 from dfqs.gguf.shard import Shard
 from dfqs.progress import Progress, no_progress
+from dfqs.receipts import find_receipt, receipt_of, stamp_record
+from dfqs.records import readable_text, sha256_of
 from dfqs.shards.locks import locked_for_reading, require_unchanged
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
-from dfqs.shards.receipts import find_receipt, write_receipt
 from dfqs.storage.atomic import atomic_writer, check_writable_target, find_same_file
 from dfqs.storage.copying import RangeWriter
 from dfqs.storage.hashing import HashingReader
-from dfqs.storage.identity import FileStamp
 from dfqs.storage.space import require_space
 
 
@@ -66,7 +67,11 @@ def merge(
     check_writable_target(out, overwrite=overwrite)
     require_space(out.parent, plan.file_bytes, "--in-place and --consume need no second copy")
     hashes: list[str | None] = []
-    with locked_for_reading(plan.shards[0]), atomic_writer(out, overwrite=overwrite) as file:
+    with (
+        locked_for_reading(plan.shards[0]),
+        receipt_of(_fingerprint(plan), out, hashes) as on_whole,
+        atomic_writer(out, overwrite=overwrite, on_whole=on_whole) as file,
+    ):
         os.ftruncate(file.fileno(), plan.file_bytes)
         target = RangeWriter(file.fileno(), plan.file_bytes, progress, note=plan.shards[0].path.name)
         target.write(plan.header, 0)
@@ -82,9 +87,6 @@ def merge(
                         target.copy(source.fileno(), copy.source_offset, copy.target_offset, copy.length)
                     hashes.append(None)
         progress(plan.file_bytes, plan.file_bytes, "making it durable")
-        # What changes the file from here on is its name alone.
-        write_receipt(plan, out, FileStamp.of(os.fstat(file.fileno())), hashes)
-    write_receipt(plan, out, FileStamp.of(out.stat()), hashes, named=True)
     return MergeResult(
         out, plan.file_bytes, len(plan.header) + plan.copied_bytes, time.monotonic() - started, tuple(hashes)
     )
@@ -96,10 +98,18 @@ def merged_already(plan: MergePlan, out: Path, *, hash_sources: bool = False) ->
     Args:
         hash_sources: it must have hashed the shards.
     """
-    receipt = find_receipt(plan, Path(out))
-    if receipt is None or (hash_sources and None in receipt.shard_sha256):
+    receipt = find_receipt(_fingerprint(plan), [Path(out)])
+    if receipt is None or (hash_sources and None in receipt.source_sha256):
         return None
-    return MergeResult(Path(out), plan.file_bytes, 0, 0.0, tuple(receipt.shard_sha256), done_already=True)
+    return MergeResult(Path(out), plan.file_bytes, 0, 0.0, receipt.source_sha256, done_already=True)
+
+
+def _fingerprint(plan: MergePlan) -> str:
+    """Hash of all that decides the bytes of the merged file."""
+    shards = [
+        [readable_text(shard.path.absolute()), shard.stamp and stamp_record(shard.stamp)] for shard in plan.shards
+    ]
+    return sha256_of({"merge": hashlib.sha256(plan.header).hexdigest(), "shards": shards})
 
 
 def refuse_source_as_target(shards: tuple[Shard, ...], out: Path) -> None:

@@ -6,31 +6,32 @@ shards carry `general.alignment` too.
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import UsageError
+from dfqs.errors import AlreadyDone, UsageError
 from dfqs.gguf import FileSource, Header, TensorInfo, align_up, parse_header, u32
 from dfqs.gguf.layout import DEFAULT_ALIGNMENT
 from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, Shard
 from dfqs.gguf.writer import Key
 from dfqs.progress import Progress, no_progress
+from dfqs.receipts import find_receipt, stamp_record, write_receipt, written_before
+from dfqs.records import readable_text, sha256_of
 from dfqs.shards.layout import GGUF_SPLIT_ORDER, FileLayout, lay_out_file, new_shard_paths, publish_shards, split_keys
 from dfqs.shards.plain_merge import open_unchanged
 from dfqs.shards.plan import carried_key
 from dfqs.storage.atomic import (
     check_writable_target,
-    create_locked_partial,
-    partials_of,
     remove_abandoned_partials,
     storage_errors,
 )
 from dfqs.storage.copying import RangeWriter
 from dfqs.storage.identity import FileStamp, settled_stamp
-from dfqs.storage.locks import is_locked
+from dfqs.storage.locks import NoLocks, open_locked
 from dfqs.storage.space import require_space
 from dfqs.units import format_bytes
 
@@ -69,6 +70,17 @@ class SplitPlan:
     def file_bytes(self) -> int:
         """Of all shards."""
         return sum(shard.file_bytes for shard in self.shards)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(shard.path for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the bytes of the shards."""
+        model = [readable_text(self.model.absolute()), self.stamp and stamp_record(self.stamp)]
+        shards = [[shard.file_bytes, hashlib.sha256(shard.file.header).hexdigest()] for shard in self.shards]
+        return sha256_of({"split": model, "shards": shards})
 
 
 def plan_split(
@@ -120,16 +132,21 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
         progress: in bytes of all shards.
 
     Raises:
+        AlreadyDone: the same call has ended well before, and nothing changed since.
         UsageError: a shard's name is taken, or the directory is not writable.
         SpaceError: there is not enough room.
         ShardError: the model was changed or cut short since it was planned.
     """
-    paths = [shard.path for shard in plan.shards]
+    paths = plan.paths
+    if find_receipt(plan.fingerprint, paths) is not None:
+        raise AlreadyDone(f"{paths[0]} exists already, and is what this command made: done already")
+    # A run that was killed while it gave them their names had begun with the last.
+    ours = written_before(plan.fingerprint, paths)
     for path in paths:
-        check_writable_target(path)
+        check_writable_target(path, overwrite=path in ours)
     require_space(paths[0].parent, plan.file_bytes, "free some space, or name a prefix on another disk")
     model = Shard(str(plan.model), plan.header, plan.stamp)
-    with _alone(paths), _all_or_none(paths) as temporaries, open_unchanged(model) as source:
+    with _alone(paths), _all_or_none(plan, ours) as temporaries, open_unchanged(model) as source:
         done = 0
         for shard, temporary in zip(plan.shards, temporaries, strict=True):
             with storage_errors(shard.path), temporary.open("xb") as file:
@@ -142,7 +159,7 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
                 os.fsync(file.fileno())
             done += shard.file_bytes
         progress(done, plan.file_bytes)
-    return tuple(paths)
+    return paths
 
 
 def _group_by_count(header: Header, limit: int) -> list[tuple[TensorInfo, ...]]:
@@ -186,29 +203,34 @@ def _alone(paths: Sequence[Path]) -> Iterator[None]:
     Raises:
         UsageError: another split is writing the same shards.
     """
-    with storage_errors(paths[0]):
-        lock, handle = create_locked_partial(paths[0])
-    with storage_errors(paths[0]), os.fdopen(handle):
-        try:
-            for other in partials_of(paths[0]):
-                if other != lock and is_locked(other):
-                    raise UsageError(f"another dfqs is writing {paths[0]}; wait for it or stop it")
-            for path in paths:
-                remove_abandoned_partials(path)
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    busy = f"another dfqs is writing {paths[0]}; wait for it or stop it"
+    lock = paths[0].with_name(f".{paths[0].name[:80]}.split.partial")
+    with storage_errors(paths[0]), contextlib.ExitStack() as stack:
+        with contextlib.suppress(NoLocks):
+            stack.callback(os.close, open_locked(lock, busy))
+        stack.callback(lock.unlink, missing_ok=True)
+        for path in paths:
+            remove_abandoned_partials(path)
+        yield
 
 
 @contextlib.contextmanager
-def _all_or_none(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary names that become `paths` when the block ends well; nothing is left when it does not."""
-    tag = secrets.token_hex(4)
+def _all_or_none(plan: SplitPlan, before: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary names that become the shards' when the block ends well; nothing is left when it does not.
+
+    Args:
+        before: shards that a killed run had named: the same bytes, and replaced.
+    """
+    paths, tag = plan.paths, secrets.token_hex(4)
     temporaries = [path.with_name(f".{path.name[:80]}.{tag}-{n}.partial") for n, path in enumerate(paths)]
     published: list[Path] = []
     try:
         yield temporaries
+        write_receipt(plan.fingerprint, paths, unnamed=temporaries)
+        for path in before:
+            path.unlink()
         publish_shards(zip(temporaries, paths, strict=True), on_published=published.append)
+        write_receipt(plan.fingerprint, paths)
     except BaseException:
         for leftover in (*temporaries, *published):
             leftover.unlink(missing_ok=True)

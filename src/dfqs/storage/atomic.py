@@ -9,7 +9,7 @@ import errno
 import glob
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -18,9 +18,16 @@ from dfqs.storage.files import open_regular
 from dfqs.storage.linux import BINARY, CLOEXEC, DIRECTORY, rename_without_replacing
 from dfqs.storage.locks import NoLocks, lock, try_lock
 
+OnWhole = Callable[[int], object]
+"""Told the handle of a file whose bytes are durable, before it gets its name."""
+
+
+def tell_nobody(handle: int) -> None:
+    """Nobody is to be told."""
+
 
 @contextlib.contextmanager
-def atomic_writer(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, overwrite: bool = False, on_whole: OnWhole = tell_nobody) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well, and leaves nothing when it does not.
 
     Raises:
@@ -39,6 +46,7 @@ def atomic_writer(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             _require_own(temporary, file.fileno())
+            on_whole(file.fileno())
             publish_file(temporary, path, overwrite=overwrite)
     except BaseException:
         temporary.unlink(missing_ok=True)

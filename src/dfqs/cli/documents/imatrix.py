@@ -16,6 +16,8 @@ class ImatrixDocument(Document):
     schema_: Literal["dfqs.imatrix/1"] = Field(default="dfqs.imatrix/1", alias="schema")
     path: Text | None
     """What was written."""
+    done_already: bool = False
+    """An earlier run of the same command wrote it."""
     tokens: int | None
     tokens_available: int | None
     resumed_tokens: int | None
@@ -36,10 +38,13 @@ class ImatrixDocument(Document):
         coverage: Coverage | None = None,
         outcome: ImatrixOutcome | None = None,
         corpus_sha256: str | None = None,
+        *,
+        done_already: bool = False,
     ) -> "ImatrixDocument":
         """What is known."""
         return cls(
             path=output,
+            done_already=done_already,
             tokens=outcome.tokens if outcome else None,
             tokens_available=outcome.tokens_available if outcome else None,
             resumed_tokens=outcome.resumed_tokens if outcome else None,

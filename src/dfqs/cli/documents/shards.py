@@ -151,16 +151,19 @@ class SplitDocument(Document):
     schema_: Literal["dfqs.split/1"] = Field(default="dfqs.split/1", alias="schema")
     model: Text
     dry_run: bool
+    done_already: bool = False
+    """An earlier run of the same command wrote them."""
     file_bytes: int
     """Of all shards together."""
     shards: tuple[SplitShard, ...]
 
     @classmethod
-    def of(cls, plan: SplitPlan, *, dry_run: bool) -> "SplitDocument":
+    def of(cls, plan: SplitPlan, *, dry_run: bool, done_already: bool = False) -> "SplitDocument":
         """What was planned, and whether it was done."""
         return cls(
             model=plan.model,
             dry_run=dry_run,
+            done_already=done_already,
             file_bytes=plan.file_bytes,
             shards=tuple(
                 SplitShard(
