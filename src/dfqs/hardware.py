@@ -5,6 +5,7 @@ import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -43,6 +44,11 @@ class Machine(Record):
     system: str
     kernel: str
     python: str
+
+    def speed_conditions(self) -> dict[str, Any]:
+        """What of a machine a speed depends on: speeds are put together only where this is equal."""
+        fields = {"cpu_model", "cpu_flags", "allowed_cpus", "cpu_quota", "memory_bytes", "memory_limit_bytes"}
+        return self.model_dump(mode="json", include=fields)
 
 
 def read_machine() -> Machine:

@@ -64,6 +64,11 @@ def test_the_json_document_has_the_text_and_the_conditions(embedded_model: Path)
         "chat_template": True,
         "context_tokens": 512,
         "threads": 1,
+        "n_ubatch": 512,
+        "flash_attention": "auto",
+        "type_k": "f16",
+        "type_v": "f16",
+        "tuned": False,
     }
 
 

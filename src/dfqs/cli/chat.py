@@ -19,7 +19,7 @@ from dfqs.cli.generating import (
     make_sampling,
     open_chat,
 )
-from dfqs.cli.options import JsonLines, Model, Threads
+from dfqs.cli.options import JsonLines, Model, NoTuning, Threads, Verbose
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.cli.signals import Ended
 from dfqs.errors import UsageError
@@ -45,6 +45,8 @@ def command(
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: RamOption = None,
+    no_tuning: NoTuning = False,
+    verbose: Verbose = False,
     json_: JsonLines = False,
 ) -> None:
     """Talk with a model in the terminal. It remembers the conversation, and computes only what is new in it.
@@ -54,7 +56,7 @@ def command(
     accept_any_bytes_on_stdin()
     checked = check_model(model)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
-    with open_chat(checked, ctx, threads, ram) as session:
+    with open_chat(checked, ctx, threads, ram, use_tuning=not no_tuning, verbose=verbose) as session:
         check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
         Conversation(session, system, sampling, json_).talk()

@@ -13,10 +13,10 @@ from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, warn
 from dfqs.errors import RuntimeFailure
 from dfqs.model.files import ModelFiles
+from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
-from dfqs.streaming.budget import choose_load
 from dfqs.units import format_bytes, format_duration
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
@@ -58,18 +58,38 @@ def make_sampling(max_tokens: int, temperature: float, top_p: float, min_p: floa
 
 @contextlib.contextmanager
 def open_chat(
-    model: ModelFiles, n_ctx: int | None, threads: int | None, ram: str | None = None
+    model: ModelFiles,
+    n_ctx: int | None,
+    threads: int | None,
+    ram: str | None = None,
+    *,
+    use_tuning: bool = True,
+    verbose: bool = False,
 ) -> Iterator[ChatSession]:
-    """A session, with a progress bar while it loads and its notices shown."""
+    """A session, with a progress bar while it loads and its notices shown.
+
+    Args:
+        verbose: say which settings hold, and why.
+    """
     if model.label is not None:
         note(f"note: {model.label}")
-    settings = ContextSettings(n_ctx=n_ctx)
-    plan = choose_load(model, settings, ram)
+    start, plan = choose_start(model, ContextSettings(n_ctx=n_ctx), threads=threads, ram=ram, use_tuning=use_tuning)
     if line := plan.describe():
         note(line)
+    if verbose:
+        note(start.reason)
     with contextlib.ExitStack() as stack:
         with progress_bar(f"loading {model.name}") as progress:
-            session = ChatSession(model, settings, threads=threads, order=plan.order, progress=progress)
+            session = ChatSession(
+                model,
+                start.context,
+                threads=start.threads,
+                omp_wait_policy=start.wait_policy,
+                env=start.environment,
+                order=plan.order,
+                tuned=start.tuned is not None,
+                progress=progress,
+            )
             stack.enter_context(session)
         for notice in session.info.notices:
             warn(notice)

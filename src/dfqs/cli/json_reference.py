@@ -56,6 +56,7 @@ WHERE = {
     "dfqs.run/1": "`dfqs run --json`; `dfqs chat --json`, a line each",
     "dfqs.serve/1": "`dfqs serve --json`, when it is ready",
     "dfqs.split/1": "`dfqs split --json`",
+    "dfqs.tuning/1": "`dfqs tune --json`; stored in the cache: settings for a model on a machine",
     "dfqs.verify/1": "`dfqs verify --json`",
 }
 """Which verb prints or stores a form."""

@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "ladder": "Make several classes of a model, and measure each against it.",
     "imatrix": "Measure which weights matter, per expert, for quantizing.",
     "perplexity": "Measure per-token loss, and divergence from a reference.",
+    "tune": "Find the settings that make a model fastest on this machine, and keep them.",
     "run": "Answer one prompt, with tokens per second.",
     "chat": "Talk with a model in the terminal.",
     "serve": "Serve a model over HTTP (OpenAI-compatible, with a web page) on this machine.",

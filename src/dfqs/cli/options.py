@@ -18,6 +18,8 @@ Threads = Annotated[
     int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")
 ]
 Context = Annotated[int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which settings hold, and why.")]
+NoTuning = Annotated[bool, typer.Option("--no-tuning", help="Leave out what `dfqs tune` found.")]
 AllowRequantize = Annotated[bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")]
 Imatrix = Annotated[
     Path | None, typer.Option("--imatrix", help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")

@@ -5,12 +5,14 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.documents.running import ServeDocument
-from dfqs.cli.options import Json, Model, Threads
+from dfqs.cli.options import Json, Model, NoTuning, Threads, Verbose
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.model.files import ModelFiles
+from dfqs.planning.use import Start, choose_tuned
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
 from dfqs.runtime.inspection import templates_of
+from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.server import DEFAULT_HOST, DEFAULT_PORT, Listening, ServerSettings, is_loopback, serve
 from dfqs.runtime.worker import Worker
 
@@ -39,6 +41,8 @@ def command(
         list[str] | None,
         typer.Option("--allow-origin", help="A page that may use the model; * for any.", show_default=False),
     ] = None,
+    no_tuning: NoTuning = False,
+    verbose: Verbose = False,
     json_: Json = False,
 ) -> None:
     """Serve a model over HTTP (OpenAI-compatible, with a web page), on this machine only unless told otherwise.
@@ -52,6 +56,9 @@ def command(
     if not is_loopback(host):
         guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
         warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
+    start = choose_tuned(checked, ContextSettings(), threads, use_tuning=not no_tuning)
+    if verbose:
+        note(start.reason)
     settings = ServerSettings(
         path=model,
         alias=checked.name,
@@ -63,13 +70,15 @@ def command(
         templates=templates_of(checked.header.metadata),
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
+        speed=start.context if start.tuned is not None else None,
+        order=start.order,
     )
     note(f"loading {settings.alias}")
-    _serve_until_stopped(settings, threads, json_)
+    _serve_until_stopped(settings, start, json_)
     note("stopped")
 
 
-def _serve_until_stopped(settings: ServerSettings, threads: int | None, json_: bool) -> None:
+def _serve_until_stopped(settings: ServerSettings, start: Start, json_: bool) -> None:
     ready = False
 
     def announce(listening: Listening) -> None:
@@ -81,7 +90,7 @@ def _serve_until_stopped(settings: ServerSettings, threads: int | None, json_: b
             warn(listening.chat_refusal)
         emit(ServeDocument.of(listening, settings), json_, lambda: _show(listening, settings))
 
-    with Worker(threads) as worker:
+    with Worker(start.threads, start.wait_policy, start.environment) as worker:
         try:
             serve(worker, settings, announce)
         except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from dfqs.evaluate.prompts import CodeItem, ReasoningItem, read_code_set, read_c
 from dfqs.evaluate.reasoning import score_reasoning
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
 from dfqs.evaluate.scores import ScoredItem, judged
-from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs, speed_machine
+from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
@@ -246,7 +246,7 @@ def _within(progress: Progress, measured: int, items: int, name: str) -> Progres
 
 def _measure_speed(path: Path, store: Store, request: Request, progress: Progress) -> None:
     machine = read_machine()
-    here = speed_machine(machine)
+    here = machine.speed_conditions()
     # Repeats from before a move, or under another CPU limit, are no repeats of this.
     have = sum(repeat["machine"] == here for repeat in store.stage(SPEED).values())
     total = request.suite.decode_repeats

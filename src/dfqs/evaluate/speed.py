@@ -6,7 +6,6 @@ Tokens are drawn by a fixed rule and not sampled, as llama-bench does: the rate 
 
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
-from dfqs.hardware import Machine
 from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.omp_policy import LoadSample, free_cpus
+from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
 
 # llama.cpp's own defaults.
@@ -76,12 +75,6 @@ class SpeedSummary(Record):
     """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth. Reading is faster than copying: may be above 1."""
 
 
-def speed_machine(machine: Machine) -> dict[str, Any]:
-    """What of a machine a speed depends on: repeats are only put together where this is equal."""
-    fields = {"cpu_model", "cpu_flags", "allowed_cpus", "cpu_quota", "memory_bytes", "memory_limit_bytes"}
-    return machine.model_dump(mode="json", include=fields)
-
-
 def measure_runs(path: Path, suite: Suite, threads: int, have: int, on_run: Callable[[DecodeRun], None]) -> None:
     """Measure the repeats that are still missing (`have` are there)."""
     with Worker(threads=threads, omp_wait_policy="default") as worker:
@@ -101,16 +94,16 @@ def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeat
             n_ubatch=UBATCH,
             flash_attention=FLASH_ATTENTION,
         ) as context:
-            _decode(context, 0, WARM_UP_TOKENS)
+            _decode_from_empty(context, WARM_UP_TOKENS)
             for _ in range(repeats):
                 began = LoadSample()
                 prefill = min(suite["prefill_tokens"], context.n_ctx_sequence)
-                prefill_s = _prefill(context, prefill)
-                decode_s = _decode(context, 0, suite["decode_tokens"])
+                prefill_s = time_prefill(context, prefill)
+                decode_s = _decode_from_empty(context, suite["decode_tokens"])
                 depth_s: tuple[float, ...] = ()
                 if depth:
-                    _prefill(context, depth)
-                    depth_s = _decode(context, depth, DEPTH_DECODE_TOKENS, clear=False)
+                    time_prefill(context, depth)
+                    depth_s = time_decode(context, depth, DEPTH_DECODE_TOKENS)
                 worker.emit(
                     DecodeRun(
                         prefill,
@@ -158,28 +151,7 @@ def summarise(runs: list[DecodeRun], bandwidth: float | None, bytes_per_token: i
     )
 
 
-def _prefill(context: Context, tokens: int) -> float:
-    context.clear()
-    started = time.perf_counter()
-    context.decode(_tokens(context, 0, tokens))
-    return time.perf_counter() - started
-
-
-def _decode(context: Context, position: int, tokens: int, clear: bool = True) -> tuple[float, ...]:
-    """Decode one token at a time behind `position`; an empty context first gets the one token it needs."""
-    if clear:
-        context.clear()
-        context.decode(_tokens(context, 0, 1))
-        position = 1
-    seconds = []
-    for place in range(position, position + tokens):
-        token = _tokens(context, place, 1)
-        started = time.perf_counter()
-        context.decode(token, place)
-        seconds.append(time.perf_counter() - started)
-    return tuple(seconds)
-
-
-def _tokens(context: Context, start: int, count: int) -> list[int]:
-    """A fixed sequence without pattern, within the vocabulary."""
-    return [(place * 2_654_435_761 + 12_345) % context.model.vocab_size for place in range(start, start + count)]
+def _decode_from_empty(context: Context, tokens: int) -> tuple[float, ...]:
+    """Decode one token at a time behind the one token that an empty context needs."""
+    time_prefill(context, 1)
+    return time_decode(context, 1, tokens)

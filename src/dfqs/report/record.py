@@ -22,7 +22,6 @@ from dfqs.evaluate.speed import (
     UBATCH,
     DecodeRun,
     SpeedSummary,
-    speed_machine,
     summarise,
 )
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
@@ -299,7 +298,7 @@ def _boundary_detail(boundary: Mapping[str, Any]) -> BoundaryDetail:
 
 def _speed(items: Results, notes: Results, record: RunRecord, reasons: dict[str, str]) -> SpeedSummary | None:
     wanted = record.decode_repeats
-    here = speed_machine(Machine.model_validate(notes["machine"]))
+    here = Machine.model_validate(notes["machine"]).speed_conditions()
     repeats = [data for data in items.values() if data["machine"] == here]
     if record.subject.kind == "endpoint":
         reasons["cpu_tokens_per_sec"] = "an endpoint's machine and settings are not known; measure the file itself"

@@ -4,7 +4,7 @@ with ChatSession(path) as session:
     answer = session.answer([{"role": "user", "content": "Hello"}], on_text=print)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,9 @@ class ChatSession:
     """A loaded model, for use in a `with` block.
 
     Args:
+        env: further environment variables of the worker.
         order: how its weights come into memory.
+        tuned: whether the settings were found by tuning, for who tells of them.
         progress: called with bytes of the file(s) while the model loads.
 
     Raises:
@@ -45,14 +47,17 @@ class ChatSession:
         *,
         threads: int | None = None,
         omp_wait_policy: str | None = None,
+        env: Mapping[str, str] | None = None,
         order: LoadOrder | None = None,
+        tuned: bool = False,
         progress: Progress = no_progress,
     ) -> None:
         self._order = order or InMemory()
         self.model = check_model(model)
+        self.tuned = tuned
         self._settings = settings or ContextSettings()
         self._progress = progress
-        self._worker = Worker(threads, omp_wait_policy)
+        self._worker = Worker(threads, omp_wait_policy, env)
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:

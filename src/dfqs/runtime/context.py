@@ -31,6 +31,7 @@ class Context:
         n_ctx: context length in tokens over all sequences; None means the trained length up to 4,096. Longer than
             the model was trained for is capped, and `notices` says so.
         n_batch, n_ubatch: tokens submitted, and computed, at a time.
+        threads, threads_batch: CPU threads, and those for batches of several tokens where they are not as many.
         flash_attention: `off`, `on` or `auto`.
         type_k, type_v: cache types, keys of `abi.CACHE_TYPES`.
         swa_full: full-size caches for sliding-window layers; off, they are small but cannot be rolled back.
@@ -48,6 +49,7 @@ class Context:
         n_batch: int = 512,
         n_ubatch: int = 512,
         threads: int | None = None,
+        threads_batch: int | None = None,
         flash_attention: str = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
@@ -69,7 +71,8 @@ class Context:
             wanted = trained * n_seq_max
         params = library.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = wanted, n_batch, min(n_ubatch, n_batch)
-        params.n_threads = params.n_threads_batch = threads or library.threads
+        params.n_threads = threads or library.threads
+        params.n_threads_batch = threads_batch or params.n_threads
         params.flash_attn_type = choice_of(flash_attention, abi.FLASH_ATTENTION, "flash attention")
         params.type_k = choice_of(type_k, abi.CACHE_TYPES, "type of the K cache")
         params.type_v = choice_of(type_v, abi.CACHE_TYPES, "type of the V cache")

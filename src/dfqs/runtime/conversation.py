@@ -131,6 +131,7 @@ def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettin
         context_tokens=context.n_ctx,
         threads=context.threads,
         omp_wait_policy=worker.library.omp_wait_policy,
+        settings=settings,
         chat_template=model.chat_template() is not None,
         load_s=time.perf_counter() - started,
         notices=tuple(context.notices),

@@ -48,8 +48,11 @@ class LoadOrder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """All weights in memory, as llama.cpp does by itself."""
+    """All weights in memory, as llama.cpp does by itself unless told otherwise."""
+
+    load_mode: str = "auto"
+    repack: bool = True
 
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
-        model = Model(library, path, progress=progress)
+        model = Model(library, path, load_mode=self.load_mode, repack=self.repack, progress=progress)
         return LoadedModel(model, close=model.close)

@@ -17,6 +17,7 @@ class ContextSettings:
     n_ctx: int | None = None
     n_batch: int = 512
     n_ubatch: int = 512
+    threads_batch: int | None = None
     flash_attention: str = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
@@ -44,6 +45,8 @@ class SessionInfo:
     context_tokens: int
     threads: int
     omp_wait_policy: str
+    settings: ContextSettings
+    """As it was made."""
     chat_template: bool
     load_s: float
     notices: tuple[str, ...]

@@ -12,17 +12,21 @@ import ipaddress
 import socket
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dfqs.errors import NetworkError, RuntimeFailure, UsageError, printable
+from dfqs.runtime import abi
 from dfqs.runtime.admission import make_admission
 from dfqs.runtime.front import Front
 from dfqs.runtime.inspection import ChatInspection
 from dfqs.runtime.library import PACKAGE, find_library
+from dfqs.runtime.loading import InMemory
 from dfqs.runtime.log_lines import server_errors
+from dfqs.runtime.model import choice_of
 from dfqs.runtime.page import own_pages
+from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker import Worker
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -51,6 +55,9 @@ class ServerSettings:
     allow_hosts: tuple[str, ...] = ()
     """Further names that clients may call the server by; see `dfqs.runtime.admission`."""
     allow_origins: tuple[str, ...] = ()
+    speed: ContextSettings | None = None
+    """What of a context is set for speed; None: llama-server's own. Its length is `context_tokens`."""
+    order: InMemory = field(default_factory=InMemory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +219,7 @@ def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) ->
     parameters.n_ctx = settings.context_tokens * settings.parallel
     parameters.n_parallel = settings.parallel
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = worker.threads
+    _set_speed(native, parameters, settings)
     # What is asked for is taken or refused, not quietly made smaller; and memory stays what `plan` says.
     parameters.fit_params = False
     parameters.cache_ram_mib = 0
@@ -229,3 +237,18 @@ def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) ->
     worker.emit(EngineListening(policy, worker.threads))
     worker.stop.wait()
     del server
+
+
+def _set_speed(native: Any, parameters: Any, settings: ServerSettings) -> None:
+    """What was tuned, in the words of the wheel's module."""
+    parameters.load_mode = choice_of(settings.order.load_mode, abi.LOAD_MODES, "load mode")
+    parameters.no_extra_bufts = not settings.order.repack
+    speed = settings.speed
+    if speed is None:
+        return
+    parameters.n_batch, parameters.n_ubatch = speed.n_batch, speed.n_ubatch
+    if speed.threads_batch is not None:
+        parameters.cpuparams_batch.n_threads = speed.threads_batch
+    parameters.flash_attn_type = choice_of(speed.flash_attention, abi.FLASH_ATTENTION, "flash attention")
+    parameters.cache_type_k = native.ggml_type(choice_of(speed.type_k, abi.CACHE_TYPES, "type of the K cache"))
+    parameters.cache_type_v = native.ggml_type(choice_of(speed.type_v, abi.CACHE_TYPES, "type of the V cache"))

@@ -26,6 +26,14 @@ class RunSettings(Record):
     context_tokens: int
     threads: int
     omp_wait_policy: str
+    n_ubatch: int | None = None
+    """Tokens of a prompt computed at a time. Null in documents that were written before it was told, as all below."""
+    flash_attention: str | None = None
+    type_k: str | None = None
+    """Of the cache of keys."""
+    type_v: str | None = None
+    tuned: bool | None = None
+    """Whether `dfqs tune` found them."""
 
 
 class RunDocument(Document):
@@ -76,6 +84,11 @@ class RunDocument(Document):
                 context_tokens=info.context_tokens,
                 threads=info.threads,
                 omp_wait_policy=info.omp_wait_policy,
+                n_ubatch=info.settings.n_ubatch,
+                flash_attention=info.settings.flash_attention,
+                type_k=info.settings.type_k,
+                type_v=info.settings.type_v,
+                tuned=session.tuned,
             ),
         )
 

@@ -1,0 +1,251 @@
+"""Finding the settings that make a model fastest here and now, within a budget of time.
+
+Settings that belong together are tried together, one group after the other, each against what the groups before it
+left: how threads wait and how many there are; how weights lie in memory; attention and its caches; batches of the
+prompt. What was found is then measured against llama.cpp's defaults once more, side by side, and kept only where it is
+faster. Only speed is tuned: what `eval` and `route` measure has numerics of its own, which nothing here changes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from dfqs.errors import RuntimeFailure
+from dfqs.hardware import Machine, available_memory_bytes
+from dfqs.model.files import ModelFiles
+from dfqs.planning.candidates import attention_candidates, batch_candidates, memory_candidates, thread_candidates
+from dfqs.planning.halving import Challenge, Ratio, choose, compare
+from dfqs.planning.numerics import OutputNoise, measure_noise
+from dfqs.planning.search import Measure, Search, timing_of
+from dfqs.planning.settings import RunSettings, default_settings
+from dfqs.planning.trials import Trial, Workload, run_trials
+from dfqs.planning.tuning import (
+    BUSY_CPUS,
+    Gain,
+    TunedSpeed,
+    Tuning,
+    describe_settings,
+    identify_model,
+    identify_runtime,
+)
+from dfqs.progress import Progress, no_progress
+from dfqs.runtime.loading import LoadOrder
+from dfqs.units import format_duration
+
+DEFAULT_BUDGET_S = 180.0
+REQUEST, PILOT = Workload(512, 64), Workload(64, 8)
+LONGEST_PART_S = 2.0
+"""Of a request that is measured: neither prompt nor answer takes much longer, or few settings could be tried."""
+LEAST_PROMPT, LEAST_ANSWER = 64, 16
+LEAST_REQUESTS = 8
+"""A budget must have room for: a few pairs of the defaults and one challenger."""
+FINAL_SHARE, FINAL_PAIRS = 0.35, 12
+STEADY = 1.10
+"""A machine whose default request varies by more is said to change its speed."""
+_F16 = ("f16", "f16")
+
+NoiseOf = Callable[[Sequence[tuple[str, str]]], OutputNoise]
+
+
+@dataclass(frozen=True, slots=True)
+class TuneJob:
+    """What to tune, and for which request."""
+
+    model: ModelFiles
+    machine: Machine
+    workload: Workload = REQUEST
+    budget_s: float = DEFAULT_BUDGET_S
+    threads: int | None = None
+    """Of the defaults; None: one a physical core."""
+    order: LoadOrder | None = None
+    """How to load a model that streams."""
+
+
+def tune(job: TuneJob, progress: Progress = no_progress) -> Tuning:
+    """Find the fastest settings for a model on this machine as it is now; nothing is stored.
+
+    Args:
+        progress: in seconds of the budget.
+
+    Raises:
+        RuntimeFailure: not even the defaults can be measured, or not in the time that there is.
+        WorkerCrash: llama.cpp died over them.
+    """
+
+    def measure(settings: Sequence[RunSettings], workload: Workload) -> list[Trial]:
+        return run_trials(job.model.path, settings, workload, job.order)
+
+    return tune_with(job, measure, lambda pairs: measure_noise(job.model.path, pairs), progress)
+
+
+def tune_with(
+    job: TuneJob,
+    measure: Measure,
+    noise_of: NoiseOf,
+    progress: Progress = no_progress,
+    clock: Callable[[], float] = time.monotonic,
+) -> Tuning:
+    """As `tune`, with whoever measures, and the clock, passed in."""
+    defaults = default_settings(job.threads)
+    started = clock()
+    workload, busy, cost_s = _fit_workload(job, measure, defaults, clock)
+    search = Search(measure, job.budget_s, progress, clock, started, cost_s)
+
+    def run_group(
+        name: str, holds: RunSettings, candidates: Sequence[RunSettings], until: float, request: Workload = workload
+    ) -> RunSettings:
+        deadline = job.budget_s * (1 - FINAL_SHARE) * until
+        results = search.try_all(name, holds, candidates, request, deadline)
+        results = _without_changed_output(search, results, noise)
+        chosen = choose(holds, results)
+        search.keep(name, holds, results, chosen)
+        return chosen
+
+    noise = _LazyNoise(noise_of)
+    holds = run_group("threads", defaults, thread_candidates(defaults, job.machine, busy=busy), 0.45)
+    if job.order is None:
+        ways = memory_candidates(holds, job.model.file_bytes, available_memory_bytes(), search.notes)
+        holds = run_group("memory", holds, ways, 0.75)
+    holds = run_group("attention", holds, attention_candidates(holds), 0.9)
+    prompt_only = replace(workload, answer_tokens=1)
+    holds = run_group("batches", holds, batch_candidates(holds, workload.prompt_tokens), 1.0, prompt_only)
+    return _conclude(job, search, workload, holds, noise.found)
+
+
+@dataclass(slots=True)
+class _LazyNoise:
+    """The model's noise floor, measured when other cache types turn out to be faster, and not before."""
+
+    measure: NoiseOf
+    found: OutputNoise | None = None
+
+
+def _without_changed_output(
+    search: Search, results: Sequence[Challenge[RunSettings]], noise: _LazyNoise
+) -> list[Challenge[RunSettings]]:
+    """Results whose caches leave the model's output within its noise floor."""
+
+    def caches(result: Challenge[RunSettings]) -> tuple[str, str]:
+        return result.settings.type_k, result.settings.type_v
+
+    faster = sorted({caches(result) for result in results if result.is_better} - {_F16})
+    if noise.found is None and faster:
+        noise.found = noise.measure(faster)
+        for cache in noise.found.caches:
+            if not cache.offered and cache.divergence_nats is not None:
+                search.notes.append(
+                    f"caches of type {cache.type_k}/{cache.type_v} are faster and not offered: they change the output "
+                    f"by {cache.divergence_nats:.4f} nats a token, beyond this model's noise floor of "
+                    f"{noise.found.floor_nats:.4f}"
+                )
+    known = noise.found.caches if noise.found is not None else ()
+    offered = {_F16} | {(cache.type_k, cache.type_v) for cache in known if cache.offered}
+    return [result for result in results if caches(result) in offered or not result.is_better]
+
+
+def _fit_workload(
+    job: TuneJob, measure: Measure, defaults: RunSettings, clock: Callable[[], float]
+) -> tuple[Workload, bool, float]:
+    """A request as long as asked for, or as the budget allows; whether others are busy; what measuring one costs."""
+    trained = job.model.spec.context_tokens or PILOT.context_tokens
+    pilot = Workload(max(1, min(PILOT.prompt_tokens, trained - PILOT.answer_tokens)), PILOT.answer_tokens)
+    begun = clock()
+    found = measure([defaults], pilot)
+    if not found:
+        raise RuntimeFailure(
+            "llama.cpp cannot run this model with its default settings, so there is nothing to tune; "
+            "'dfqs run' says what is wrong"
+        )
+    trial = found[0]
+    prompt_token_s, answer_token_s = trial.prompt_s / pilot.prompt_tokens, trial.answer_s / pilot.answer_tokens
+    longest_s = min(LONGEST_PART_S, job.budget_s / 60)
+    answer = min(job.workload.answer_tokens, max(int(longest_s / answer_token_s), LEAST_ANSWER), max(trained // 2, 1))
+    prompt = max(int(longest_s / prompt_token_s) // 64 * 64, LEAST_PROMPT)
+    prompt = max(1, min(job.workload.prompt_tokens, prompt, trained - answer))
+    request_s = prompt_token_s * prompt + answer_token_s * answer
+    cost_s = clock() - begun - trial.prompt_s - trial.answer_s + request_s
+    if LEAST_REQUESTS * cost_s > job.budget_s:
+        raise RuntimeFailure(
+            f"one request takes {format_duration(cost_s)} to measure here, so that "
+            f"{format_duration(job.budget_s)} are too short to compare anything; give it "
+            f"--budget {int(LEAST_REQUESTS * 4 * cost_s) // 60 + 1}m"
+        )
+    limit_s = 2 * answer_token_s * answer
+    return Workload(prompt, answer, limit_s), trial.other_cpus >= BUSY_CPUS, cost_s
+
+
+def _conclude(
+    job: TuneJob, search: Search, workload: Workload, found: RunSettings, noise: OutputNoise | None
+) -> Tuning:
+    """Measure what was found against the defaults once more, and keep it only where it is faster."""
+    defaults = default_settings(job.threads)
+    pairs: list[tuple[Trial, Trial]] = []
+    while len(pairs) < (FINAL_PAIRS if found != defaults else 3):
+        # Whether the one or the other comes first alternates.
+        order = dict.fromkeys([found, defaults] if len(pairs) % 2 else [defaults, found])
+        trials = search.measure_once(list(order), workload, job.budget_s, "against the defaults")
+        if trials is None:
+            break
+        if found in trials and defaults in trials:
+            pairs.append((trials[found], trials[defaults]))
+    if not pairs:
+        raise RuntimeFailure("the budget ended before anything could be compared; give it more (--budget)")
+    result = compare(found, [(timing_of(mine), timing_of(theirs)) for mine, theirs in pairs])
+    if found != defaults and not result.is_better:
+        search.notes.append(f"{describe_settings(found, defaults)}: no faster in the end, so the defaults stay")
+    if found == defaults or not result.is_better:
+        pairs = [(theirs, theirs) for _, theirs in pairs]
+        same = Ratio(1.0, None, None, len(pairs))
+        result = Challenge(defaults, same, same, same)
+    return _record(job, search, workload, pairs, result, noise)
+
+
+def _record(
+    job: TuneJob,
+    search: Search,
+    workload: Workload,
+    pairs: Sequence[tuple[Trial, Trial]],
+    result: Challenge[RunSettings],
+    noise: OutputNoise | None,
+) -> Tuning:
+    final_s = [timing_of(theirs).total_s for _, theirs in pairs]
+    drift = max(final_s) / min(final_s)
+    if drift > STEADY:
+        search.notes.append(
+            f"the machine changed its speed while it was measured (the same request took {min(final_s):.2f} to "
+            f"{max(final_s):.2f} s): tune again when it is quiet to be surer"
+        )
+    others = median([trial.other_cpus for trials in search.trials.values() for trial in trials])
+    return Tuning(
+        model=identify_model(job.model),
+        machine=job.machine.speed_conditions(),
+        runtime=identify_runtime(),
+        busy=others >= BUSY_CPUS,
+        other_cpus=others,
+        streamed=job.order is not None,
+        prompt_tokens=workload.prompt_tokens,
+        answer_tokens=workload.answer_tokens,
+        budget_s=job.budget_s,
+        spent_s=search.spent_s,
+        settings=result.settings,
+        defaults=default_settings(job.threads),
+        speed=_speed([mine for mine, _ in pairs], workload),
+        default_speed=_speed([theirs for _, theirs in pairs], workload),
+        gain=Gain.of(result.total),
+        prompt_gain=Gain.of(result.prompt),
+        answer_gain=Gain.of(result.answer),
+        drift=drift,
+        noise=noise,
+        tried=tuple(search.tried),
+        notes=tuple(dict.fromkeys(search.notes)),
+    )
+
+
+def _speed(trials: Sequence[Trial], workload: Workload) -> TunedSpeed:
+    """Medians."""
+    return TunedSpeed(
+        prompt_tokens_per_s=workload.prompt_tokens / median([trial.prompt_s for trial in trials]),
+        answer_tokens_per_s=workload.answer_tokens / median([trial.answer_s for trial in trials]),
+        load_s=median([trial.load_s for trial in trials]),
+    )

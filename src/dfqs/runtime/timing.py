@@ -1,0 +1,32 @@
+"""How long a context takes over tokens that nobody chose: what every measurement of speed is made of.
+
+Tokens are drawn by a fixed rule and not sampled, as llama-bench does: the rate does not depend on what is said.
+"""
+
+import time
+
+from dfqs.runtime.context import Context
+
+
+def time_prefill(context: Context, tokens: int) -> float:
+    """Seconds for a prompt of `tokens` in an empty cache."""
+    context.clear()
+    started = time.perf_counter()
+    context.decode(spread_tokens(context.model.vocab_size, 0, tokens))
+    return time.perf_counter() - started
+
+
+def time_decode(context: Context, position: int, tokens: int) -> tuple[float, ...]:
+    """Seconds of each of `tokens` decoded one at a time behind `position`, which the cache must reach."""
+    seconds = []
+    for place in range(position, position + tokens):
+        token = spread_tokens(context.model.vocab_size, place, 1)
+        started = time.perf_counter()
+        context.decode(token, place)
+        seconds.append(time.perf_counter() - started)
+    return tuple(seconds)
+
+
+def spread_tokens(vocabulary: int, start: int, count: int) -> list[int]:
+    """Tokens `[start, start + count)` of a fixed sequence without pattern, within the vocabulary."""
+    return [(place * 2_654_435_761 + 12_345) % vocabulary for place in range(start, start + count)]
