@@ -1,18 +1,24 @@
 # Two commands matter: `make demo` (the main job, on the embedded model) and `make test`. Each sets itself up.
 
+# Tests start hundreds of processes: compiled once, and not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test quick test-slow fuzz check setup clean
 
 demo: setup
 	@scripts/install-bubblewrap
 	.venv/bin/dfqs demo --out dfqs-demo
 
+# How many processes share the tests; each starts processes of its own, with as many threads as there are cores.
+JOBS ?= 2
+
 test: setup
 	@scripts/install-bubblewrap
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # The tests that need neither a model nor a process: what to run while writing.
 quick: setup
-	.venv/bin/python -m pytest -q --quick
+	.venv/bin/python -m pytest -q --quick -n $(JOBS) --dist worksteal
 
 # What takes more than a few minutes: full kill runs, large sparse files, builds repeated.
 test-slow: setup

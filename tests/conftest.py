@@ -1,5 +1,10 @@
-"""Models that many tests share, built once a session (the embedded one: once a machine, in dfqs's cache)."""
+"""Models that many tests share, built once a session (the embedded one: once a machine, in dfqs's cache).
 
+Tests may run in several processes (pytest-xdist: `make test`), each of which has a session of its own: what is built
+once is built under a lock, where all of them find it.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -8,9 +13,17 @@ import pytest
 from cli_processes import let_signals_through
 from dfqs.embedded import cached_embedded_model, cached_source
 from fixtures_deepseek4 import write_tiny_deepseek4
-from quick_run import QuickRun
+from quick_run import NEEDS_MODEL, QuickRun
+from shared_files import build_once
 
 let_signals_through()
+# Where Python is told to keep no bytecode, each of the hundreds of processes that tests start would compile dfqs anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that spin for each other are several times slower where another test has the CPU. A session would see that
+    # and choose the same, but only what goes on in the moment in which it begins.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,18 +38,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
+def smollm2_gguf(request: pytest.FixtureRequest) -> Path:
     """SmolLM2-135M-Instruct, dense: the source of the embedded model."""
+    _leave_models_out_of_a_quick_run(request)
     return cached_source()
 
 
 @pytest.fixture(scope="session")
-def embedded_model() -> Path:
+def embedded_model(request: pytest.FixtureRequest) -> Path:
     """The demonstration model: a small real Mixture-of-Experts."""
+    _leave_models_out_of_a_quick_run(request)
     return cached_embedded_model()
 
 
 @pytest.fixture(scope="session")
 def tiny_deepseek4(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Path:
     """A random DeepSeek-V4 with every kind of layer."""
-    return write_tiny_deepseek4(tmp_path_factory.mktemp("deepseek4") / "tiny-deepseek4.gguf", smollm2_gguf)
+    return build_once(tmp_path_factory, "tiny-deepseek4.gguf", lambda path: write_tiny_deepseek4(path, smollm2_gguf))
+
+
+def _leave_models_out_of_a_quick_run(request: pytest.FixtureRequest) -> None:
+    """Those that a test asks for by name while it runs, which no signature shows."""
+    if request.config.getoption("quick"):
+        pytest.skip(NEEDS_MODEL)

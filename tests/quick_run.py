@@ -15,6 +15,8 @@ MODELS = frozenset({"smollm2_gguf", "embedded_model", "tiny_deepseek4"})
 STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"})
 """Audit events that come before a process does."""
 
+NEEDS_MODEL, STARTS_PROCESS = "needs a model", "starts a process"
+
 STOPPED = pytest.StashKey[str]()
 
 
@@ -27,22 +29,14 @@ class QuickRun:
     def audit(self, event: str, _arguments: tuple[object, ...]) -> None:
         """For `sys.addaudithook`, which has no way back: between tests it lets everything through."""
         if event in STARTS and self._item is not None:
-            self._item.stash[STOPPED] = "starts a process"
-            pytest.skip("starts a process")
+            self._item.stash[STOPPED] = STARTS_PROCESS
+            pytest.skip(STARTS_PROCESS)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         needing = [item for item in items if MODELS.intersection(getattr(item, "fixturenames", ()))]
         config.hook.pytest_deselected(items=needing)
         items[:] = [item for item in items if item not in set(needing)]
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> None:
-        """A fixture asked for by its name at run time, which no signature shows."""
-        if fixturedef.argname in MODELS:
-            assert self._item is not None
-            self._item.stash[STOPPED] = "needs a model"
-            pytest.skip("needs a model")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -66,6 +60,6 @@ class QuickRun:
         """Counted apart, and not listed with the tests that this machine cannot run."""
         if report.skipped and isinstance(report.longrepr, tuple):
             reason = report.longrepr[2].removeprefix("Skipped: ")
-            if reason in ("starts a process", "needs a model"):
+            if reason in (STARTS_PROCESS, NEEDS_MODEL):
                 return f"not quick ({reason})", "", "NOT QUICK"
         return None

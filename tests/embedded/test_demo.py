@@ -1,4 +1,4 @@
-"""The demonstration as a user starts it: the whole flow on the real model, in a process of its own."""
+"""The demonstration in a process of its own: the whole flow on the real model; as users start it, with `slow`."""
 
 import json
 import os
@@ -20,12 +20,22 @@ LIMIT_S = 1800
 pytestmark = pytest.mark.timeout(LIMIT_S)
 
 DEMO = [sys.executable, "-m", "dfqs.cli.main", "demo"]
+SMALL_DEMO = [sys.executable, str(Path(__file__).parents[1] / "small_demo.py")]
 
 
-@pytest.fixture(scope="module")
-def demonstration(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> tuple[Path, str, str]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(SMALL_DEMO, id="small sample"),
+        pytest.param(DEMO, id="as users start it", marks=pytest.mark.slow),
+    ],
+)
+def demonstration(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, embedded_model: Path
+) -> tuple[Path, str, str]:
     out = tmp_path_factory.mktemp("demo") / "made"
-    result = subprocess.run([*DEMO, "--out", str(out)], capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    command = [*request.param, "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert result.returncode == 0, result.stderr
     return out, result.stdout, result.stderr
 

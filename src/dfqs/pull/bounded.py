@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import httpcore
@@ -74,12 +75,18 @@ def exchange(seconds: float, limit_bytes: int) -> Iterator[None]:
 
 def bounded_client(**options: Any) -> httpx.Client:
     """An HTTP client whose connections keep to the bounds of `exchange`; proxies of the environment are used."""
-    client = httpx.Client(**options)
+    client = httpx.Client(verify=_tls_context(), **options)
     for transport in (client._transport, *client._mounts.values()):
         if isinstance(transport, httpx.HTTPTransport):
             # httpcore takes a network backend as an argument; httpx has no way to hand one on.
             transport._pool._network_backend = _Backend(transport._pool._network_backend)
     return client
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """One for all clients: reading the certificates of all authorities takes 60 ms, and a pull has several clients."""
+    return httpx.create_ssl_context()
 
 
 class _Backend(httpcore.NetworkBackend):
