@@ -29,14 +29,14 @@ class Outcome:
 def run_in_memory(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int]) -> Outcome:
     """As `run_streamed`, without streaming."""
     with Model(worker.library, paths[0], load_mode="mmap", gpu_layers=0, repack=False) as model:
-        return Outcome(_decode(model, None, tokens))
+        return Outcome(_decode(model, tokens))
 
 
 def run_streamed(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int], cache_bytes: int) -> Outcome:
     """A prompt in batches, then token by token, then a second sequence beside the first."""
     log = ChoiceLog()
     with open_streamed(worker.library, paths, cache_bytes, log=log) as streamed:
-        logits = _decode(streamed.model, streamed.stream, tokens)
+        logits = _decode(streamed.model, tokens)
         forecast = simulate_cache(streamed.layout.sizes, cache_bytes, log.passes)
         return Outcome(logits, streamed.stream.cache.counts, forecast)
 
@@ -45,7 +45,7 @@ def run_while_the_file_changes(worker: WorkerContext, path: Path, tokens: Sequen
     """Decode, let something happen to the file, and decode on."""
     with (
         open_streamed(worker.library, [path], 0 if how == "cut" else 1 << 30) as streamed,
-        Context(streamed.model, 256, flash_attention="off", eval_callback=streamed.stream) as context,
+        Context(streamed.model, 256, flash_attention="off") as context,
     ):
         context.decode(tokens[:8])
         if how == "written":
@@ -57,7 +57,7 @@ def run_while_the_file_changes(worker: WorkerContext, path: Path, tokens: Sequen
         context.decode(tokens[8:16], 8)
 
 
-def _decode(model: Model, stream: object, tokens: Sequence[int]) -> str:
+def _decode(model: Model, tokens: Sequence[int]) -> str:
     digest = hashlib.sha256()
     with Context(
         model,
@@ -67,7 +67,6 @@ def _decode(model: Model, stream: object, tokens: Sequence[int]) -> str:
         flash_attention="off",
         n_seq_max=SEQUENCES,
         kv_unified=True,
-        eval_callback=stream,  # type: ignore[arg-type]
     ) as context:
         rows = context.decode(tokens[:PROMPT_TOKENS], logits="all")
         assert rows is not None

@@ -102,7 +102,7 @@ def open_model(worker: WorkerContext, path: Path, order: LoadOrder, workload: Wo
     worker.state["loaded"] = loaded
     # The first pass over weights that are mapped brings their pages in.
     prompt = min(WARM_UP_TOKENS, workload.prompt_tokens)
-    with Context(loaded.model, prompt + 2, eval_callback=loaded.callback, threads=worker.threads) as context:
+    with Context(loaded.model, prompt + 2, threads=worker.threads) as context:
         time_prefill(context, prompt)
         time_decode(context, prompt, 2)
     return load_s
@@ -114,7 +114,7 @@ def measure_request(
     """In the worker: seconds for the prompt and for the answer, and CPUs that others kept busy meanwhile."""
     loaded: LoadedModel = worker.state["loaded"]
     options: dict[str, Any] = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    with Context(loaded.model, threads=threads, eval_callback=loaded.callback, **options) as context:
+    with Context(loaded.model, threads=threads, **options) as context:
         # The graph is made, and its buffers touched, before anything counts.
         time_prefill(context, 1)
         began = LoadSample()

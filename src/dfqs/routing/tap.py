@@ -221,8 +221,7 @@ def decode_batch(context: Context, batch: Sequence[BatchToken], tap: RouterTap |
             logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         ),
     )
-    if tap is not None:
-        tap.callback.raise_pending()
+    context.raise_pending()
     if result != abi.DECODE_OK:
         library.stop.raise_if_requested()
         if result == abi.DECODE_NO_SLOT:

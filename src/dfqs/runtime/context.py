@@ -15,7 +15,7 @@ from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.runtime import abi
 from dfqs.runtime.log_lines import Buffer, logged_reason, parse_buffers
 from dfqs.runtime.model import Model, choice_of
-from dfqs.runtime.observe import EvalCallback, GraphCallback, TensorView, read_tensor
+from dfqs.runtime.observe import EvalCallback, GraphCallback, TensorView, chain, read_tensor
 
 __all__ = ["Buffer", "Context", "EvalCallback", "Model", "TensorView", "read_tensor"]
 
@@ -35,7 +35,7 @@ class Context:
         flash_attention: `off`, `on` or `auto`.
         type_k, type_v: cache types, keys of `abi.CACHE_TYPES`.
         swa_full: full-size caches for sliding-window layers; off, they are small but cannot be rolled back.
-        eval_callback: looks at tensors during `decode`.
+        eval_callback: looks at tensors during `decode`, beside the model's own callback if it has one.
 
     Raises:
         RuntimeFailure: llama.cpp could not make it (memory, a combination it does not support).
@@ -78,9 +78,9 @@ class Context:
         params.type_v = choice_of(type_v, abi.CACHE_TYPES, "type of the V cache")
         params.n_seq_max, params.kv_unified, params.swa_full = n_seq_max, kv_unified, swa_full
         params.abort_callback, params.abort_callback_data = library.stop.callback, library.stop.callback_data
-        self._eval_callback = eval_callback
-        if eval_callback is not None:
-            params.cb_eval = eval_callback.attach(library)
+        self._callback = chain(model.callback, eval_callback)
+        if self._callback is not None:
+            params.cb_eval = self._callback.attach(library)
         mark = library.log.mark()
         self.handle = library.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -165,14 +165,18 @@ class Context:
         )
         mark = self.library.log.mark()
         result = self.library.llama_decode(self.handle, batch)
-        if self._eval_callback is not None:
-            self._eval_callback.raise_pending()
+        self.raise_pending()
         if result == abi.DECODE_OK:
             return
         self.library.stop.raise_if_requested()
         if result == abi.DECODE_NO_SLOT:
             raise RuntimeFailure(f"no room in the KV cache for {count} tokens at position {position:,}")
         raise RuntimeFailure(f"llama.cpp failed to decode (code {result}): {logged_reason(self.library, mark)}")
+
+    def raise_pending(self) -> None:
+        """Raise what a callback could not raise inside llama.cpp; whoever calls `llama_decode` asks afterwards."""
+        if self._callback is not None:
+            self._callback.raise_pending()
 
     def _logits(self, first: int, count: int) -> Logits:
         pointer = self.library.llama_get_logits_ith(self.handle, first)

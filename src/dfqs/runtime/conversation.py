@@ -123,7 +123,7 @@ def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettin
     started = time.perf_counter()
     loaded = order.load(worker.library, path, lambda done, total=None, note="": worker.emit((done, total)))
     model = loaded.model
-    context = Context(model, threads=worker.threads, eval_callback=loaded.callback, **asdict(settings))
+    context = Context(model, threads=worker.threads, **asdict(settings))
     worker.state["conversation"] = Conversation(model, context)
     worker.state["figures"] = loaded.figures
     return SessionInfo(

@@ -8,7 +8,6 @@ from typing import Protocol
 from dfqs.progress import Progress
 from dfqs.runtime.library import Library
 from dfqs.runtime.model import Model
-from dfqs.runtime.observe import GraphCallback
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +30,6 @@ class LoadedModel:
     """A model in a worker."""
 
     model: Model
-    callback: GraphCallback | None = None
-    """Every context of the model must have it."""
     figures: Callable[[], StreamFigures] | None = None
     close: Callable[[], None] = lambda: None
     """After the contexts, in place of `model.close`."""

@@ -13,6 +13,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.runtime import abi
 from dfqs.runtime.library import Library
 from dfqs.runtime.log_lines import logged_reason, parse_buffers
+from dfqs.runtime.observe import GraphCallback
 from dfqs.runtime.rendering import shared
 
 
@@ -54,6 +55,8 @@ class Model:
         self.path = Path(path)
         self.contexts: weakref.WeakSet[_Closable] = weakref.WeakSet()
         self.handle: int | None = None
+        self.callback: GraphCallback | None = None
+        """Looks at the graphs of every context of this model."""
         params = library.llama_model_default_params()
         params.load_mode = choice_of(load_mode, abi.LOAD_MODES, "load mode")
         params.vocab_only, params.no_alloc, params.check_tensors = vocab_only, no_alloc, check_tensors

@@ -96,9 +96,55 @@ class GraphCallback(Protocol):
         """Address to pass as `cb_eval`; valid while this object lives."""
         ...
 
+    def called(self, pointer: Any, ask: bool, data: Any = None) -> bool:
+        """The callback itself: whether a node is wanted or, with its data, whether to go on. Raises nothing."""
+        ...
+
     def raise_pending(self) -> None:
         """Raise what went wrong since the last time."""
         ...
+
+
+class CallbackChain:
+    """Several callbacks on one graph, each as if it were alone; the first one sees a node's data first.
+
+    A callback is also given the data of nodes that only others want.
+    """
+
+    def __init__(self, *callbacks: GraphCallback) -> None:
+        self._callbacks = callbacks
+        self._function = abi.EVAL_CALLBACK(self.called)
+
+    def attach(self, library: Any) -> int | None:
+        """Address to pass as `cb_eval`; valid while this object lives."""
+        for callback in self._callbacks:
+            callback.attach(library)
+        return ctypes.cast(self._function, ctypes.c_void_p).value
+
+    def called(self, pointer: Any, ask: bool, _data: Any = None) -> bool:
+        """See `GraphCallback.called`."""
+        if not ask:
+            return all(callback.called(pointer, False) for callback in self._callbacks)
+        # All are asked, whoever wants it: some learn from what they are asked.
+        wanted = [callback.called(pointer, True) for callback in self._callbacks]
+        return any(wanted)
+
+    def raise_pending(self) -> None:
+        """Raise the first callback's error; the others' are about the same graph, and forgotten."""
+        errors: list[BaseException] = []
+        for callback in self._callbacks:
+            try:
+                callback.raise_pending()
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+def chain(*callbacks: GraphCallback | None) -> GraphCallback | None:
+    """One callback for all that there are; None where there are none."""
+    found = [callback for callback in callbacks if callback is not None]
+    return CallbackChain(*found) if len(found) > 1 else next(iter(found), None)
 
 
 class EvalCallback:
@@ -130,7 +176,7 @@ class EvalCallback:
             raise error
 
     def called(self, pointer: Any, ask: bool, _data: Any = None) -> bool:
-        """The callback itself, for another callback that stands in front of this one."""
+        """See `GraphCallback.called`."""
         try:
             tensor = pointer.contents
             key = (tensor.name, tensor.op)

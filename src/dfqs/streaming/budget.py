@@ -47,7 +47,7 @@ class Streamed:
             rate = counts.hits / choices if choices else None
             return StreamFigures(counts.passes, choices, rate, counts.read_bytes, counts.wait_s)
 
-        return LoadedModel(streamed.model, streamed.stream, figures, streamed.close)
+        return LoadedModel(streamed.model, figures, streamed.close)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from dfqs.model.spec import expert_table_layer
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.library import Library
 from dfqs.runtime.model import Model
-from dfqs.runtime.observe import EvalCallback
 from dfqs.streaming.cache import ExpertCache
 from dfqs.streaming.layout import StreamLayout, plan_layout
 from dfqs.streaming.lazy_map import lazy_mapping
@@ -26,7 +25,7 @@ _RESIDENT_PIECE_BYTES = 16 << 20
 
 @dataclass(slots=True)
 class StreamedModel:
-    """A loaded model whose experts stream. Make contexts of `model` with `stream` as their `eval_callback`."""
+    """A loaded model whose experts stream, into whatever context is made of it."""
 
     model: Model
     stream: ExpertStream
@@ -52,7 +51,6 @@ def open_streamed(
     paths: Sequence[Path],
     cache_bytes: int,
     *,
-    also: EvalCallback | None = None,
     log: ChoiceLog | None = None,
     progress: Progress = no_progress,
 ) -> StreamedModel:
@@ -60,7 +58,6 @@ def open_streamed(
 
     Args:
         paths: the file, or all shards of a set in their order.
-        also: another callback that looks at the same graphs.
         log: is told of every choice of a layer.
         progress: in bytes of the part that stays.
 
@@ -83,9 +80,9 @@ def open_streamed(
                     files.forget(pages)
         _make_resident(layout, files, reader, progress)
         cache = ExpertCache(layout, files, reader, cache_bytes, log)
-        return StreamedModel(
-            model, ExpertStream(layout, files, reader, cache, _read_tables(paths), also), layout, files, reader
-        )
+        stream = ExpertStream(layout, files, reader, cache, _read_tables(paths))
+        model.callback = stream
+        return StreamedModel(model, stream, layout, files, reader)
     except BaseException:
         model.close()
         raise

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime import abi
-from dfqs.runtime.observe import EvalCallback
 from dfqs.streaming.cache import ExpertCache
 from dfqs.streaming.layout import StreamLayout
 from dfqs.streaming.pages import MappedFiles
@@ -31,11 +30,10 @@ ExpertTables = Mapping[int, NDArray[np.int32]]
 
 
 class ExpertStream:
-    """An evaluation callback (see `dfqs.runtime.observe`) that streams experts.
+    """An evaluation callback (see `dfqs.runtime.observe.GraphCallback`) that streams experts.
 
     Args:
         tables: of the layers whose experts the token alone decides.
-        also: another callback that looks at the same graph.
     """
 
     def __init__(
@@ -45,11 +43,9 @@ class ExpertStream:
         reader: PageReader,
         cache: ExpertCache,
         tables: ExpertTables,
-        also: EvalCallback | None = None,
     ) -> None:
         self.cache = cache
         self._reader = reader
-        self._also = also
         self._tables = tables
         self._layers = {layer for layer, _ in layout.experts}
         self._addresses = {t.name.encode(): files.bases[t.file] + t.offset for t in layout.tensors}
@@ -66,13 +62,11 @@ class ExpertStream:
         """Nodes that read rows of a table: whether it is the tokens' embeddings."""
         self._library: Any = None
         self._error: BaseException | None = None
-        self._function = abi.EVAL_CALLBACK(self._called)
+        self._function = abi.EVAL_CALLBACK(self.called)
 
     def attach(self, library: Any) -> int | None:
         """Address to pass as `cb_eval`; valid while this object lives."""
         self._library = library
-        if self._also is not None:
-            self._also.attach(library)
         return ctypes.cast(self._function, ctypes.c_void_p).value
 
     def raise_pending(self) -> None:
@@ -87,10 +81,9 @@ class ExpertStream:
         if error is not None:
             raise error
         self._reader.require_unchanged()
-        if self._also is not None:
-            self._also.raise_pending()
 
-    def _called(self, pointer: Any, ask: bool, data: Any) -> bool:
+    def called(self, pointer: Any, ask: bool, _data: Any = None) -> bool:
+        """See `GraphCallback.called`."""
         try:
             tensor = pointer.contents
             name = tensor.name
@@ -105,7 +98,7 @@ class ExpertStream:
                     self._learn(tensor)
                 if self._tables and self._is_lookup(name, tensor):
                     self._prefetch(tensor.src[1].contents)
-                return wanted or (self._also is not None and self._also.called(pointer, True))
+                return wanted
             if self._error is not None:
                 # Without its bytes the rest of the graph is not worth computing.
                 return False
@@ -113,8 +106,6 @@ class ExpertStream:
                 self._chosen(layer, tensor)
             elif name in self._last_inputs:
                 self.cache.wait(self._pending.pop(self._last_inputs[name], ()))
-            if self._also is not None:
-                self._also.called(pointer, False)
         except BaseException as error:
             self._error = self._error or error
             return ask
