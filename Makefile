@@ -3,7 +3,7 @@
 # Tests start hundreds of processes: compiled once, and not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick test-slow fuzz check setup clean
+.PHONY: demo test quick quick-pythons test-slow fuzz check setup clean
 
 demo: setup
 	@scripts/install-bubblewrap
@@ -16,9 +16,13 @@ test: setup
 	@scripts/install-bubblewrap
 	.venv/bin/python -m pytest -n $(JOBS) --dist worksteal
 
-# The tests that need neither a model nor a process: what to run while writing.
+# The tests that need neither a model nor a process, nor seconds of computing: what to run while writing.
 quick: setup
 	.venv/bin/python -m pytest -q --quick -n $(JOBS) --dist worksteal
+
+# The same on every other supported Python that is installed here.
+quick-pythons: setup
+	scripts/quick-pythons
 
 # What takes more than a few minutes: full kill runs, large sparse files, builds repeated.
 test-slow: setup
@@ -36,4 +40,4 @@ setup:
 	@scripts/setup
 
 clean:
-	rm -rf .venv dfqs-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-3.* dfqs-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

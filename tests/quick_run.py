@@ -2,7 +2,8 @@
 
 Which tests those are is not written down anywhere, so no list grows stale: a test that is given a model through a
 fixture is left out, and one that starts a process is stopped in that moment, by the interpreter's own audit event, and
-counted apart. It cannot pass: what it wanted to show needed the process.
+counted apart. It cannot pass: what it wanted to show needed the process. What computes for seconds says so itself, with
+the mark `thorough`.
 """
 
 from collections.abc import Generator
@@ -34,9 +35,13 @@ class QuickRun:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        needing = [item for item in items if MODELS.intersection(getattr(item, "fixturenames", ()))]
-        config.hook.pytest_deselected(items=needing)
-        items[:] = [item for item in items if item not in set(needing)]
+        left_out = {
+            item
+            for item in items
+            if MODELS.intersection(getattr(item, "fixturenames", ())) or item.get_closest_marker("thorough")
+        }
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:

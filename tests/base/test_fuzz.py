@@ -27,6 +27,7 @@ def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFQS_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", READERS)
 def test_no_document_ends_in_anything_but_a_sentence(name: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,13 +64,24 @@ def source_files() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Read once for all rules, none of which changes it."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def layer_of(module: str) -> str | None:
     parts = module.split(".")
     return parts[1] if parts[0] == "dfqs" and len(parts) > 1 else None
 
 
-def imports_of(path: Path) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@cache
+def imports_of(path: Path) -> tuple[tuple[str, int], ...]:
+    return tuple(_read_imports(path))
+
+
+def _read_imports(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -131,7 +143,7 @@ def test_only_the_command_line_prints_or_exits() -> None:
     for path in source_files():
         if own_layer(path) == "cli":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
@@ -149,7 +161,7 @@ def test_one_module_of_the_command_line_writes_so_that_no_foreign_word_finds_ano
     )
     wrong = []
     for path in sorted((SOURCE / "cli").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
@@ -175,9 +187,7 @@ def test_the_native_library_is_imported_by_workers_only() -> None:
 
 def test_no_code_decides_by_a_sentence_so_that_a_better_wording_changes_no_behaviour() -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line}"
-        for path in source_files()
-        for line in decisions_by_sentence(ast.parse(path.read_text(encoding="utf-8")))
+        f"{path.relative_to(ROOT)}:{line}" for path in source_files() for line in decisions_by_sentence(tree_of(path))
     ]
 
     assert not wrong, "\n".join(wrong)
@@ -248,7 +258,7 @@ def test_no_function_is_longer_than_a_screen() -> None:
     long = {
         f"{path.relative_to(ROOT)}:{node.name}": lines
         for path in source_files()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if node.end_lineno is not None and (lines := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES
     }

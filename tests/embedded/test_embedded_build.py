@@ -119,6 +119,7 @@ def test_every_neuron_of_the_dense_model_is_in_one_expert(dense: Path, tmp_path:
                 assert not experts[:, WIDTH:].any()
 
 
+@pytest.mark.thorough
 class TestCache:
     """A cache of a model that takes a second to build."""
 

@@ -117,6 +117,7 @@ def test_empty_answers_score_zero_and_are_counted_as_empty(tmp_path: Path) -> No
     assert "cannot do the task" in report.details.boundary.reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
@@ -146,6 +147,7 @@ def test_an_endpoint_that_answers_no_question_has_no_boundary_and_not_one_of_0_t
     assert "no such model" in report.reasons["failure_boundary_tokens"]
 
 
+@pytest.mark.thorough
 def test_a_server_that_breaks_at_a_length_has_its_boundary_there_by_the_runtime(tmp_path: Path) -> None:
     right = oracle()
 

@@ -27,6 +27,7 @@ def _repeated(piece: str) -> str:
     return (piece * (SIZE // len(piece) + 1))[:SIZE]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("piece", REPEATED)
 @pytest.mark.parametrize("kind", ["number", "word"])
 def test_finding_the_answer_takes_time_that_grows_with_the_text_and_not_with_its_square(piece: str, kind: str) -> None:
@@ -38,6 +39,7 @@ def test_finding_the_answer_takes_time_that_grows_with_the_text_and_not_with_its
     assert time.process_time() - started < PATIENCE_S
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("before", ["", "import x\n"])
 @pytest.mark.parametrize("piece", REPEATED)
 def test_finding_the_code_takes_time_that_grows_with_the_text_and_not_with_its_square(piece: str, before: str) -> None:

@@ -49,6 +49,7 @@ def failing(answer: Any, places: Any) -> Any:
     return flaky, asked
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -73,6 +73,7 @@ def mutate(data: bytes, places: list[int], rng: random.Random) -> bytes:
     return bytes(out)
 
 
+@pytest.mark.thorough
 def test_numbers_of_a_header_exchanged_or_made_absurd_end_in_no_stranger(tmp_path: Path) -> None:
     path = write_small(tmp_path / "m.gguf", keys=KEYS)
     data = path.read_bytes()

@@ -132,6 +132,7 @@ def cut(case: Case, disk: MemoryDisk) -> bool:
     return False
 
 
+@pytest.mark.thorough
 def test_every_cut_with_unsynced_writes_lost_ends_in_the_same_tensors(case: Case) -> None:
     for point in range(operations(case)):
         disk = case.disk(power_fails_at=point)
@@ -152,6 +153,7 @@ def test_every_cut_with_all_writes_kept_ends_in_the_same_tensors_as_after_kill_9
         case.assert_merged(after)
 
 
+@pytest.mark.thorough
 def test_every_cut_with_some_unsynced_writes_on_disk_and_others_not(case: Case) -> None:
     for point in range(operations(case)):
         for seed in range(3):
@@ -191,6 +193,7 @@ def test_replay_sees_that_a_directory_was_not_synced(case: Case, which: str) -> 
         run(None)
 
 
+@pytest.mark.thorough
 def test_cut_again_while_recovering(case: Case) -> None:
     total = operations(case)
     generator = random.Random(17)
@@ -229,6 +232,7 @@ def test_gap_that_was_inserted_or_removed_half_way_is_found_and_taken_out(case: 
         case.assert_merged(disk)
 
 
+@pytest.mark.thorough
 def test_undo_before_anything_was_freed_gives_back_every_byte(case: Case) -> None:
     total = operations(case)
     undone = refused = 0

@@ -171,6 +171,7 @@ def cut_short(part: Path) -> None:
 FOREIGN_WRITES = [write_through_another_handle, replace_by_rename, write_into_padding, cut_short]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("write", [*FOREIGN_WRITES, write_and_set_the_time_back])
 @pytest.mark.parametrize("moment", ["last fetched", "checking", "before the name"])
 def test_a_part_that_another_program_wrote_to_is_never_published(

@@ -20,6 +20,7 @@ def model(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model.gguf")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("class_name", "gigabytes"), [("IQ1_S-XL", 62.1), ("IQ1_M-XL", 68.6), ("IQ2_XXS-XL", 79.4), ("Q4_K-XL", 163.8)]
 )

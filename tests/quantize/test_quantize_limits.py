@@ -193,6 +193,7 @@ def test_a_journal_beyond_the_limit_is_refused_and_at_it_costs_little(tmp_path: 
     limited(f"from pathlib import Path; from dfqs.quantize.journal import *; Journal(Path({str(path)!r}), 'f')")
 
 
+@pytest.mark.thorough
 def test_a_class_of_gigabytes_in_a_model_is_a_finding(tmp_path: Path) -> None:
     """`dfqs.class` of 250 MB took 3.9 GB."""
     for name, keys in {

@@ -74,6 +74,7 @@ def runs_of(types: list[tuple[str, str]]) -> dict[str, str]:
     return {stem: " ".join(f"{count}*{type_}" for count, type_ in runs) for stem, runs in layers.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", RECORDED["models"])
 def test_every_matrix_gets_the_type_that_llama_quantize_gives_it(case: str, tmp_path: Path) -> None:
     recorded = RECORDED["models"][case]

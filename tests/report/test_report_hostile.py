@@ -76,6 +76,7 @@ def test_the_documents_of_these_tests_are_accepted_as_they_are() -> None:
     assert "decode, empty context" in rendered(parse_record(json.dumps(report_document()), Report))
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_changed_report_is_refused_or_rendered(data: Any) -> None:
@@ -85,6 +86,7 @@ def test_a_changed_report_is_refused_or_rendered(data: Any) -> None:
         rendered(report)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     counts=st.lists(st.tuples(*[st.integers(0, 2**40)] * 4, st.integers(1, 2**53)), max_size=5),
@@ -116,6 +118,7 @@ def test_every_valid_report_can_be_rendered(counts: Any, words: Any, number: int
     rendered(parse_record(text, Report))
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_changed_results_are_refused_or_make_a_report(data: Any) -> None:

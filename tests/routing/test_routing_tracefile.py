@@ -166,6 +166,7 @@ def test_the_forger_s_tools_make_a_good_file_when_they_do_not_lie(tmp_path: Path
     assert read_trace(path).tokens == 2
 
 
+@pytest.mark.thorough
 def test_a_compressed_bomb_takes_no_more_memory_than_its_chunk_may(tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(200 << 20), 9)
     path = tmp_path / "t.route"

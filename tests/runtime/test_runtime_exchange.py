@@ -83,6 +83,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "document"])
 @pytest.mark.parametrize("name", TRICKLES)
 def test_whatever_comes_in_small_pieces_ends_at_the_wall_clock(name: str, stream: bool) -> None:
@@ -96,6 +97,7 @@ def test_whatever_comes_in_small_pieces_ends_at_the_wall_clock(name: str, stream
     assert took < 10 * WALL_S
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "document"])
 @pytest.mark.parametrize("name", FLOODS)
 def test_whatever_comes_in_great_amounts_ends_at_the_byte_limit(

@@ -269,6 +269,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("what", BROKEN)
 def test_job_that_makes_no_sense_is_a_sentence_and_changes_nothing(
     what: str, shards: list[Path], tmp_path: Path
@@ -348,6 +349,7 @@ def test_text_that_is_no_usable_json_is_a_sentence(text: bytes, shards: list[Pat
         resume_merge(shards[0], out, "consume")
 
 
+@pytest.mark.thorough
 def test_job_of_the_largest_model_comes_back_as_it_was(shards: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     job = unfinished(shards, out)

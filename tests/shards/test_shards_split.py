@@ -119,6 +119,7 @@ def test_long_prefix_does_not_make_shards_share_a_temporary_name(tmp_path: Path)
     assert len({sha256(path) for path in paths}) == 6
 
 
+@pytest.mark.thorough
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limit=st.integers(1, 60), first_empty=st.booleans())
 def test_split_then_merge_is_the_merge_whatever_the_limits(

@@ -100,6 +100,7 @@ def test_what_was_written_is_read_again_and_written_on(kind: JournalKind) -> Non
     assert records_of(disk, kind) == [record(number) for number in range(10)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sync_every", [1, 3])
 def test_power_cut_after_every_operation_loses_no_durable_record_and_never_refuses(
     kind: JournalKind, sync_every: int

@@ -31,6 +31,7 @@ def need_of(path: Path) -> MemoryNeed:
     return MemoryNeed(8192, weights, 90 << 20, 300 << 20, 1 << 20)
 
 
+@pytest.mark.thorough
 def test_the_reference_model_is_loaded_whole_in_80_gb_and_streamed_in_less(stub: Path) -> None:
     header, need = read_header(stub), need_of(stub)
 
