@@ -53,3 +53,12 @@ class InMemory:
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
         model = Model(library, path, load_mode=self.load_mode, repack=self.repack, progress=progress)
         return LoadedModel(model, close=model.close)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """No weight copied: a file that is in memory already is used where it lies."""
+
+    def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
+        model = Model(library, path, load_mode="mmap", repack=False, progress=progress)
+        return LoadedModel(model, close=model.close)

@@ -14,11 +14,13 @@ from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
 from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
 from dfqs.runtime.library import Library
-from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, StreamFigures
+from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, Mapped, StreamFigures
 from dfqs.runtime.memory import MemoryNeed, measure_memory
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.layout import StreamLayout, plan_layout
+from dfqs.streaming.mechanism import Choice, Mechanism, choose_mechanism
 from dfqs.streaming.opening import open_streamed
+from dfqs.streaming.surroundings import read_facts
 from dfqs.units import format_bytes, parse_size
 
 PROGRAM_BYTES = 220_000_000
@@ -37,9 +39,13 @@ class Streamed:
     paths: tuple[Path, ...]
     """The file, or all shards of a set in their order."""
     cache_bytes: int
+    copies_borders: bool = True
+    """See `dfqs.streaming.mechanism`."""
 
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
-        streamed = open_streamed(library, self.paths, self.cache_bytes, progress=progress)
+        streamed = open_streamed(
+            library, self.paths, self.cache_bytes, copies_borders=self.copies_borders, progress=progress
+        )
         counts = streamed.stream.cache.counts
 
         def figures() -> StreamFigures:
@@ -61,14 +67,20 @@ class LoadPlan:
     """Of experts; None where all weights are in memory."""
     resident_bytes: int | None
     """Of the weights that stay where experts stream."""
+    choice: Choice | None = None
+    """How this machine streams the model; None where that was not asked."""
 
     def describe(self) -> str | None:
         """One line for whoever waits; None where there is nothing to say."""
+        why = "" if self.choice is None or self.choice.reason is None else f"; {self.choice.reason}"
         if self.cache_bytes is None or self.resident_bytes is None:
-            return None
+            return f"loading it where it lies{why}" if why else None
+        through = ""
+        if self.choice is not None and self.choice.mechanism is Mechanism.HINTS:
+            through = " through the page cache"
         return (
-            f"streaming experts from disk: {format_bytes(self.resident_bytes)} of the weights in memory, "
-            f"{format_bytes(self.cache_bytes)} for experts, {format_bytes(self.total_bytes)} in all"
+            f"streaming experts from disk{through}: {format_bytes(self.resident_bytes)} of the weights in memory, "
+            f"{format_bytes(self.cache_bytes)} for experts, {format_bytes(self.total_bytes)} in all{why}"
         )
 
 
@@ -85,10 +97,17 @@ class Shortfall:
     resident_bytes: int
     """Of the weights that every token uses."""
     context_bytes: int
+    reason: str | None = None
+    """Why this machine does not stream it, where it could be streamed elsewhere."""
 
     def describe(self) -> str:
         """What is missing, and what to do."""
         shown = format_bytes(self.memory_bytes)
+        if self.reason is not None:
+            return (
+                f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; it is not "
+                f"streamed, because {self.reason}: use a smaller --ctx, or give it more (--ram)"
+            )
         if self.least_bytes is None:
             return (
                 f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; a model without "
@@ -124,7 +143,12 @@ def choose_load(source: Path | ModelFiles, settings: ContextSettings, ram: str |
     asked = asdict(settings)
     del asked["n_ctx"]
     need = measure_memory(model, tokens, **asked)
-    return plan_load(model.headers, model.paths, need, spec.experts_used, memory)
+    used = spec.experts_used
+
+    def choose(layout: StreamLayout) -> Choice:
+        return choose_mechanism(read_facts(model.paths, layout, used))
+
+    return plan_load(model.headers, model.paths, need, used, memory, choose)
 
 
 def usable_memory_bytes() -> int:
@@ -132,15 +156,25 @@ def usable_memory_bytes() -> int:
     return int(available_memory_bytes() * _OF_FREE)
 
 
+def choose_cache(layout: StreamLayout) -> Choice:
+    """What a machine does in whose way nothing stands."""
+    return Choice(Mechanism.CACHE)
+
+
 def plan_load(
-    headers: tuple[Header, ...], paths: tuple[Path, ...], need: MemoryNeed, used: int, memory_bytes: int
+    headers: tuple[Header, ...],
+    paths: tuple[Path, ...],
+    need: MemoryNeed,
+    used: int,
+    memory_bytes: int,
+    choose: Callable[[StreamLayout], Choice] = choose_cache,
 ) -> LoadPlan:
     """Choose how to load a model; see `weigh_load`.
 
     Raises:
         SpaceError: it does not fit, streamed or not; says what is missing.
     """
-    weighed = weigh_load(need, memory_bytes, used, paths, lambda: plan_layout(headers))
+    weighed = weigh_load(need, memory_bytes, used, paths, lambda: plan_layout(headers), choose)
     if isinstance(weighed, Shortfall):
         raise SpaceError(weighed.describe())
     return weighed
@@ -152,6 +186,7 @@ def weigh_load(
     used: int,
     paths: tuple[Path, ...],
     layout_of: Callable[[], StreamLayout],
+    choose: Callable[[StreamLayout], Choice] = choose_cache,
 ) -> LoadPlan | Shortfall:
     """The decision whether a model is loaded whole, streamed, or not at all. Pure.
 
@@ -161,11 +196,18 @@ def weigh_load(
         used: experts that a token uses in a layer; 0 for a dense model.
         paths: of the model's files.
         layout_of: gives how they are cut; asked only where the whole does not fit.
+        choose: how the machine streams such a layout; asked as `layout_of` is.
     """
     whole = need.total_bytes + PROGRAM_BYTES
     if whole <= memory_bytes:
         return LoadPlan(InMemory(), whole, None, None)
     layout = layout_of()
+    choice = choose(layout)
+    if choice.mechanism is Mechanism.WHOLE:
+        total = need.context_bytes + PROGRAM_BYTES if choice.is_in_memory else whole
+        if total <= memory_bytes:
+            return LoadPlan(Mapped(), total, None, None, choice)
+        return Shortfall(memory_bytes, total, None, need.weights_bytes, need.context_bytes, choice.reason)
     if not layout.experts:
         return Shortfall(memory_bytes, whole, None, need.weights_bytes, need.context_bytes)
     fixed = layout.resident_bytes + need.context_bytes + PROGRAM_BYTES
@@ -173,7 +215,11 @@ def weigh_load(
     if least > memory_bytes:
         return Shortfall(memory_bytes, whole, least, layout.resident_bytes, need.context_bytes)
     cache = min(memory_bytes - fixed, layout.experts_bytes)
-    return LoadPlan(Streamed(paths, cache), fixed + cache, cache, layout.resident_bytes)
+    if choice.most_experts is not None:
+        # Of experts of several sizes the small ones could be the ones that are held.
+        cache = min(cache, choice.most_experts * min(layout.sizes.values()))
+    own = cache if choice.mechanism is Mechanism.CACHE else 0
+    return LoadPlan(Streamed(paths, own, choice.copies_borders), fixed + cache, cache, layout.resident_bytes, choice)
 
 
 def least_cache_bytes(layout: StreamLayout, used: int) -> int:

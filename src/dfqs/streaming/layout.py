@@ -92,6 +92,20 @@ class StreamLayout:
         return sum(pages.length for pages in self.experts.values())
 
     @property
+    def borders(self) -> tuple[PageRange, ...]:
+        """Of `resident`, the single pages that two slices share."""
+        slices = [pages for expert in self.experts.values() for pages in expert.ranges]
+        starts = {(pages.file, pages.offset) for pages in slices}
+        ends = {(pages.file, pages.offset + pages.length) for pages in slices}
+        return tuple(
+            pages
+            for pages in self.resident
+            if pages.length == PAGE_BYTES
+            and (pages.file, pages.offset) in ends
+            and (pages.file, pages.offset + PAGE_BYTES) in starts
+        )
+
+    @property
     def largest_layer_bytes(self) -> int:
         """All experts of the layer that has the largest: what a long batch needs at once."""
         layers: dict[int, int] = {}

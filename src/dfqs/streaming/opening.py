@@ -13,7 +13,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.runtime.library import Library
 from dfqs.runtime.model import Model
 from dfqs.streaming.cache import ExpertCache
-from dfqs.streaming.layout import StreamLayout, plan_layout
+from dfqs.streaming.layout import PAGE_BYTES, StreamLayout, plan_layout
 from dfqs.streaming.lazy_map import lazy_mapping
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.policy import ChoiceLog
@@ -52,6 +52,7 @@ def open_streamed(
     cache_bytes: int,
     *,
     log: ChoiceLog | None = None,
+    copies_borders: bool = True,
     progress: Progress = no_progress,
 ) -> StreamedModel:
     """Load a model so that at most `cache_bytes` of its experts are in memory, beside the part that stays.
@@ -59,6 +60,7 @@ def open_streamed(
     Args:
         paths: the file, or all shards of a set in their order.
         log: is told of every choice of a layer.
+        copies_borders: copy pages that two slices share with what stays; else they are left to the page cache.
         progress: in bytes of the part that stays.
 
     Raises:
@@ -78,7 +80,7 @@ def open_streamed(
             for expert in layout.experts.values():
                 for pages in expert.ranges:
                     files.forget(pages)
-        _make_resident(layout, files, reader, progress)
+        _make_resident(layout, files, reader, copies_borders, progress)
         cache = ExpertCache(layout, files, reader, cache_bytes, log)
         stream = ExpertStream(layout, files, reader, cache, _read_tables(paths))
         model.callback = stream
@@ -88,10 +90,15 @@ def open_streamed(
         raise
 
 
-def _make_resident(layout: StreamLayout, files: MappedFiles, reader: PageReader, progress: Progress) -> None:
+def _make_resident(
+    layout: StreamLayout, files: MappedFiles, reader: PageReader, copies_borders: bool, progress: Progress
+) -> None:
     """Copy what every token needs into anonymous memory, where the kernel does not take it away for the experts."""
-    done, total = 0, layout.resident_bytes
-    for pages in layout.resident:
+    left = () if copies_borders else layout.borders
+    done, total = len(left) * PAGE_BYTES, layout.resident_bytes
+    for pages in left:
+        files.want_soon(pages)
+    for pages in sorted(set(layout.resident) - set(left), key=lambda pages: (pages.file, pages.offset)):
         address = files.lay_over(pages)
         pieces = list(pages.pieces(_RESIDENT_PIECE_BYTES))
         arrival = Arrival(len(pieces))

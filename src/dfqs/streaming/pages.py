@@ -5,9 +5,11 @@ Linux only; everything here acts on this process's own memory, which must be a w
 """
 
 import ctypes
+import functools
 import mmap
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import RuntimeFailure
@@ -17,14 +19,9 @@ _MAPS = Path("/proc/self/maps")
 _READ, _WRITE = mmap.PROT_READ, mmap.PROT_WRITE
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _NORESERVE, _POPULATE = 0x01, 0x02, 0x10, 0x20, 0x4000, 0x8000
 _MAYMOVE, _MREMAP_FIXED = 1, 2
-_DONTNEED, _WILLNEED = 4, 3
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.mremap.restype = ctypes.c_void_p
-_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_RANDOM, _WILLNEED, _DONTNEED = 1, 3, 4
+_HINT_BYTES = 128 << 10
+"""The kernel cuts a hint to what the disk reads ahead or takes at once, whichever is more; so much it always takes."""
 
 
 class MappedFiles:
@@ -35,8 +32,14 @@ class MappedFiles:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.bases = tuple(_base_of(path) for path in paths)
+        mapped = [_find_maps(path) for path in paths]
+        self.bases = tuple(maps[0].start - maps[0].offset for maps in mapped)
         self._handles = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+        for handle, maps in zip(self._handles, mapped, strict=True):
+            # The kernel joins neighbours only where both come from one opened file: all of it is ours from here on,
+            # so that what is uncovered becomes one piece with what was never covered.
+            for part in maps:
+                self._map_file(part.start, part.end - part.start, handle, part.offset)
 
     def address(self, pages: PageRange) -> int:
         return self.bases[pages.file] + pages.offset
@@ -48,8 +51,7 @@ class MappedFiles:
 
     def uncover(self, pages: PageRange) -> None:
         """Take the anonymous memory away: the file's own pages are there again, and the memory is free."""
-        handle = self._handles[pages.file]
-        self._map(self.address(pages), pages.length, _READ, _SHARED | _FIXED, handle, pages.offset)
+        self._map_file(self.address(pages), pages.length, self._handles[pages.file], pages.offset)
 
     def move(self, source: PageRange, target: PageRange) -> int:
         """Move the anonymous memory over `source` to `target` of the same length; returns the target's address.
@@ -57,18 +59,19 @@ class MappedFiles:
         Saves the kernel the zeroing of new pages.
         """
         old, new = self.address(source), self.address(target)
-        if _libc.mremap(old, source.length, target.length, _MAYMOVE | _MREMAP_FIXED, new) != new:
+        if _libc().mremap(old, source.length, target.length, _MAYMOVE | _MREMAP_FIXED, new) != new:
             raise _failure("moving pages")
         self.uncover(source)
         return new
 
     def want_soon(self, pages: PageRange) -> None:
         """Let the kernel begin to read file pages; only a hint."""
-        _libc.madvise(self.address(pages), pages.length, _WILLNEED)
+        for piece in pages.pieces(_HINT_BYTES):
+            _libc().madvise(self.address(piece), piece.length, _WILLNEED)
 
     def forget(self, pages: PageRange) -> None:
         """Drop this process's view of file pages, and the kernel's copy of them where nobody else has them."""
-        _libc.madvise(self.address(pages), pages.length, _DONTNEED)
+        _libc().madvise(self.address(pages), pages.length, _DONTNEED)
         os.posix_fadvise(self._handles[pages.file], pages.offset, pages.length, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
@@ -77,9 +80,16 @@ class MappedFiles:
             os.close(handle)
         self._handles = []
 
+    @classmethod
+    def _map_file(cls, address: int, length: int, handle: int, offset: int) -> None:
+        cls._map(address, length, _READ, _SHARED | _FIXED, handle, offset)
+        # A page that is touched without a hint is read alone, whatever the disk's `read_ahead_kb`: the megabytes around
+        # it are other experts.
+        _libc().madvise(address, length, _RANDOM)
+
     @staticmethod
     def _map(address: int, length: int, protection: int, flags: int, handle: int, offset: int) -> int:
-        if _libc.mmap(address, length, protection, flags, handle, offset) != address:
+        if _libc().mmap(address, length, protection, flags, handle, offset) != address:
             raise _failure("mapping pages")
         return address
 
@@ -90,22 +100,48 @@ def count_maps() -> int:
         return sum(1 for _ in file)
 
 
-def _base_of(path: Path) -> int:
-    """Where the first byte of a mapped file would be."""
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """A piece of this process's memory map."""
+
+    start: int
+    end: int
+    offset: int
+    """In the file."""
+
+
+def _find_maps(path: Path) -> list[_Map]:
+    """The pieces that a mapped file lies in."""
     status = path.stat()
     real = os.fsencode(path.resolve())
+    found = []
     with _MAPS.open("rb") as file:
         for line in file:
             place, _, offset, _, inode, *name = line.rstrip(b"\n").split(None, 5)
             # Some file systems give other device numbers here than `stat` does: the inode, and the name as the kernel
             # writes it, tell enough within one process.
             if int(inode) == status.st_ino and name and _unescaped(name[0]) == real:
-                return int(place.partition(b"-")[0], 16) - int(offset, 16)
-    raise RuntimeFailure(f"{path} is not mapped into memory, so its experts cannot be streamed")
+                start, _, end = place.partition(b"-")
+                found.append(_Map(int(start, 16), int(end, 16), int(offset, 16)))
+    if not found:
+        raise RuntimeFailure(f"{path} is not mapped into memory, so its experts cannot be streamed")
+    return found
 
 
 def _unescaped(name: bytes) -> bytes:
     return name.replace(b"\\012", b"\n")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """The C library, looked up when first needed: not every system has these functions."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    library.mremap.restype = ctypes.c_void_p
+    library.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return library
 
 
 def _failure(what: str) -> RuntimeFailure:
