@@ -32,6 +32,8 @@ class UsageError(DfqsError):
 class AlreadyDone(UsageError):
     """The output is there, and is what this very call would make."""
 
+    kind = "done-already"
+
 
 class FormatError(DfqsError):
     """Bytes that are not what the format says: a header that lies, a truncated file.

@@ -24,6 +24,7 @@ from dfqs.errors import (
 KINDS = {
     "DfqsError": "failed",
     "UsageError": "usage",
+    "AlreadyDone": "done-already",
     "FormatError": "format",
     "TruncatedGGUF": "truncated",
     "UnsupportedGGUF": "unsupported",

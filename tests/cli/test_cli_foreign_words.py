@@ -95,6 +95,7 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
         "perplexity": [*[[path, "--dry-run"] for path in every], [model, "--reference", text, "--text", text]],
         "run": [*[[path, "-p", SAID] for path in others]],
         "chat": [*[[path] for path in others]],
+        "tune": [*[[path] for path in others], [model, "--show"], [model, "--budget", SAID]],
         "serve": [*[[path, "--host", SAID] for path in others]],
         "eval": [*[[path, "-o", folder / EVIL_FILE] for path in others], ["--endpoint", SAID, "-o", folder]],
         "route": [
