@@ -2,27 +2,31 @@
 
 import pydoc
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
+from dfqs.evaluate.local import LocalAnswerer
 from dfqs.shards.split import plan_split, split
+from short_answers import complete_shortly
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 
 
-def test_the_program_in_the_library_page_runs_on_real_shards(embedded_model: Path, tmp_path: Path) -> None:
+def test_the_program_in_the_library_page_runs_on_real_shards(
+    embedded_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "shards").mkdir()
     shards = split(plan_split(embedded_model, tmp_path / "shards" / "model", max_bytes=80_000_000))
     assert len(shards) == 3
     program = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LocalAnswerer, "complete", complete_shortly)
 
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    exec(compile(program, str(PAGE), "exec"), {"__name__": "__main__"})
+
+    lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"3 shards, 302 tensors, [\d,]+ bytes", lines[0])
     assert re.fullmatch(r"[0-9a-f]{64}", lines[1])
     assert lines[2] == "model.gguf exists already and is not replaced; choose another name or remove it first"

@@ -80,13 +80,16 @@ def test_our_forward_pass_of_the_source_is_the_runtime_s(worker: Worker, smollm2
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() > 0.85
 
 
+@pytest.mark.parametrize(
+    "tokens", [pytest.param(258, id="a window"), pytest.param(513, id="two windows", marks=pytest.mark.slow)]
+)
 def test_it_still_predicts_text_that_it_was_not_fitted_on(
-    worker: Worker, embedded_model: Path, smollm2_gguf: Path
+    worker: Worker, embedded_model: Path, smollm2_gguf: Path, tokens: int
 ) -> None:
     text = HELDOUT.read_text(encoding="utf-8")
 
     def perplexity(path: Path) -> float:
-        job = PerplexityJob(path, text, window_tokens=256, stride_tokens=255, max_tokens=513)
+        job = PerplexityJob(path, text, window_tokens=256, stride_tokens=255, max_tokens=tokens)
         measured: Measured = worker.call(measure_losses, job)
         return summarise(measured).perplexity
 

@@ -26,6 +26,7 @@ from dfqs.evaluate.suites import Suite
 from dfqs.gguf import read_header
 from dfqs.progress import no_progress
 from dfqs.report.record import build_report
+from short_answers import complete_shortly
 
 VOCABULARY = read_context_set().items[0]
 TINY = Suite("quick", 2, 2, (256, 512), 3, 8, 2, 32, 64)
@@ -97,7 +98,10 @@ def test_a_worker_that_died_is_started_again(smollm2_gguf: Path) -> None:
         assert target.complete("Say yes.", 4) == before
 
 
-def test_all_stages_of_a_local_model_end_in_a_report(tiny_deepseek4: Path, tmp_path: Path) -> None:
+def test_all_stages_of_a_local_model_end_in_a_report(
+    tiny_deepseek4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalAnswerer, "complete", complete_shortly)
     stages = (REASONING, CONTEXT, BOUNDARY, SPEED)
     with LocalAnswerer(tiny_deepseek4, threads=1, max_context=512) as target:
         subject = Subject(kind="file", name=target.info.name, location=str(tiny_deepseek4))
