@@ -95,6 +95,7 @@ def test_diff_shows_chance_and_says_what_differs(
     assert "differ" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_stranger_s_words_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`[/red]` is markup to the table, `$x$` mathematics to the picture: each was an internal error."""
     header = make_header(model={"name": "[/red] $a b$", "expert_types": ("$_",)})

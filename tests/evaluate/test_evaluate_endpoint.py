@@ -138,6 +138,7 @@ def test_an_endpoint_that_never_answers_properly_has_null_scores_with_the_reason
     assert reason in report.reasons["reasoning_score"]
 
 
+@pytest.mark.thorough
 def test_an_endpoint_that_answers_no_question_has_no_boundary_and_not_one_of_0_tokens(tmp_path: Path) -> None:
     refused = Reply(raw=b'{"error": {"message": "no such model"}}', status=500)
 

@@ -70,6 +70,7 @@ def test_one_transient_error_changes_nothing(tmp_path: Path, body: Any, status: 
     assert (report.metrics.failure_boundary_tokens, report.details.boundary.cause) == (3072, "none")
 
 
+@pytest.mark.thorough
 def test_an_outage_in_the_middle_is_null_with_the_reason_and_the_next_run_asks_again(tmp_path: Path) -> None:
     right, down = oracle(), [False]
 

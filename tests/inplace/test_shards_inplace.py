@@ -114,6 +114,7 @@ def test_shard_that_stays_is_hashed_only_when_asked(tmp_path: Path) -> None:
         assert list(merge_inplace(plan, hash_first=hash_resident).shard_sha256) == expected
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(
     key_bytes=st.integers(0, 9000),

@@ -29,6 +29,7 @@ def plan_of(shards: list[Path]) -> PullPlan:
     return plan_pull_of(listing, choice, [parse_header(path) for path in shards])
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=2, max_size=9),

@@ -69,6 +69,7 @@ def test_an_answer_that_never_ends_is_left_after_the_timeout(hub: FakeHub, answe
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("answer", [slow_header, interim_answers])
 def test_a_file_s_address_and_its_bytes_have_the_same_clock(hub: FakeHub, answer: object) -> None:
     def storage_only(server: str, wire: BinaryIO) -> bool:

@@ -127,6 +127,7 @@ def test_a_connection_that_trickles_is_given_up_though_it_never_stalls(repositor
     assert (tmp_path / "m.gguf").read_bytes() == repository.merged
 
 
+@pytest.mark.thorough
 def test_a_server_that_only_trickles_ends_the_run_and_what_came_is_kept(repository: Repository, tmp_path: Path) -> None:
     def trickle(request: Request, reply: Reply) -> None:
         reply.trickle = request.number > 10
@@ -157,6 +158,7 @@ def test_storage_that_redirects_for_ever_or_elsewhere_ends_in_a_sentence(
     assert not (tmp_path / "m.gguf").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_asks_for_a_pause_gets_it_on_every_connection(
     repository: Repository, tmp_path: Path, status: int

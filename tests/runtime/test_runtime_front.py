@@ -148,6 +148,7 @@ class TestAnswers:
             assert status(read_all(client)) == 200
 
 
+@pytest.mark.thorough
 class TestSlowClients:
     def test_health_answers_while_two_hundred_clients_send_a_byte_now_and_then(self, tmp_path: Path) -> None:
         with fronted(tmp_path, FrontLimits(head_s=6)) as front:

@@ -180,6 +180,7 @@ def test_the_front_answers_what_the_inspection_refuses(tmp_path: Path) -> None:
         assert front.engine.seen == []
 
 
+@pytest.mark.thorough
 def test_the_page_offers_no_tools_until_somebody_switches_them_on(tmp_path: Path) -> None:
     page = with_tools_off(b"<html><head><meta></head>")
     assert page.startswith(b"<html><head><script>") and b'"LlamaUi.disabledToolCategories"' in page

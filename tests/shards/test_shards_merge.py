@@ -280,6 +280,7 @@ def test_name_that_claims_99999_shards_is_refused_by_the_key_without_looking_for
     assert_refused(renamed, out, r"its name says shard 1 of 99999, its keys say 1 of 3")
 
 
+@pytest.mark.thorough
 def test_key_that_claims_65535_shards_names_few_of_the_missing(tmp_path: Path, out: Path) -> None:
     paths = write_shards(tmp_path / "in", tiny_entries(), [tiny_tensors()],
                          keys=lambda n, count, total: split_entries(n, 65535, total))  # fmt: skip

@@ -75,6 +75,7 @@ def test_what_the_machine_is_decides_how_experts_stream_and_the_reason_is_said(
         assert facts.cuts.most + mechanism.MAP_RESERVE > (facts.map_limit or 0)
 
 
+@pytest.mark.thorough
 def test_the_reference_model_streams_within_the_usual_limit_of_maps_and_says_what_that_costs(tmp_path: Path) -> None:
     stub = write_v4_flash_stub(tmp_path / "v4.gguf")
     header = read_header(stub)
@@ -102,6 +103,7 @@ def test_the_reference_model_streams_within_the_usual_limit_of_maps_and_says_wha
     assert 3 * held * 2 + 2 * (cuts.parts - cuts.borders) + 1 + mechanism.MAP_RESERVE <= 65_530
 
 
+@pytest.mark.thorough
 def test_a_file_in_memory_is_used_where_it_lies_and_needs_no_room_for_itself(tmp_path: Path) -> None:
     stub = write_v4_flash_stub(tmp_path / "v4.gguf")
     header, need = read_header(stub), MemoryNeed(8192, 62 * GB, 90 << 20, 300 << 20, 1 << 20)
