@@ -20,8 +20,8 @@ from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
 from dfqs.errors import NetworkError
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
 from dfqs.runtime import Worker
+from dfqs.runtime.addresses import check_address, is_loopback
 from dfqs.runtime.client import Client
-from dfqs.runtime.server import check_address, is_loopback
 from runtime_functions import WORKER_ENV
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n", "Once upon a time, in a small town")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from dfqs.errors import FormatError, RuntimeFailure
+from dfqs.runtime.addresses import urls_of
 from dfqs.runtime.http_head import HttpRefusal, parse_request_head
 from dfqs.runtime.inspection import NO_TEMPLATE, ChatInspection, templates_of
 from dfqs.runtime.page import own_pages, with_tools_off
 from dfqs.runtime.rendering import Renderer, RenderLimits, TemplateExcess
-from dfqs.runtime.server import _urls
 from front_server import JSON_POST, fronted, status
 
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -199,10 +199,10 @@ def test_the_page_offers_no_tools_until_somebody_switches_them_on(tmp_path: Path
 
 
 def test_an_address_that_is_told_can_be_opened() -> None:
-    assert _urls("127.0.0.1", 80) == ("http://127.0.0.1:80", ())
-    assert _urls("::1", 80)[0] == "http://[::1]:80"
-    assert _urls("models.lan", 80)[0] == "http://models.lan:80"
+    assert urls_of("127.0.0.1", 80) == ("http://127.0.0.1:80", ())
+    assert urls_of("::1", 80)[0] == "http://[::1]:80"
+    assert urls_of("models.lan", 80)[0] == "http://models.lan:80"
     for anywhere, here in (("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80")):
-        url, others = _urls(anywhere, 80)
+        url, others = urls_of(anywhere, 80)
         assert url == here
         assert not any("0.0.0.0" in other or "127." in other or "[::]" in other for other in others)

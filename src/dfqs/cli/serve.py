@@ -5,18 +5,24 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.documents.running import ServeDocument
+from dfqs.cli.generating import RamOption
 from dfqs.cli.options import Json, Model, NoTuning, Threads, Verbose
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.model.files import ModelFiles
-from dfqs.planning.use import Start, choose_tuned
+from dfqs.planning.use import Start, choose_start
+from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
 from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.server import DEFAULT_HOST, DEFAULT_PORT, Listening, ServerSettings, is_loopback, serve
+from dfqs.runtime.server import Listening, ServerSettings, serve
 from dfqs.runtime.worker import Worker
+from dfqs.streaming.budget import LoadPlan
+from dfqs.units import format_bytes
 
 DEFAULT_CONTEXT_TOKENS = 8192
+SERVING_BYTES = 60_000_000
+"""What serving takes beside a run: the front, its page, a process for templates, requests under way."""
 
 
 def command(
@@ -29,6 +35,7 @@ def command(
     ] = None,
     parallel: Annotated[int, typer.Option("--parallel", help="Requests answered at once.", min=1, max=64)] = 1,
     threads: Threads = None,
+    ram: RamOption = None,
     api_key: Annotated[
         str | None,
         typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False),
@@ -56,7 +63,18 @@ def command(
     if not is_loopback(host):
         guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
         warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
-    start = choose_tuned(checked, ContextSettings(), threads, use_tuning=not no_tuning)
+    context_tokens = choose_context(checked, ctx)
+    start, plan = choose_start(
+        checked,
+        ContextSettings(n_ctx=context_tokens * parallel),
+        threads=threads,
+        ram=ram,
+        use_tuning=not no_tuning,
+        sequences=parallel,
+        beside_bytes=SERVING_BYTES,
+    )
+    streams = plan.cache_bytes is not None
+    note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
     if verbose:
         note(start.reason)
     settings = ServerSettings(
@@ -64,21 +82,22 @@ def command(
         alias=checked.name,
         host=host,
         port=port,
-        context_tokens=choose_context(checked, ctx),
+        context_tokens=context_tokens,
         parallel=parallel,
         api_key=api_key,
         templates=templates_of(checked.header.metadata),
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
-        speed=start.context if start.tuned is not None else None,
-        order=start.order,
+        speed=start.context if streams or start.tuned is not None else None,
+        order=plan.order,
+        bounded=streams or ram is not None,
     )
     note(f"loading {settings.alias}")
-    _serve_until_stopped(settings, start, json_)
+    _serve_until_stopped(settings, start, plan, json_)
     note("stopped")
 
 
-def _serve_until_stopped(settings: ServerSettings, start: Start, json_: bool) -> None:
+def _serve_until_stopped(settings: ServerSettings, start: Start, plan: LoadPlan, json_: bool) -> None:
     ready = False
 
     def announce(listening: Listening) -> None:
@@ -88,7 +107,7 @@ def _serve_until_stopped(settings: ServerSettings, start: Start, json_: bool) ->
         ready = True
         if listening.chat_refusal is not None:
             warn(listening.chat_refusal)
-        emit(ServeDocument.of(listening, settings), json_, lambda: _show(listening, settings))
+        emit(ServeDocument.of(listening, settings, plan.cache_bytes), json_, lambda: _show(listening, settings))
 
     with Worker(start.threads, start.wait_policy, start.environment) as worker:
         try:

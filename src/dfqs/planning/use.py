@@ -76,22 +76,24 @@ def choose_start(
     threads: int | None = None,
     ram: str | None = None,
     use_tuning: bool = True,
+    sequences: int = 1,
+    beside_bytes: int = 0,
 ) -> tuple[Start, LoadPlan]:
     """Tuned or not, whole or streamed.
 
     Args:
         context, threads: as `choose_tuned` takes them.
-        ram: as `choose_load` takes it.
+        ram, sequences, beside_bytes: as `choose_load` takes them.
 
     Raises:
         As `choose_load`.
     """
-    plan = choose_load(model, context, ram)
+    plan = choose_load(model, context, ram, sequences=sequences, beside_bytes=beside_bytes)
     streamed = not isinstance(plan.order, InMemory)
     start = choose_tuned(model, context, threads, streamed=streamed, use_tuning=use_tuning)
     if start.tuned is not None:
         # Other batches and caches take another amount of memory.
-        plan = choose_load(model, start.context, ram)
+        plan = choose_load(model, start.context, ram, sequences=sequences, beside_bytes=beside_bytes)
     if isinstance(plan.order, InMemory):
         plan = replace(plan, order=start.order)
     return start, plan

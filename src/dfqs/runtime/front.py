@@ -28,6 +28,7 @@ Inspect = Callable[[RequestHead, bytes], Awaitable[None]]
 """Looks at a request before the model's server does; an `HttpRefusal` that it raises is the answer."""
 
 
+_METRICS = "/metrics"
 _AT_ONCE = 64
 """Connections taken before those taken earlier are looked at: a flood must not use up the process's files."""
 
@@ -81,6 +82,10 @@ class Front:
     limits: FrontLimits = FrontLimits()
     pages: Mapping[tuple[str, str], Page] = field(default_factory=dict)
     """Method and path -> what is answered there without the model's server."""
+    metrics: bytes = b""
+    """Lines after those of the model's server at /metrics."""
+    failure: str | None = None
+    """Why the model's server answers no more."""
     _connections: list[_Connection] = field(default_factory=list)
     _held_bytes: int = 0
     _computing: Any = None
@@ -258,14 +263,25 @@ class Front:
     ) -> bool:
         if not body:
             # /health answers however much is computed.
-            return (await relay(self.upstream, head, body, writer, cors)).whole
+            return await self._relay(head, body, writer, cors)
         async with self._computing:
             if self.inspect is not None:
                 try:
                     await self.inspect(head, body)
                 except DfqsError as error:
                     raise HttpRefusal(400, str(error)) from None
-            return (await relay(self.upstream, head, body, writer, cors)).whole
+            return await self._relay(head, body, writer, cors)
+
+    async def _relay(
+        self, head: RequestHead, body: bytes, writer: asyncio.StreamWriter, cors: list[tuple[str, str]]
+    ) -> bool:
+        more = self.metrics if head.path == _METRICS else b""
+        try:
+            return (await relay(self.upstream, head, body, writer, cors, more)).whole
+        except HttpRefusal as error:
+            if error.status == 502 and self.failure is not None:
+                raise HttpRefusal(500, self.failure) from None
+            raise
 
 
 def _cors(head: RequestHead) -> list[tuple[str, str]]:

@@ -147,11 +147,26 @@ def load_library(stop: StopFlag | None = None) -> Library:
     Raises:
         RuntimeFailure: this process is no worker, the library cannot be loaded, or a guard fails.
     """
+    library = bind_library(find_library())
+    library.log = NativeLog()
+    library.stop = stop or StopFlag()
+    library.threads, library.omp_wait_policy = default_threads(), os.environ.get("OMP_WAIT_POLICY", "default")
+    library._log_callback = abi.LOG_CALLBACK(lambda level, text, _data: library.log.write(level, text))
+    library.llama_log_set(library._log_callback, None)
+    library.llama_backend_init()
+    return library
+
+
+def bind_library(path: Path) -> Library:
+    """The guarded library at `path` without its log: what is safe beside the wheel's own module, which uses the same.
+
+    Raises:
+        RuntimeFailure: this process is no worker, the library cannot be loaded, or a guard fails.
+    """
     if not _allowed:
         raise RuntimeFailure(
             "llama.cpp is loaded in a dfqs worker process only (a C assert would end this one); use dfqs.runtime.Worker"
         )
-    path = find_library()
     try:
         library = Library(str(path))
     except OSError as error:
@@ -160,12 +175,6 @@ def load_library(stop: StopFlag | None = None) -> Library:
     library.path = path
     _bind(library)
     check_layout(library)
-    library.log = NativeLog()
-    library.stop = stop or StopFlag()
-    library.threads, library.omp_wait_policy = default_threads(), os.environ.get("OMP_WAIT_POLICY", "default")
-    library._log_callback = abi.LOG_CALLBACK(lambda level, text, _data: library.log.write(level, text))
-    library.llama_log_set(library._log_callback, None)
-    library.llama_backend_init()
     return library
 
 

@@ -1,6 +1,7 @@
 """How a model's weights come into memory: an order that crosses to the worker, and what it gives there."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,27 @@ class StreamFigures:
     read_bytes: int
     wait_s: float
     """How long the computation stood still for the disk."""
+    tokens: int | None = None
+    """Computed in those passes. Null in documents that were written before it was told, as all below."""
+    passes_s: float | None = None
+    """How long the passes took, waiting included."""
+    disk_bytes_per_s: float | None = None
+    """As measured while the part that stays was read; null where too little was read to tell."""
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Read from disk for each token; None where nothing was computed."""
+        return self.read_bytes / self.tokens if self.tokens else None
+
+    @property
+    def bound_share(self) -> float | None:
+        """The rate, of the one that would be reached if every byte came at the disk's rate and nothing else were waited
+        for: (computing + bytes / disk rate) / (computing + waiting). None where the disk's rate is not known.
+        """
+        if not self.passes_s or self.disk_bytes_per_s is None:
+            return None
+        computing = self.passes_s - self.wait_s
+        return (computing + self.read_bytes / self.disk_bytes_per_s) / self.passes_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +57,46 @@ class LoadedModel:
     """After the contexts, in place of `model.close`."""
 
 
+class ServerCompanion(Protocol):
+    """What stands beside a server that loads the model by itself, in the same worker."""
+
+    @property
+    def callback(self) -> int:
+        """Address of the function that must see every graph (see `dfqs.runtime.server_watch`)."""
+        ...
+
+    def loading(self) -> AbstractContextManager[object]:
+        """Around the server's start; raises at its end what went wrong with the weights."""
+        ...
+
+    def raise_pending(self) -> None:
+        """Raise what ended the computation, if anything did. It does not go on, so no answer is wrong."""
+        ...
+
+    def figures(self) -> StreamFigures | None:
+        """What streaming did up to now."""
+        ...
+
+
 class LoadOrder(Protocol):
     """How to load; a plain value that pickles."""
 
+    @property
+    def load_mode(self) -> str:
+        """A key of `abi.LOAD_MODES`."""
+        ...
+
+    @property
+    def repack(self) -> bool:
+        """Whether weights may be copied into another order."""
+        ...
+
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
         """In the worker. `progress` counts whatever the way of loading counts."""
+        ...
+
+    def accompany(self, library: Library, progress: Progress) -> ServerCompanion | None:
+        """In the worker, for a server that loads the model; None where it needs nothing beside it."""
         ...
 
 
@@ -54,11 +111,20 @@ class InMemory:
         model = Model(library, path, load_mode=self.load_mode, repack=self.repack, progress=progress)
         return LoadedModel(model, close=model.close)
 
+    def accompany(self, library: Library, progress: Progress) -> ServerCompanion | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
     """No weight copied: a file that is in memory already is used where it lies."""
 
+    load_mode: str = "mmap"
+    repack: bool = False
+
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
-        model = Model(library, path, load_mode="mmap", repack=False, progress=progress)
+        model = Model(library, path, load_mode=self.load_mode, repack=self.repack, progress=progress)
         return LoadedModel(model, close=model.close)
+
+    def accompany(self, library: Library, progress: Progress) -> ServerCompanion | None:
+        return None

@@ -30,9 +30,9 @@ class StopFlag:
         self._buffer[0] = b"\x00"
         self._event.clear()
 
-    def wait(self) -> None:
-        """Sleep until a stop is requested."""
-        self._event.wait()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Sleep until a stop is requested, or for so long; returns whether it was."""
+        return self._event.wait(seconds)
 
     @property
     def requested(self) -> bool:

@@ -31,12 +31,18 @@ class Relayed:
 
 
 async def relay(
-    socket_path: Path, head: RequestHead, body: bytes, client: asyncio.StreamWriter, extra: Sequence[tuple[str, str]]
+    socket_path: Path,
+    head: RequestHead,
+    body: bytes,
+    client: asyncio.StreamWriter,
+    extra: Sequence[tuple[str, str]],
+    more: bytes = b"",
 ) -> Relayed:
     """Pass one request on, and its answer back as it comes; nothing is kept, so that a stream stays one.
 
     Args:
         extra: headers of ours for the answer.
+        more: bytes of ours after an answer that is not refused and tells its length.
 
     Raises:
         HttpRefusal: there is no answer to pass on; nothing was written to the client yet.
@@ -52,8 +58,10 @@ async def relay(
             answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
             raise HttpRefusal(502, "the model's server gave no answer") from None
-        client.write(_answer(answer, head, extra))
-        return Relayed(await _relay_body(reader, answer, head, client))
+        if answer.status != 200 or answer.body_bytes is None:
+            more = b""
+        client.write(_answer(answer, head, extra, len(more)))
+        return Relayed(await _relay_body(reader, answer, head, client, more))
     finally:
         # Closing is what tells the server that nobody waits for the answer any more.
         writer.transport.abort()
@@ -67,19 +75,19 @@ def _request(head: RequestHead, body: bytes) -> bytes:
     return format_head(f"{head.method} {head.target} HTTP/1.1", headers)
 
 
-def _answer(answer: ResponseHead, head: RequestHead, extra: Sequence[tuple[str, str]]) -> bytes:
+def _answer(answer: ResponseHead, head: RequestHead, extra: Sequence[tuple[str, str]], more_bytes: int) -> bytes:
     kept = [(k, v) for k, v in answer.headers if k not in HOP_BY_HOP and not k.startswith(_CORS)]
     if answer.chunked:
         kept.append(("transfer-encoding", "chunked"))
     elif answer.body_bytes is not None and answer.status not in (204, 304):
-        kept.append(("content-length", str(answer.body_bytes)))
+        kept.append(("content-length", str(answer.body_bytes + more_bytes)))
     elif answer.status not in (204, 304) and head.method != "HEAD":
         kept.append(("connection", "close"))
     return format_head(f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Answer')}", [*kept, *extra])
 
 
 async def _relay_body(
-    reader: asyncio.StreamReader, answer: ResponseHead, head: RequestHead, client: asyncio.StreamWriter
+    reader: asyncio.StreamReader, answer: ResponseHead, head: RequestHead, client: asyncio.StreamWriter, more: bytes
 ) -> bool:
     if head.method == "HEAD" or answer.status in (204, 304):
         await _drain(client)
@@ -94,6 +102,9 @@ async def _relay_body(
         tail = (tail + piece)[-len(_LAST_CHUNK) :]
         if left is not None:
             left -= len(piece)
+    if left == 0 and more:
+        client.write(more)
+        await _drain(client)
     return tail == _LAST_CHUNK if answer.chunked else left == 0
 
 

@@ -4,7 +4,7 @@ The runtime itself says what a context takes (`dfqs.runtime.memory`); nothing he
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import SpaceError
@@ -14,12 +14,13 @@ from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
 from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
 from dfqs.runtime.library import Library
-from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, Mapped, StreamFigures
+from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, Mapped
 from dfqs.runtime.memory import MemoryNeed, measure_memory
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.layout import StreamLayout, plan_layout
 from dfqs.streaming.mechanism import Choice, Mechanism, choose_mechanism
 from dfqs.streaming.opening import open_streamed
+from dfqs.streaming.serving import ServedExperts
 from dfqs.streaming.surroundings import read_facts
 from dfqs.units import format_bytes, parse_size
 
@@ -46,14 +47,18 @@ class Streamed:
         streamed = open_streamed(
             library, self.paths, self.cache_bytes, copies_borders=self.copies_borders, progress=progress
         )
-        counts = streamed.stream.cache.counts
+        return LoadedModel(streamed.model, streamed.experts.figures, streamed.close)
 
-        def figures() -> StreamFigures:
-            choices = counts.hits + counts.misses
-            rate = counts.hits / choices if choices else None
-            return StreamFigures(counts.passes, choices, rate, counts.read_bytes, counts.wait_s)
+    @property
+    def load_mode(self) -> str:
+        return "mmap"
 
-        return LoadedModel(streamed.model, figures, streamed.close)
+    @property
+    def repack(self) -> bool:
+        return False
+
+    def accompany(self, library: Library, progress: Progress) -> ServedExperts:
+        return ServedExperts(library, self.paths, self.cache_bytes, self.copies_borders, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +125,17 @@ class Shortfall:
         )
 
 
-def choose_load(source: Path | ModelFiles, settings: ContextSettings, ram: str | None) -> LoadPlan:
+def choose_load(
+    source: Path | ModelFiles, settings: ContextSettings, ram: str | None, *, sequences: int = 1, beside_bytes: int = 0
+) -> LoadPlan:
     """Look at a model and at this machine, and choose.
 
     Args:
         settings: of the context that is going to be made.
         ram: a size, `auto` for what is free now with room left for others, or None: whole where that fits into what is
             free now, else as `auto`.
+        sequences: that share the context, each its part of it.
+        beside_bytes: that are taken for other things.
 
     Raises:
         UsageError: `ram` is no size.
@@ -142,13 +151,16 @@ def choose_load(source: Path | ModelFiles, settings: ContextSettings, ram: str |
     tokens = settings.n_ctx or min(spec.context_tokens or DEFAULT_CONTEXT_TOKENS, DEFAULT_CONTEXT_TOKENS)
     asked = asdict(settings)
     del asked["n_ctx"]
+    if sequences > 1:
+        asked["n_seq_max"] = sequences
     need = measure_memory(model, tokens, **asked)
     used = spec.experts_used
 
     def choose(layout: StreamLayout) -> Choice:
         return choose_mechanism(read_facts(model.paths, layout, used))
 
-    return plan_load(model.headers, model.paths, need, used, memory, choose)
+    plan = plan_load(model.headers, model.paths, need, used, memory - beside_bytes, choose)
+    return replace(plan, total_bytes=plan.total_bytes + beside_bytes)
 
 
 def usable_memory_bytes() -> int:

@@ -1,5 +1,6 @@
 """Loading a model that streams: the part that every token needs in memory, experts on disk with a cache before them."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from dfqs.gguf.reader import read_header
 from dfqs.model.spec import expert_table_layer
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.library import Library
+from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.model import Model
 from dfqs.streaming.cache import ExpertCache
 from dfqs.streaming.layout import PAGE_BYTES, StreamLayout, plan_layout
@@ -21,6 +23,41 @@ from dfqs.streaming.reader import Arrival, PageReader
 from dfqs.streaming.stream import ExpertStream, ExpertTables
 
 _RESIDENT_PIECE_BYTES = 16 << 20
+_TIMED_RANGE_BYTES, _TIMED_BYTES = 1 << 20, 32 << 20
+"""Reads as long as those of experts, and enough of them to tell a rate."""
+
+
+@dataclass(slots=True)
+class ExpertsOnDisk:
+    """The experts of a model that llama.cpp has mapped, streaming."""
+
+    stream: ExpertStream
+    """Must see the graphs of every context of the model."""
+    layout: StreamLayout
+    disk_bytes_per_s: float | None
+    """What the disk gave while the part that stays was read; None where too little was read to tell."""
+    _files: MappedFiles
+    _reader: PageReader
+
+    def figures(self) -> StreamFigures:
+        """What streaming did up to now."""
+        counts = self.stream.cache.counts
+        choices = counts.hits + counts.misses
+        return StreamFigures(
+            passes=counts.passes,
+            choices=choices,
+            hit_rate=counts.hits / choices if choices else None,
+            read_bytes=counts.read_bytes,
+            wait_s=counts.wait_s,
+            tokens=self.stream.tokens,
+            passes_s=self.stream.passes_s,
+            disk_bytes_per_s=self.disk_bytes_per_s,
+        )
+
+    def close(self) -> None:
+        """After the contexts. The pages stay as they are until the model goes."""
+        self._reader.close()
+        self._files.close()
 
 
 @dataclass(slots=True)
@@ -28,16 +65,20 @@ class StreamedModel:
     """A loaded model whose experts stream, into whatever context is made of it."""
 
     model: Model
-    stream: ExpertStream
-    layout: StreamLayout
-    _files: MappedFiles
-    _reader: PageReader
+    experts: ExpertsOnDisk
+
+    @property
+    def stream(self) -> ExpertStream:
+        return self.experts.stream
+
+    @property
+    def layout(self) -> StreamLayout:
+        return self.experts.layout
 
     def close(self) -> None:
         """Contexts first, then this."""
-        self._reader.close()
+        self.experts.close()
         self.model.close()
-        self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -67,46 +108,91 @@ def open_streamed(
         UsageError: there is nothing to stream in this model.
         RuntimeFailure: llama.cpp refused the file, or did not map it.
     """
-    layout = plan_layout([read_header(path) for path in paths])
-    if not layout.experts:
-        raise UsageError(f"{paths[0]} has no experts of at least a page each, so nothing of it can be streamed")
+    layout = plan_streaming(paths)
     with lazy_mapping(library.path) as is_lazy:
         # Repacking copies weights into anonymous memory, which then holds the whole model.
         model = Model(library, paths[0], load_mode="mmap", gpu_layers=0, repack=False)
     try:
-        files = MappedFiles(paths)
-        reader = PageReader(paths)
-        if not is_lazy:
-            for expert in layout.experts.values():
-                for pages in expert.ranges:
-                    files.forget(pages)
-        _make_resident(layout, files, reader, copies_borders, progress)
-        cache = ExpertCache(layout, files, reader, cache_bytes, log)
-        stream = ExpertStream(layout, files, reader, cache, _read_tables(paths))
-        model.callback = stream
-        return StreamedModel(model, stream, layout, files, reader)
+        experts = stream_mapped(
+            layout, paths, cache_bytes, is_lazy=is_lazy, log=log, copies_borders=copies_borders, progress=progress
+        )
+        model.callback = experts.stream
+        return StreamedModel(model, experts)
     except BaseException:
         model.close()
         raise
 
 
+def plan_streaming(paths: Sequence[Path]) -> StreamLayout:
+    """How a model's files are cut.
+
+    Raises:
+        UsageError: there is nothing to stream in this model.
+    """
+    layout = plan_layout([read_header(path) for path in paths])
+    if not layout.experts:
+        raise UsageError(f"{paths[0]} has no experts of at least a page each, so nothing of it can be streamed")
+    return layout
+
+
+def stream_mapped(
+    layout: StreamLayout,
+    paths: Sequence[Path],
+    cache_bytes: int,
+    *,
+    is_lazy: bool,
+    log: ChoiceLog | None = None,
+    copies_borders: bool = True,
+    progress: Progress = no_progress,
+) -> ExpertsOnDisk:
+    """Stream the experts of a model that this process has mapped.
+
+    Args:
+        layout: of the files at `paths`.
+        is_lazy: nothing was read when they were mapped.
+        log, copies_borders, progress: as `open_streamed` takes them.
+
+    Raises:
+        RuntimeFailure: the files are not mapped, or cannot be read.
+    """
+    files = MappedFiles(paths)
+    reader = PageReader(paths)
+    if not is_lazy:
+        for expert in layout.experts.values():
+            for pages in expert.ranges:
+                files.forget(pages)
+    rate = _make_resident(layout, files, reader, copies_borders, progress)
+    cache = ExpertCache(layout, files, reader, cache_bytes, log)
+    stream = ExpertStream(layout, files, reader, cache, _read_tables(paths))
+    return ExpertsOnDisk(stream, layout, rate, files, reader)
+
+
 def _make_resident(
     layout: StreamLayout, files: MappedFiles, reader: PageReader, copies_borders: bool, progress: Progress
-) -> None:
-    """Copy what every token needs into anonymous memory, where the kernel does not take it away for the experts."""
+) -> float | None:
+    """Copy what every token needs into anonymous memory, where the kernel does not take it away for the experts.
+
+    Returns:
+        Bytes a second that the disk gave for it.
+    """
     left = () if copies_borders else layout.borders
     done, total = len(left) * PAGE_BYTES, layout.resident_bytes
+    timed_bytes, timed_s = 0, 0.0
     for pages in left:
         files.want_soon(pages)
     for pages in sorted(set(layout.resident) - set(left), key=lambda pages: (pages.file, pages.offset)):
         address = files.lay_over(pages)
         pieces = list(pages.pieces(_RESIDENT_PIECE_BYTES))
         arrival = Arrival(len(pieces))
+        started = time.perf_counter()
         for piece in pieces:
             reader.start(piece, address + piece.offset - pages.offset, arrival)
         arrival.wait()
+        if pages.length >= _TIMED_RANGE_BYTES:
+            timed_bytes, timed_s = timed_bytes + pages.length, timed_s + time.perf_counter() - started
         done += pages.length
         progress(done, total)
+    return timed_bytes / timed_s if reader.is_direct and timed_bytes >= _TIMED_BYTES else None
 
 
 def _read_tables(paths: Sequence[Path]) -> ExpertTables:

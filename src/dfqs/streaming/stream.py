@@ -8,6 +8,7 @@ the lookup of their embeddings reads.
 
 import ctypes
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from dfqs.streaming.reader import Arrival, PageReader
 _CHOICE = re.compile(rb"ffn_moe_topk-(\d+)")
 _PRODUCT_OP, _LOOKUP_OP = "MUL_MAT_ID", "GET_ROWS"
 _EMBEDDINGS, _INPUT_TOKENS = b"token_embd.weight", b"inp_tokens"
+_LAST_NORM, _LOGITS = b"result_norm", b"result_output"
+"""What a graph ends with, whatever the architecture: after the first no expert is used."""
 
 ExpertTables = Mapping[int, NDArray[np.int32]]
 """Layer -> int32 [vocabulary, used]: the experts of each token."""
@@ -45,6 +48,10 @@ class ExpertStream:
         tables: ExpertTables,
     ) -> None:
         self.cache = cache
+        self.tokens = 0
+        """That were computed."""
+        self.passes_s = 0.0
+        """How long that took, from a graph's first node to its logits."""
         self._reader = reader
         self._tables = tables
         self._layers = {layer for layer, _ in layout.experts}
@@ -57,6 +64,9 @@ class ExpertStream:
         self._learned: set[int] = set()
         self._pending: dict[int, list[Arrival]] = {}
         self._last_layer: int | None = None
+        self._pass_started: float | None = None
+        self.has_seen_the_end = False
+        """A graph ended as they are known to, so that one whose bytes failed is known before its logits are seen."""
         self._op_names: dict[int, str] = {}
         self._lookups: dict[bytes, bool] = {}
         """Nodes that read rows of a table: whether it is the tokens' embeddings."""
@@ -69,6 +79,11 @@ class ExpertStream:
         self._library = library
         return ctypes.cast(self._function, ctypes.c_void_p).value
 
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong and was not raised yet; nothing that was computed since is worth anything."""
+        return self._error
+
     def raise_pending(self) -> None:
         """
         Raises:
@@ -76,8 +91,7 @@ class ExpertStream:
                 this pass is worth nothing.
         """
         error, self._error = self._error, None
-        self._last_layer = None
-        self._pending.clear()
+        self._end_pass()
         if error is not None:
             raise error
         self._reader.require_unchanged()
@@ -92,8 +106,11 @@ class ExpertStream:
                 match = _CHOICE.fullmatch(name)
                 layer = int(match[1]) if match else None
                 layer = self._choices[name] = layer if layer in self._layers else None
-            wanted = layer is not None or name in self._last_inputs
+            ends = name in (_LAST_NORM, _LOGITS)
+            wanted = layer is not None or name in self._last_inputs or ends
             if ask:
+                if self._pass_started is None:
+                    self._pass_started = time.perf_counter()
                 if self._unchecked:
                     self._learn(tensor)
                 if self._tables and self._is_lookup(name, tensor):
@@ -106,14 +123,26 @@ class ExpertStream:
                 self._chosen(layer, tensor)
             elif name in self._last_inputs:
                 self.cache.wait(self._pending.pop(self._last_inputs[name], ()))
+            if ends:
+                # Before anybody sees what came out.
+                self._reader.require_unchanged()
+                self.has_seen_the_end = True
+                if name == _LOGITS and self._pass_started is not None:
+                    self.passes_s += time.perf_counter() - self._pass_started
+                    self._end_pass()
         except BaseException as error:
             self._error = self._error or error
             return ask
         return True
 
+    def _end_pass(self) -> None:
+        self._last_layer = self._pass_started = None
+        self._pending.clear()
+
     def _chosen(self, layer: int, tensor: Any) -> None:
         if self._last_layer is None or layer < self._last_layer:
             self.cache.begin_pass()
+            self.tokens += tensor.ne[1]
         self._last_layer = layer
         # Architectures that choose twice in a layer.
         self.cache.wait(self._pending.pop(layer, ()))

@@ -111,9 +111,11 @@ class ServeDocument(Document):
     parallel: int
     threads: int
     omp_wait_policy: str
+    cache_bytes: int | None = None
+    """For experts that stream from disk; null where all weights are in memory."""
 
     @classmethod
-    def of(cls, listening: Listening, settings: ServerSettings) -> "ServeDocument":
+    def of(cls, listening: Listening, settings: ServerSettings, cache_bytes: int | None = None) -> "ServeDocument":
         """A server that listens."""
         return cls(
             url=listening.url,
@@ -126,4 +128,5 @@ class ServeDocument(Document):
             parallel=settings.parallel,
             threads=listening.threads,
             omp_wait_policy=listening.omp_wait_policy,
+            cache_bytes=cache_bytes,
         )

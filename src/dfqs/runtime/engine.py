@@ -1,0 +1,177 @@
+"""llama-server as the wheel carries it, in a worker process on a socket of this user alone. The front is its client."""
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfqs.errors import RuntimeFailure
+from dfqs.runtime import abi
+from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
+from dfqs.runtime.library import PACKAGE, bind_library, find_library
+from dfqs.runtime.loading import InMemory, LoadOrder, ServerCompanion
+from dfqs.runtime.model import choice_of
+from dfqs.runtime.requests import ContextSettings
+from dfqs.runtime.server_watch import lock_left_while_waiting, watch_graphs
+from dfqs.runtime.worker_context import WorkerContext
+
+_LOOK_S = 0.25
+"""How old figures may be, and how long an error waits to be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a model is served."""
+
+    path: Path
+    alias: str
+    """The model's name in the API."""
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    """0: any free port."""
+    context_tokens: int = 8192
+    """For each request; memory is taken for `parallel` of them."""
+    parallel: int = 1
+    api_key: str | None = None
+    templates: tuple[str, ...] = ()
+    """The model's chat templates; see `dfqs.runtime.inspection.templates_of`."""
+    allow_hosts: tuple[str, ...] = ()
+    """Further names that clients may call the server by; see `dfqs.runtime.admission`."""
+    allow_origins: tuple[str, ...] = ()
+    speed: ContextSettings | None = None
+    """What of a context is set for speed; None: llama-server's own. Its length is `context_tokens`."""
+    order: LoadOrder = field(default_factory=InMemory)
+    bounded: bool = False
+    """Take no memory that was not planned: for states of earlier prompts, or for requests of many megabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineListening:
+    """llama-server is ready on its private socket."""
+
+    omp_wait_policy: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailed:
+    """Nothing more will be answered."""
+
+    sentence: str
+
+
+def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) -> None:
+    """Serve on the socket `engine` until a stop is requested. Emits one `EngineListening` when requests are answered;
+    where experts stream, `StreamFigures` as they change, and `EngineFailed` before it raises what ended it.
+
+    Goes through the wheel's own Python module, so `worker.library` must not be loaded beside it: the module holds the
+    interpreter's lock while it loads a model, and a log callback from another thread would wait for it forever.
+    """
+    find_library()
+    policy = worker.settle_wait_policy()
+    # Imported only now: the OpenMP library reads its environment when it is loaded.
+    native = importlib.import_module(PACKAGE)
+    parameters = make_parameters(native, worker, settings, engine)
+    companion = None
+    if not isinstance(settings.order, InMemory):
+        library = bind_library(_module_path())
+        companion = settings.order.accompany(library, lambda *_: worker.stop.raise_if_requested())
+    if companion is None:
+        server = _start(native, parameters)
+        worker.emit(EngineListening(policy, worker.threads))
+        worker.stop.wait()
+        del server
+        return
+    with _never_freed():
+        with lock_left_while_waiting(_module_path()), companion.loading():
+            watch_graphs(parameters, companion.callback)
+            worker.state["server"] = _start(native, parameters)
+        worker.state["companion"] = companion
+        worker.emit(EngineListening(policy, worker.threads))
+        _accompany(worker, companion)
+
+
+def make_parameters(native: Any, worker: WorkerContext, settings: ServerSettings, engine: Path) -> Any:
+    """The settings in the words of the wheel's module."""
+    parameters = native.CommonParams()
+    parameters.model.path = str(settings.path)
+    parameters.model_alias = {settings.alias}
+    # Only the front gets to it: a socket in a directory of this user's, whatever page or user asks.
+    parameters.hostnames, parameters.port = [str(engine)], 0
+    parameters.n_ctx = settings.context_tokens * settings.parallel
+    parameters.n_parallel = settings.parallel
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = worker.threads
+    _set_speed(native, parameters, settings)
+    # What is asked for is taken or refused, not quietly made smaller; and memory stays what `plan` says.
+    parameters.fit_params = False
+    parameters.cache_ram_mib = 0
+    if settings.bounded:
+        parameters.n_ctx_checkpoints = 0
+    if not isinstance(settings.order, InMemory):
+        # A warm-up uses all experts.
+        parameters.warmup, parameters.n_gpu_layers = False, 0
+    # Which pages may ask is settled in the front.
+    parameters.cors_origins = "localhost"
+    parameters.endpoint_metrics = True
+    # The slots show what others are asking.
+    parameters.endpoint_slots = is_loopback(settings.host)
+    if settings.api_key is not None:
+        parameters.api_keys = [settings.api_key]
+    return parameters
+
+
+def _start(native: Any, parameters: Any) -> Any:
+    try:
+        return native.Server(parameters)
+    except RuntimeError as error:
+        raise RuntimeFailure(f"llama-server could not start: {error}") from None
+
+
+def _accompany(worker: WorkerContext, companion: ServerCompanion) -> None:
+    """Tell how streaming goes until a stop is requested, or it fails."""
+    told = None
+    while not worker.stop.wait(_LOOK_S):
+        try:
+            companion.raise_pending()
+        except Exception as error:
+            worker.emit(EngineFailed(str(error)))
+            raise
+        figures = companion.figures()
+        if figures != told:
+            worker.emit(figures)
+            told = figures
+
+
+@contextlib.contextmanager
+def _never_freed() -> Iterator[None]:
+    """Around a server whose graphs call Python: freeing it would wait, with Python's lock, for a thread that may be
+    waiting for the lock. It ends with its process.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        os._exit(error.code if isinstance(error.code, int) else 1)
+
+
+def _module_path() -> Path:
+    """The shared object that the wheel's Python module is."""
+    return Path(str(sys.modules[f"{PACKAGE}.{PACKAGE}"].__file__)).resolve()
+
+
+def _set_speed(native: Any, parameters: Any, settings: ServerSettings) -> None:
+    """What was tuned, in the words of the wheel's module."""
+    parameters.load_mode = choice_of(settings.order.load_mode, abi.LOAD_MODES, "load mode")
+    parameters.no_extra_bufts = not settings.order.repack
+    speed = settings.speed
+    if speed is None:
+        return
+    parameters.n_batch, parameters.n_ubatch = speed.n_batch, speed.n_ubatch
+    if speed.threads_batch is not None:
+        parameters.cpuparams_batch.n_threads = speed.threads_batch
+    parameters.flash_attn_type = choice_of(speed.flash_attention, abi.FLASH_ATTENTION, "flash attention")
+    parameters.cache_type_k = native.ggml_type(choice_of(speed.type_k, abi.CACHE_TYPES, "type of the K cache"))
+    parameters.cache_type_v = native.ggml_type(choice_of(speed.type_v, abi.CACHE_TYPES, "type of the V cache"))
