@@ -39,9 +39,13 @@ def post(engine: Path, path: str, body: Any) -> tuple[int, Any]:
 
 
 def ask_engine(
-    settings: ServerSettings, ask: Callable[[Path], Any], env: dict[str, str] | None = None
+    settings: ServerSettings, ask: Callable[[Path], Any], tokens: int = 0
 ) -> tuple[Any, StreamFigures | None]:
-    """What `ask(socket)` gives of a server with these settings, and what streaming did meanwhile."""
+    """What `ask(socket)` gives of a server with these settings, and what streaming did meanwhile.
+
+    Args:
+        tokens: that it is known to compute at least.
+    """
     answers: list[Any] = []
     figures: list[StreamFigures] = []
 
@@ -52,11 +56,10 @@ def ask_engine(
                 raise _Done
         elif isinstance(event, StreamFigures):
             figures.append(event)
-            # Those of before were sent before.
-            if len(figures) > 1 and figures[-1].passes > figures[0].passes:
+            if (event.tokens or 0) >= tokens:
                 raise _Done
 
-    with tempfile.TemporaryDirectory() as directory, Worker(1, "passive", env or WORKER_ENV) as worker:
+    with tempfile.TemporaryDirectory() as directory, Worker(1, "passive", WORKER_ENV) as worker:
         engine = Path(directory) / "engine.sock"
         with contextlib.suppress(_Done):
             worker.reporting(hear, doing="serving").call(run_server, settings, engine)

@@ -27,6 +27,8 @@ from fixtures_moe import write_tiny_moe
 from memory_cgroup import memory_group
 
 PROMPTS = [[(11 * i * i + 17 * i + 101 * row) % 3900 + 20 for i in range(9 + 8 * row)] for row in range(4)]
+TOKENS = sum(map(len, PROMPTS)) + 4 * 11
+"""That four answers of twelve tokens take: the last of each is not computed with."""
 SPEED = ContextSettings(n_batch=64, n_ubatch=32, flash_attention="off")
 RAM = 560_000_000
 
@@ -50,12 +52,11 @@ def test_four_requests_at_once_are_answered_as_in_memory_with_no_few_and_all_exp
     assert nothing is None
     assert [len(tokens) for tokens, _ in wanted] == [12] * 4
     for cached in (0, 10, len(experts)):
-        answers, figures = ask_engine(settings(tiny, Streamed((tiny,), cached * one)), ask)
+        answers, figures = ask_engine(settings(tiny, Streamed((tiny,), cached * one)), ask, TOKENS)
         # Tokens, and the log-probabilities of those that might have come instead, to the last digit.
         assert answers == wanted, f"{cached} experts cached"
         assert figures is not None and figures.tokens is not None and figures.hit_rate is not None
-        assert figures.tokens >= sum(map(len, PROMPTS))
-        assert figures.choices > figures.passes > 12
+        assert figures.choices > figures.passes >= 13
         if cached == 0:
             assert figures.hit_rate == figures.read_bytes == 0
         if cached == len(experts):
