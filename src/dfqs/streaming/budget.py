@@ -4,7 +4,7 @@ The runtime itself says what a context takes (`dfqs.runtime.memory`); nothing he
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dfqs.errors import SpaceError
@@ -159,8 +159,7 @@ def choose_load(
     def choose(layout: StreamLayout) -> Choice:
         return choose_mechanism(read_facts(model.paths, layout, used))
 
-    plan = plan_load(model.headers, model.paths, need, used, memory - beside_bytes, choose)
-    return replace(plan, total_bytes=plan.total_bytes + beside_bytes)
+    return plan_load(model.headers, model.paths, need, used, memory, choose, PROGRAM_BYTES + beside_bytes)
 
 
 def usable_memory_bytes() -> int:
@@ -180,13 +179,14 @@ def plan_load(
     used: int,
     memory_bytes: int,
     choose: Callable[[StreamLayout], Choice] = choose_cache,
+    program_bytes: int = PROGRAM_BYTES,
 ) -> LoadPlan:
     """Choose how to load a model; see `weigh_load`.
 
     Raises:
         SpaceError: it does not fit, streamed or not; says what is missing.
     """
-    weighed = weigh_load(need, memory_bytes, used, paths, lambda: plan_layout(headers), choose)
+    weighed = weigh_load(need, memory_bytes, used, paths, lambda: plan_layout(headers), choose, program_bytes)
     if isinstance(weighed, Shortfall):
         raise SpaceError(weighed.describe())
     return weighed
@@ -199,6 +199,7 @@ def weigh_load(
     paths: tuple[Path, ...],
     layout_of: Callable[[], StreamLayout],
     choose: Callable[[StreamLayout], Choice] = choose_cache,
+    program_bytes: int = PROGRAM_BYTES,
 ) -> LoadPlan | Shortfall:
     """The decision whether a model is loaded whole, streamed, or not at all. Pure.
 
@@ -209,20 +210,21 @@ def weigh_load(
         paths: of the model's files.
         layout_of: gives how they are cut; asked only where the whole does not fit.
         choose: how the machine streams such a layout; asked as `layout_of` is.
+        program_bytes: that are taken beside the model and its context.
     """
-    whole = need.total_bytes + PROGRAM_BYTES
+    whole = need.total_bytes + program_bytes
     if whole <= memory_bytes:
         return LoadPlan(InMemory(), whole, None, None)
     layout = layout_of()
     choice = choose(layout)
     if choice.mechanism is Mechanism.WHOLE:
-        total = need.context_bytes + PROGRAM_BYTES if choice.is_in_memory else whole
+        total = need.context_bytes + program_bytes if choice.is_in_memory else whole
         if total <= memory_bytes:
             return LoadPlan(Mapped(), total, None, None, choice)
         return Shortfall(memory_bytes, total, None, need.weights_bytes, need.context_bytes, choice.reason)
     if not layout.experts:
         return Shortfall(memory_bytes, whole, None, need.weights_bytes, need.context_bytes)
-    fixed = layout.resident_bytes + need.context_bytes + PROGRAM_BYTES
+    fixed = layout.resident_bytes + need.context_bytes + program_bytes
     least = fixed + least_cache_bytes(layout, used)
     if least > memory_bytes:
         return Shortfall(memory_bytes, whole, least, layout.resident_bytes, need.context_bytes)
