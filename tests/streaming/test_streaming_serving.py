@@ -6,6 +6,8 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dfqs.runtime.stream_metrics import format_metrics
 from dfqs.streaming.budget import Streamed
 from dfqs.streaming.layout import plan_layout
 from engine_requests import ask_engine, complete
+from engine_requests import post as post_to_engine
 from fixtures_moe import write_tiny_moe
 from memory_cgroup import memory_group
 
@@ -61,6 +64,29 @@ def test_four_requests_at_once_are_answered_as_in_memory_with_no_few_and_all_exp
             assert figures.hit_rate == figures.read_bytes == 0
         if cached == len(experts):
             assert figures.read_bytes <= sum(pages.length for pages in experts.values())
+
+
+def test_a_deterministic_server_answers_four_at_once_as_each_alone_in_memory_and_streamed(tiny: Path) -> None:
+    shared = [PROMPTS[3][:20] + prompt for prompt in PROMPTS]
+
+    def ask(engine: Path) -> Any:
+        def one(prompt: list[int]) -> Any:
+            body = {"prompt": prompt, "n_predict": 10, "temperature": 0, "n_probs": 4, "return_tokens": True}
+            status, answer = post_to_engine(engine, "/completion", body)
+            assert status == 200, answer
+            return answer["tokens"], answer["completion_probabilities"]
+
+        alone = [one(prompt) for prompt in shared]
+        with ThreadPoolExecutor(4) as pool:
+            at_once = list(pool.map(one, shared * 2))
+        assert at_once == alone * 2
+        return alone
+
+    orders = (InMemory("mmap", repack=False), Streamed((tiny,), 200_000))
+    whole, streamed = (
+        ask_engine(replace(settings(tiny, order, parallel=1), deterministic=True), ask)[0] for order in orders
+    )
+    assert whole == streamed
 
 
 def test_a_wheel_that_is_another_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:

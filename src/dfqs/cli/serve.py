@@ -1,5 +1,6 @@
 """`dfqs serve`: a model over HTTP on this machine."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from dfqs.cli.documents.running import ServeDocument
 from dfqs.cli.generating import RamOption
 from dfqs.cli.options import Json, Model, NoTuning, Threads, Verbose
 from dfqs.cli.output import emit, note, print_plain, warn
+from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import Start, choose_start
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
@@ -25,6 +27,15 @@ SERVING_BYTES = 60_000_000
 """What serving takes beside a run: the front, its page, a process for templates, requests under way."""
 
 
+DeterministicOption = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Compute each request by itself and from its beginning: the same answer whatever else is asked.",
+    ),
+]
+
+
 def command(
     model: Model,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = DEFAULT_HOST,
@@ -36,6 +47,7 @@ def command(
     parallel: Annotated[int, typer.Option("--parallel", help="Requests answered at once.", min=1, max=64)] = 1,
     threads: Threads = None,
     ram: RamOption = None,
+    deterministic: DeterministicOption = False,
     api_key: Annotated[
         str | None,
         typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False),
@@ -57,47 +69,63 @@ def command(
 
     Example: dfqs serve model.gguf --port 8080
     """
+    if deterministic and parallel > 1:
+        raise UsageError("--deterministic computes one request at a time; leave --parallel out, others wait")
     checked = check_model(model)
     if checked.label is not None:
         note(f"note: {checked.label}")
     if not is_loopback(host):
         guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
         warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
-    context_tokens = choose_context(checked, ctx)
-    start, plan = choose_start(
-        checked,
-        ContextSettings(n_ctx=context_tokens * parallel),
-        threads=threads,
-        ram=ram,
-        use_tuning=not no_tuning,
-        sequences=parallel,
-        beside_bytes=SERVING_BYTES,
-    )
-    streams = plan.cache_bytes is not None
-    note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
-    if verbose:
-        note(start.reason)
     settings = ServerSettings(
         path=model,
         alias=checked.name,
         host=host,
         port=port,
-        context_tokens=context_tokens,
+        context_tokens=choose_context(checked, ctx),
         parallel=parallel,
         api_key=api_key,
         templates=templates_of(checked.header.metadata),
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
+        deterministic=deterministic,
+    )
+    settings, start, plan = plan_serving(checked, settings, threads, ram, use_tuning=not no_tuning)
+    note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
+    if verbose:
+        note(start.reason)
+    _serve_until_stopped(settings, start, plan, json_)
+
+
+def plan_serving(
+    checked: ModelFiles, settings: ServerSettings, threads: int | None, ram: str | None, *, use_tuning: bool
+) -> tuple[ServerSettings, Start, LoadPlan]:
+    """How a model is loaded for its server, tuned or not, whole or streamed; the settings with that.
+
+    Raises:
+        As `choose_start`.
+    """
+    start, plan = choose_start(
+        checked,
+        ContextSettings(n_ctx=settings.context_tokens * settings.parallel),
+        threads=threads,
+        ram=ram,
+        use_tuning=use_tuning,
+        sequences=settings.parallel,
+        beside_bytes=SERVING_BYTES,
+    )
+    streams = plan.cache_bytes is not None
+    planned = replace(
+        settings,
         speed=start.context if streams or start.tuned is not None else None,
         order=plan.order,
         bounded=streams or ram is not None,
     )
-    note(f"loading {settings.alias}")
-    _serve_until_stopped(settings, start, plan, json_)
-    note("stopped")
+    return planned, start, plan
 
 
 def _serve_until_stopped(settings: ServerSettings, start: Start, plan: LoadPlan, json_: bool) -> None:
+    note(f"loading {settings.alias}")
     ready = False
 
     def announce(listening: Listening) -> None:
@@ -115,6 +143,7 @@ def _serve_until_stopped(settings: ServerSettings, start: Start, plan: LoadPlan,
         except KeyboardInterrupt:
             if not ready:
                 raise
+    note("stopped")
 
 
 def _show(listening: Listening, settings: ServerSettings) -> None:

@@ -45,6 +45,9 @@ class ServerSettings:
     speed: ContextSettings | None = None
     """What of a context is set for speed; None: llama-server's own. Its length is `context_tokens`."""
     order: LoadOrder = field(default_factory=InMemory)
+    deterministic: bool = False
+    """Compute every request by itself and from its beginning (with `parallel` 1), so that it is answered alike whatever
+    others ask at the same time or asked before."""
     bounded: bool = False
     """Take no memory that was not planned: for states of earlier prompts, or for requests of many megabytes."""
 
@@ -109,6 +112,10 @@ def make_parameters(native: Any, worker: WorkerContext, settings: ServerSettings
     # What is asked for is taken or refused, not quietly made smaller; and memory stays what `plan` says.
     parameters.fit_params = False
     parameters.cache_ram_mib = 0
+    if settings.deterministic:
+        # Beside others, or behind a beginning that is there already, tokens are computed in other batches, and other
+        # batches round in other places.
+        parameters.cache_prompt = False
     if settings.bounded:
         parameters.n_ctx_checkpoints = 0
     if not isinstance(settings.order, InMemory):
