@@ -51,19 +51,36 @@ def write_tiny_moe(
     Args:
         alignment: of tensor data in bytes; at 4,096 each expert's slice is one page of its own.
     """
+    name = f"tiny-{architecture}-random"
     family = FAMILIES[architecture]
+    return write_tiny_family(path, tokenizer_from, architecture, family, name=name, seed=seed, alignment=alignment)
+
+
+def write_tiny_family(
+    path: Path,
+    tokenizer_from: Path,
+    architecture: str,
+    family: Family,
+    *,
+    name: str,
+    seed: int = 0,
+    alignment: int = DEFAULT_ALIGNMENT,
+) -> Path:
+    """As `write_tiny_moe`, of a family that is not in the list; its keys may set other sizes."""
+    width = family.keys.get("embedding_length", WIDTH)
+    assert isinstance(width, int)
     shapes: Shapes = {
-        "token_embd": (WIDTH, VOCABULARY),
-        family.output_norm: (WIDTH,),
-        "output": (WIDTH, VOCABULARY),
+        "token_embd": (width, VOCABULARY),
+        family.output_norm: (width,),
+        "output": (width, VOCABULARY),
         **family.outer,
     }
     for layer in range(family.layers):
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in family.layer(layer).items()}
-    keys = [*_keys(architecture, family), *_small_tokenizer(tokenizer_from)]
+        shapes |= {f"blk.{layer}.{tensor}": shape for tensor, shape in family.layer(layer).items()}
+    keys = [*_keys(architecture, family, name), *_small_tokenizer(tokenizer_from)]
     if alignment != DEFAULT_ALIGNMENT:
         keys.append(u32("general.alignment", alignment))
-    tensors = [_random_tensor(name, shape, seed) for name, shape in shapes.items()]
+    tensors = [_random_tensor(tensor, shape, seed) for tensor, shape in shapes.items()]
     write_gguf(path, keys, tensors, alignment=alignment)
     return path
 
@@ -86,7 +103,7 @@ def _small_tokenizer(source: Path) -> list[KeyValue | RawKeyValue]:
     return [*small, *(header.raw_entry(e) for e in whole if e.name not in {entry.name for entry in small})]
 
 
-def _keys(architecture: str, family: Family) -> list[KeyValue]:
+def _keys(architecture: str, family: Family, name: str) -> list[KeyValue]:
     keys: dict[str, Number] = {
         "context_length": CONTEXT,
         "embedding_length": WIDTH,
@@ -105,9 +122,9 @@ def _keys(architecture: str, family: Family) -> list[KeyValue]:
     }
     return [
         string("general.architecture", architecture),
-        string("general.name", f"tiny-{architecture}-random"),
+        string("general.name", name),
         u32("general.file_type", 1),
-        *(_key(f"{architecture}.{name}", value) for name, value in keys.items()),
+        *(_key(f"{architecture}.{key}", value) for key, value in keys.items()),
     ]
 
 

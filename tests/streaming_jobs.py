@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.cache import StreamCounts
 from dfqs.streaming.opening import open_streamed
 from dfqs.streaming.policy import CacheUse, ChoiceLog, simulate_cache
+from dfqs.streaming.verification import Recorded
 
 PROMPT_TOKENS = 40
 SEQUENCES = 2
@@ -39,6 +41,37 @@ def run_streamed(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[
         logits = _decode(streamed.model, tokens)
         forecast = simulate_cache(streamed.layout.sizes, cache_bytes, log.passes)
         return Outcome(logits, streamed.stream.cache.counts, forecast)
+
+
+def decode_on(
+    worker: WorkerContext,
+    paths: Sequence[Path],
+    tokens: Sequence[int],
+    cache_bytes: int,
+    recorded: Recorded | None = None,
+    seconds: float = 40,
+    gate: Path | None = None,
+) -> int:
+    """Load, say so, and decode until the time is over or something happens; how many were checked.
+
+    Args:
+        gate: a file that has to be there before the first token.
+    """
+    with (
+        open_streamed(worker.library, paths, cache_bytes, recorded=recorded) as streamed,
+        Context(streamed.model, 256, flash_attention="off") as context,
+    ):
+        worker.emit("loaded")
+        while gate is not None and not gate.exists():
+            time.sleep(0.01)
+        end = time.monotonic() + seconds
+        while True:
+            context.clear()
+            for start in range(0, 64, 16):
+                context.decode(tokens[start : start + 16], start)
+            if time.monotonic() >= end:
+                break
+        return streamed.experts.check.checked if streamed.experts.check is not None else 0
 
 
 def run_while_the_file_changes(worker: WorkerContext, path: Path, tokens: Sequence[int], how: str) -> None:

@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,29 @@ def available_memory_bytes() -> int:
     text = _cgroup_file("memory", "memory.current") or _cgroup_file("memory", "memory.usage_in_bytes")
     used = int(text) if text.strip().isdigit() else 0
     return min(available, max(limit - used, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class OomKills:
+    """How many processes the kernel has ended because memory ran out; None where it does not say."""
+
+    group: int | None
+    """In this process's control group."""
+    machine: int | None
+
+
+def count_oom_kills() -> OomKills:
+    """The kernel's counts, to be compared with a later call's."""
+    group = _cgroup_file("memory", "memory.events") or _cgroup_file("memory", "memory.oom_control")
+    return OomKills(_count_of("oom_kill", group), _count_of("oom_kill", _read("/proc/vmstat")))
+
+
+def _count_of(name: str, lines: str) -> int | None:
+    for line in lines.splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.strip().isdigit():
+            return int(value)
+    return None
 
 
 def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:

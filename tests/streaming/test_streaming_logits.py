@@ -85,7 +85,7 @@ def test_a_file_written_to_while_it_runs_ends_in_a_sentence_and_not_in_other_wor
 ) -> None:
     model = write_tiny_moe(tmp_path / "m.gguf", smollm2_gguf, "qwen3moe", alignment=4096)
 
-    with pytest.raises(RuntimeFailure, match=r"m\.gguf changed while it was in use"):
+    with pytest.raises(RuntimeFailure, match=r"m\.gguf is not what it was when it was loaded: it was written to"):
         worker.call(streaming_jobs.run_while_the_file_changes, model, TOKENS, "written")
 
 
@@ -94,7 +94,7 @@ def test_a_file_cut_while_it_runs_ends_in_a_sentence(tmp_path: Path, smollm2_ggu
 
     with (
         Worker(threads=2, env=WORKER_ENV) as own,
-        pytest.raises((RuntimeFailure, WorkerCrash), match=r"changed|SIGBUS"),
+        pytest.raises((RuntimeFailure, WorkerCrash), match=r"became shorter"),
     ):
         own.reporting(doing="computing").call(streaming_jobs.run_while_the_file_changes, model, TOKENS, "cut")
 

@@ -5,6 +5,7 @@ import sys
 
 from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
+    Checking,
     ContextOption,
     MaxTokensOption,
     MinPOption,
@@ -19,7 +20,7 @@ from dfqs.cli.generating import (
     make_sampling,
     open_chat,
 )
-from dfqs.cli.options import JsonLines, Model, NoTuning, Threads, Verbose
+from dfqs.cli.options import Check, CheckManifest, JsonLines, Model, NoTuning, Threads, Verbose
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.cli.signals import Ended
 from dfqs.errors import UsageError
@@ -45,6 +46,8 @@ def command(
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: RamOption = None,
+    check: Check = None,
+    manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
     verbose: Verbose = False,
     json_: JsonLines = False,
@@ -56,7 +59,8 @@ def command(
     accept_any_bytes_on_stdin()
     checked = check_model(model)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
-    with open_chat(checked, ctx, threads, ram, use_tuning=not no_tuning, verbose=verbose) as session:
+    checking = Checking(check, manifest)
+    with open_chat(checked, ctx, threads, ram, checking, use_tuning=not no_tuning, verbose=verbose) as session:
         check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
         Conversation(session, system, sampling, json_).talk()

@@ -5,6 +5,8 @@ import io
 import secrets
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +19,8 @@ from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
+from dfqs.streaming.budget import LoadPlan, Streamed
+from dfqs.streaming.verification import CheckMode, read_recorded
 from dfqs.units import format_bytes, format_duration
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
@@ -56,12 +60,35 @@ def make_sampling(max_tokens: int, temperature: float, top_p: float, min_p: floa
     return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, min_p=min_p, seed=seed)
 
 
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """What `--check` and `--manifest` ask for."""
+
+    mode: CheckMode | None = None
+    manifest: Path | None = None
+
+    def applied(self, model: ModelFiles, plan: LoadPlan) -> LoadPlan:
+        """The plan with what is streamed held against the manifest.
+
+        Raises:
+            UsageError, FormatError: as `read_recorded`.
+        """
+        if isinstance(plan.order, Streamed):
+            return plan.checked_by(read_recorded(model, self.mode, self.manifest))
+        if self.mode in ("sampled", "all"):
+            note(
+                "note: --check is for what is streamed, and this model is not; 'dfqs verify --manifest' checks the file"
+            )
+        return plan
+
+
 @contextlib.contextmanager
 def open_chat(
     model: ModelFiles,
     n_ctx: int | None,
     threads: int | None,
     ram: str | None = None,
+    checking: Checking | None = None,
     *,
     use_tuning: bool = True,
     verbose: bool = False,
@@ -74,6 +101,7 @@ def open_chat(
     if model.label is not None:
         note(f"note: {model.label}")
     start, plan = choose_start(model, ContextSettings(n_ctx=n_ctx), threads=threads, ram=ram, use_tuning=use_tuning)
+    plan = (checking or Checking()).applied(model, plan)
     if line := plan.describe():
         note(line)
     if verbose:
@@ -140,10 +168,11 @@ def describe_streaming(figures: StreamFigures) -> str:
     """One line: what the disk gave, and how often it was not needed."""
     passes = max(figures.passes, 1)
     hits = "" if figures.hit_rate is None else f", {figures.hit_rate:.0%} of the experts were in memory"
+    checked = "" if figures.checked is None else f"; {figures.checked:,} of what was read checked against the manifest"
     return (
         f"streamed {format_bytes(figures.read_bytes)} in {figures.passes:,} passes "
         f"({format_bytes(figures.read_bytes / passes)} each){hits}; "
-        f"waited {format_duration(figures.wait_s)} for the disk"
+        f"waited {format_duration(figures.wait_s)} for the disk{checked}"
     )
 
 

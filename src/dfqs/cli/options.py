@@ -1,7 +1,7 @@
 """Options that several verbs have: each spelled, typed and described once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,6 +25,18 @@ Imatrix = Annotated[
     Path | None, typer.Option("--imatrix", help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")
 ]
 Memory = Annotated[str, typer.Option("--memory", help="Peak memory, whatever the model's size.")]
+Check = Annotated[
+    Literal["sampled", "all", "off"] | None,
+    typer.Option(
+        "--check",
+        help="Hold what is streamed from disk against the model's manifest (`dfqs manifest MODEL --experts`): one of "
+        "16 slices, or all.",
+        show_default="sampled where MODEL.manifest.json has hashes of experts",
+    ),
+]
+CheckManifest = Annotated[
+    Path | None, typer.Option("--manifest", help="The manifest that --check reads.", show_default="MODEL.manifest.json")
+]
 Plots = Annotated[
     Path | None, typer.Option("--plots", help="Directory to write pictures to.", show_default=False, file_okay=False)
 ]

@@ -7,6 +7,7 @@ import typer
 
 from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
+    Checking,
     ContextOption,
     MaxTokensOption,
     MinPOption,
@@ -22,7 +23,7 @@ from dfqs.cli.generating import (
     make_sampling,
     open_chat,
 )
-from dfqs.cli.options import Json, Model, NoTuning, Threads, Verbose
+from dfqs.cli.options import Check, CheckManifest, Json, Model, NoTuning, Threads, Verbose
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.errors import UsageError
 from dfqs.runtime.checks import check_model
@@ -44,6 +45,8 @@ def command(
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: RamOption = None,
+    check: Check = None,
+    manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
     verbose: Verbose = False,
     json_: Json = False,
@@ -58,7 +61,8 @@ def command(
     accept_any_bytes_on_stdin()
     text = sys.stdin.read() if prompt == "-" else prompt
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
-    with open_chat(checked, ctx, threads, ram, use_tuning=not no_tuning, verbose=verbose) as session:
+    checking = Checking(check, manifest)
+    with open_chat(checked, ctx, threads, ram, checking, use_tuning=not no_tuning, verbose=verbose) as session:
         if not raw and not session.info.chat_template:
             if system is not None:
                 check_template(session, system)

@@ -63,6 +63,7 @@ class ChatSession:
     def __enter__(self) -> Self:
         with ExitStack() as started:
             worker = started.enter_context(self._worker)
+            worker.watch(self.model.paths)
             self.info = worker.reporting(self._report_load, doing=f"loading {self.model.path}").call(
                 open_conversation, self.model.path, self._settings, self._order
             )

@@ -30,6 +30,8 @@ class StreamFigures:
     """How long the passes took, waiting included."""
     disk_bytes_per_s: float | None = None
     """As measured while the part that stays was read; null where too little was read to tell."""
+    checked: int | None = None
+    """Slices and tensors whose bytes were held against a manifest; null where that was not done."""
 
     @property
     def bytes_per_token(self) -> float | None:

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from dfqs.errors import RuntimeFailure, WorkerCrash, printable
 from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
 from dfqs.runtime.omp_policy import check_wait_policy
+from dfqs.runtime.postmortem import Witness
 
 if TYPE_CHECKING:
     # Only its name is needed here; the module stands on the library's own.
@@ -54,6 +56,7 @@ class Worker:
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._calls = 0
+        self._witness = Witness()
 
     def __enter__(self) -> Self:
         request_read, request_write = os.pipe()
@@ -99,6 +102,10 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._running().pid
+
+    def watch(self, paths: Sequence[Path]) -> None:
+        """Remember files that calls are going to map, for the message should the process die over them."""
+        self._witness.watch(paths)
 
     @property
     def log_lines(self) -> tuple[str, ...]:
@@ -237,7 +244,9 @@ class Worker:
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             how = f"llama.cpp died with {name} while {doing}"
-            if -code == signal.SIGKILL:
+            if why := self._witness.explain(-code):
+                how += f": {why}"
+            elif -code == signal.SIGKILL:
                 how += " (the kernel ends processes so when memory runs out)"
         else:
             how = f"the worker process ended with exit code {code} while {doing}"

@@ -8,6 +8,7 @@ within which a second change does not show, and a writer with the file mapped sh
 import os
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 _TICK_NS = 20_000_000
 """No kernel has a longer tick (100 Hz), with room."""
@@ -39,6 +40,21 @@ class FileStamp:
         if self.changed_ns % _WHOLE_SECOND_NS:
             here = replace(here, inode=self.inode)
         return here == self
+
+
+def describe_change(path: Path, before: FileStamp) -> str | None:
+    """What became of the file that stood at `path`, in a few words; None where it is still what it was."""
+    try:
+        now = FileStamp.of(path.stat())
+    except OSError:
+        return "it was removed or renamed, or cannot be looked at any more"
+    if (now.device, now.inode) != (before.device, before.inode):
+        return "another file has taken its place"
+    if now.bytes < before.bytes:
+        return f"it became shorter ({now.bytes:,} bytes, and it had {before.bytes:,})"
+    if (now.bytes, now.modified_ns) != (before.bytes, before.modified_ns):
+        return "it was written to"
+    return "its attributes changed" if now != before else None
 
 
 def settled_stamp(handle: int) -> FileStamp:

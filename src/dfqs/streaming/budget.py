@@ -4,7 +4,7 @@ The runtime itself says what a context takes (`dfqs.runtime.memory`); nothing he
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import SpaceError
@@ -22,6 +22,7 @@ from dfqs.streaming.mechanism import Choice, Mechanism, choose_mechanism
 from dfqs.streaming.opening import open_streamed
 from dfqs.streaming.serving import ServedExperts
 from dfqs.streaming.surroundings import read_facts
+from dfqs.streaming.verification import Recorded
 from dfqs.units import format_bytes, parse_size
 
 PROGRAM_BYTES = 220_000_000
@@ -42,10 +43,17 @@ class Streamed:
     cache_bytes: int
     copies_borders: bool = True
     """See `dfqs.streaming.mechanism`."""
+    recorded: Recorded | None = None
+    """What the bytes have to be, where they are checked."""
 
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
         streamed = open_streamed(
-            library, self.paths, self.cache_bytes, copies_borders=self.copies_borders, progress=progress
+            library,
+            self.paths,
+            self.cache_bytes,
+            copies_borders=self.copies_borders,
+            recorded=self.recorded,
+            progress=progress,
         )
         return LoadedModel(streamed.model, streamed.experts.figures, streamed.close)
 
@@ -58,7 +66,9 @@ class Streamed:
         return False
 
     def accompany(self, library: Library, progress: Progress) -> ServedExperts:
-        return ServedExperts(library, self.paths, self.cache_bytes, self.copies_borders, progress)
+        return ServedExperts(
+            library, self.paths, self.cache_bytes, self.copies_borders, progress, recorded=self.recorded
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,10 @@ class LoadPlan:
     """Of the weights that stay where experts stream."""
     choice: Choice | None = None
     """How this machine streams the model; None where that was not asked."""
+
+    def checked_by(self, recorded: Recorded | None) -> "LoadPlan":
+        """The same, with what is read from disk held against a manifest."""
+        return replace(self, order=replace(self.order, recorded=recorded)) if isinstance(self.order, Streamed) else self
 
     def describe(self) -> str | None:
         """One line for whoever waits; None where there is nothing to say."""

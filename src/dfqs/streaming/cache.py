@@ -95,6 +95,7 @@ class ExpertCache:
 
     def _start(self, keys: Sequence[ExpertKey], counted: bool = True) -> None:
         late: list[tuple[PageRange, int, Arrival]] = []
+        in_place: list[PageRange] = []
         for placement in self._keys.place(keys, self.counts.passes):
             pages = self._layout.experts[placement.key]
             if placement.how == "held":
@@ -105,6 +106,7 @@ class ExpertCache:
                 self.counts.uncached += 1
                 for part in pages.ranges:
                     self._files.want_soon(part)
+                in_place += pages.ranges
                 continue
             addresses = self._make_room(pages, placement.victims)
             entry = _Held(Arrival(len(pages.inner)), Arrival(len(pages.outer)))
@@ -119,6 +121,8 @@ class ExpertCache:
         # What is needed last is read last.
         for part, address, arrival in late:
             self._reader.start(part, address, arrival)
+        for part in in_place:
+            self._reader.require_intact(part, self._files.address(part))
 
     def _make_room(self, pages: ExpertPages, victims: Sequence[ExpertKey]) -> list[int]:
         """Anonymous memory over `pages`, one address a range: a victim's where its ranges are as long, else new."""

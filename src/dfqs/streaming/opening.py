@@ -21,6 +21,7 @@ from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.policy import ChoiceLog
 from dfqs.streaming.reader import Arrival, PageReader
 from dfqs.streaming.stream import ExpertStream, ExpertTables
+from dfqs.streaming.verification import Recorded, SliceCheck
 
 _RESIDENT_PIECE_BYTES = 16 << 20
 _TIMED_RANGE_BYTES, _TIMED_BYTES = 1 << 20, 32 << 20
@@ -38,6 +39,8 @@ class ExpertsOnDisk:
     """What the disk gave while the part that stays was read; None where too little was read to tell."""
     _files: MappedFiles
     _reader: PageReader
+    check: SliceCheck | None = None
+    """What holds the bytes against a manifest, where that was asked for."""
 
     def figures(self) -> StreamFigures:
         """What streaming did up to now."""
@@ -52,6 +55,7 @@ class ExpertsOnDisk:
             tokens=self.stream.tokens,
             passes_s=self.stream.passes_s,
             disk_bytes_per_s=self.disk_bytes_per_s,
+            checked=self.check.checked if self.check is not None else None,
         )
 
     def close(self) -> None:
@@ -94,6 +98,7 @@ def open_streamed(
     *,
     log: ChoiceLog | None = None,
     copies_borders: bool = True,
+    recorded: Recorded | None = None,
     progress: Progress = no_progress,
 ) -> StreamedModel:
     """Load a model so that at most `cache_bytes` of its experts are in memory, beside the part that stays.
@@ -102,11 +107,13 @@ def open_streamed(
         paths: the file, or all shards of a set in their order.
         log: is told of every choice of a layer.
         copies_borders: copy pages that two slices share with what stays; else they are left to the page cache.
+        recorded: what the bytes that are read have to be.
         progress: in bytes of the part that stays.
 
     Raises:
         UsageError: there is nothing to stream in this model.
         RuntimeFailure: llama.cpp refused the file, or did not map it.
+        IntegrityError: a tensor that stays is not as recorded.
     """
     layout = plan_streaming(paths)
     with lazy_mapping(library.path) as is_lazy:
@@ -114,7 +121,14 @@ def open_streamed(
         model = Model(library, paths[0], load_mode="mmap", gpu_layers=0, repack=False)
     try:
         experts = stream_mapped(
-            layout, paths, cache_bytes, is_lazy=is_lazy, log=log, copies_borders=copies_borders, progress=progress
+            layout,
+            paths,
+            cache_bytes,
+            is_lazy=is_lazy,
+            log=log,
+            copies_borders=copies_borders,
+            recorded=recorded,
+            progress=progress,
         )
         model.callback = experts.stream
         return StreamedModel(model, experts)
@@ -143,6 +157,7 @@ def stream_mapped(
     is_lazy: bool,
     log: ChoiceLog | None = None,
     copies_borders: bool = True,
+    recorded: Recorded | None = None,
     progress: Progress = no_progress,
 ) -> ExpertsOnDisk:
     """Stream the experts of a model that this process has mapped.
@@ -150,10 +165,11 @@ def stream_mapped(
     Args:
         layout: of the files at `paths`.
         is_lazy: nothing was read when they were mapped.
-        log, copies_borders, progress: as `open_streamed` takes them.
+        log, copies_borders, recorded, progress: as `open_streamed` takes them.
 
     Raises:
         RuntimeFailure: the files are not mapped, or cannot be read.
+        IntegrityError: a tensor that stays is not as recorded.
     """
     files = MappedFiles(paths)
     reader = PageReader(paths)
@@ -162,9 +178,13 @@ def stream_mapped(
             for pages in expert.ranges:
                 files.forget(pages)
     rate = _make_resident(layout, files, reader, copies_borders, progress)
+    check = SliceCheck(recorded, layout, files, paths) if recorded is not None else None
+    if check is not None:
+        check.check_resident()
+        reader.inspect = check.check_slice
     cache = ExpertCache(layout, files, reader, cache_bytes, log)
     stream = ExpertStream(layout, files, reader, cache, _read_tables(paths))
-    return ExpertsOnDisk(stream, layout, rate, files, reader)
+    return ExpertsOnDisk(stream, layout, rate, files, reader, check)
 
 
 def _make_resident(

@@ -4,11 +4,12 @@ import ctypes
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import RuntimeFailure
+from dfqs.errors import DfqsError, RuntimeFailure
+from dfqs.storage.identity import FileStamp, describe_change, settled_stamp
 from dfqs.streaming.layout import PageRange
 
 THREADS = 8
@@ -26,7 +27,7 @@ class Arrival:
         self._left = reads
         self._lock = threading.Lock()
         self._done = threading.Event()
-        self._error: str | None = None
+        self._error: str | DfqsError | None = None
         if not reads:
             self._done.set()
 
@@ -34,7 +35,7 @@ class Arrival:
     def is_done(self) -> bool:
         return self._done.is_set()
 
-    def count_down(self, error: str | None) -> None:
+    def count_down(self, error: str | DfqsError | None) -> None:
         """One read is over."""
         with self._lock:
             self._error = self._error or error
@@ -47,10 +48,11 @@ class Arrival:
 
         Raises:
             RuntimeFailure: the disk or the file failed.
+            IntegrityError: the bytes are not those that they have to be.
         """
         self._done.wait()
         if self._error:
-            raise RuntimeFailure(self._error)
+            raise self._error if isinstance(self._error, DfqsError) else RuntimeFailure(self._error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,13 @@ class PageReader:
     """
 
     def __init__(self, paths: Sequence[Path], threads: int = THREADS) -> None:
+        self.inspect: Callable[[PageRange, int], DfqsError | None] | None = None
+        """Asked of all that was read, before anybody has it; what it returns is raised where that is waited for."""
         self._paths = tuple(paths)
         self._buffered = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
         self._direct = [_open_direct(path) for path in paths]
         self._sizes = [os.fstat(handle).st_size for handle in self._buffered]
-        self._stamps = [_stamp(handle) for handle in self._buffered]
+        self._stamps = [settled_stamp(handle) for handle in self._buffered]
         self._queue: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
         for thread in self._threads:
@@ -87,14 +91,26 @@ class PageReader:
         """Begin to read `pages` to `address`, which must be whole pages of memory."""
         self._queue.put(_Read(pages, address, arrival))
 
+    def require_intact(self, pages: PageRange, address: int) -> None:
+        """Ask `inspect` of pages that came into memory in another way.
+
+        Raises:
+            IntegrityError: the bytes are not those that they have to be.
+        """
+        if self.inspect is not None and (error := self.inspect(pages, address)) is not None:
+            raise error
+
     def require_unchanged(self) -> None:
         """
         Raises:
-            RuntimeFailure: a file was written to or cut since it was opened; what was computed with it may be wrong.
+            RuntimeFailure: a file was written to, cut or replaced since it was opened; what was computed with it may be
+                wrong.
         """
         for path, handle, stamp in zip(self._paths, self._buffered, self._stamps, strict=True):
-            if _stamp(handle) != stamp:
-                raise RuntimeFailure(f"{path} changed while it was in use; load it again")
+            found = FileStamp.of(os.fstat(handle))
+            if found != stamp:
+                what = describe_change(path, stamp) or "its attributes changed"
+                raise RuntimeFailure(f"{path} is not what it was when it was loaded: {what}; load it again")
 
     def close(self) -> None:
         """End the threads and close the files."""
@@ -109,8 +125,8 @@ class PageReader:
         while (read := self._queue.get()) is not None:
             read.arrival.count_down(self._fill(read))
 
-    def _fill(self, read: _Read) -> str | None:
-        """Read one range; a sentence where that failed."""
+    def _fill(self, read: _Read) -> str | DfqsError | None:
+        """Read one range; what is wrong where that failed."""
         pages = read.pages
         # The last page of a file may reach past its end.
         length = min(pages.length, self._sizes[pages.file] - pages.offset)
@@ -130,7 +146,7 @@ class PageReader:
                 why = os.strerror(ctypes.get_errno()) if got < 0 else "it ends earlier than it did"
                 return f"{self._paths[pages.file]} cannot be read at byte {pages.offset + done:,}: {why}"
             done += got
-        return None
+        return self.inspect(pages, read.address) if self.inspect is not None else None
 
 
 def _open_direct(path: Path) -> int | None:
@@ -138,8 +154,3 @@ def _open_direct(path: Path) -> int | None:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
         return None
-
-
-def _stamp(handle: int) -> tuple[int, int, int]:
-    status = os.fstat(handle)
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -21,6 +21,7 @@ from dfqs.runtime.library import Library
 from dfqs.runtime.loading import StreamFigures
 from dfqs.streaming.lazy_map import lazy_mapping
 from dfqs.streaming.opening import ExpertsOnDisk, plan_streaming, stream_mapped
+from dfqs.streaming.verification import Recorded
 
 
 class ServedExperts:
@@ -28,20 +29,27 @@ class ServedExperts:
 
     Args:
         paths: the file that the server loads, or all shards of the set in their order.
-        copies_borders, progress: as `open_streamed` takes them.
+        copies_borders, progress, recorded: as `open_streamed` takes them.
 
     Raises:
         UsageError: there is nothing to stream in this model.
     """
 
     def __init__(
-        self, library: Library, paths: Sequence[Path], cache_bytes: int, copies_borders: bool, progress: Progress
+        self,
+        library: Library,
+        paths: Sequence[Path],
+        cache_bytes: int,
+        copies_borders: bool,
+        progress: Progress,
+        recorded: Recorded | None = None,
     ) -> None:
         self._library = library
         self._paths = tuple(paths)
         self._cache_bytes = cache_bytes
         self._copies_borders = copies_borders
         self._progress = progress
+        self._recorded = recorded
         self._layout = plan_streaming(paths)
         self._is_lazy = False
         self._is_loading = True
@@ -108,6 +116,7 @@ class ServedExperts:
             self._cache_bytes,
             is_lazy=self._is_lazy,
             copies_borders=self._copies_borders,
+            recorded=self._recorded,
             progress=self._progress,
         )
         self._experts.stream.attach(self._library)
