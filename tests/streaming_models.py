@@ -36,6 +36,8 @@ def write_wide_moe(path: Path, tokenizer_from: Path, architecture: str) -> Path:
 
 def _wide_layer(family: Family, layer: int) -> Shapes:
     def widened(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if name == "attn_sinks":
+            return (WIDE // HEAD,)
         expert = "exps" in name or "shexp" in name
         return tuple(WIDE if n == 64 or (expert and n == EXPERT_LENGTH) else n for n in shape)
 

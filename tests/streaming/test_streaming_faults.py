@@ -155,7 +155,6 @@ from dfqs.runtime import Worker
 def crowd(worker):
     Path(f"/proc/{{worker.pid}}/oom_score_adj").write_text("1000")
     if os.fork() == 0:
-        Path("/proc/self/oom_score_adj").write_text("-900")
         held = []
         for _ in range(200):
             held.append(bytearray(os.urandom(1) * (4 << 20)))

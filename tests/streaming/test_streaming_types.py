@@ -79,7 +79,11 @@ def check(
     assert assert_the_same(worker, target) > 200
 
 
-@pytest.mark.parametrize("case", QUICK, ids=lambda case: "-".join(map(str, case)))
+def name_of(case: tuple[str, GGMLType, int]) -> str:
+    return f"{case[0]}-{case[1].name}-{case[2]}"
+
+
+@pytest.mark.parametrize("case", QUICK, ids=name_of)
 def test_experts_stream_to_the_same_bits_in_the_types_that_people_store_them_in(
     worker: Worker,
     sources: Path,
@@ -92,7 +96,7 @@ def test_experts_stream_to_the_same_bits_in_the_types_that_people_store_them_in(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MATRIX, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("case", MATRIX, ids=name_of)
 def test_every_family_in_every_type_streams_to_the_same_bits(
     worker: Worker,
     sources: Path,
