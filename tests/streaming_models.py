@@ -44,10 +44,24 @@ def _wide_layer(family: Family, layer: int) -> Shapes:
     return {name: widened(name, shape) for name, shape in family.layer(layer).items()}
 
 
+def _random_iq1_s(tensor: TensorInfo) -> bytes:
+    """Blocks of IQ1_S: a half-precision scale and 48 bytes of grid indices and signs, every one of which is valid.
+
+    Quantizing to it takes half a minute a megabyte of weights. Layout: llama.cpp, `block_iq1_s` in `ggml-common.h`.
+    """
+    blocks = tensor_length(GGMLType.IQ1_S, tensor.shape) // 50
+    rng = np.random.default_rng([*tensor.name.encode()])
+    data = rng.integers(0, 256, (blocks, 50), np.uint8)
+    scales = (0.02 + 0.02 * rng.random(blocks)).astype("<f2")
+    data[:, :2] = scales.view(np.uint8).reshape(-1, 2)
+    return data.tobytes()
+
+
 def quantize_experts(worker: WorkerContext, source: Path, target: Path, type_: GGMLType, alignment: int) -> None:
-    """In a worker: copy a model of F16 experts with its experts in another type, aligned otherwise."""
+    """In a worker: copy a model of F16 experts with its experts in another type, aligned otherwise (IQ1_S: others)."""
     kernels = Kernels(worker.library)
-    kernels.prepare(type_)
+    if type_ is not GGMLType.IQ1_S:
+        kernels.prepare(type_)
     with GGUFFile(source) as file:
         header = file.header
         keys = [header.raw_entry(entry) for entry in header.entries if entry.name != "general.alignment"]
@@ -55,6 +69,9 @@ def quantize_experts(worker: WorkerContext, source: Path, target: Path, type_: G
         def read(tensor: TensorInfo, kind: GGMLType) -> Iterator[bytes]:
             if kind is tensor.type:
                 yield file.read_tensor(tensor.name)
+                return
+            if kind is GGMLType.IQ1_S:
+                yield _random_iq1_s(tensor)
                 return
             rows = file.dequantized(tensor.name).reshape(-1, tensor.shape[0])
             importance = np.ones(tensor.shape[0], np.float32)
