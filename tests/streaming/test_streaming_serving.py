@@ -173,14 +173,14 @@ def test_served_within_a_group_of_its_memory_it_tells_what_streams_and_a_changed
             file.write(b"\x55")
         status, refusal = post(document["url"] + "/completion", asked)
         assert status == 500
-        assert f"{model} changed while it was in use" in refusal["error"]["message"]
+        assert f"{model} is not what it was when it was loaded" in refusal["error"]["message"]
         assert running.wait() == 3
         errors = running.errors()
         if group is not None:
             counts = (group / "memory.oom_control", group / "memory.events")
             assert "oom_kill 0" in next(path for path in counts if path.exists()).read_text()
     assert "streaming experts from disk" in errors
-    assert "changed while it was in use; load it again" in json.loads(errors.splitlines()[-1])["message"]
+    assert "it was written to; load it again" in json.loads(errors.splitlines()[-1])["message"]
     assert "Traceback" not in errors
 
 
