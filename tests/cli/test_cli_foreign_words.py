@@ -93,6 +93,7 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
         "ladder": [*[[path, folder / "ladder", "--classes", SAID] for path in every]],
         "imatrix": [*[[path, "-o", missing, "--dry-run"] for path in every], [model, "-o", model]],
         "perplexity": [*[[path, "--dry-run"] for path in every], [model, "--reference", text, "--text", text]],
+        "runtime": [["use", SAID], ["use", missing], ["install", SAID], ["install", "--library", folder]],
         "run": [*[[path, "-p", SAID] for path in others]],
         "chat": [*[[path] for path in others]],
         "tune": [*[[path] for path in others], [model, "--show"], [model, "--budget", SAID]],

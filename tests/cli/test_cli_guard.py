@@ -23,7 +23,7 @@ from report_documents import MODEL
 from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
 SET = ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf")
-NO_OUTPUT = {"inspect", "verify", "find", "run", "chat", "serve", "report", "tune"}
+NO_OUTPUT = {"inspect", "verify", "find", "tune", "runtime", "run", "chat", "serve", "report"}
 """Verbs that write no file where the user says; `report` writes beside the results that it reads."""
 
 

@@ -13,9 +13,10 @@ from dfqs.model.files import open_model
 from dfqs.planning import tuning as kept
 from dfqs.planning.settings import RunSettings, default_settings
 from dfqs.planning.trials import Workload, run_trials
-from dfqs.planning.tuning import Tuning, find_tuning, identify_model, identify_runtime, store_tuning
+from dfqs.planning.tuning import Tuning, find_tuning, identify_model, store_tuning
 from dfqs.planning.use import choose_tuned
 from dfqs.records import read_json
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.loading import InMemory
 from dfqs.runtime.requests import ContextSettings
 from fixtures_moe import write_tiny_moe
@@ -46,7 +47,7 @@ def tuning_of(path: Path, **changes: object) -> Tuning:
     found = {
         "model": identify_model(open_model(path)),
         "machine": read_machine().speed_conditions(),
-        "runtime": identify_runtime(),
+        "runtime": runtime_name(),
         "busy": False,
         "streamed": False,
         "defaults": defaults,
@@ -84,7 +85,7 @@ def test_a_record_is_found_under_its_own_conditions_and_under_no_others(
     assert find_tuning(model, streamed=False) == tuning
     assert find_tuning(model, streamed=True) is None
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(kept, "identify_runtime", lambda: "another build")
+        elsewhere.setattr(kept, "runtime_name", lambda: "another build")
         assert find_tuning(model, streamed=False) is None
     with monkeypatch.context() as busy:
         busy.setattr(kept, "free_cpus", lambda _: 0.5)

@@ -1,6 +1,7 @@
 """The guards around the native library: where it may be loaded, and which."""
 
 import ctypes
+import hashlib
 import importlib.metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 import runtime_functions
 from dfqs import hardware
 from dfqs.errors import RuntimeFailure, UsageError
-from dfqs.runtime import Worker, abi, library
+from dfqs.runtime import Worker, abi, choice, library
+from dfqs.runtime.builds import WHEEL
 from dfqs.runtime.library import NativeLog, check_layout
 from dfqs.runtime.omp_policy import LoadSample, settle_wait_policy
 from runtime_functions import WORKER_ENV
@@ -33,7 +35,7 @@ def test_another_version_of_the_wheel_is_refused_with_the_command_that_helps(mon
     monkeypatch.setattr(importlib.metadata, "version", lambda _name: "2027.1.1")
 
     with pytest.raises(RuntimeFailure, match=r"xllamacpp 2027\.1\.1 .* pip install xllamacpp==2026\.10\.11549"):
-        library.find_library()
+        choice.find_library()
 
 
 def test_a_missing_wheel_is_said_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,21 +45,23 @@ def test_a_missing_wheel_is_said_with_the_command_that_helps(monkeypatch: pytest
     monkeypatch.setattr(importlib.metadata, "version", missing)
 
     with pytest.raises(RuntimeFailure, match="not installed; run: pip install"):
-        library.find_library()
+        choice.find_library()
 
 
 def test_a_library_named_by_the_environment_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DFQS_LLAMA_LIBRARY", str(tmp_path / "libllama.so"))
 
     with pytest.raises(UsageError, match=r"names no file: .*libllama\.so"):
-        library.find_library()
+        choice.find_library()
 
 
-def test_a_record_says_when_another_build_stood_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert library.runtime_name() == "xllamacpp 2026.10.11549"
+def test_a_record_says_when_another_build_stood_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert choice.runtime_name() == "xllamacpp 2026.10.11549"
+    assert choice.runtime_and_release() == "llama.cpp b11549 (xllamacpp 2026.10.11549)"
 
-    monkeypatch.setenv("DFQS_LLAMA_LIBRARY", "/opt/libllama.so")
-    assert library.runtime_name() == "xllamacpp 2026.10.11549, another build (DFQS_LLAMA_LIBRARY)"
+    (tmp_path / "libllama.so").write_bytes(b"a build")
+    monkeypatch.setenv("DFQS_LLAMA_LIBRARY", str(tmp_path / "libllama.so"))
+    assert choice.runtime_name() == f"own build, sha256 {hashlib.sha256(b'a build').hexdigest()[:12]}"
 
 
 @pytest.mark.parametrize("other", ["not a library", "libm"])
@@ -97,7 +101,7 @@ def fake_library(**changes: Any) -> Any:
 
 
 def test_the_pinned_layout_passes_its_own_guards() -> None:
-    check_layout(fake_library())
+    check_layout(fake_library(), WHEEL)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_the_pinned_layout_passes_its_own_guards() -> None:
 )
 def test_a_structure_that_has_shifted_is_noticed_by_its_defaults(change: str, value: Any) -> None:
     with pytest.raises(RuntimeFailure, match="not the build dfqs knows"):
-        check_layout(fake_library(**{change: value}))
+        check_layout(fake_library(**{change: value}), WHEEL)
 
 
 def test_structures_have_the_sizes_and_offsets_of_the_pinned_header() -> None:
@@ -126,6 +130,7 @@ def test_structures_have_the_sizes_and_offsets_of_the_pinned_header() -> None:
         "Tensor": 336,
         "ModelParams": 80,
         "ContextParams": 168,
+        "ContextParamsV050": 160,
         "Batch": 56,
     }
     assert abi.ContextParams.cb_eval.offset == 88

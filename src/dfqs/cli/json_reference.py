@@ -54,6 +54,8 @@ WHERE = {
     "dfqs.route-trace/1": "stored as the header of a trace (docs/route-trace-format.md)",
     "dfqs.run-record/1": "stored as `run.json` of a run of `dfqs eval`",
     "dfqs.run/1": "`dfqs run --json`; `dfqs chat --json`, a line each",
+    "dfqs.runtime-choice/1": "stored in the cache: the llama.cpp that `dfqs runtime use` chose",
+    "dfqs.runtime/1": "`dfqs runtime --json`",
     "dfqs.serve/1": "`dfqs serve --json`, when it is ready",
     "dfqs.split/1": "`dfqs split --json`",
     "dfqs.tuning/1": "`dfqs tune --json`; stored in the cache: settings for a model on a machine",

@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "imatrix": "Measure which weights matter, per expert, for quantizing.",
     "perplexity": "Measure per-token loss, and divergence from a reference.",
     "tune": "Find the settings that make a model fastest on this machine, and keep them.",
+    "runtime": "Show which llama.cpp is used, and install or choose another build.",
     "run": "Answer one prompt, with tokens per second.",
     "chat": "Talk with a model in the terminal.",
     "serve": "Serve a model over HTTP (OpenAI-compatible, with a web page) on this machine.",
@@ -75,7 +76,9 @@ def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer
             continue
         module = _verb_module(verb)
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=verb, help=help_text)
+            # A verb that does something by itself too says more.
+            own_help = {} if module.app.registered_callback else {"help": help_text}
+            app.add_typer(module.app, name=verb, short_help=help_text, **own_help)
         else:
             app.command(verb, short_help=help_text)(module.command)
     return app

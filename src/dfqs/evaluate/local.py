@@ -17,7 +17,7 @@ from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
-from dfqs.runtime.library import PACKAGE, installed_version
+from dfqs.runtime.choice import runtime_name
 
 ANSWER_CONTEXT_TOKENS = 2048
 """Of the context that reasoning and code are answered in: the longest prompt and the longest answer fit."""
@@ -82,7 +82,7 @@ class LocalAnswerer:
             template_sha256=self._opened.template_sha256,
             thinking=self._opened.thinking,
             numerics=Numerics(),
-            runtime=f"llama.cpp in {PACKAGE} {installed_version()}",
+            runtime=f"llama.cpp in {runtime_name()}",
             context_tokens=min(self._opened.trained_context_tokens, self._max_context),
             notices=tuple(notices),
         )

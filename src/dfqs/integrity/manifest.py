@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,10 +12,9 @@ from dfqs.errors import FormatError, UsageError
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
-from dfqs.records import Document, Record, read_json, write_json
+from dfqs.records import Document, Record, Sha256, read_json, write_json
 from dfqs.storage.atomic import check_writable_target
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FETCH = "Fetch or merge the model again; `dfqs pull` and `dfqs merge` check what they write."
 _LISTED = 20
 _FEW = 3

@@ -27,9 +27,9 @@ from dfqs.planning.tuning import (
     Tuning,
     describe_settings,
     identify_model,
-    identify_runtime,
 )
 from dfqs.progress import Progress, no_progress
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.loading import LoadOrder
 from dfqs.units import format_duration
 
@@ -220,7 +220,7 @@ def _record(
     return Tuning(
         model=identify_model(job.model),
         machine=job.machine.speed_conditions(),
-        runtime=identify_runtime(),
+        runtime=runtime_name(),
         busy=others >= BUSY_CPUS,
         other_cpus=others,
         streamed=job.order is not None,

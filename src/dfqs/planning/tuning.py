@@ -22,7 +22,7 @@ from dfqs.planning.halving import Ratio
 from dfqs.planning.numerics import OutputNoise
 from dfqs.planning.settings import RunSettings
 from dfqs.records import Amount, AtLeastOne, Document, Record, Text, Whole, read_json, sha256_of, write_json
-from dfqs.runtime.library import LIBRARY_VARIABLE, find_library, runtime_name
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.omp_policy import LoadSample, free_cpus
 from dfqs.storage.cache import cache_directory
 
@@ -136,19 +136,6 @@ def identify_model(model: ModelFiles) -> TunedModel:
     return TunedModel(name=model.name, sampled_sha256=digest, file_bytes=model.file_bytes)
 
 
-def identify_runtime() -> str:
-    """The runtime's name; of another build than the wheel's, its bytes too.
-
-    Raises:
-        RuntimeFailure: it is not installed.
-    """
-    name = runtime_name()
-    if os.environ.get(LIBRARY_VARIABLE):
-        with find_library().open("rb") as file:
-            name += f", SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-    return name
-
-
 def tuning_path(model: TunedModel, machine: dict[str, Any], runtime: str, *, busy: bool, streamed: bool) -> Path:
     """Where the record of these conditions lies, if there is one."""
     key = sha256_of([model.sampled_sha256, machine, runtime, busy, streamed])
@@ -175,7 +162,7 @@ def find_tuning(model: ModelFiles, *, streamed: bool) -> Tuning | None:
             # Who never tuned pays for nothing.
             return None
         since = LoadSample()
-        identity, machine, runtime = identify_model(model), read_machine().speed_conditions(), identify_runtime()
+        identity, machine, runtime = identify_model(model), read_machine().speed_conditions(), runtime_name()
         busy = (os.cpu_count() or 1) - free_cpus(since) >= BUSY_CPUS
         found = read_json(tuning_path(identity, machine, runtime, busy=busy, streamed=streamed), Tuning)
         same = (found.model.sampled_sha256, found.machine, found.runtime, found.busy, found.streamed)

@@ -7,7 +7,6 @@ the first window scores all of its tokens. Every token is scored once. `measure_
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +33,8 @@ from dfqs.quantize.logits_file import (
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.library import LIBRARY_VARIABLE, PINNED_VERSION
 from dfqs.runtime.worker_context import WorkerContext
 
 WINDOW_TOKENS, STRIDE_TOKENS = 512, 256
@@ -64,7 +63,7 @@ class PerplexityJob:
         status = {str(path.absolute()): path.stat() for path in open_model(self.model).paths}
         files = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
         text = hashlib.sha256(self.text.encode()).hexdigest()
-        return sha256_of([files, text, self.window_tokens, self.stride_tokens, self.max_tokens, _runtime_name()])
+        return sha256_of([files, text, self.window_tokens, self.stride_tokens, self.max_tokens, runtime_name()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +177,7 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
             vocabulary=model.vocab_size,
             window_tokens=job.window_tokens,
             stride_tokens=job.stride_tokens,
-            numerics=f"flash attention off, f16 cache, ubatch {job.window_tokens}, {_runtime_name()}",
+            numerics=f"flash attention off, f16 cache, ubatch {job.window_tokens}, {runtime_name()}",
         )
         targets = np.array(tokens[1:], np.int32)
         if reference is not None:
@@ -247,11 +246,6 @@ def most_probable(log_p: Float32, count: int) -> NDArray[np.int64]:
     else:
         candidates = np.arange(len(log_p))
     return candidates[np.argsort(-log_p[candidates], kind="stable")[:count]]
-
-
-def _runtime_name() -> str:
-    other = " (another build)" if os.environ.get(LIBRARY_VARIABLE) else ""
-    return f"xllamacpp {PINNED_VERSION}{other}"
 
 
 class _Scorer:

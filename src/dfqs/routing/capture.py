@@ -17,12 +17,11 @@ from dfqs.routing.tap import BatchToken, RouterTap, Routing, decode_batch
 from dfqs.routing.trace import RouteConditions, TraceChunk, TraceHeader
 from dfqs.routing.tracefile import TraceWriter
 from dfqs.runtime import Worker
+from dfqs.runtime.choice import runtime_and_release
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.library import PACKAGE, PINNED_VERSION
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import atomic_writer
 
-RUNTIME = f"llama.cpp b{PINNED_VERSION.rpartition('.')[2]} ({PACKAGE} {PINNED_VERSION})"
 REFERENCE: dict[str, Any] = {
     "n_batch": 512,
     "n_ubatch": 512,
@@ -92,7 +91,7 @@ def capture_trace(
                 hash_layers=tuple(layer for layer in hash_layers if layer in layers),
                 scores=event.pop("scores"),
                 source=None if source is None else as_words(source),
-                conditions=RouteConditions(runtime=RUNTIME, processor=processor_name(), **event),
+                conditions=RouteConditions(runtime=runtime_and_release(), processor=processor_name(), **event),
             )
             writer = TraceWriter(file, header)
 

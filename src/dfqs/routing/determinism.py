@@ -16,13 +16,14 @@ from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
 from dfqs.routing import load
-from dfqs.routing.capture import REFERENCE, RUNTIME, processor_name
+from dfqs.routing.capture import REFERENCE, processor_name
 from dfqs.routing.fitting import fit_requests, fit_text
 from dfqs.routing.identity import ModelIdentity, read_identity
 from dfqs.routing.numbers import require_choice
 from dfqs.routing.prompts import LOAD_TEXTS, packaged_prompt
 from dfqs.routing.runs import Agreement, RoutingRun, compare_runs, lowest_share
 from dfqs.runtime import Worker
+from dfqs.runtime.choice import runtime_and_release
 
 LOAD_VERSION = 1
 ANSWER_TOKENS = 32
@@ -126,7 +127,7 @@ class RouteCheck(Document):
     schema_: Literal["dfqs.route-check/1"] = Field(default="dfqs.route-check/1", alias="schema")
     earlier_keys = (("format", "schema"),)
     model: ModelIdentity
-    runtime: str = RUNTIME
+    runtime: str = Field(default_factory=runtime_and_release)
     processor: str | None
     threads: int
     layers: tuple[int, ...]

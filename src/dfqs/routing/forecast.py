@@ -13,7 +13,7 @@ from dfqs.hardware import default_threads
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document
-from dfqs.routing.capture import RUNTIME, processor_name
+from dfqs.routing.capture import processor_name
 from dfqs.routing.determinism import Condition, run_condition
 from dfqs.routing.fitting import fit_text
 from dfqs.routing.identity import ModelIdentity, read_groups, read_identity
@@ -34,6 +34,7 @@ from dfqs.routing.numbers import require_choice
 from dfqs.routing.prompts import packaged_prompt
 from dfqs.routing.runs import RoutingRun
 from dfqs.runtime import Worker
+from dfqs.runtime.choice import runtime_and_release
 
 FIT_TEXT, TEST_TEXT = "first", "second"
 FORECAST_TOKENS = 700
@@ -54,7 +55,7 @@ class MarginReport(Document):
     schema_: Literal["dfqs.route-margins/1"] = Field(default="dfqs.route-margins/1", alias="schema")
     earlier_keys = (("format", "schema"),)
     model: ModelIdentity
-    runtime: str = RUNTIME
+    runtime: str = Field(default_factory=runtime_and_release)
     processor: str | None
     threads: int
     tokens: int

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from dfqs.errors import UsageError, printable
 from dfqs.gguf import FileSource, GGMLType, Header
 from dfqs.gguf.shard import Shard
 from dfqs.model.files import ModelFiles
 from dfqs.model.spec import Role, tensor_layer, tensor_role
-from dfqs.records import Record
+from dfqs.records import Record, Sha256
 from dfqs.runtime.checks import check_model
 
 PIECE_BYTES = 1 << 20
@@ -28,7 +28,6 @@ def _check_words(text: str) -> str:
 
 Words = Annotated[str, AfterValidator(_check_words)]
 """Text from a file that a stranger may have made: safe to print on a terminal."""
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def as_words(text: str) -> str:

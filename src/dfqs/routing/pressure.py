@@ -19,7 +19,7 @@ from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
-from dfqs.routing.capture import REFERENCE, RUNTIME, load_model, processor_name
+from dfqs.routing.capture import REFERENCE, load_model, processor_name
 from dfqs.routing.coherence import jaccard, router_distribution
 from dfqs.routing.identity import ModelIdentity, read_identity
 from dfqs.routing.load import decode_runs
@@ -29,6 +29,7 @@ from dfqs.routing.runs import RoutingRun, same_sets
 from dfqs.routing.stats import entropy_bits, one_hot
 from dfqs.routing.tap import BatchToken, RouterTap
 from dfqs.runtime import Worker
+from dfqs.runtime.choice import runtime_and_release
 from dfqs.runtime.context import Context
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -61,7 +62,7 @@ class PressureReport(Document):
     schema_: Literal["dfqs.route-pressure/1"] = Field(default="dfqs.route-pressure/1", alias="schema")
     earlier_keys = (("format", "schema"),)
     model: ModelIdentity
-    runtime: str = RUNTIME
+    runtime: str = Field(default_factory=runtime_and_release)
     processor: str | None
     settings: dict[str, str | int | bool]
     perturbed: dict[str, str | int | bool]

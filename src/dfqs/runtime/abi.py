@@ -1,8 +1,9 @@
-"""The C interface of llama.cpp b11549 as ctypes sees it: structures and signatures, nothing else.
+"""The C interface of llama.cpp as ctypes sees it: structures and signatures, nothing else.
 
 Source: `include/llama.h`, `ggml/include/ggml.h` and `ggml/include/ggml-backend.h` of the sources that
-`xllamacpp==2026.10.11549` was built from. Sizes and offsets are pinned by `SIZES` and `OFFSETS` and checked when
-the library is loaded; a struct passed by value with a field too many does not fail, it corrupts.
+`xllamacpp==2026.10.11549` (b11549) was built from; what another known build has otherwise stands beside it
+(`dfqs.runtime.builds` says which build has which). Sizes and offsets are pinned by `SIZES` and `OFFSETS` and checked
+when the library is loaded; a struct passed by value with a field too many does not fail, it corrupts.
 """
 
 from __future__ import annotations
@@ -108,6 +109,12 @@ class ContextParams(ctypes.Structure):
     ]
 
 
+class ContextParamsV050(ctypes.Structure):
+    """`struct llama_context_params` of llama.cpp v0.5.0: without the cache of experts for GPUs."""
+
+    _fields_ = [field for field in ContextParams._fields_ if field[0] != "moe_cache_size"]
+
+
 class Batch(ctypes.Structure):
     """`struct llama_batch`. `logits[i]` says whether logits of token `i` are wanted."""
 
@@ -128,13 +135,23 @@ class SamplerChainParams(ctypes.Structure):
     _fields_ = [("no_perf", c_bool)]
 
 
-SIZES: dict[type[ctypes.Structure], int] = {Tensor: 336, ModelParams: 80, ContextParams: 168, Batch: 56}
+SIZES: dict[type[ctypes.Structure], int] = {
+    Tensor: 336,
+    ModelParams: 80,
+    ContextParams: 168,
+    ContextParamsV050: 160,
+    Batch: 56,
+}
 OFFSETS: dict[tuple[type[ctypes.Structure], str], int] = {
     (ModelParams, "kv_overrides"): 64,
     (ContextParams, "cb_eval"): 88,
     (ContextParams, "type_k"): 104,
     (ContextParams, "abort_callback"): 120,
     (ContextParams, "samplers"): 144,
+    (ContextParamsV050, "cb_eval"): 88,
+    (ContextParamsV050, "type_k"): 104,
+    (ContextParamsV050, "abort_callback"): 112,
+    (ContextParamsV050, "samplers"): 136,
     (Tensor, "data"): 248,
     (Tensor, "name"): 256,
 }
@@ -156,6 +173,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [LOG_CALLBACK, c_void_p]),
     "ggml_tensor_overhead": (c_size_t, []),
+    "ggml_backend_reg_count": (c_size_t, []),
+    "ggml_backend_load_all_from_path": (None, [c_char_p]),
     # model
     "llama_model_default_params": (ModelParams, []),
     "llama_model_load_from_file": (c_void_p, [c_char_p, ModelParams]),

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dfqs.errors import UsageError
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.library import runtime_name
 from dfqs.runtime.loading import LoadOrder, StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
 from dfqs.runtime.sampling import Sampler

@@ -12,7 +12,8 @@ from typing import Any
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime import abi
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
-from dfqs.runtime.library import PACKAGE, bind_library, find_library
+from dfqs.runtime.choice import PACKAGE, find_wheel
+from dfqs.runtime.library import bind_library
 from dfqs.runtime.loading import InMemory, LoadOrder, ServerCompanion
 from dfqs.runtime.model import choice_of
 from dfqs.runtime.requests import ContextSettings
@@ -74,7 +75,7 @@ def run_server(worker: WorkerContext, settings: ServerSettings, engine: Path) ->
     Goes through the wheel's own Python module, so `worker.library` must not be loaded beside it: the module holds the
     interpreter's lock while it loads a model, and a log callback from another thread would wait for it forever.
     """
-    find_library()
+    find_wheel()
     policy = worker.settle_wait_policy()
     # Imported only now: the OpenMP library reads its environment when it is loaded.
     native = importlib.import_module(PACKAGE)

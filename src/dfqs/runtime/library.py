@@ -1,27 +1,23 @@
-"""Where the native library is, and loading it: only in a worker process, and only when it is the one we know.
+"""Loading the native library: only in a worker process, and only when it is a build that we know.
 
-The library is the shared object of the `xllamacpp` wheel (llama.cpp b11549). A C assert inside it kills the process
-it is in, so `load_library` refuses anywhere but in a worker. `DFQS_LLAMA_LIBRARY` may name another build of the same
-llama.cpp version (one compiled for this CPU, say); it passes the same guards.
+The library is the shared object of the `xllamacpp` wheel (llama.cpp b11549) unless another was chosen
+(`dfqs.runtime.choice`), which passes the same guards. A C assert inside it kills the process it is in, so
+`load_library` refuses anywhere but in a worker.
 """
 
 import ctypes
-import importlib.metadata
 import os
 import threading
 from collections import deque
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dfqs.errors import RuntimeFailure, UsageError, printable
+from dfqs.errors import RuntimeFailure, printable
 from dfqs.hardware import default_threads
 from dfqs.runtime import abi
+from dfqs.runtime.builds import BUILDS, WHEEL, Build, known_build
+from dfqs.runtime.choice import LIBRARY_VARIABLE, PACKAGE, PINNED_VERSION, find_library
 from dfqs.runtime.stop import StopFlag
-
-PACKAGE = "xllamacpp"
-PINNED_VERSION = "2026.10.11549"
-LLAMA_VERSION, GGML_VERSION = b"0.6.0-dev", b"0.26.0"
-LIBRARY_VARIABLE = "DFQS_LLAMA_LIBRARY"
 
 _LEVEL_DEBUG, _LEVEL_ERROR, _LEVEL_CONTINUE = 1, 4, 5
 _LOG_LINES = 4000
@@ -86,6 +82,7 @@ class Library(ctypes.CDLL):
     threads: int
     omp_wait_policy: str
     path: Path
+    build: Build
     _log_callback: Any
 
 
@@ -93,52 +90,6 @@ def allow_loading() -> None:
     """Say that this process is a worker. Called once, by `dfqs.runtime.worker_process`."""
     global _allowed
     _allowed = True
-
-
-def installed_version() -> str:
-    """Version of the installed wheel.
-
-    Raises:
-        RuntimeFailure: it is not installed.
-    """
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise RuntimeFailure(f"{PACKAGE} is not installed; run: pip install {PACKAGE}=={PINNED_VERSION}") from None
-
-
-def find_library() -> Path:
-    """Path of the shared object, found without importing it.
-
-    Raises:
-        RuntimeFailure: the wheel is missing or of another version, or has no shared object.
-        UsageError: `DFQS_LLAMA_LIBRARY` names no file.
-    """
-    chosen = os.environ.get(LIBRARY_VARIABLE)
-    if chosen:
-        if not Path(chosen).is_file():
-            raise UsageError(f"{LIBRARY_VARIABLE} names no file: {chosen}")
-        return Path(chosen).resolve()
-    version = installed_version()
-    if version != PINNED_VERSION:
-        raise RuntimeFailure(
-            f"{PACKAGE} {version} is installed, but dfqs knows the binary layout of {PINNED_VERSION} only; "
-            f"run: pip install {PACKAGE}=={PINNED_VERSION}"
-        )
-    for file in importlib.metadata.files(PACKAGE) or ():
-        if file.match(f"{PACKAGE}/{PACKAGE}*.so"):
-            return Path(str(file.locate())).resolve()
-    raise RuntimeFailure(f"{PACKAGE} {version} has no shared library in it; reinstall it")
-
-
-def runtime_name() -> str:
-    """The runtime as a record names it: package and version, and whether another build of it stands in.
-
-    Raises:
-        RuntimeFailure: the wheel is not installed.
-    """
-    name = f"{PACKAGE} {installed_version()}"
-    return f"{name}, another build ({LIBRARY_VARIABLE})" if os.environ.get(LIBRARY_VARIABLE) else name
 
 
 def load_library(stop: StopFlag | None = None) -> Library:
@@ -153,6 +104,11 @@ def load_library(stop: StopFlag | None = None) -> Library:
     library.threads, library.omp_wait_policy = default_threads(), os.environ.get("OMP_WAIT_POLICY", "default")
     library._log_callback = abi.LOG_CALLBACK(lambda level, text, _data: library.log.write(level, text))
     library.llama_log_set(library._log_callback, None)
+    if not library.ggml_backend_reg_count():
+        # A build whose kernels come as libraries of their own, of which it takes the best for this processor.
+        library.ggml_backend_load_all_from_path(os.fsencode(library.path.parent))
+        if not library.ggml_backend_reg_count():
+            raise RuntimeFailure(f"{library.path} has no kernels: no libggml-cpu*.so beside it runs on this processor")
     library.llama_backend_init()
     return library
 
@@ -173,8 +129,8 @@ def bind_library(path: Path) -> Library:
         hint = "" if _has_openmp() else "; install the system's libgomp1"
         raise RuntimeFailure(f"llama.cpp could not be loaded from {path}: {error}{hint}") from None
     library.path = path
-    _bind(library)
-    check_layout(library)
+    library.build = bind(library)
+    check_layout(library, library.build)
     return library
 
 
@@ -186,11 +142,31 @@ def _has_openmp() -> bool:
     return True
 
 
-def check_layout(library: ctypes.CDLL) -> None:
-    """Refuse a library whose structures are not those of `abi`.
+def bind(library: ctypes.CDLL) -> Build:
+    """Find out which build a library is, and give its functions their signatures.
 
     Raises:
-        RuntimeFailure: a version, a size or a default is not what the pinned build has.
+        RuntimeFailure: a function is missing, or it is no build that we know.
+    """
+    for name, (result, arguments) in abi.SIGNATURES.items():
+        _signed(library, name, result, arguments)
+    versions: tuple[bytes, bytes] = library.llama_version(), library.ggml_version()
+    build = known_build(*versions)
+    if build is None:
+        known = ", ".join(f"{build.release} ({build.llama_version.decode()})" for build in BUILDS)
+        _refuse(f"it is llama {versions[0]!r} with ggml {versions[1]!r}, and known are {known}")
+    if build is not WHEEL:
+        parameters = build.context_params
+        _signed(library, "llama_context_default_params", parameters, [])
+        _signed(library, "llama_init_from_model", ctypes.c_void_p, [ctypes.c_void_p, parameters])
+    return build
+
+
+def check_layout(library: ctypes.CDLL, build: Build) -> None:
+    """Refuse a library whose structures are not those that `abi` has for its build.
+
+    Raises:
+        RuntimeFailure: a size or a default is not what the build has.
     """
     for structure, size in abi.SIZES.items():
         if ctypes.sizeof(structure) != size:
@@ -199,8 +175,8 @@ def check_layout(library: ctypes.CDLL) -> None:
         if getattr(structure, field).offset != offset:
             _refuse(f"{structure.__name__}.{field} is at {getattr(structure, field).offset} here, not {offset}")
     versions = (library.llama_version(), library.ggml_version())
-    if versions != (LLAMA_VERSION, GGML_VERSION):
-        _refuse(f"it is llama {versions[0]!r} with ggml {versions[1]!r}, not {LLAMA_VERSION!r} with {GGML_VERSION!r}")
+    if versions != (build.llama_version, build.ggml_version):
+        _refuse(f"it is llama {versions[0]!r} with ggml {versions[1]!r}, and not {build.release}")
     overhead = library.ggml_tensor_overhead()
     if overhead != abi.SIZES[abi.Tensor] + abi.TENSOR_OBJECT_BYTES:
         _refuse(f"ggml_tensor_overhead() is {overhead}")
@@ -224,17 +200,16 @@ def check_layout(library: ctypes.CDLL) -> None:
             _refuse(f"its default {name} is {value}, not {expected}")
 
 
-def _bind(library: ctypes.CDLL) -> None:
-    for name, (result, arguments) in abi.SIGNATURES.items():
-        try:
-            function = getattr(library, name)
-        except AttributeError:
-            _refuse(f"it does not export {name}")
-        function.restype, function.argtypes = result, arguments
+def _signed(library: ctypes.CDLL, name: str, result: Any, arguments: list[Any]) -> None:
+    try:
+        function = getattr(library, name)
+    except AttributeError:
+        _refuse(f"it does not export {name}")
+    function.restype, function.argtypes = result, arguments
 
 
 def _refuse(reason: str) -> NoReturn:
     raise RuntimeFailure(
         f"this llama.cpp library is not the build dfqs knows ({PACKAGE} {PINNED_VERSION}): {reason}; "
-        f"reinstall {PACKAGE}, or unset {LIBRARY_VARIABLE}"
+        f"reinstall {PACKAGE}, or unset {LIBRARY_VARIABLE} and run 'dfqs runtime use wheel'"
     )

@@ -18,8 +18,8 @@ from dfqs.gguf import Header
 from dfqs.gguf.shard_names import ShardName
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.library import runtime_name
 from dfqs.runtime.log_lines import Buffer, parse_flash_attention
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker import Worker

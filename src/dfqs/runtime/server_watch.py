@@ -18,7 +18,7 @@ from typing import Any
 
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime.call_slots import exchanged, find_slots, slot_target
-from dfqs.runtime.library import PACKAGE, PINNED_VERSION, installed_version
+from dfqs.runtime.choice import PACKAGE, PINNED_VERSION, installed_version
 
 _BEFORE = 0x5EA1C0DE
 """For `cpuparams_batch.poll`, the last field before the callback."""

@@ -1,0 +1,249 @@
+"""Which llama.cpp this user runs: the wheel, a package that was installed, or a build of one's own.
+
+`DFQS_LLAMA_LIBRARY` (a path, the name of an installed package, or `wheel`) goes before what `dfqs runtime use` wrote
+down; without either it is the wheel. What was written down holds the hash of every file: a library that has changed
+since is refused, not loaded.
+"""
+
+import functools
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dfqs.errors import IntegrityError, RuntimeFailure, UsageError
+from dfqs.records import Document, Record, Sha256, Text, read_json, write_json
+from dfqs.runtime.builds import PACKAGES, WHEEL, Package
+from dfqs.storage.cache import cache_directory, cache_lock
+from dfqs.storage.hashing import hash_file
+
+PACKAGE = "xllamacpp"
+PINNED_VERSION = "2026.10.11549"
+LIBRARY_VARIABLE = "DFQS_LLAMA_LIBRARY"
+WHEEL_NAME = "wheel"
+_SHOWN_DIGITS = 12
+_UNKNOWN_RELEASE = "llama.cpp"
+
+
+class LibraryFile(Record):
+    """A file of a library, and what it held when it was chosen."""
+
+    path: Text
+    sha256: Sha256
+
+
+class RuntimeChoice(Document):
+    """What `dfqs runtime use` wrote down."""
+
+    schema_: Literal["dfqs.runtime-choice/1"] = Field(default="dfqs.runtime-choice/1", alias="schema")
+    name: Text
+    release: Text
+    library: Text
+    files: tuple[LibraryFile, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenLibrary:
+    """The library that a worker will load."""
+
+    name: str
+    """As records state it."""
+    release: str
+    """Of llama.cpp; without a number where only loading could tell."""
+    why: Literal["default", "environment", "chosen"]
+
+
+def installed_version() -> str:
+    """Version of the installed wheel.
+
+    Raises:
+        RuntimeFailure: it is not installed.
+    """
+    try:
+        return importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise RuntimeFailure(f"{PACKAGE} is not installed; run: pip install {PACKAGE}=={PINNED_VERSION}") from None
+
+
+def find_wheel() -> Path:
+    """Path of the wheel's shared object, found without importing it.
+
+    Raises:
+        RuntimeFailure: the wheel is missing or of another version, or has no shared object.
+    """
+    version = installed_version()
+    if version != PINNED_VERSION:
+        raise RuntimeFailure(
+            f"{PACKAGE} {version} is installed, but dfqs knows the binary layout of {PINNED_VERSION} only; "
+            f"run: pip install {PACKAGE}=={PINNED_VERSION}"
+        )
+    for file in importlib.metadata.files(PACKAGE) or ():
+        if file.match(f"{PACKAGE}/{PACKAGE}*.so"):
+            return Path(str(file.locate())).resolve()
+    raise RuntimeFailure(f"{PACKAGE} {version} has no shared library in it; reinstall it")
+
+
+def find_library() -> Path:
+    """Path of the library that a worker loads; its files are those that were chosen.
+
+    Raises:
+        RuntimeFailure: the wheel is missing or of another version.
+        UsageError: `DFQS_LLAMA_LIBRARY` names neither a file nor an installed package.
+        IntegrityError: what was chosen is gone or has changed.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named and named != WHEEL_NAME:
+        package = find_package(named)
+        return library_of(package) if package else find_own_library(Path(named), LIBRARY_VARIABLE)
+    choice = None if named else read_choice()
+    if choice is None:
+        return find_wheel()
+    check_files(choice)
+    return Path(choice.library)
+
+
+def chosen_library() -> ChosenLibrary:
+    """What the library that `find_library` leads to is called.
+
+    Raises:
+        UsageError: as `find_library`.
+        RuntimeFailure: the wheel is not installed.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named and named != WHEEL_NAME:
+        package = find_package(named)
+        if package is not None:
+            return ChosenLibrary(package.name, package.build.release, "environment")
+        path = find_own_library(Path(named), LIBRARY_VARIABLE)
+        return ChosenLibrary(_own_name(path), _UNKNOWN_RELEASE, "environment")
+    choice = None if named else read_choice()
+    if choice is not None:
+        return ChosenLibrary(choice.name, choice.release, "chosen")
+    name = f"{PACKAGE} {installed_version()}"
+    return ChosenLibrary(name, WHEEL.release, "environment" if named else "default")
+
+
+def runtime_name() -> str:
+    """The runtime as a record names it: package and version, or which build stands in for it.
+
+    Raises:
+        As `chosen_library`.
+    """
+    return chosen_library().name
+
+
+def runtime_and_release() -> str:
+    """The release of llama.cpp, with the package or build that carries it.
+
+    Raises:
+        As `chosen_library`.
+    """
+    chosen = chosen_library()
+    return f"{chosen.release} ({chosen.name})"
+
+
+def find_own_library(path: Path, said_by: str) -> Path:
+    """The shared object at `path`, which may be the folder of a build.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    if path.is_dir():
+        found = sorted(path.glob("libllama.so*")) or sorted(path.glob("libllama.v*.so"))
+        if not found:
+            raise UsageError(f"{said_by} names a folder without libllama.so: {path}")
+        return found[0].resolve()
+    if not path.is_file():
+        raise UsageError(f"{said_by} names no file: {path}")
+    return path.resolve()
+
+
+def read_choice() -> RuntimeChoice | None:
+    """What was written down; None: the wheel.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    path = _choice_path()
+    return read_json(path, RuntimeChoice) if path.is_file() else None
+
+
+def write_choice(choice: RuntimeChoice | None) -> None:
+    """Write down what is used from now on; None: the wheel.
+
+    Raises:
+        UsageError: the cache's directory cannot be written.
+    """
+    with cache_lock("runtimes"):
+        if choice is None:
+            _choice_path().unlink(missing_ok=True)
+            return
+        _choice_path().parent.mkdir(exist_ok=True)
+        write_json(_choice_path(), choice, overwrite=True)
+
+
+def choose_package(package: Package) -> RuntimeChoice:
+    """The record of an installed package.
+
+    Raises:
+        IntegrityError: a file of it is missing, or is not what was pinned.
+    """
+    folder = library_of(package).parent
+    files = tuple(LibraryFile(path=str(folder / name), sha256=digest) for name, digest in package.files)
+    library = str(library_of(package))
+    choice = RuntimeChoice(name=package.name, release=package.build.release, library=library, files=files)
+    check_files(choice)
+    return choice
+
+
+def choose_own(library: Path, release: str) -> RuntimeChoice:
+    """The record of a build of one's own: the library, and what lies beside it of ggml."""
+    beside = [path.resolve() for path in library.parent.glob("libggml*.so*")]
+    files = tuple(LibraryFile(path=str(path), sha256=hash_file(path)) for path in sorted({library, *beside}))
+    return RuntimeChoice(name=_own_name(library), release=release, library=str(library), files=files)
+
+
+def check_files(choice: RuntimeChoice) -> None:
+    """
+    Raises:
+        IntegrityError: a file is gone or has changed.
+    """
+    for file in choice.files:
+        path = Path(file.path)
+        if not path.is_file() or hash_file(path) != file.sha256:
+            raise IntegrityError(
+                f"{path} of the chosen runtime {choice.name} is {'changed' if path.is_file() else 'gone'}; "
+                "run 'dfqs runtime install' or 'dfqs runtime use' again, or 'dfqs runtime use wheel'"
+            )
+
+
+def runtimes_directory() -> Path:
+    """Where packages are installed, a folder each."""
+    return cache_directory() / "runtimes"
+
+
+def library_of(package: Package) -> Path:
+    """Where the package's library is when it is installed."""
+    return runtimes_directory() / package.name / package.library
+
+
+def find_package(name: str) -> Package | None:
+    """A package of that name that is installed."""
+    return next((package for package in PACKAGES if package.name == name and library_of(package).is_file()), None)
+
+
+def _choice_path() -> Path:
+    return runtimes_directory() / "chosen.json"
+
+
+def _own_name(path: Path) -> str:
+    stat = path.stat()
+    return f"own build, sha256 {_digest_of(path, stat.st_size, stat.st_mtime_ns)[:_SHOWN_DIGITS]}"
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_of(path: Path, _size: int, _modified_ns: int) -> str:
+    return hash_file(path)
