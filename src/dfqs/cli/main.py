@@ -5,6 +5,7 @@ A verb's module is imported only when that verb is asked for, so that `dfqs --he
 
 import contextlib
 import importlib
+import inspect
 import itertools
 import os
 import signal
@@ -77,8 +78,9 @@ def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer
         module = _verb_module(verb)
         if hasattr(module, "app"):
             # A verb that does something by itself too says more.
-            own_help = {} if module.app.registered_callback else {"help": help_text}
-            app.add_typer(module.app, name=verb, short_help=help_text, **own_help)
+            callback = module.app.registered_callback
+            own_help = inspect.getdoc(callback.callback) if callback else None
+            app.add_typer(module.app, name=verb, short_help=help_text, help=own_help or help_text)
         else:
             app.command(verb, short_help=help_text)(module.command)
     return app
