@@ -119,6 +119,7 @@ def test_a_damaged_trace_is_an_operational_failure_with_its_place(
     assert "their hash differs" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_pictures_are_pictures_and_are_never_replaced(
     traces: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_report_of_an_endpoint_does_not_show_the_asking_machine_as_its_own(tmp
     assert "processor" not in text
 
 
+@pytest.mark.thorough
 def test_random_answers_score_chance(tmp_path: Path) -> None:
     items = read_reasoning_set().items
     prompts = {read_reasoning_set().prompt(item.question): item for item in items}
@@ -233,6 +234,7 @@ def test_a_server_that_silently_cuts_the_prompt_is_found_out(tmp_path: Path) -> 
     assert "cut the prompt" in report.details.boundary.reason
 
 
+@pytest.mark.thorough
 def test_a_model_that_forgets_has_its_boundary_found_by_score(tmp_path: Path) -> None:
     right = oracle()
 
@@ -255,6 +257,7 @@ def test_with_few_questions_the_boundary_is_null_with_the_reason(tmp_path: Path)
     assert "at least 40" in report.reasons["failure_boundary_tokens"]
 
 
+@pytest.mark.thorough
 def test_max_context_takes_the_search_beyond_the_curve(tmp_path: Path) -> None:
     report = run(oracle(), tmp_path, stages=(BOUNDARY,), max_context=13_000)
 

@@ -176,6 +176,7 @@ def test_a_listed_refusal_carries_its_kind_to_the_caller() -> None:
     assert failed.value.fault is EndpointFault.CONTEXT_EXCEEDED
 
 
+@pytest.mark.thorough
 def test_one_strange_count_of_tokens_is_no_cut_prompt(tmp_path: Path) -> None:
     right, asked = oracle(), []
 

@@ -143,6 +143,7 @@ def test_every_cut_with_unsynced_writes_lost_ends_in_the_same_tensors(case: Case
         case.assert_merged(after)
 
 
+@pytest.mark.thorough
 def test_every_cut_with_all_writes_kept_ends_in_the_same_tensors_as_after_kill_9(case: Case) -> None:
     for point in range(operations(case)):
         disk = case.disk(power_fails_at=point)
@@ -174,6 +175,7 @@ class Forgetful(MemoryDisk):
             super().sync_directory(directory)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", ["consume-elsewhere"], indirect=True)
 @pytest.mark.parametrize("which", ["shards", "output"])
 def test_replay_sees_that_a_directory_was_not_synced(case: Case, which: str) -> None:

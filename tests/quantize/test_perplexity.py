@@ -241,6 +241,7 @@ def test_fewer_than_two_blocks_have_no_interval() -> None:
     assert not estimate.excludes_zero
 
 
+@pytest.mark.thorough
 def test_intervals_cover_the_true_mean_as_often_as_they_claim_even_when_neighbours_depend() -> None:
     """400 texts of 40 blocks whose tokens are correlated over some ten neighbours."""
     random = np.random.default_rng(1)

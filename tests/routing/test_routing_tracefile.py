@@ -60,6 +60,7 @@ def test_experts_beyond_255_take_two_bytes_and_keep_their_numbers(tmp_path: Path
     assert np.array_equal(read_trace(path).chunks[0].ids, ids)
 
 
+@pytest.mark.thorough
 def test_a_flip_of_any_byte_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "t.route", make_trace(make_header(scores=("probabilities",)), 5, 3))
     good = path.read_bytes()
