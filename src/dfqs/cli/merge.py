@@ -8,7 +8,7 @@ import typer
 
 from dfqs.cli.documents.shards import MergeDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import DryRun, Json
+from dfqs.cli.options import Align, DryRun, Json
 from dfqs.cli.output import emit, key_value_table, note, out, print_plain, warn
 from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf import read_header
@@ -38,6 +38,7 @@ def command(
     window: Annotated[
         str, typer.Option("--window", help="Most bytes that exist twice at any time with --in-place or --consume.")
     ] = "256MiB",
+    align: Align = None,
     hash_sources: Annotated[
         bool,
         typer.Option("--hash", help="Hash every shard, and compare with the Hub's record of it, if any."),
@@ -66,6 +67,7 @@ def command(
         output or merged_path(first_shard),
         _mode(in_place, consume),
         _window(window),
+        align=align,
         hash_sources=hash_sources,
         trust_journal=trust_journal,
         trust_shards=trust_shards,
@@ -91,6 +93,7 @@ class _Request:
     target: Path
     mode: Mode | None
     window_bytes: int
+    align: int | None
     hash_sources: bool
     trust_journal: bool
     trust_shards: bool
@@ -120,7 +123,7 @@ def _resume(request: _Request) -> MergeDocument | None:
 
 def _begin(request: _Request) -> MergeDocument:
     """Plan a merge and, unless it is a dry run, carry it out."""
-    plan, target, mode = _plan(request.first_shard), request.target, request.mode
+    plan, target, mode = _plan(request.first_shard, request.align), request.target, request.mode
     inplace = plan_inplace(plan, target, mode, window_bytes=request.window_bytes) if mode is not None else None
     for line in inplace.notes if inplace is not None else plan.notes:
         warn(line)
@@ -151,10 +154,10 @@ def _mode(in_place: bool, consume: bool) -> Mode | None:
     return "in-place" if in_place else "consume" if consume else None
 
 
-def _plan(first_shard: Path) -> MergePlan:
+def _plan(first_shard: Path, align: int | None) -> MergePlan:
     """The plan; where shards are missing or emptied by an unfinished merge to another output, the message says so."""
     try:
-        return plan_merge(first_shard)
+        return plan_merge(first_shard, alignment=align)
     except DfqsError as error:
         out = unfinished_beside(first_shard)
         if out is None:

@@ -25,6 +25,14 @@ Imatrix = Annotated[
     Path | None, typer.Option("--imatrix", help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")
 ]
 Memory = Annotated[str, typer.Option("--memory", help="Peak memory, whatever the model's size.")]
+Align = Annotated[
+    int | None,
+    typer.Option(
+        "--align",
+        help="Place tensors at multiples of so many bytes (4096: pages, which streaming likes).",
+        show_default="as in the source",
+    ),
+]
 Check = Annotated[
     Literal["sampled", "all", "off"] | None,
     typer.Option(

@@ -11,7 +11,7 @@ from dfqs.cli.documents.quantize import QuantizeDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.inspect import role_table
-from dfqs.cli.options import AllowRequantize, DryRun, Imatrix, Json, Memory, Model, Overwrite, Restart, Threads
+from dfqs.cli.options import Align, AllowRequantize, DryRun, Imatrix, Json, Memory, Model, Overwrite, Restart, Threads
 from dfqs.cli.output import emit, note, out, print_plain, warn
 from dfqs.errors import AlreadyDone, UsageError, printable
 from dfqs.model.classes import CLASSES
@@ -47,6 +47,7 @@ def command(
         str | None,
         typer.Option(help="Write shards of at most this much tensor data in place of one file.", show_default=False),
     ] = None,
+    align: Align = None,
     allow_requantize: AllowRequantize = False,
     force: Annotated[
         bool, typer.Option("--force", help="Make the file even where nothing changes in it, or it grows.")
@@ -83,6 +84,7 @@ def command(
         memory_bytes=memory_bytes,
         threads=threads,
         max_shard_bytes=max_shard_bytes,
+        align=align,
         allow_requantize=allow_requantize,
         overwrite=overwrite,
         restart=restart,

@@ -30,7 +30,7 @@ from dfqs.quantize.source import read_source as read_source
 from dfqs.receipts import find_receipt, write_receipt
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
-from dfqs.shards.layout import lay_out_file, new_shard_paths, publish_shards
+from dfqs.shards.layout import aligned_keys, check_alignment, lay_out_file, new_shard_paths, publish_shards
 from dfqs.storage.atomic import check_writable_target, fsync_directory
 from dfqs.storage.space import allocated_bytes, require_space
 
@@ -60,6 +60,7 @@ def quantize(
     threads: int | None = None,
     allow_requantize: bool = False,
     max_shard_bytes: int | None = None,
+    align: int | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress = no_progress,
@@ -71,6 +72,7 @@ def quantize(
         source: a file, or the first shard.
         out: the file; with `max_shard_bytes` its name without `.gguf` is the prefix of the shards' names.
         memory_bytes: peak of the worker process, whatever the model's size.
+        align: of tensors in the result, in bytes; as in the source where nothing is said.
         restart: throw away what an interrupted run left.
         progress: in parameters that change their type.
         worker: one that runs already, with the tables of IQ1 types built (they take seconds).
@@ -86,7 +88,9 @@ def quantize(
     check_experts(source, class_)
     check_input_types(plan, allow_requantize)
     origin = check_imatrix(plan, source, imatrix)
-    work = plan_work(source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite)
+    work = plan_work(
+        source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite, check_alignment(align)
+    )
     refuse_older_names(work, restart)
     unfinished = work.journal.exists() and not restart
     if not overwrite and not unfinished and find_receipt(work.fingerprint, [file.path for file in work.outputs]):
@@ -177,13 +181,14 @@ def plan_work(
     memory_bytes: int,
     threads: int | None,
     overwrite: bool,
+    align: int | None = None,
 ) -> Work:
     """Lay out the output files and say for each tensor where its bytes come from and go to.
 
     Raises:
         UsageError: the output is named like one of the inputs, or is to have too many shards.
     """
-    alignment = source.header.alignment
+    alignment = align or source.header.alignment
     groups = _group_tensors(plan.tensors, max_shard_bytes)
     paths = _output_paths(out, len(groups), max_shard_bytes is not None)
     keys = result_keys(source.header, plan.class_, imatrix)
@@ -192,7 +197,8 @@ def plan_work(
     for index, group in enumerate(groups):
         shapes = [(t.name, t.source.shape, t.type) for t in group]
         own = shard_keys(index, len(groups), len(plan.tensors), source.header) if len(groups) > 1 else []
-        laid = lay_out_file(paths[index], [*(keys if index == 0 else []), *own], shapes, alignment)
+        whole = (*(keys if index == 0 else []), *own)
+        laid = lay_out_file(paths[index], aligned_keys(whole, align) if align else whole, shapes, alignment)
         partial = laid.path.with_name(f"{laid.path.name}.quantizing")
         slot = content_hash_slot(laid.header) if index == 0 else None
         outputs.append(OutputFile(laid.path, partial, laid.header, laid.file_bytes, slot))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import UsageError
-from dfqs.gguf import KeyValue, align_up, encode_header, i32, u16
-from dfqs.gguf.layout import place_tensors
-from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT
+from dfqs.gguf import KeyValue, align_up, encode_header, i32, u16, u32
+from dfqs.gguf.layout import DEFAULT_ALIGNMENT, place_tensors
+from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS_COUNT
 from dfqs.gguf.shard_names import MAX_SHARDS, ShardName
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.writer import Key
@@ -17,6 +17,9 @@ GGUF_SPLIT_ORDER = (SPLIT_NO, SPLIT_TENSORS_COUNT, SPLIT_COUNT)
 """llama-gguf-split knows the count last, and writes it last."""
 QUANTIZE_ORDER = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT)
 """As llama-quantize."""
+ALIGNMENT_KEY = "general.alignment"
+MAX_ALIGNMENT = 1 << 16
+"""Pages of no machine are larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,28 @@ def split_keys(index: int, count: int, tensors: int, order: Sequence[str]) -> li
         SPLIT_TENSORS_COUNT: i32(SPLIT_TENSORS_COUNT, tensors),
     }
     return [keys[name] for name in order]
+
+
+def aligned_keys(keys: Sequence[Key], alignment: int) -> tuple[Key, ...]:
+    """Keys of a file whose tensors are aligned to so many bytes; `general.alignment` stands before `split.` keys."""
+    kept = [key for key in keys if key.name != ALIGNMENT_KEY]
+    if alignment == DEFAULT_ALIGNMENT:
+        return tuple(kept)
+    place = next((index for index, key in enumerate(kept) if key.name in SPLIT_KEYS), len(kept))
+    return (*kept[:place], u32(ALIGNMENT_KEY, alignment), *kept[place:])
+
+
+def check_alignment(alignment: int | None) -> int | None:
+    """
+    Raises:
+        UsageError: no power of two, or none that makes sense.
+    """
+    if alignment is None or (DEFAULT_ALIGNMENT <= alignment <= MAX_ALIGNMENT and not alignment & (alignment - 1)):
+        return alignment
+    raise UsageError(
+        f"--align {alignment}: a power of two from {DEFAULT_ALIGNMENT} (GGUF's own) to {MAX_ALIGNMENT:,} bytes; "
+        "4096 is a page of most machines"
+    )
 
 
 def lay_out_file(

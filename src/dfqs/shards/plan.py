@@ -15,6 +15,7 @@ from dfqs.gguf.layout import data_section_length, place_tensors
 from dfqs.gguf.shard import SPLIT_COUNT, Shard, iter_tensors, read_shards
 from dfqs.gguf.writer import Key
 from dfqs.shards.consistency import consistency_notes, consistency_problems
+from dfqs.shards.layout import aligned_keys, check_alignment
 from dfqs.shards.provenance import provenance_notes
 
 
@@ -67,20 +68,26 @@ class MergePlan:
         return tuple(copy for copy in self.copies if copy.shard == shard)
 
 
-def plan_merge(first_shard: Path) -> MergePlan:
+def plan_merge(first_shard: Path, *, alignment: int | None = None) -> MergePlan:
     """Read and check a set of local shards, and plan their merge.
+
+    Args:
+        alignment: of tensors in the output, in bytes; as in the shards where nothing is said.
 
     Raises:
         ShardError: not a shard, one missing, truncated, doubled, or of another model; the message names the file.
         UsageError: a later shard was given in place of the first, or a file cannot be read.
         FormatError: a header lies.
     """
-    plan = plan_merge_of(read_shards(Path(first_shard)))
+    plan = plan_merge_of(read_shards(Path(first_shard)), alignment=check_alignment(alignment))
     return replace(plan, notes=(*plan.notes, *provenance_notes(plan.shards)))
 
 
-def plan_merge_of(shards: Sequence[Shard]) -> MergePlan:
+def plan_merge_of(shards: Sequence[Shard], *, alignment: int | None = None) -> MergePlan:
     """Plan a merge of shards whose headers have been read, wherever they lie.
+
+    Args:
+        alignment: as `plan_merge` takes it.
 
     Raises:
         ShardError: they do not make one model.
@@ -90,17 +97,20 @@ def plan_merge_of(shards: Sequence[Shard]) -> MergePlan:
         raise problem
     first = shards[0].header
     keys = merged_keys(first)
+    if alignment is not None and alignment != first.alignment:
+        keys = aligned_keys(keys, alignment)
+    alignment = alignment or first.alignment
     shapes = [(tensor.name, tensor.shape, tensor.type) for _, tensor in iter_tensors(shards)]
-    header = encode_header(keys, shapes, alignment=first.alignment)
-    tensors = tuple(place_tensors(shapes, first.alignment))
+    header = encode_header(keys, shapes, alignment=alignment)
+    tensors = tuple(place_tensors(shapes, alignment))
     return MergePlan(
         shards=shards,
         header=header,
         keys=keys,
-        alignment=first.alignment,
+        alignment=alignment,
         tensors=tensors,
         copies=tuple(_copies(shards, tensors, len(header))),
-        file_bytes=len(header) + data_section_length(tensors, first.alignment),
+        file_bytes=len(header) + data_section_length(tensors, alignment),
         notes=tuple(consistency_notes(shards)),
     )
 

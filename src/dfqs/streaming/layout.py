@@ -105,14 +105,6 @@ class StreamLayout:
             and (pages.file, pages.offset + PAGE_BYTES) in starts
         )
 
-    @property
-    def largest_layer_bytes(self) -> int:
-        """All experts of the layer that has the largest: what a long batch needs at once."""
-        layers: dict[int, int] = {}
-        for (layer, _), pages in self.experts.items():
-            layers[layer] = layers.get(layer, 0) + pages.length
-        return max(layers.values(), default=0)
-
 
 def plan_layout(headers: Sequence[Header]) -> StreamLayout:
     """Cut the files of a model, given by their headers in the order of its shards."""
