@@ -103,6 +103,7 @@ def test_a_file_cut_while_it_runs_ends_in_a_sentence(tmp_path: Path, smollm2_ggu
         Worker(threads=2, env=WORKER_ENV) as own,
         pytest.raises((RuntimeFailure, WorkerCrash), match=r"became shorter"),
     ):
+        own.watch([model])
         own.reporting(doing="computing").call(streaming_jobs.run_while_the_file_changes, model, TOKENS, "cut")
 
 

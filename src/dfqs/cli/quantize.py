@@ -75,9 +75,7 @@ def command(
         raise UsageError("name the file to write (or add --dry-run to see what it would be)")
     # What is there already is seen to beside the journal: it may be our own, of a run that was cut off.
     check_output(target, (source, imatrix, Path(class_) if class_.endswith(".toml") else None), overwrite=True)
-    check_experts(read, recipe)
-    if not force:
-        check_gain(plan)
+    _refuse(read, plan, force)
     make = partial(
         quantize,
         imatrix=imatrix,
@@ -90,6 +88,13 @@ def command(
         restart=restart,
     )
     _make(partial(make, source, target, recipe), plan, json_)
+
+
+def _refuse(source: ModelFiles, plan: QuantizationPlan, force: bool) -> None:
+    """What is not worth the hours, or cannot be done."""
+    check_experts(source, plan.class_)
+    if not force:
+        check_gain(plan)
 
 
 def _make(make: Callable[..., Quantized], plan: QuantizationPlan, json_: bool) -> None:

@@ -92,13 +92,8 @@ def quantize(
         source, plan, out, origin, max_shard_bytes, memory_bytes, threads, overwrite, check_alignment(align)
     )
     refuse_older_names(work, restart)
-    unfinished = work.journal.exists() and not restart
-    if not overwrite and not unfinished and find_receipt(work.fingerprint, [file.path for file in work.outputs]):
-        raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
-    if not unfinished:
-        for file in work.outputs:
-            check_writable_target(file.path, overwrite=overwrite)
-            check_manifest_place(file.path, overwrite=overwrite)
+    if restart or not work.journal.exists():
+        check_targets(work)
     check_space(work)
     total = plan.parameters_to_quantize
 
@@ -114,6 +109,20 @@ def quantize(
     manifests = publish(work, source, outcome)
     paths = tuple(file.path for file in work.outputs)
     return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), origin, outcome)
+
+
+def check_targets(work: Work) -> None:
+    """What stands where a run that begins anew is going to write.
+
+    Raises:
+        AlreadyDone: what the same call made.
+        UsageError: something else, and it is not to be overwritten.
+    """
+    if not work.overwrite and find_receipt(work.fingerprint, [file.path for file in work.outputs]):
+        raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
+    for file in work.outputs:
+        check_writable_target(file.path, overwrite=work.overwrite)
+        check_manifest_place(file.path, overwrite=work.overwrite)
 
 
 def refuse_older_names(work: Work, restart: bool) -> None:
