@@ -133,6 +133,18 @@ def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTE
     return best
 
 
+def measure_read_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
+    """Bytes a second that `threads` threads read of one large array each, best of five: what decoding does most."""
+    arrays = [np.ones(array_bytes // 8, np.int64) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_BANDWIDTH_REPEATS):
+            started = time.perf_counter()
+            list(pool.map(np.max, arrays))
+            best = max(best, 8 * (array_bytes // 8) * threads / (time.perf_counter() - started))
+    return best
+
+
 def _cpu_field(name: str) -> str | None:
     for line in _read("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")

@@ -28,10 +28,12 @@ When a command fails under `--json`, the last line of stderr is one document `df
 (`verify` and `route check`, whose answer is "no", print theirs and exit with 1).
 """
 WHERE = {
+    "dfqs.calibration/1": "stored in the cache: how fast a machine does each kind of work",
     "dfqs.demo/1": "`dfqs demo --json`; stored beside the report",
     "dfqs.error/1": "stderr of every verb that failed under `--json`",
     "dfqs.eval-plan/1": "`dfqs eval --dry-run --json`",
     "dfqs.find/1": "`dfqs find --json`",
+    "dfqs.forecast/1": "`dfqs forecast --json`",
     "dfqs.imatrix/1": "`dfqs imatrix --json`",
     "dfqs.inspect/1": "`dfqs inspect --json`",
     "dfqs.ladder-plan/1": "`dfqs ladder --dry-run --json`",

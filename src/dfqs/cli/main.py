@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "ladder": "Make several classes of a model, and measure each against it.",
     "imatrix": "Measure which weights matter, per expert, for quantizing.",
     "perplexity": "Measure per-token loss, and divergence from a reference.",
+    "forecast": "Say how fast a model will be on this machine, by context and against memory.",
     "tune": "Find the settings that make a model fastest on this machine, and keep them.",
     "runtime": "Show which llama.cpp is used, and install or choose another build.",
     "run": "Answer one prompt, with tokens per second.",

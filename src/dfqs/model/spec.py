@@ -119,6 +119,10 @@ class ModelSpec:
     causal: bool = True
     """Whether a token's outcome depends on those before it alone. Not so for encoders and diffusion models."""
 
+    attention_heads: int | None = None
+    attention_head_length: int | None = None
+    """Elements of a query's head."""
+
     @property
     def is_moe(self) -> bool:
         return self.experts > 0
@@ -178,6 +182,7 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
 
     all_tensors = tuple(header.tensors if tensors is None else tensors)
     roles = measure_roles(all_tensors)
+    heads, width = number("attention.head_count"), number("embedding_length")
     experts = number("expert_count") or 0
     used = number("expert_used_count") or 0
     layers, prediction_layers = number("block_count"), number("nextn_predict_layers") or 0
@@ -204,6 +209,8 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
         expert_groups_used=number("expert_group_used_count") or 0,
         main_bits_per_weight=_main_bits(all_tensors),
         file_type=None if (kind := metadata.integer("general.file_type")) is None else file_type_name(kind),
+        attention_heads=heads,
+        attention_head_length=number("attention.key_length") or (width // heads if heads and width else None),
         causal=metadata.boolean(f"{architecture}.attention.causal") is not False,
         description=_text(metadata, "general.description", header.source_name),
         declared_class=_text(metadata, "dfqs.class", header.source_name),

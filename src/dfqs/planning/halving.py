@@ -14,10 +14,12 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
-ROUNDS = 3
-"""That decide between the last two."""
+ROUNDS, MOST_ROUNDS = 3, 6
+"""That decide between the last two; more where the faster one is not surely so yet."""
 WORTH = 0.99
 """A request must take less than this share of the time for a setting to be changed."""
+PROMISING = 0.97
+"""Or less than this, where too few pairs could be measured to be sure."""
 NO_HARM = 1.03
 """And neither its prompt nor its answer more than this."""
 _SEEN_ERRORS = 1.5
@@ -72,7 +74,14 @@ class Challenge(Generic[Key]):
 
     @property
     def is_better(self) -> bool:
+        """Surely enough to be kept."""
         return self.total.is_seen and self.total.mean < WORTH and max(self.prompt.mean, self.answer.mean) < NO_HARM
+
+    @property
+    def is_promising(self) -> bool:
+        """Enough to be taken along: what is taken is measured against the defaults in the end."""
+        clear = self.total.is_seen or self.total.mean < PROMISING
+        return clear and self.total.mean < WORTH and max(self.prompt.mean, self.answer.mean) < NO_HARM
 
 
 Round = Callable[[Sequence[Key]], Mapping[Key, Timing] | None]
@@ -88,7 +97,7 @@ def challenge(incumbent: Key, challengers: Sequence[Key], measure: Round[Key]) -
     rounds: dict[Key, list[tuple[Timing, Timing]]] = {key: [] for key in challengers}
     alive = [key for key in challengers if key != incumbent]
     number = 0
-    while alive and (len(alive) > 2 or number < ROUNDS):
+    while alive and (len(alive) > 2 or number < ROUNDS or (number < MOST_ROUNDS and is_open(alive, rounds))):
         # Whoever is measured first in a round has another machine than who is measured last.
         turned = alive[number % len(alive) :] + alive[: number % len(alive)]
         found = measure([incumbent, *turned] if number % 2 == 0 else [*turned, incumbent])
@@ -103,10 +112,16 @@ def challenge(incumbent: Key, challengers: Sequence[Key], measure: Round[Key]) -
     return sorted(results, key=lambda result: (-result.total.pairs, result.total.mean))
 
 
+def is_open(alive: Sequence[Key], rounds: Mapping[Key, list[tuple[Timing, Timing]]]) -> bool:
+    """Whether the fastest looks worth a change and is not seen to be."""
+    best = min((compare(key, rounds[key]) for key in alive), key=lambda result: result.total.mean)
+    return best.total.mean < WORTH and not best.total.is_seen
+
+
 def choose(incumbent: Key, results: Sequence[Challenge[Key]]) -> Key:
     """The challenger to change to: of those that were measured to the end the fastest that does no harm."""
     most = max((result.total.pairs for result in results), default=0)
-    better = [result for result in results if result.total.pairs == most and result.is_better]
+    better = [result for result in results if result.total.pairs == most and result.is_promising]
     return min(better, key=lambda result: result.total.mean).settings if better else incumbent
 
 

@@ -12,8 +12,8 @@ from dfqs.progress import Progress
 
 REQUESTS_A_SESSION = 20
 """Loading counts so much less than a request: a way of loading that takes longer must win it back."""
-_LOOK_BACK = 8
-"""Measurements that say what the next one will cost."""
+_LOOK_BACK, _ROOM = 4, 1.2
+"""Rounds that say what the next one will cost, and how much more it may."""
 
 Measure = Callable[[Sequence[RunSettings], Workload], list[Trial]]
 """Measures a request under each of the settings, in their order; leaves out what failed."""
@@ -45,12 +45,18 @@ class Search:
     def spent_s(self) -> float:
         return self.clock() - self.started_s
 
+    @property
+    def _expected_cost_s(self) -> float:
+        """Of one more request, with room for one that is slower."""
+        recent = self.costs_s[-_LOOK_BACK:] or [self.request_cost_s]
+        return _ROOM * sum(recent) / len(recent)
+
     def measure_once(
         self, settings: Sequence[RunSettings], workload: Workload, deadline_s: float, note: str
     ) -> Mapping[RunSettings, Trial] | None:
         """Measure settings side by side; None where that would not end before `deadline_s` of the budget."""
         begun = self.spent_s
-        if begun + max(self.costs_s[-_LOOK_BACK:] or [self.request_cost_s]) * len(settings) > deadline_s:
+        if begun + self._expected_cost_s * len(settings) > deadline_s:
             return None
         self.progress(int(begun), int(self.budget_s), note)
         found = {trial.settings: trial for trial in self.measure(settings, workload)}

@@ -52,7 +52,8 @@ class Trial:
 def run_trials(
     path: Path, settings: Sequence[RunSettings], workload: Workload, order: LoadOrder | None = None
 ) -> list[Trial]:
-    """Measure a request under each of `settings`, in their order; those that want the same process share one.
+    """Measure a request under each of `settings`; those that want the same process share one, in the order in which
+    the first of them stands.
 
     Args:
         order: how to load the model, in place of what the settings say: one that streams.
@@ -60,15 +61,10 @@ def run_trials(
     Returns:
         One for each of the settings, but for those that llama.cpp refused or died over.
     """
-    trials: list[Trial] = []
-    start = 0
-    while start < len(settings):
-        end = start + 1
-        while end < len(settings) and settings[end].process == settings[start].process:
-            end += 1
-        trials += _run_in_one_process(path, settings[start:end], workload, order)
-        start = end
-    return trials
+    processes: dict[tuple[object, ...], list[RunSettings]] = {}
+    for one in settings:
+        processes.setdefault(one.process, []).append(one)
+    return [trial for group in processes.values() for trial in _run_in_one_process(path, group, workload, order)]
 
 
 def _run_in_one_process(

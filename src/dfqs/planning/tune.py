@@ -35,7 +35,7 @@ from dfqs.units import format_duration
 
 DEFAULT_BUDGET_S = 180.0
 REQUEST, PILOT = Workload(512, 64), Workload(64, 8)
-LONGEST_PART_S = 2.0
+LONGEST_PART_S = 1.0
 """Of a request that is measured: neither prompt nor answer takes much longer, or few settings could be tried."""
 LEAST_PROMPT, LEAST_ANSWER = 64, 16
 LEAST_REQUESTS = 8
@@ -103,10 +103,10 @@ def tune_with(
         return chosen
 
     noise = _LazyNoise(noise_of)
-    holds = run_group("threads", defaults, thread_candidates(defaults, job.machine, busy=busy), 0.45)
+    holds = run_group("threads", defaults, thread_candidates(defaults, job.machine, busy=busy), 0.35)
     if job.order is None:
         ways = memory_candidates(holds, job.model.file_bytes, available_memory_bytes(), search.notes)
-        holds = run_group("memory", holds, ways, 0.75)
+        holds = run_group("memory", holds, ways, 0.7)
     holds = run_group("attention", holds, attention_candidates(holds), 0.9)
     prompt_only = replace(workload, answer_tokens=1)
     holds = run_group("batches", holds, batch_candidates(holds, workload.prompt_tokens), 1.0, prompt_only)
@@ -129,7 +129,7 @@ def _without_changed_output(
     def caches(result: Challenge[RunSettings]) -> tuple[str, str]:
         return result.settings.type_k, result.settings.type_v
 
-    faster = sorted({caches(result) for result in results if result.is_better} - {_F16})
+    faster = sorted({caches(result) for result in results if result.is_promising} - {_F16})
     if noise.found is None and faster:
         noise.found = noise.measure(faster)
         for cache in noise.found.caches:
@@ -141,7 +141,7 @@ def _without_changed_output(
                 )
     known = noise.found.caches if noise.found is not None else ()
     offered = {_F16} | {(cache.type_k, cache.type_v) for cache in known if cache.offered}
-    return [result for result in results if caches(result) in offered or not result.is_better]
+    return [result for result in results if caches(result) in offered or not result.is_promising]
 
 
 def _fit_workload(
@@ -159,7 +159,7 @@ def _fit_workload(
         )
     trial = found[0]
     prompt_token_s, answer_token_s = trial.prompt_s / pilot.prompt_tokens, trial.answer_s / pilot.answer_tokens
-    longest_s = min(LONGEST_PART_S, job.budget_s / 60)
+    longest_s = min(LONGEST_PART_S, job.budget_s / 120)
     answer = min(job.workload.answer_tokens, max(int(longest_s / answer_token_s), LEAST_ANSWER), max(trained // 2, 1))
     prompt = max(int(longest_s / prompt_token_s) // 64 * 64, LEAST_PROMPT)
     prompt = max(1, min(job.workload.prompt_tokens, prompt, trained - answer))

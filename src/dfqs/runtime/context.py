@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.runtime import abi
-from dfqs.runtime.log_lines import Buffer, logged_reason, parse_buffers
+from dfqs.runtime.log_lines import Buffer, logged_reason, parse_buffers, parse_graph_nodes
 from dfqs.runtime.model import Model, choice_of
 from dfqs.runtime.observe import EvalCallback, GraphCallback, TensorView, chain, read_tensor
 
@@ -89,6 +89,7 @@ class Context:
             )
         model.contexts.add(self)
         self.buffers = parse_buffers(library.log.since(mark))
+        self.graph_nodes = parse_graph_nodes(library.log.since(mark))
         self.n_ctx: int = library.llama_n_ctx(self.handle)
         self.n_ctx_sequence: int = library.llama_n_ctx_seq(self.handle)
         self.n_batch: int = library.llama_n_batch(self.handle)

@@ -16,6 +16,7 @@ _CACHE_LINE = re.compile(
 )
 _CACHE_NAME = re.compile(r"creating\s+(?P<name>\S.*?)\s+(?:KV )?cache(?:, size =|\s*$)")
 _FLASH_ATTENTION = re.compile(r"Flash Attention (enabled|disabled)|flash_attn\s+= (enabled|disabled)")
+_GRAPH_NODES = re.compile(r"graph: nodes = (\d+)|graph nodes\s+= (\d+)")
 _SERVER_ERROR = re.compile(r"[\d.]+ E (?P<text>.+)")
 _CACHE_WORDS = {"non-SWA": "full attention", "SWA": "sliding window"}
 """The log's names of the two halves of a cache, in the words of this project."""
@@ -37,6 +38,12 @@ class Buffer:
     """Of a cache: tokens, or groups of tokens, that it has room for in each layer."""
     layers: int | None = None
     """Of a cache: layers that it is of."""
+
+
+def parse_graph_nodes(lines: Sequence[str]) -> int | None:
+    """Nodes of the graph that a context computes; None where the log does not say."""
+    found = [match for line in lines if (match := _GRAPH_NODES.search(line)) is not None]
+    return int(found[-1][1] or found[-1][2]) if found else None
 
 
 def parse_buffers(lines: Sequence[str]) -> tuple[Buffer, ...]:

@@ -63,6 +63,8 @@ class MemoryNeed:
     """All but the weights, one by one."""
     flash_attention: bool | None = None
     """As it came out, where that was left to llama.cpp; None: it did not say."""
+    graph_nodes: int | None = None
+    """Of the graph of one batch."""
 
     @property
     def context_bytes(self) -> int:
@@ -207,6 +209,7 @@ def measure_stub(worker: WorkerContext, settings: dict[str, Any]) -> MemoryNeed:
 
         return MemoryNeed(
             context_tokens=context.n_ctx,
+            graph_nodes=context.graph_nodes,
             weights_bytes=model.size_bytes,
             kv_bytes=bytes_of("kv", "state"),
             compute_bytes=bytes_of("compute"),

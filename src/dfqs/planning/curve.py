@@ -1,0 +1,190 @@
+"""Tokens a second against memory: which experts are found there, what the others cost, and how fast that makes it.
+
+Pure. Choices come from a routing trace, token by token, or are drawn with a skew that is made up and says so. Streamed,
+the cache makes the decisions that it would make (`simulate_cache`); paged by the kernel, what was used least recently
+is gone (LRU stack distances over the same choices).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfqs.planning.disk_probe import DiskSpeed
+from dfqs.planning.speed import INTERVAL, Rate
+from dfqs.records import Amount, Record, Share, Whole
+from dfqs.routing.reuse import StackDistances
+from dfqs.routing.trace import TraceChunk, TraceHeader
+from dfqs.streaming.policy import Pass, simulate_cache
+
+POINTS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of the file."""
+SYNTHETIC_TOKENS = 600
+SYNTHETIC_SKEW = 0.55
+"""Choices are drawn with weight 1/rank^skew: of 64 experts the hottest 16 then take a little more than half, as they do
+in models that were traced."""
+_SEED = 11
+WATCHED = 1.06
+"""Time of a streamed token as a multiple of one in memory: the graph is watched."""
+OVERLAP = (0.75, 1.1)
+"""Of the time that the disk takes, the share that a token waits for it: the last matrix of an expert is waited for
+later than the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Which experts tokens chose, one after the other."""
+
+    passes: tuple[Pass, ...]
+    source: str
+    """A trace, or that it is made up."""
+    experts: int
+    layers: tuple[int, ...]
+    used: int
+
+    @property
+    def warm(self) -> int:
+        """Tokens at the start that fill the cache and are not counted."""
+        return len(self.passes) // 3
+
+
+class CurvePoint(Record):
+    """One amount of memory."""
+
+    memory_bytes: Whole
+    """For the whole process."""
+    of_file: Amount
+    cache_bytes: Whole | None
+    """For experts, streamed; null where the rest leaves nothing for them, or all is in memory."""
+    hit_share: Share | None
+    streamed_bytes_per_token: Amount | None
+    streamed: Rate | None
+    paged_bytes_per_token: Amount | None
+    paged: Rate | None
+
+
+@dataclass(frozen=True, slots=True)
+class CurveModel:
+    """A model as the curve needs it."""
+
+    sizes: dict[tuple[int, int], int]
+    """Bytes of each (layer, expert)."""
+    resident_bytes: int
+    """Weights that every token uses."""
+    other_bytes: int
+    """Context and program."""
+    file_bytes: int
+    token_s: float
+    """With all weights in memory."""
+
+
+def read_choices(header: TraceHeader, chunks: Iterable[TraceChunk], source: str, most: int = 2000) -> Choices:
+    """The choices of a trace, its first `most` tokens; prompts follow each other."""
+    passes: list[Pass] = []
+    for chunk in chunks:
+        for token in range(len(chunk)):
+            passes.append([(layer, chunk.ids[row, token].tolist()) for row, layer in enumerate(header.layers)])
+            if len(passes) == most:
+                break
+        if len(passes) == most:
+            break
+    return Choices(tuple(passes), source, header.model.experts, header.layers, header.model.experts_used)
+
+
+def draw_choices(
+    layers: Sequence[int], experts: int, used: int, skew: float = SYNTHETIC_SKEW, tokens: int = SYNTHETIC_TOKENS
+) -> Choices:
+    """Made up: each layer prefers experts of its own, and one token's choice says nothing of the next's."""
+    random = np.random.default_rng(_SEED)
+    weights = np.arange(1, experts + 1, dtype=np.float64) ** -skew
+    orders = {layer: random.permutation(experts) for layer in layers}
+    logs = np.log(weights)
+
+    def draw() -> Iterator[Pass]:
+        for _ in range(tokens):
+            # The largest of logs of weights with Gumbel noise: drawn without putting back (Vieira 2014).
+            noisy = logs + random.gumbel(size=(len(layers), experts))
+            best = np.argsort(-noisy, axis=1)[:, :used]
+            yield [(layer, orders[layer][row].tolist()) for layer, row in zip(layers, best, strict=True)]
+
+    source = "synthetic: no trace was given" if skew else "uniform: every expert equally likely"
+    return Choices(tuple(draw()), source, experts, tuple(layers), used)
+
+
+def plot_points(model: CurveModel, shares: Sequence[float] = POINTS) -> list[int]:
+    """Amounts of memory to look at: shares of the file."""
+    return [int(model.file_bytes * share) for share in shares]
+
+
+def draw_curve(model: CurveModel, choices: Choices, disk: DiskSpeed, memory: Sequence[int]) -> list[CurvePoint]:
+    """Rates at each amount of memory."""
+    distances = _stack_distances(choices)
+    return [_point(model, choices, distances, disk, bytes_) for bytes_ in memory]
+
+
+def _point(
+    model: CurveModel, choices: Choices, distances: "_Counted", disk: DiskSpeed, memory_bytes: int
+) -> CurvePoint:
+    room = memory_bytes - model.resident_bytes - model.other_bytes
+    everything = sum(model.sizes.values())
+    whole = room >= everything
+    use = None
+    if 0 < room < everything:
+        use = simulate_cache(model.sizes, room, choices.passes, warm_passes=choices.warm)
+    streamed_bytes = 0.0 if whole else (use.bytes_per_pass if use is not None else None)
+    paged_bytes = 0.0 if whole else _paged_bytes(model, distances, disk, memory_bytes)
+    return CurvePoint(
+        memory_bytes=memory_bytes,
+        of_file=memory_bytes / model.file_bytes,
+        cache_bytes=room if use is not None else None,
+        hit_share=use.hit_rate if use is not None else None,
+        streamed_bytes_per_token=streamed_bytes,
+        streamed=None if streamed_bytes is None else _streamed_rate(model, streamed_bytes, disk),
+        paged_bytes_per_token=paged_bytes,
+        paged=None if paged_bytes is None else _paged_rate(model, paged_bytes, disk),
+    )
+
+
+def _streamed_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed) -> Rate:
+    computed = model.token_s * (WATCHED if read_bytes else 1.0)
+    fast = computed / INTERVAL + OVERLAP[0] * read_bytes / disk.direct.high
+    slow = computed * INTERVAL + OVERLAP[1] * read_bytes / disk.direct.low
+    middle = computed + sum(OVERLAP) / 2 * read_bytes / disk.direct.bytes_per_s
+    return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
+
+
+def _paged_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed) -> Rate:
+    wanted = read_bytes / disk.paged.read_per_wanted
+    fast = model.token_s / INTERVAL + wanted / disk.paged.high
+    slow = model.token_s * INTERVAL + wanted / disk.paged.low
+    middle = model.token_s + wanted / disk.paged.bytes_per_s
+    return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
+
+
+def _paged_bytes(model: CurveModel, distances: "_Counted", disk: DiskSpeed, memory_bytes: int) -> float | None:
+    """Experts that the page cache no longer holds, with what read-ahead adds. None where not even the rest fits."""
+    expert = sum(model.sizes.values()) / len(model.sizes)
+    places = int((memory_bytes - model.other_bytes - model.resident_bytes) // expert)
+    if places <= 0 or not distances.touches:
+        return None
+    warm = distances.touches - distances.cold
+    if not warm:
+        return None
+    # First touches belong to the beginning, not to what goes on.
+    misses = 1 - distances.hits(places) / warm
+    touched = distances.touches / distances.tokens * expert
+    return misses * touched * disk.paged.read_per_wanted
+
+
+class _Counted(StackDistances):
+    """Stack distances that know how many tokens they are of."""
+
+    tokens = 0
+
+
+def _stack_distances(choices: Choices) -> "_Counted":
+    found = _Counted(len(choices.layers), choices.experts, choices.used)
+    ids = np.array([[experts for _, experts in token] for token in choices.passes])
+    found.add(ids.transpose(1, 0, 2))
+    found.tokens = len(choices.passes)
+    return found

@@ -1,0 +1,91 @@
+"""Rates against memory: more of it never means fewer tokens, and numbers that can be reckoned by hand are those."""
+
+from dataclasses import replace
+
+import pytest
+
+from dfqs.planning.curve import Choices, CurveModel, draw_choices, draw_curve, plot_points
+from dfqs.planning.disk_probe import DiskRate, DiskSpeed
+
+MB = 1_000_000
+DISK = DiskSpeed(MB, DiskRate(1e9, 0.9e9, 1.1e9, 1.0), DiskRate(0.4e9, 0.3e9, 0.5e9, 1.2), 131_072)
+
+
+def model_of(layers: int, experts: int, token_s: float = 0.05) -> CurveModel:
+    sizes = {(layer, expert): 3 * MB for layer in range(layers) for expert in range(experts)}
+    return CurveModel(sizes, 50 * MB, 20 * MB, 50 * MB + sum(sizes.values()), token_s)
+
+
+def test_a_token_that_chooses_what_no_cache_holds_costs_its_bytes_and_their_time() -> None:
+    model = model_of(1, 8)
+    # Each expert in turn: a cache of half of them has none of them when it comes round again.
+    passes = tuple([(0, [token % 8])] for token in range(240))
+
+    point = draw_curve(model, Choices(passes, "in turn", 8, (0,), 1), DISK, [70 * MB + 3 * 4 * MB])[0]
+
+    assert point.paged_bytes_per_token == pytest.approx(3 * MB * 1.2)
+    assert point.paged is not None
+    assert point.paged.tokens_per_s == pytest.approx(1 / (0.05 + 3 * MB / 0.4e9))
+    assert point.streamed_bytes_per_token is not None
+    assert 0 < point.streamed_bytes_per_token <= 3 * MB
+    assert point.streamed is not None
+    assert point.streamed.low < point.streamed.tokens_per_s < point.streamed.high
+
+
+def test_choices_that_stay_the_same_cost_nothing_after_the_first() -> None:
+    passes = tuple([(0, [1, 2])] for _ in range(60))
+
+    point = draw_curve(model_of(1, 8), Choices(passes, "the same", 8, (0,), 2), DISK, [70 * MB + 3 * 3 * MB])[0]
+
+    assert (point.streamed_bytes_per_token, point.paged_bytes_per_token) == (0.0, 0.0)
+    assert point.hit_share == 1.0
+
+
+def test_more_memory_is_never_slower() -> None:
+    model = model_of(6, 32)
+    choices = draw_choices(range(6), 32, 4)
+    memory = [*plot_points(model), model.file_bytes + 20 * MB]
+
+    points = draw_curve(model, choices, DISK, memory)
+
+    for name in ("streamed", "paged"):
+        rates = [rate.tokens_per_s for point in points if (rate := getattr(point, name)) is not None]
+        assert rates == sorted(rates)
+    assert points[-1].streamed_bytes_per_token == points[-1].paged_bytes_per_token == 0
+    assert points[-1].paged is not None
+    assert points[-1].paged.tokens_per_s == pytest.approx(20)
+
+
+def test_memory_that_has_no_room_for_an_expert_has_no_rate() -> None:
+    point = draw_curve(model_of(2, 8), draw_choices(range(2), 8, 2), DISK, [60 * MB])[0]
+
+    assert (point.streamed, point.paged, point.cache_bytes, point.hit_share) == (None, None, None, None)
+
+
+def test_a_slower_disk_makes_fewer_tokens_and_no_other_bytes() -> None:
+    model, choices = model_of(4, 32), draw_choices(range(4), 32, 4)
+    slow = replace(DISK, direct=DiskRate(2e8, 1e8, 3e8, 1.0))
+
+    fast_point, slow_point = (draw_curve(model, choices, disk, [200 * MB])[0] for disk in (DISK, slow))
+
+    assert fast_point.streamed_bytes_per_token == slow_point.streamed_bytes_per_token
+    assert fast_point.streamed is not None
+    assert slow_point.streamed is not None
+    assert slow_point.streamed.tokens_per_s < fast_point.streamed.tokens_per_s
+
+
+def test_made_up_choices_say_so_and_prefer_some_experts() -> None:
+    skewed, uniform = draw_choices(range(4), 64, 4), draw_choices(range(4), 64, 4, skew=0.0)
+
+    def hottest(choices: Choices) -> float:
+        counts = [0] * 64
+        for token in choices.passes:
+            for expert in token[0][1]:
+                counts[expert] += 1
+        return sum(sorted(counts)[-16:]) / sum(counts)
+
+    assert skewed.source.startswith("synthetic")
+    assert uniform.source.startswith("uniform")
+    assert 0.4 < hottest(skewed) < 0.7
+    assert hottest(uniform) < 0.4
+    assert draw_choices(range(4), 64, 4).passes == skewed.passes
