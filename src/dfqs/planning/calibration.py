@@ -20,12 +20,13 @@ from dfqs.errors import DfqsError, RuntimeFailure
 from dfqs.gguf import GGMLType, read_header
 from dfqs.hardware import default_threads, measure_read_bandwidth, read_machine
 from dfqs.planning.probe_models import ATTENTION, DENSE, EXPERTS, NODES, ProbeShape, write_probe
-from dfqs.planning.tuning import BUSY_CPUS, identify_runtime
+from dfqs.planning.tuning import BUSY_CPUS
 from dfqs.planning.work import Kind, Work, WorkKey, count_work
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.kernels import Kernels
 from dfqs.records import Amount, AtLeastOne, Document, Record, read_json, sha256_of, write_json
 from dfqs.runtime import Worker
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.omp_policy import LoadSample, free_cpus
 from dfqs.runtime.timing import time_decode, time_prefill
@@ -105,7 +106,7 @@ def calibrate(wanted: Collection[WorkKey], threads: int | None = None, progress:
         SpaceError: there is no room for a probe's file.
     """
     count = threads or default_threads()
-    machine, runtime = read_machine().speed_conditions(), identify_runtime()
+    machine, runtime = read_machine().speed_conditions(), runtime_name()
     path = calibration_path(machine, runtime, count)
     found: Calibration | None = None
     with contextlib.suppress(DfqsError, OSError):
