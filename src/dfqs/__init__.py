@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dfqs.integrity import verify_structure as verify_structure
     from dfqs.model.files import open_model as open_model
     from dfqs.model.hashes import hash_model as hash_model
+    from dfqs.planning.plan import PlanRequest as PlanRequest
+    from dfqs.planning.plan import plan_model as plan_model
     from dfqs.pull import Hub as Hub
     from dfqs.pull import plan_pull as plan_pull
     from dfqs.pull import pull as pull_model  # noqa: F401
@@ -47,6 +49,7 @@ _PLACES = {
     "ChatSession": "dfqs.runtime.chat:ChatSession",
     "DfqsError": "dfqs.errors:DfqsError",
     "Hub": "dfqs.pull:Hub",
+    "PlanRequest": "dfqs.planning.plan:PlanRequest",
     "Prompt": "dfqs.routing.prompts:Prompt",
     "Report": "dfqs.report:Report",
     "Sampling": "dfqs.runtime.requests:Sampling",
@@ -63,6 +66,7 @@ _PLACES = {
     "open_model": "dfqs.model.files:open_model",
     "plan_inplace": "dfqs.inplace:plan_inplace",
     "plan_merge": "dfqs.shards:plan_merge",
+    "plan_model": "dfqs.planning.plan:plan_model",
     "plan_pull": "dfqs.pull:plan_pull",
     "plan_repair": "dfqs.shards.repair:plan_repair",
     "plan_split": "dfqs.shards.split:plan_split",

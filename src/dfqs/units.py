@@ -3,9 +3,10 @@
 import math
 import re
 
-from dfqs.errors import UsageError
+from dfqs.errors import UsageError, printable
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE)
+_TOKENS = re.compile(r"\s*(\d{1,12})\s*([km])?\s*", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -75,6 +76,19 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise UsageError(f"'{text}' is no size to work with; it must be at least one byte")
     return int(size)
+
+
+def parse_tokens(text: str) -> int:
+    """Tokens from `8192`, `8k` (8 x 1,024, as lengths of contexts are counted) or `1M`.
+
+    Raises:
+        UsageError: not a number of tokens above zero.
+    """
+    match = _TOKENS.fullmatch(text)
+    count = int(match[1]) * 1024 ** {"k": 1, "m": 2}.get((match[2] or "").lower(), 0) if match else 0
+    if count < 1:
+        raise UsageError(f"'{printable(text)}' is no number of tokens; write it like 8192, 64k or 1M")
+    return count
 
 
 def _as_float(value: int | float) -> float:

@@ -41,6 +41,7 @@ WHERE = {
     "dfqs.manifest/1": "`dfqs manifest --json`; stored as `MODEL.manifest.json` by `manifest`, `pull` and `quantize`",
     "dfqs.merge/1": "`dfqs merge --json`",
     "dfqs.perplexity/1": "`dfqs perplexity --json`",
+    "dfqs.plan/1": "`dfqs plan --json`",
     "dfqs.prompts/1": "stored in the package: the frozen prompt sets",
     "dfqs.pull/1": "`dfqs pull --json`",
     "dfqs.quantize/1": "`dfqs quantize --json`",

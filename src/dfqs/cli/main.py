@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "imatrix": "Measure which weights matter, per expert, for quantizing.",
     "perplexity": "Measure per-token loss, and divergence from a reference.",
     "forecast": "Say how fast a model will be on this machine, by context and against memory.",
+    "plan": "Say whether a model fits, here or elsewhere, and with which settings.",
     "tune": "Find the settings that make a model fastest on this machine, and keep them.",
     "runtime": "Show which llama.cpp is used, and install or choose another build.",
     "run": "Answer one prompt, with tokens per second.",

@@ -9,6 +9,13 @@ Model = Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of
 ModelIfAny = Annotated[
     Path | None, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)
 ]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A .gguf file, the first shard of a set, hf:OWNER/NAME[@REVISION][:PATTERN], or a Hub address.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (docs/json.md).")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON document a line (docs/json.md).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands under the output's name.")]

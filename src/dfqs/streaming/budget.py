@@ -252,4 +252,4 @@ def weigh_load(
 
 def least_cache_bytes(layout: StreamLayout, used: int) -> int:
     """One token's experts of one layer: fewer cannot be there together."""
-    return used * max((pages.length for pages in layout.experts.values()), default=0)
+    return used * layout.largest_expert_bytes

@@ -9,6 +9,7 @@ no page is shared; at llama.cpp's usual alignment of 32 bytes one page a slice i
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.reader import Header
@@ -67,9 +68,9 @@ class StackedTensor:
     """Whether it is multiplied by what the others gave (down)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StreamLayout:
-    """A model's files, cut into what stays and what streams."""
+    """A model's files, cut into what stays and what streams. Sums over tens of thousands of ranges are kept."""
 
     experts: dict[ExpertKey, ExpertPages]
     tensors: tuple[StackedTensor, ...]
@@ -77,19 +78,23 @@ class StreamLayout:
     resident: tuple[PageRange, ...]
     """In file order; the last range of a file may reach past its end."""
 
-    @property
+    @cached_property
     def resident_bytes(self) -> int:
         return sum(pages.length for pages in self.resident)
 
-    @property
+    @cached_property
     def sizes(self) -> dict[ExpertKey, int]:
         """Bytes that each expert takes in a cache, and that bringing it reads."""
         return {key: pages.length for key, pages in self.experts.items()}
 
-    @property
+    @cached_property
     def experts_bytes(self) -> int:
         """Of all experts' pages."""
-        return sum(pages.length for pages in self.experts.values())
+        return sum(self.sizes.values())
+
+    @cached_property
+    def largest_expert_bytes(self) -> int:
+        return max(self.sizes.values(), default=0)
 
     @property
     def borders(self) -> tuple[PageRange, ...]:

@@ -7,6 +7,7 @@ from pydantic import Field, create_model
 from dfqs.gguf.kinds import MODEL
 from dfqs.model.description import ModelDescription
 from dfqs.model.files import ModelFiles
+from dfqs.planning.loaders import LoaderVerdict
 from dfqs.records import Document, Record, Text
 
 
@@ -21,6 +22,8 @@ class _Inspected(Document):
     gguf_version: int
     alignment: int
     tensors: int
+    loaders: tuple[LoaderVerdict, ...] | None = None
+    """Which programs load it; null: not asked (`--runtimes`)."""
     made_of: ClassVar[type[Record]] = ModelDescription
     """Whose keys follow."""
 
@@ -33,7 +36,7 @@ InspectDocument = create_model("InspectDocument", __base__=_Inspected, __doc__=_
 """`_Inspected`, and every key of `ModelDescription`."""
 
 
-def describe_inspected(model: ModelFiles) -> _Inspected:
+def describe_inspected(model: ModelFiles, loaders: tuple[LoaderVerdict, ...] | None = None) -> _Inspected:
     """The document of a file, model or not."""
     described: dict[str, Any]
     if model.kind is MODEL:
@@ -48,5 +51,6 @@ def describe_inspected(model: ModelFiles) -> _Inspected:
         gguf_version=model.header.version,
         alignment=model.header.alignment,
         tensors=len(model.tensors),
+        loaders=loaders,
         **described,
     )
