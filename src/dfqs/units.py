@@ -6,7 +6,7 @@ import re
 from dfqs.errors import UsageError, printable
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE)
-_TOKENS = re.compile(r"\s*(\d{1,12})\s*([km])?\s*", re.IGNORECASE)
+_TOKENS = re.compile(r"\s*([0-9]{1,12})\s*([km])?\s*", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
