@@ -125,7 +125,9 @@ def context_lines(plan: PlanDocument) -> Iterator[str]:
         if caches:
             yield f"KV and states at {longest.context_tokens:,} tokens: {printable(caches, 400)}"
     for row in plan.contexts:
-        yield from _verdict_lines(row)
+        # The table says it all where nothing is to be added.
+        if row.verdict is not Verdict.FITS or row.notices:
+            yield from _verdict_lines(row)
 
 
 def _verdict_lines(row: ContextPlan) -> Iterator[str]:

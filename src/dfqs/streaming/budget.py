@@ -135,7 +135,7 @@ class Shortfall:
         return (
             f"streamed, it needs at least {format_bytes(self.least_bytes)} ({format_bytes(self.resident_bytes)} of "
             f"weights that every token uses, {format_bytes(self.context_bytes)} for the context), and {shown} may be "
-            "used; use a smaller --ctx, or give it more (--ram)"
+            "used; use a smaller --ctx, or give it more (--ram); `dfqs plan` says with which settings it would run"
         )
 
 
