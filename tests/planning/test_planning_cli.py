@@ -46,10 +46,10 @@ def test_a_model_on_the_hub_is_planned_for_by_its_header_alone(
 ) -> None:
     near = planned(capsys, tiny, "--ctx", "512", "--ram", "4GB")
     with FakeHub(files={"m-F16.gguf": tiny.read_bytes()}) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", "none")
+        # What HF_ENDPOINT does in a process of its own.
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         far = planned(capsys, f"{hub.endpoint}/owner/model/blob/main/m-F16.gguf", "--ctx", "512", "--ram", "4GB")
 
     assert far["contexts"] == near["contexts"]

@@ -8,13 +8,13 @@ in about a second and without reading a weight. The header may have come from a 
 import contextlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from dfqs.errors import DfqsError, UsageError
-from dfqs.gguf import Header
+from dfqs.gguf import GGMLType, Header, TensorInfo
 from dfqs.gguf.shard_names import ShardName
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
@@ -28,6 +28,8 @@ from dfqs.storage.atomic import storage_errors
 
 _STATE = "memory stub"
 """Under which the worker keeps the loaded stub."""
+_REPACKED = frozenset({GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ4_NL})
+"""Types that llama.cpp b11549 repacks on x86-64 (ggml-cpu/repack.cpp); only where it says that it repacks at all."""
 _ONE_CACHE = "attention"
 """What a cache is called that is the only one."""
 
@@ -54,6 +56,7 @@ class MemoryNeed:
     context_tokens: int
     """As granted: rounded up by llama.cpp, capped at what the model was trained for."""
     weights_bytes: int
+    """Of all tensors; of an output that is shared with the embedding and repacked, twice."""
     kv_bytes: int
     """Caches and recurrent states of all sequences."""
     compute_bytes: int
@@ -118,6 +121,7 @@ class MemoryProbe:
         self._worker = Worker() if worker is None else worker
         self._own = worker is None
         self._known: dict[tuple[tuple[str, Any], ...], MemoryNeed] = {}
+        self._copied_bytes = 0
 
     def __enter__(self) -> Self:
         if self._own:
@@ -126,7 +130,8 @@ class MemoryProbe:
             # The stub is needed only while it is loaded.
             with tempfile.TemporaryDirectory(prefix="dfqs-stub-") as directory:
                 first = write_stubs(self._model.headers, Path(directory))
-                self._worker.call(open_stub, first, self._model.shards[0].source)
+                repacks = self._worker.call(open_stub, first, self._model.shards[0].source)
+                self._copied_bytes = copied_output_bytes(self._model.tensors) if repacks else 0
         except BaseException:
             self._close()
             raise
@@ -163,7 +168,8 @@ class MemoryProbe:
         """As `need`, for any settings of `Context`."""
         key = tuple(sorted(settings.items()))
         if key not in self._known:
-            self._known[key] = self._worker.call(measure_stub, settings)
+            need = self._worker.call(measure_stub, settings)
+            self._known[key] = replace(need, weights_bytes=need.weights_bytes + self._copied_bytes)
         return self._known[key]
 
 
@@ -183,10 +189,22 @@ def write_stub(header: Header, path: Path) -> Path:
     return path
 
 
-def open_stub(worker: WorkerContext, path: Path, name: str) -> None:
-    """In the worker: load a stub and keep it. `name` stands for its path in messages."""
+def copied_output_bytes(tensors: Sequence[TensorInfo]) -> int:
+    """Bytes of an output that llama.cpp copies to repack it, because the embedding, which it shares, stays as it is."""
+    if any(tensor.name == "output.weight" for tensor in tensors):
+        return 0
+    return sum(t.length for t in tensors if t.name == "token_embd.weight" and t.type in _REPACKED)
+
+
+def open_stub(worker: WorkerContext, path: Path, name: str) -> bool:
+    """In the worker: load a stub and keep it. `name` stands for its path in messages.
+
+    Returns:
+        Whether weights are repacked for this CPU.
+    """
     close_stub(worker)
-    worker.state[_STATE] = Model(worker.library, path, load_mode="none", no_alloc=True, name=name)
+    model = worker.state[_STATE] = Model(worker.library, path, load_mode="none", no_alloc=True, name=name)
+    return any(buffer.device.endswith("REPACK") for buffer in model.buffers)
 
 
 def close_stub(worker: WorkerContext) -> None:
