@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import planning_jobs
+import plan_memory_jobs
 from dfqs.gguf import GGMLType, encode_header, read_header, tensor_length
 from dfqs.planning.document import ContextPlan, PlanDocument, Verdict
 from dfqs.planning.plan import PlanRequest, plan_model
@@ -137,7 +137,7 @@ def test_a_plan_is_what_the_runtime_allocates_when_it_loads_the_model_for_real(
     path = retyped(source, type_, tmp_path / "model.gguf")
 
     plan = plan_model(path, PlanRequest(contexts=CONTEXTS, memory_bytes=16 * GB), worker=worker)
-    weights, contexts = worker.call(planning_jobs.allocate, path, [{"n_ctx": tokens} for tokens in CONTEXTS])
+    weights, contexts = worker.call(plan_memory_jobs.allocate, path, [{"n_ctx": tokens} for tokens in CONTEXTS])
 
     for tokens, parts in zip(CONTEXTS, contexts, strict=True):
         found = row(plan, tokens)
@@ -156,7 +156,7 @@ def test_the_peak_after_a_full_context_lies_between_weights_with_cache_and_the_p
 ) -> None:
     tokens = 8192
     with Worker(env=WORKER_ENV) as fresh:
-        before, peak = fresh.call(planning_jobs.fill_context, embedded_model, tokens)
+        before, peak = fresh.call(plan_memory_jobs.fill_context, embedded_model, tokens)
 
     found = row(
         plan_model(embedded_model, PlanRequest(contexts=(tokens,), memory_bytes=16 * GB), worker=worker), tokens
