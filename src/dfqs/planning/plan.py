@@ -14,7 +14,7 @@ from dfqs.planning.fit import Search
 from dfqs.planning.loaders import LoaderVerdict, judge_loaders
 from dfqs.planning.split import least_vram_bytes, split_model, weigh_layers
 from dfqs.progress import Progress, no_progress
-from dfqs.runtime.library import runtime_name
+from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker import Worker
 from dfqs.storage.space import free_bytes
