@@ -184,7 +184,7 @@ def test_memory_that_another_process_of_the_group_took_is_said_to_have_ended_the
 def test_an_interrupted_run_ends_at_once_and_leaves_no_process(embedded_model: Path) -> None:
     command = [sys.executable, "-m", "dfqs", "run", str(embedded_model), "-p", "Tell me a long story.", "-n", "2000"]
     process = subprocess.Popen(
-        [*command, "--ram", "440000000", "--ctx", "2200", "--temp", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "--ram", "480000000", "--ctx", "2200", "--temp", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdout.read(1)
@@ -201,7 +201,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_no_process(embedded_model: P
 def test_a_run_that_is_killed_takes_its_worker_along(embedded_model: Path) -> None:
     command = [sys.executable, "-m", "dfqs", "run", str(embedded_model), "-p", "Tell me a long story.", "-n", "2000"]
     process = subprocess.Popen(
-        [*command, "--ram", "440000000", "--ctx", "2200", "--temp", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "--ram", "480000000", "--ctx", "2200", "--temp", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdout.read(1)
