@@ -10,8 +10,9 @@ import pytest
 import streaming_jobs
 from dfqs.errors import IntegrityError, UsageError
 from dfqs.gguf import read_header
-from dfqs.integrity.manifest import make_manifest, manifest_path
+from dfqs.integrity.manifest import make_manifest, manifest_findings, manifest_path
 from dfqs.model.files import open_model
+from dfqs.model.hashes import hash_model
 from dfqs.records import write_json
 from dfqs.runtime import Worker
 from dfqs.runtime.loading import InMemory
@@ -133,6 +134,22 @@ def test_what_the_manifest_must_be_is_said_before_anything_is_loaded(model: Path
     write_json(manifest_path(path), made.model_copy(update={"tensors": tensors}), overwrite=True)
     with pytest.raises(UsageError, match="is not the manifest of this model"):
         read_recorded(handle, "all")
+
+
+def test_verify_finds_hashes_of_experts_that_are_not_those_of_the_tensor(model: Path) -> None:
+    made = make_manifest(model, experts=True)
+    hashes = hash_model(model, experts=True)
+    assert manifest_findings(made, hashes) == ()
+    index, record = next((i, t) for i, t in enumerate(made.tensors) if t.name == TENSOR)
+    assert record.expert_sha256 is not None
+    wrong = record.model_copy(
+        update={"expert_sha256": [*record.expert_sha256[:3], "0" * 64, *record.expert_sha256[4:]]}
+    )
+    tensors = [*made.tensors[:index], wrong, *made.tensors[index + 1 :]]
+
+    (finding,) = manifest_findings(made.model_copy(update={"tensors": tensors}), hashes)
+    assert finding.name == TENSOR
+    assert "the hashes of single experts are not theirs (expert 3)" in finding.message
 
 
 def test_a_plan_takes_what_is_recorded_where_it_streams_and_only_there(model: Path) -> None:

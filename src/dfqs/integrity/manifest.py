@@ -16,6 +16,7 @@ from dfqs.records import Document, Record, Sha256, read_json, write_json
 from dfqs.storage.atomic import check_writable_target
 
 _FETCH = "Fetch or merge the model again; `dfqs pull` and `dfqs merge` check what they write."
+_MAKE_AGAIN = "Make the manifest again (`dfqs manifest MODEL --experts`)."
 _LISTED = 20
 _FEW = 3
 """Of so few tensors each may be damaged; of more, not all."""
@@ -239,6 +240,10 @@ def _tensor_findings(recorded: Sequence[TensorRecord], found: Sequence[TensorHas
         elif tensor.sha256 != record.sha256:
             message = f"its bytes are not those recorded{_which_experts(record, tensor)}"
             findings.append(Finding("differs", message, _FETCH, name=record.name))
+        elif which := _which_experts(record, tensor):
+            # Both are hashes of the same bytes, so the manifest contradicts itself; streaming goes by the experts'.
+            message = f"its bytes are those recorded, and the hashes of single experts are not theirs{which}"
+            findings.append(Finding("manifest", message, _MAKE_AGAIN, name=record.name))
     for name in present:
         findings.append(Finding("extra-tensor", "the model has it, the manifest does not", _FETCH, name=name))
     if len(findings) > _LISTED:
@@ -253,4 +258,4 @@ def _which_experts(record: TensorRecord, tensor: TensorHash) -> str:
     pairs = zip(record.expert_sha256, tensor.expert_sha256, strict=True)
     experts = [str(index) for index, (then, now) in enumerate(pairs) if then != now]
     shown = ", ".join(experts[:8]) + (f" and {len(experts) - 8} more" if len(experts) > 8 else "")
-    return f" (expert {shown})"
+    return f" (expert {shown})" if experts else ""
