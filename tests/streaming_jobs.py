@@ -34,10 +34,12 @@ def run_in_memory(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence
         return Outcome(_decode(model, tokens))
 
 
-def run_streamed(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int], cache_bytes: int) -> Outcome:
+def run_streamed(
+    worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int], cache_bytes: int, hints: bool = False
+) -> Outcome:
     """A prompt in batches, then token by token, then a second sequence beside the first."""
     log = ChoiceLog()
-    with open_streamed(worker.library, paths, cache_bytes, log=log) as streamed:
+    with open_streamed(worker.library, paths, cache_bytes, hints=hints, log=log) as streamed:
         logits = _decode(streamed.model, tokens)
         forecast = simulate_cache(streamed.layout.sizes, cache_bytes, log.passes)
         return Outcome(logits, streamed.stream.cache.counts, forecast)

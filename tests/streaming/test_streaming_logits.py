@@ -37,8 +37,8 @@ def largest_layer_bytes(layout: StreamLayout) -> int:
     return max(sum(size for key, size in sizes.items() if key[0] == layer) for layer in layers)
 
 
-def streamed(worker: Worker, paths: Sequence[Path], cache_bytes: int) -> streaming_jobs.Outcome:
-    result: streaming_jobs.Outcome = worker.call(streaming_jobs.run_streamed, paths, TOKENS, cache_bytes)
+def streamed(worker: Worker, paths: Sequence[Path], cache_bytes: int, hints: bool = False) -> streaming_jobs.Outcome:
+    result: streaming_jobs.Outcome = worker.call(streaming_jobs.run_streamed, paths, TOKENS, cache_bytes, hints)
     return result
 
 
@@ -70,6 +70,21 @@ def test_deepseek4_with_hash_routed_layers_streams_to_the_same_logits(worker: Wo
 
     assert {layer for layer, _ in layout.experts} == set(range(6))
     assert streamed(worker, [tiny_deepseek4], largest_layer_bytes(layout)).logits_sha256 == wanted.logits_sha256
+
+
+def test_with_hints_alone_logits_are_those_in_memory_and_decisions_those_of_a_cache(
+    worker: Worker, tiny_deepseek4: Path
+) -> None:
+    layout = plan_layout([read_header(tiny_deepseek4)])
+    wanted = worker.call(streaming_jobs.run_in_memory, [tiny_deepseek4], TOKENS)
+
+    for cache_bytes in (0, largest_layer_bytes(layout)):
+        hinted = streamed(worker, [tiny_deepseek4], cache_bytes, hints=True)
+        assert hinted.logits_sha256 == wanted.logits_sha256
+        assert hinted.counts is not None
+        cached = streamed(worker, [tiny_deepseek4], cache_bytes).counts
+        assert cached is not None
+        assert (hinted.counts.hits, hinted.counts.misses) == (cached.hits, cached.misses)
 
 
 def test_the_demonstration_model_streams_from_one_file_and_from_shards(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dfqs.errors import RuntimeFailure
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, u32, write_gguf
 from dfqs.streaming.layout import PAGE_BYTES, PageRange, plan_layout
+from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.policy import DecayedFrequency, HeldKeys, simulate_cache
 from dfqs.streaming.reader import Arrival, PageReader
 
@@ -143,6 +144,24 @@ def test_a_read_behind_the_end_of_a_file_fails_in_a_sentence_and_is_no_zeroes(tm
             reader.require_unchanged()
     finally:
         reader.close()
+
+
+def test_memory_is_moved_with_its_contents_and_leaves_no_hole_in_the_map(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    path.write_bytes(b"\x11" * (8 * PAGE_BYTES))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+    files = MappedFiles([path])
+    source, target = PageRange(0, PAGE_BYTES, 2 * PAGE_BYTES), PageRange(0, 4 * PAGE_BYTES, 2 * PAGE_BYTES)
+    ctypes.memset(files.lay_over(source), 0x22, source.length)
+
+    for moved in (partial(files.move, source, target), partial(files.move, target, source)):
+        address = moved()
+        assert ctypes.string_at(address, source.length) == b"\x22" * source.length
+        assert mapped[:].count(b"\x11") == 6 * PAGE_BYTES
+    files.uncover(source)
+    assert mapped[:] == b"\x11" * (8 * PAGE_BYTES)
+    files.close()
 
 
 def _zeroes(count: int) -> Iterator[bytes]:

@@ -41,6 +41,8 @@ class Streamed:
     paths: tuple[Path, ...]
     """The file, or all shards of a set in their order."""
     cache_bytes: int
+    hints: bool = False
+    """See `dfqs.streaming.cache.ExpertCache`."""
     copies_borders: bool = True
     """See `dfqs.streaming.mechanism`."""
     recorded: Recorded | None = None
@@ -51,6 +53,7 @@ class Streamed:
             library,
             self.paths,
             self.cache_bytes,
+            hints=self.hints,
             copies_borders=self.copies_borders,
             recorded=self.recorded,
             progress=progress,
@@ -67,7 +70,13 @@ class Streamed:
 
     def accompany(self, library: Library, progress: Progress) -> ServedExperts:
         return ServedExperts(
-            library, self.paths, self.cache_bytes, self.copies_borders, progress, recorded=self.recorded
+            library,
+            self.paths,
+            self.cache_bytes,
+            self.copies_borders,
+            progress,
+            hints=self.hints,
+            recorded=self.recorded,
         )
 
 
@@ -246,8 +255,8 @@ def weigh_load(
     if choice.most_experts is not None:
         # Of experts of several sizes the small ones could be the ones that are held.
         cache = min(cache, choice.most_experts * min(layout.sizes.values()))
-    own = cache if choice.mechanism is Mechanism.CACHE else 0
-    return LoadPlan(Streamed(paths, own, choice.copies_borders), fixed + cache, cache, layout.resident_bytes, choice)
+    order = Streamed(paths, cache, choice.mechanism is Mechanism.HINTS, choice.copies_borders)
+    return LoadPlan(order, fixed + cache, cache, layout.resident_bytes, choice)
 
 
 def least_cache_bytes(layout: StreamLayout, used: int) -> int:

@@ -1,12 +1,13 @@
 """The experts that are in memory: brought in when chosen, given up when another needs the place."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from dfqs.streaming.layout import ExpertKey, ExpertPages, PageRange, StreamLayout
+from dfqs.streaming.layout import ExpertKey, PageRange, StreamLayout
 from dfqs.streaming.pages import MappedFiles
-from dfqs.streaming.policy import ChoiceLog, HeldKeys
+from dfqs.streaming.policy import ChoiceLog, HeldKeys, Placement
 from dfqs.streaming.reader import Arrival, PageReader
 
 
@@ -31,11 +32,23 @@ class _Held:
     inner: Arrival
     outer: Arrival
 
+    def wait(self) -> None:
+        self.inner.wait()
+        self.outer.wait()
+
+
+_Bringing = tuple[PageRange, Arrival, Callable[[], object]]
+
 
 class ExpertCache:
-    """Anonymous memory of at most `budget_bytes` over the mapping, filled with the experts that are used most.
+    """At most `budget_bytes` of experts in memory, those that are used most.
+
+    Either in anonymous memory laid over the mapping and read past the kernel's page cache; or, with `hints`, in the
+    page cache, which is told what to read and what to drop. Hints make nobody wait: a page that is touched before it
+    is there is waited for where it is touched.
 
     Args:
+        budget_bytes: with hints, 0 leaves it to the kernel what is dropped.
         log: is told of every choice.
     """
 
@@ -46,14 +59,19 @@ class ExpertCache:
         reader: PageReader,
         budget_bytes: int,
         log: ChoiceLog | None = None,
+        *,
+        hints: bool = False,
     ) -> None:
         self.counts = StreamCounts()
         self._layout = layout
         self._files = files
         self._reader = reader
         self._log = log
+        self._hints = hints
         self._keys: HeldKeys[ExpertKey] = HeldKeys(layout.sizes, budget_bytes)
         self._held: dict[ExpertKey, _Held] = {}
+        self._taken_from: dict[ExpertKey, _Held] = {}
+        """Experts that were given up -> who got their memory."""
 
     @property
     def used_bytes(self) -> int:
@@ -88,53 +106,78 @@ class ExpertCache:
 
     def wait(self, arrivals: Sequence[Arrival]) -> None:
         """Stand still until all are there."""
+        if not arrivals:
+            return
         started = time.perf_counter()
         for arrival in arrivals:
             arrival.wait()
         self.counts.wait_s += time.perf_counter() - started
 
     def _start(self, keys: Sequence[ExpertKey], counted: bool = True) -> None:
-        late: list[tuple[PageRange, int, Arrival]] = []
-        in_place: list[PageRange] = []
+        late: list[_Bringing] = []
+        hinted: list[Placement[ExpertKey]] = []
         for placement in self._keys.place(keys, self.counts.passes):
-            pages = self._layout.experts[placement.key]
             if placement.how == "held":
                 self.counts.hits += counted
                 continue
             self.counts.misses += counted
+            pages = self._layout.experts[placement.key]
             if placement.how == "no room":
                 self.counts.uncached += 1
-                for part in pages.ranges:
-                    self._files.want_soon(part)
-                in_place += pages.ranges
+            if self._hints or placement.how == "no room":
+                hinted.append(placement)
                 continue
-            addresses = self._make_room(pages, placement.victims)
             entry = _Held(Arrival(len(pages.inner)), Arrival(len(pages.outer)))
+            prepare = self._make_room(placement.key, placement.victims, entry)
             self._held[placement.key] = entry
             self.counts.read_bytes += pages.length
-            arrivals = [entry.inner] * len(pages.inner) + [entry.outer] * len(pages.outer)
-            for part, address, arrival in zip(pages.ranges, addresses, arrivals, strict=True):
-                if arrival is entry.inner:
-                    self._reader.start(part, address, arrival)
-                else:
-                    late.append((part, address, arrival))
+            inner = len(pages.inner)
+            for part, exchange in zip(pages.inner, prepare[:inner], strict=True):
+                self._reader.start(part, self._files.address(part), entry.inner, exchange)
+            late += ((part, entry.outer, exchange) for part, exchange in zip(pages.outer, prepare[inner:], strict=True))
         # What is needed last is read last.
-        for part, address, arrival in late:
-            self._reader.start(part, address, arrival)
-        for part in in_place:
-            self._reader.require_intact(part, self._files.address(part))
+        for part, arrival, exchange in late:
+            self._reader.start(part, self._files.address(part), arrival, exchange)
+        if hinted:
+            self._hint(hinted)
 
-    def _make_room(self, pages: ExpertPages, victims: Sequence[ExpertKey]) -> list[int]:
-        """Anonymous memory over `pages`, one address a range: a victim's where its ranges are as long, else new."""
-        moved: list[int] | None = None
+    def _hint(self, placements: Sequence[Placement[ExpertKey]]) -> None:
+        """Have the kernel read what is wanted, and drop what is given up.
+
+        Both take their time, up to a tenth of a millisecond a megabyte: that of the reader's threads.
+        """
+        wanted = [self._layout.experts[placement.key] for placement in placements]
+        for part in (*(p for pages in wanted for p in pages.inner), *(p for pages in wanted for p in pages.outer)):
+            self._reader.do(partial(self._files.want_soon, part))
+        for pages in wanted:
+            for part in pages.ranges:
+                self._reader.require_intact(part, self._files.address(part))
+        for placement in placements:
+            if placement.how == "brought":
+                self.counts.read_bytes += self._layout.experts[placement.key].length
+            for victim in placement.victims:
+                for part in self._layout.experts[victim].ranges:
+                    self._reader.do(partial(self._files.forget, part))
+
+    def _make_room(self, key: ExpertKey, victims: Sequence[ExpertKey], taker: _Held) -> list[Callable[[], object]]:
+        """What lays memory over a key's ranges, one for each: a victim's where its ranges are as long, else new.
+
+        Whoever reads does it, beside the others: moving a megabyte of pages takes as long as computing with them.
+        """
+        pages = self._layout.experts[key]
+        if (left := self._taken_from.pop(key, None)) is not None:
+            # Its memory is on the way to another.
+            left.wait()
+        moves: list[Callable[[], object]] = []
         for victim in victims:
-            entry = self._held.pop(victim)
-            for arrival in (entry.inner, entry.outer):
-                arrival.wait()
+            self._held.pop(victim).wait()
             given_up = self._layout.experts[victim]
-            if moved is None and [p.length for p in given_up.ranges] == [p.length for p in pages.ranges]:
-                moved = [self._files.move(old, new) for old, new in zip(given_up.ranges, pages.ranges, strict=True)]
+            if not moves and [p.length for p in given_up.ranges] == [p.length for p in pages.ranges]:
+                self._taken_from[victim] = taker
+                moves = [
+                    partial(self._files.move, old, new) for old, new in zip(given_up.ranges, pages.ranges, strict=True)
+                ]
                 continue
             for part in given_up.ranges:
                 self._files.uncover(part)
-        return moved if moved is not None else [self._files.lay_over(part) for part in pages.ranges]
+        return moves or [partial(self._files.lay_over, part) for part in pages.ranges]

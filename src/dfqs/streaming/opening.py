@@ -98,6 +98,7 @@ def open_streamed(
     *,
     log: ChoiceLog | None = None,
     copies_borders: bool = True,
+    hints: bool = False,
     recorded: Recorded | None = None,
     progress: Progress = no_progress,
 ) -> StreamedModel:
@@ -105,6 +106,7 @@ def open_streamed(
 
     Args:
         paths: the file, or all shards of a set in their order.
+        hints: see `ExpertCache`.
         log: is told of every choice of a layer.
         copies_borders: copy pages that two slices share with what stays; else they are left to the page cache.
         recorded: what the bytes that are read have to be.
@@ -126,6 +128,7 @@ def open_streamed(
             cache_bytes,
             is_lazy=is_lazy,
             log=log,
+            hints=hints,
             copies_borders=copies_borders,
             recorded=recorded,
             progress=progress,
@@ -156,6 +159,7 @@ def stream_mapped(
     *,
     is_lazy: bool,
     log: ChoiceLog | None = None,
+    hints: bool = False,
     copies_borders: bool = True,
     recorded: Recorded | None = None,
     progress: Progress = no_progress,
@@ -165,7 +169,7 @@ def stream_mapped(
     Args:
         layout: of the files at `paths`.
         is_lazy: nothing was read when they were mapped.
-        log, copies_borders, recorded, progress: as `open_streamed` takes them.
+        log, hints, copies_borders, recorded, progress: as `open_streamed` takes them.
 
     Raises:
         RuntimeFailure: the files are not mapped, or cannot be read.
@@ -182,7 +186,7 @@ def stream_mapped(
     if check is not None:
         check.check_resident()
         reader.inspect = check.check_slice
-    cache = ExpertCache(layout, files, reader, cache_bytes, log)
+    cache = ExpertCache(layout, files, reader, cache_bytes, log, hints=hints)
     stream = ExpertStream(layout, files, reader, cache, _read_tables(paths))
     return ExpertsOnDisk(stream, layout, rate, files, reader, check)
 

@@ -18,7 +18,7 @@ from dfqs.streaming.layout import PageRange
 _MAPS = Path("/proc/self/maps")
 _READ, _WRITE = mmap.PROT_READ, mmap.PROT_WRITE
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _NORESERVE, _POPULATE = 0x01, 0x02, 0x10, 0x20, 0x4000, 0x8000
-_MAYMOVE, _MREMAP_FIXED = 1, 2
+_MAYMOVE, _MREMAP_FIXED, _DONTUNMAP = 1, 2, 4
 _RANDOM, _WILLNEED, _DONTNEED = 1, 3, 4
 _HINT_BYTES = 128 << 10
 """The kernel cuts a hint to what the disk reads ahead or takes at once, whichever is more; so much it always takes."""
@@ -56,13 +56,14 @@ class MappedFiles:
     def move(self, source: PageRange, target: PageRange) -> int:
         """Move the anonymous memory over `source` to `target` of the same length; returns the target's address.
 
-        Saves the kernel the zeroing of new pages.
+        Saves the kernel the zeroing of new pages. At no moment is there a hole, into which the kernel would put
+        whatever another thread maps just then.
         """
         old, new = self.address(source), self.address(target)
-        if _libc().mremap(old, source.length, target.length, _MAYMOVE | _MREMAP_FIXED, new) != new:
-            raise _failure("moving pages")
+        moved = _libc().mremap(old, source.length, target.length, _MAYMOVE | _MREMAP_FIXED | _DONTUNMAP, new) == new
         self.uncover(source)
-        return new
+        # Before Linux 5.7 memory cannot be moved so.
+        return new if moved else self.lay_over(target)
 
     def want_soon(self, pages: PageRange) -> None:
         """Let the kernel begin to read file pages; only a hint."""

@@ -29,7 +29,7 @@ class ServedExperts:
 
     Args:
         paths: the file that the server loads, or all shards of the set in their order.
-        copies_borders, progress, recorded: as `open_streamed` takes them.
+        copies_borders, progress, hints, recorded: as `open_streamed` takes them.
 
     Raises:
         UsageError: there is nothing to stream in this model.
@@ -42,6 +42,8 @@ class ServedExperts:
         cache_bytes: int,
         copies_borders: bool,
         progress: Progress,
+        *,
+        hints: bool = False,
         recorded: Recorded | None = None,
     ) -> None:
         self._library = library
@@ -50,6 +52,7 @@ class ServedExperts:
         self._copies_borders = copies_borders
         self._progress = progress
         self._recorded = recorded
+        self._hints = hints
         self._layout = plan_streaming(paths)
         self._is_lazy = False
         self._is_loading = True
@@ -115,6 +118,7 @@ class ServedExperts:
             self._paths,
             self._cache_bytes,
             is_lazy=self._is_lazy,
+            hints=self._hints,
             copies_borders=self._copies_borders,
             recorded=self._recorded,
             progress=self._progress,

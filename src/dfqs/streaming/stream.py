@@ -24,6 +24,7 @@ from dfqs.streaming.reader import Arrival, PageReader
 
 _CHOICE = re.compile(rb"ffn_moe_topk-(\d+)")
 _PRODUCT_OP, _LOOKUP_OP = "MUL_MAT_ID", "GET_ROWS"
+_UNNAMED = b"node_"
 _EMBEDDINGS, _INPUT_TOKENS = b"token_embd.weight", b"inp_tokens"
 _LAST_NORM, _LOGITS = b"result_norm", b"result_output"
 """What a graph ends with, whatever the architecture: after the first no expert is used."""
@@ -71,6 +72,8 @@ class ExpertStream:
         self._lookups: dict[bytes, bool] = {}
         """Nodes that read rows of a table: whether it is the tokens' embeddings."""
         self._library: Any = None
+        self._plain: dict[bytes, int] = {}
+        """Nodes that are known to be of no interest, by name -> ggml's number of their operation."""
         self._error: BaseException | None = None
         self._function = abi.EVAL_CALLBACK(self.called)
 
@@ -101,21 +104,17 @@ class ExpertStream:
         try:
             tensor = pointer.contents
             name = tensor.name
-            layer = self._choices.get(name, -1)
-            if layer == -1:
-                match = _CHOICE.fullmatch(name)
-                layer = int(match[1]) if match else None
-                layer = self._choices[name] = layer if layer in self._layers else None
-            ends = name in (_LAST_NORM, _LOGITS)
-            wanted = layer is not None or name in self._last_inputs or ends
             if ask:
                 if self._pass_started is None:
                     self._pass_started = time.perf_counter()
-                if self._unchecked:
-                    self._learn(tensor)
-                if self._tables and self._is_lookup(name, tensor):
-                    self._prefetch(tensor.src[1].contents)
-                return wanted
+                # A thousand nodes a token are asked about, and few are wanted. (Names alone can change their meaning.)
+                if self._plain.get(name) == tensor.op:
+                    return False
+            layer = self._layer_choosing(name)
+            ends = name in (_LAST_NORM, _LOGITS)
+            wanted = layer is not None or name in self._last_inputs or ends
+            if ask:
+                return self._asked(tensor, name, wanted)
             if self._error is not None:
                 # Without its bytes the rest of the graph is not worth computing.
                 return False
@@ -138,6 +137,29 @@ class ExpertStream:
     def _end_pass(self) -> None:
         self._last_layer = self._pass_started = None
         self._pending.clear()
+
+    def _asked(self, tensor: Any, name: bytes, wanted: bool) -> bool:
+        """Whether a node is of interest; remembers those that are not."""
+        if self._unchecked:
+            self._learn(tensor)
+        if self._tables and self._is_lookup(name, tensor):
+            self._prefetch(tensor.src[1].contents)
+        elif not wanted and not self._is_unnamed_product(tensor):
+            self._plain[name] = tensor.op
+        return wanted
+
+    def _is_unnamed_product(self, tensor: Any) -> bool:
+        """Whether this may be, in another graph, the product with another weight."""
+        return self._op_name(tensor.op) == _PRODUCT_OP and tensor.name.startswith(_UNNAMED)
+
+    def _layer_choosing(self, name: bytes) -> int | None:
+        """The layer whose choice a node holds; None for other nodes."""
+        layer = self._choices.get(name, -1)
+        if layer == -1:
+            match = _CHOICE.fullmatch(name)
+            layer = int(match[1]) if match else None
+            layer = self._choices[name] = layer if layer in self._layers else None
+        return layer
 
     def _chosen(self, layer: int, tensor: Any) -> None:
         if self._last_layer is None or layer < self._last_layer:
@@ -166,7 +188,10 @@ class ExpertStream:
         self._unchecked.discard(weight.name)
         layer = self._last_matrices.get(weight.name)
         if layer is not None:
-            self._last_inputs[tensor.src[1].contents.name] = layer
+            before = tensor.src[1].contents.name
+            self._last_inputs[before] = layer
+            # It was asked about before it was known to be of interest.
+            self._plain.pop(before, None)
             self._learned.add(layer)
 
     def _is_lookup(self, name: bytes, tensor: Any) -> bool:
