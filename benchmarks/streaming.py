@@ -38,7 +38,7 @@ from streaming_model import FULL, TINY, write_model
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from dfqs.hardware import read_machine  # noqa: E402
-from dfqs.runtime.library import runtime_name  # noqa: E402
+from dfqs.runtime.choice import runtime_name  # noqa: E402
 from dfqs.storage.atomic import write_bytes_atomic  # noqa: E402
 from dfqs.streaming.budget import PROGRAM_BYTES  # noqa: E402
 from memory_cgroup import memory_group, run_in_group  # noqa: E402

@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from dfqs.model.files import open_model
-from dfqs.progress import Progress, no_progress
+from dfqs.progress import no_progress
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context
-from dfqs.runtime.library import Library
-from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, StreamFigures
-from dfqs.runtime.model import Model
+from dfqs.runtime.loading import InMemory, LoadOrder, Mapped, StreamFigures
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.budget import Streamed, choose_load
@@ -28,15 +26,6 @@ from dfqs.streaming.budget import Streamed, choose_load
 CONTEXT = ContextSettings(n_ctx=256, n_batch=16, n_ubatch=16, flash_attention="off")
 THREADS = 2
 _SEED = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Paged:
-    """llama.cpp's own memory map, its best: without repacking, which copies weights."""
-
-    def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
-        model = Model(library, path, load_mode="mmap", gpu_layers=0, repack=False)
-        return LoadedModel(model, close=model.close)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +129,8 @@ def anonymous_bytes() -> int:
 def choose_order(path: Path, mode: str, ram_bytes: int) -> LoadOrder:
     """How a mode loads the model."""
     if mode == "paged":
-        return Paged()
+        # llama.cpp's own memory map at its best: repacking would copy the weights.
+        return Mapped()
     if mode == "memory":
         return InMemory()
     order = choose_load(path, CONTEXT, str(ram_bytes)).order
