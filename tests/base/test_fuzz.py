@@ -13,7 +13,10 @@ from fuzz.oracle import Find, judged
 from fuzz.run import SEEDS, fuzz, seeds_of, try_document
 from fuzz.targets import TARGETS
 
-CASES = {"gguf": 60, "manifest": 60, "run": 80, "merge-journal": 25, "endpoint": 25, "template": 25, "route-trace": 100}
+CASES = {
+    **{"gguf": 60, "manifest": 60, "run": 80, "merge-journal": 25, "imatrix-journal": 120},
+    **{"endpoint": 25, "template": 25, "route-trace": 100},
+}
 MORE = 250
 BEING_FIXED: set[str] = set()
 READERS = [

@@ -31,7 +31,7 @@ from dfqs.report.schema import Report
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.prompts import read_prompts
 from dfqs.routing.stats import measure_stats
-from fuzz import documents, services
+from fuzz import checkpoints, documents, services
 from fuzz.mutate import STRINGS, Seal, mutate_bytes, mutate_gguf, mutate_json_text, mutate_lines, mutate_toml
 from fuzz.terminal import shown
 
@@ -272,6 +272,12 @@ TARGETS: dict[str, Target] = {
             lambda rng, data: mutate_lines(rng, data, _seal_quantize_line),
             _read_quantize_journal,
             _seal_quantize_line,
+        ),
+        Target(
+            "imatrix-journal",
+            checkpoints.imatrix_journal,
+            checkpoints.mutate_imatrix_journal,
+            checkpoints.read_imatrix_journal,
         ),
         Target(
             "pull-journal",

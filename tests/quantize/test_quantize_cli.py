@@ -7,7 +7,11 @@ import pytest
 
 from dfqs.cli.main import run
 from dfqs.gguf import GGMLType, read_header, string, u32
+from dfqs.integrity import hash_model
+from dfqs.model.classes import CLASSES
 from dfqs.quantize.imatrix_file import write_imatrix
+from dfqs.quantize.journal import KIND, FinishedTensor, Journal
+from dfqs.quantize.quantize import plan_source, plan_work, read_source
 from gguf_builder import write_small
 from quantize_inputs import vector_imatrix, write_model
 from v4_flash_stub import write_v4_flash_stub
@@ -202,3 +206,35 @@ def test_a_ladder_leaves_models_numbers_table_and_plot(
     write_imatrix(tmp_path / "i.gguf", matrix, overwrite=True)
     assert run(["ladder", str(model), str(target), "--classes", "Q8_0", *options]) == 2
     assert "is not this rung: its 'dfqs.imatrix_sha256' is another" in capsys.readouterr().err
+
+
+def test_restart_of_a_ladder_makes_a_rung_anew_that_an_interrupted_run_had_begun_otherwise(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, text = tmp_path / "ladder", tmp_path / "text.txt"
+    text.write_text("one two three " * 60)
+    target.mkdir()
+    rung = target / "model-Q8_0.gguf"
+    Journal(KIND.path_beside(rung), "of other work").close()
+    command = ["ladder", str(model), str(target), "--classes", "Q8_0", "--text", str(text)]
+
+    assert run(command) == 2
+    assert "is of another quantization; finish that one, or give --restart" in capsys.readouterr().err
+    assert run([*command, "--restart"]) == 0
+
+    made = rung.read_bytes()
+    assert not KIND.path_beside(rung).exists() and rung.with_name(f"{rung.name}.manifest.json").exists()
+
+    # Killed when its last rung had its name: the manifest is still to come.
+    work = plan_work(
+        read_source(model), plan_source(read_source(model), CLASSES["Q8_0"]), rung, None, None, 1, 1, False
+    )
+    rung.with_name(f"{rung.name}.manifest.json").unlink()
+    hashes = {tensor.name: tensor.sha256 for tensor in hash_model(rung).tensors}
+    sources = {tensor.name: tensor.sha256 for tensor in hash_model(model).tensors}
+    journal = Journal(work.journal, work.fingerprint)
+    journal.add([FinishedTensor(name, sources[name], hashes[name]) for name in hashes])
+    journal.mark_complete()
+    journal.close()
+    assert run(command) == 0
+    assert rung.read_bytes() == made and rung.with_name(f"{rung.name}.manifest.json").exists()

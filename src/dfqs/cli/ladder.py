@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dfqs.cli.documents.quantize import LadderPlan, QuantizeDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import AllowRequantize, DryRun, Imatrix, Json, Memory, Model, Overwrite, Threads
+from dfqs.cli.options import AllowRequantize, DryRun, Imatrix, Json, Memory, Model, Overwrite, Restart, Threads
 from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.cli.perplexity import read_text
 from dfqs.cli.quantize import warn_of_idle_exceptions
@@ -36,6 +36,7 @@ def command(
     threads: Threads = None,
     allow_requantize: AllowRequantize = False,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -69,6 +70,7 @@ def command(
                 threads=threads,
                 allow_requantize=allow_requantize,
                 overwrite=overwrite,
+                restart=restart,
                 progress=progress,
             )
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import typer
 
 from dfqs.cli.documents.shards import MergeDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import Align, DryRun, Json
+from dfqs.cli.options import Align, DryRun, Json, Restart
 from dfqs.cli.output import emit, key_value_table, note, out, print_plain, warn
 from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf import read_header
@@ -44,6 +44,7 @@ def command(
         typer.Option("--hash", help="Hash every shard, and compare with the Hub's record of it, if any."),
     ] = False,
     abort: Annotated[bool, typer.Option("--abort", help="Undo an unfinished merge where that is possible.")] = False,
+    restart: Restart = False,
     trust_journal: Annotated[
         bool,
         typer.Option("--trust-journal", help="Go on with a journal of your own whose key (in the cache) is gone."),
@@ -77,9 +78,7 @@ def command(
         abort_merge(first_shard, request.target, trust_journal=trust_journal)
         found = MergeDocument.aborted_of(first_shard, request.target, request.mode)
     else:
-        found = (_resume(request) if is_unfinished(request.target) else None) or _begin(request)
-    for path in found.left:
-        warn(f"{path} is not the shard that was merged but a file put there since; it is left")
+        found = _carry_out(request, restart=restart)
     emit(found, json_, lambda: _show(found))
     if dry_run and request.mode is None and not json_:
         require_space(request.target.parent, found.file_bytes or 0, "--in-place and --consume need no second copy")
@@ -98,6 +97,15 @@ class _Request:
     trust_journal: bool
     trust_shards: bool
     dry_run: bool
+
+
+def _carry_out(request: _Request, *, restart: bool) -> MergeDocument:
+    if restart and not request.dry_run and is_unfinished(request.target):
+        abort_merge(request.first_shard, request.target, trust_journal=request.trust_journal)
+    found = (_resume(request) if is_unfinished(request.target) else None) or _begin(request)
+    for path in found.left:
+        warn(f"{path} is not the shard that was merged but a file put there since; it is left")
+    return found
 
 
 def _resume(request: _Request) -> MergeDocument | None:

@@ -23,8 +23,8 @@ from dfqs.evaluate.conditions import ScoreConditions, differences
 from dfqs.evaluate.stored import check_line
 from dfqs.model.description import ModelDescription
 from dfqs.records import AtLeastOne, Document, Record, Whole, read_json, write_json
-from dfqs.storage.atomic import fsync_directory, storage_errors
-from dfqs.storage.disk import LocalDisk
+from dfqs.storage.atomic import storage_errors
+from dfqs.storage.disk import Disk, LocalDisk
 from dfqs.storage.journal import Journal, JournalKind, read_unlocked
 from dfqs.storage.locks import open_locked
 
@@ -116,6 +116,10 @@ class Store:
             self._journal.append({"stage": stage, "key": whole_text(key), "data": data})
         self._lines[stage, key] = data
 
+    def close(self) -> None:
+        """Let another process have it."""
+        self._journal.close()
+
 
 @contextmanager
 def open_store(out: Path, planned: RunRecord, *, restart: bool = False) -> Iterator[Store]:
@@ -132,20 +136,32 @@ def open_store(out: Path, planned: RunRecord, *, restart: bool = False) -> Itera
         out.mkdir(parents=True, exist_ok=True)
         lock = open_locked(out / ".lock", f"another evaluation is writing into {out}; give it another -o")
     try:
-        directory, record = _choose_run(out, planned, restart)
-        path = directory / "results.jsonl"
-        lines = _Lines(path)
-        with storage_errors(directory):
-            journal = Journal.open_or_create(LocalDisk(), path, RESULTS)
+        store = open_run(*_choose_run(out, planned, restart))
         try:
-            with storage_errors(directory):
-                journal.read(lines.take)
-                fsync_directory(directory)
-            yield Store(directory, record, journal, lines.found)
+            yield store
         finally:
-            journal.close()
+            store.close()
     finally:
         os.close(lock)
+
+
+def open_run(directory: Path, record: RunRecord, disk: Disk | None = None) -> Store:
+    """A run with the results that it has, open for appending.
+
+    Raises:
+        FormatError: they cannot be read.
+    """
+    path, disk = directory / "results.jsonl", disk or LocalDisk()
+    lines = _Lines(path)
+    with storage_errors(directory):
+        journal = Journal.open_or_create(disk, path, RESULTS)
+        try:
+            journal.read(lines.take)
+            disk.sync_directory(directory)
+        except BaseException:
+            journal.close()
+            raise
+    return Store(directory, record, journal, lines.found)
 
 
 def read_lines(path: Path) -> tuple[dict[tuple[str, str], dict[str, Any]], int]:

@@ -14,7 +14,7 @@ from typing import Any
 from dfqs.errors import UsageError
 from dfqs.quantize.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from dfqs.storage.atomic import publish_file, storage_errors
-from dfqs.storage.disk import LocalDisk
+from dfqs.storage.disk import Disk, LocalDisk
 from dfqs.storage.journal import Journal, JournalKind
 
 KIND = JournalKind(
@@ -36,10 +36,11 @@ def checkpoint_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.measuring")
 
 
-def forget_checkpoint(out: Path, fingerprint: str) -> None:
+def forget_checkpoint(out: Path, fingerprint: str, *, disk: Disk | None = None) -> None:
     """Throw away what a measurement left that was killed when it had written `out`."""
-    if checkpoint_path(out).exists() or KIND.path_beside(out).exists():
-        with Checkpoint(out, fingerprint, restart=True) as left:
+    disk = disk or LocalDisk()
+    if any(disk.identify(path) is not None for path in (checkpoint_path(out), KIND.path_beside(out))):
+        with Checkpoint(out, fingerprint, restart=True, disk=disk) as left:
             left.forget()
 
 
@@ -63,8 +64,9 @@ class Checkpoint:
         IntegrityError: another version of dfqs left it.
     """
 
-    def __init__(self, out: Path, fingerprint: str, *, restart: bool = False) -> None:
+    def __init__(self, out: Path, fingerprint: str, *, restart: bool = False, disk: Disk | None = None) -> None:
         self.path = checkpoint_path(out)
+        self._disk = disk = disk or LocalDisk()
         self._fresh = self.path.with_name(self.path.name + ".new")
         self._reached: dict[str, _Reached] = {}
         hidden = out.with_name(f".{out.name}.measuring")
@@ -73,12 +75,12 @@ class Checkpoint:
         KIND.refuse_older(hidden)
         with storage_errors(out):
             journal_path = KIND.path_beside(out)
-            self._journal = Journal.open_or_create(LocalDisk(), journal_path, KIND, wait_s=LOCK_WAIT_S)
+            self._journal = Journal.open_or_create(disk, journal_path, KIND, wait_s=LOCK_WAIT_S)
             try:
                 if restart:
-                    self.path.unlink(missing_ok=True)
+                    disk.unlink(self.path)
                 # Without its sums a journal says nothing, and nobody loses by it.
-                kept = self.path.exists() and self._journal.read(self._take, fingerprint=fingerprint)
+                kept = disk.identify(self.path) is not None and self._journal.read(self._take, fingerprint=fingerprint)
                 if not kept:
                     self._journal.begin({}, fingerprint=fingerprint)
             except BaseException:
@@ -91,7 +93,7 @@ class Checkpoint:
         Raises:
             UsageError: the file there is no checkpoint of this measurement.
         """
-        if not self.path.exists():
+        if self._disk.identify(self.path) is None:
             return None, 0
         reached = self._reached.get(_sha256(self.path))
         if reached is None:
@@ -113,8 +115,8 @@ class Checkpoint:
 
     def forget(self) -> None:
         """The measurement is over."""
-        self.path.unlink(missing_ok=True)
-        self._fresh.unlink(missing_ok=True)
+        self._disk.unlink(self.path)
+        self._disk.unlink(self._fresh)
         self._journal.remove()
 
     def __enter__(self) -> "Checkpoint":

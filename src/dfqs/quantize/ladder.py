@@ -22,7 +22,7 @@ from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
 from dfqs.quantize.perplexity import PerplexityJob, Summary, measure_losses, summarise
-from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, quantize
+from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, is_unfinished, quantize
 from dfqs.quantize.source import read_source
 from dfqs.records import Document, Record, Text, is_document
 from dfqs.runtime import Worker
@@ -58,6 +58,7 @@ def measure_ladder(
     max_tokens: int | None = None,
     allow_requantize: bool = False,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[Rung, ...]:
     """Quantize `source` to each of `classes` in `directory`, and measure all of them.
@@ -66,6 +67,7 @@ def measure_ladder(
     `reference.logits.gguf` holds the source's logits.
 
     Args:
+        restart: throw away what an interrupted run left of a rung that it had not finished.
         progress: in models.
 
     Raises:
@@ -77,15 +79,8 @@ def measure_ladder(
     inputs = [*model.paths, *([imatrix] if imatrix else [])]
     reference_path = _check_directory(directory, [*inputs, *(directory / name for name in names)], overwrite)
     with Worker(threads=threads) as worker:
-        make = partial(
-            quantize,
-            imatrix=imatrix,
-            memory_bytes=memory_bytes,
-            threads=threads,
-            allow_requantize=allow_requantize,
-            overwrite=overwrite,
-            worker=worker,
-        )
+        make = partial(quantize, imatrix=imatrix, memory_bytes=memory_bytes, threads=threads, worker=worker)
+        make = partial(make, allow_requantize=allow_requantize, overwrite=overwrite, restart=restart)
         job = PerplexityJob(model.path.absolute(), text, max_tokens=max_tokens, threads=threads)
         progress(0, len(names) + 1, model.path.name)
         first = worker.call(measure_losses, job)
@@ -95,7 +90,7 @@ def measure_ladder(
         for index, (class_, name) in enumerate(zip(classes, names, strict=True), start=1):
             progress(index, len(names) + 1, class_.name)
             out = directory / name
-            if overwrite or not out.exists():
+            if overwrite or not out.exists() or (not restart and is_unfinished(out)):
                 # Opened anew: hours lie between two rungs.
                 make(model.path, out, class_)
             else:

@@ -125,6 +125,11 @@ def check_targets(work: Work) -> None:
         check_manifest_place(file.path, overwrite=work.overwrite)
 
 
+def is_unfinished(out: Path) -> bool:
+    """Whether a quantization to `out` was begun and is not over: killed at its end, it may have no manifest yet."""
+    return KIND.path_beside(out.absolute()).exists()
+
+
 def refuse_older_names(work: Work, restart: bool) -> None:
     """Raises UsageError where dfqs 0.1 left a run unfinished, unless it is to be thrown away."""
     hidden = [file.path.with_name(f".{file.path.name}.quantizing") for file in work.outputs]
