@@ -116,21 +116,28 @@ def plot_points(model: CurveModel, shares: Sequence[float] = POINTS) -> list[int
     return [int(model.file_bytes * share) for share in shares]
 
 
-def draw_curve(model: CurveModel, choices: Choices, disk: DiskSpeed, memory: Sequence[int]) -> list[CurvePoint]:
-    """Rates at each amount of memory."""
+def draw_curve(
+    model: CurveModel, choices: Choices, disk: DiskSpeed, memory: Sequence[int], warm: int | None = None
+) -> list[CurvePoint]:
+    """Rates at each amount of memory.
+
+    Args:
+        warm: tokens that fill the cache and are not counted; None: the first third.
+    """
     distances = _stack_distances(choices)
-    return [_point(model, choices, distances, disk, bytes_) for bytes_ in memory]
+    counted = choices.warm if warm is None else warm
+    return [_point(model, choices, distances, disk, bytes_, counted) for bytes_ in memory]
 
 
 def _point(
-    model: CurveModel, choices: Choices, distances: "_Counted", disk: DiskSpeed, memory_bytes: int
+    model: CurveModel, choices: Choices, distances: "_Counted", disk: DiskSpeed, memory_bytes: int, warm: int
 ) -> CurvePoint:
     room = memory_bytes - model.resident_bytes - model.other_bytes
     everything = sum(model.sizes.values())
     whole = room >= everything
     use = None
     if 0 < room < everything:
-        use = simulate_cache(model.sizes, room, choices.passes, warm_passes=choices.warm)
+        use = simulate_cache(model.sizes, room, choices.passes, warm_passes=warm)
     streamed_bytes = 0.0 if whole else (use.bytes_per_pass if use is not None else None)
     paged_bytes = 0.0 if whole else _paged_bytes(model, distances, disk, memory_bytes)
     return CurvePoint(
