@@ -39,7 +39,7 @@ def command(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Say how fast a model will be here: tokens a second with 95 % intervals, by context, and against memory where it
+    """Say how fast a model will be here: tokens a second with intervals, by context, and against memory where it
     does not all fit. The machine is calibrated with small random models first (once for each type of weights).
 
     Example: dfqs forecast model.gguf --trace model.route --plot curve.png

@@ -14,8 +14,7 @@ from dfqs.planning.work import Kind, Work, WorkKey
 from dfqs.records import Amount, Record
 
 INTERVAL = 1.25
-"""A rate's interval reaches from so much less to so much more. docs/planning.md has the models that it was held
-against, none of which the machine was calibrated with."""
+"""A rate's interval reaches from so much less to so much more: an assumption (docs/forecast.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Rate(Record):
     tokens_per_s: Amount
     low: Amount
     high: Amount
-    """95 %."""
+    """Meant to hold 95 of 100 rates; how often it does was not measured yet (docs/forecast.md)."""
 
     @classmethod
     def around(cls, seconds: float, factor: float = INTERVAL) -> "Rate":
