@@ -72,7 +72,7 @@ def test_a_million_tokens_fit_the_specifications_80_gb_only_with_settings_that_t
     assert million.total_bytes == sum(p.bytes for p in million.parts)
     # Each costs a tenth of a second: three contexts in two profiles, and what they stand on.
     assert len(questions) <= 12
-    assert plan.runtime.startswith("xllamacpp ")
+    assert plan.runtime == "llama.cpp b11549 (xllamacpp 2026.10.11549)"
     holds = {(e.component, e.level): e.holds for e in plan.envelope}
     assert holds["RAM", "minimum"] and holds["GPU VRAM", "minimum"] and not holds["storage", "minimum"]
     assert plan.split is not None and plan.split.fits

@@ -14,7 +14,7 @@ from dfqs.planning.fit import Search
 from dfqs.planning.loaders import LoaderVerdict, judge_loaders
 from dfqs.planning.split import least_vram_bytes, split_model, weigh_layers
 from dfqs.progress import Progress, no_progress
-from dfqs.runtime.choice import runtime_name
+from dfqs.runtime.choice import runtime_and_release
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker import Worker
 from dfqs.storage.space import free_bytes
@@ -135,7 +135,7 @@ def _plan(model: ModelFiles, request: PlanRequest, asker: Asker, progress: Progr
         file_bytes=described.file_bytes,
         tensor_bytes=described.tensor_bytes,
         trained_context_tokens=described.context_tokens,
-        runtime=runtime_name(),
+        runtime=runtime_and_release(),
         unknown=unknown,
         memory_bytes=memory,
         memory_of="this machine" if request.memory_bytes is None else "given",
@@ -208,7 +208,7 @@ def _refusal(asker: Asker) -> str | None:
 
 def _own_verdict(refusal: str | None) -> LoaderVerdict:
     return LoaderVerdict(
-        loader=runtime_name(),
+        loader=runtime_and_release(),
         verdict="PASSED" if refusal is None else "FAILED",
         asked=True,
         evidence="it loads the header and makes a context of it" if refusal is None else refusal,
