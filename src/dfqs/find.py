@@ -7,7 +7,6 @@ from copies by their inodes.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.integrity import Severity, verify_structure
 from dfqs.model.files import ModelFiles, open_files
 from dfqs.progress import Progress, no_progress
+from dfqs.storage.documents import parse_json, read_bounded
 
 SAMPLE_BYTES = 256
 SAMPLED_TENSORS = 64
@@ -307,11 +307,10 @@ def _ollama_names(folders: Iterable[Path]) -> dict[Path, str]:
     for folder in folders:
         for base, _, tags in os.walk(folder.parent / "manifests"):
             for tag in sorted(tags):
-                with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+                with contextlib.suppress(OSError, DfqsError, TypeError, AttributeError):
                     path = Path(base, tag)
-                    if not path.is_file() or path.stat().st_size > _OLLAMA_MANIFEST_LIMIT_BYTES:
-                        continue
-                    for layer in json.loads(path.read_bytes()).get("layers") or ():
+                    manifest = parse_json(read_bounded(path, _OLLAMA_MANIFEST_LIMIT_BYTES))
+                    for layer in manifest.get("layers") or ():
                         blob = folder / layer.get("digest", "").replace(":", "-", 1)
                         names.setdefault(blob, f"{path.parent.name}:{tag}")
     return names

@@ -18,7 +18,7 @@ from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import STAGES
-from dfqs.evaluate.store import Subject, read_run
+from dfqs.evaluate.store import Subject, has_results, read_run
 from dfqs.evaluate.subject import describe_subject, known_subject
 from dfqs.evaluate.suites import SUITES, find_suite
 from dfqs.model.files import ModelFiles
@@ -79,10 +79,9 @@ def command(
             warn(notice)
         try:
             directory = evaluate(answerer, subject, opened, request, output, draw_stage, restart=restart)
-        except UsageError:
-            raise
-        except BaseException:
-            note("what was measured is stored; the same command goes on with the rest")
+        except BaseException as error:
+            if not isinstance(error, UsageError) and has_results(output):
+                note("what was measured is stored; the same command goes on with the rest")
             raise
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")

@@ -88,6 +88,14 @@ def emit(document: "BaseModel", as_json: bool, text: Callable[[], None], *, inde
         text()
 
 
+def print_parts(*parts: RenderableType) -> None:
+    """Tables and text for people on stdout, apart by an empty line."""
+    for number, part in enumerate(parts):
+        if number:
+            out.print()
+        out.print(part)
+
+
 def print_json(value: "BaseModel | dict[str, Any] | list[Any]", *, indent: int | None = 2) -> None:
     """Data for programs: one JSON document on stdout. Without `indent`, on one line."""
     sys.stdout.write(_json_text(value, indent))

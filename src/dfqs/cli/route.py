@@ -10,7 +10,7 @@ from dfqs.cli.documents.routing import CaptureDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import DryRun, Json, Overwrite, Plots, Svg, Threads
-from dfqs.cli.output import emit, note, out, print_json, print_plain, warn
+from dfqs.cli.output import emit, note, print_parts, print_plain, warn
 from dfqs.cli.route_compare import diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
 from dfqs.errors import UsageError
@@ -170,15 +170,8 @@ def check(
         )
     if out_path is not None:
         write_json(out_path, found, overwrite=overwrite)
-    if json_:
-        print_json(found)
-    else:
-        if found.matrix:
-            out.print(matrix_table(found))
-            out.print()
-        out.print(load_table(found))
-        out.print()
-        out.print(verdict(found), markup=False)
+    tables = [matrix_table(found), load_table(found)] if found.matrix else [load_table(found)]
+    emit(found, json_, lambda: print_parts(*tables, verdict(found)))
     for row in found.matrix:
         if row.refused is not None:
             note(f"{row.condition}: {row.refused}")
@@ -206,10 +199,7 @@ def margins(
     targets = plan_pictures(plots, ("margins",), svg)
     with progress_bar("margins", "items") as progress:
         report = forecast_routing(model, threads=threads, tokens=tokens, progress=progress)
-    if json_:
-        print_json(report)
-    else:
-        out.print(margin_table(report))
+    emit(report, json_, lambda: print_parts(margin_table(report)))
     for name, reason in report.refused.items():
         note(f"{name}: {reason}")
     for text in report.notices:
@@ -246,10 +236,7 @@ def pressure(
     perturbed = {"flash_attention": flash_attention.value, "type_k": type_k, "type_v": type_v}
     with progress_bar("routing", "tokens") as progress:
         report = measure_pressure(model, wanted, perturbed=perturbed, threads=threads, progress=progress)
-    if json_:
-        print_json(report)
-    else:
-        out.print(pressure_table(report))
+    emit(report, json_, lambda: print_parts(pressure_table(report)))
     if targets:
         from dfqs.routing.plots import plot_pressure  # noqa: PLC0415
 

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from dfqs.cli.options import Json, Plots, Svg
-from dfqs.cli.output import note, out, print_json, warn
+from dfqs.cli.output import emit, note, print_parts, warn
 from dfqs.cli.route_text import percent, plain_table, share
 from dfqs.errors import UsageError
 from dfqs.routing.coherence import Coherence, RouteDiff, diff_traces
@@ -30,12 +30,7 @@ def diff(
     """
     targets = plan_pictures(plots, ("agreement-by-layer", "agreement-by-context"), svg)
     found = diff_traces(reference, other)
-    if json_:
-        print_json(found)
-    else:
-        out.print(diff_table(found))
-        out.print()
-        out.print(context_table(found))
+    emit(found, json_, lambda: print_parts(diff_table(found), context_table(found)))
     for text in found.notices:
         warn(text)
     if found.differing_conditions:
@@ -61,17 +56,8 @@ def stats(
     """
     targets = plan_pictures(plots, ("expert-load",), svg)
     found = measure_stats(trace)
-    if json_:
-        print_json(found)
-    else:
-        out.print(load_table(found))
-        out.print()
-        out.print(reuse_table(found))
-        out.print()
-        out.print(entropy_table(found))
-        if found.pairs:
-            out.print()
-            out.print(pair_table(found))
+    tables = [load_table(found), reuse_table(found), entropy_table(found)]
+    emit(found, json_, lambda: print_parts(*tables, *([pair_table(found)] if found.pairs else [])))
     if targets:
         from dfqs.routing.plots import plot_load  # noqa: PLC0415
 

@@ -7,19 +7,20 @@ A run goes on only under the conditions it began with; anything else begins `run
 cut left half-written is ignored and overwritten.
 """
 
+import contextlib
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from dfqs.errors import FormatError, printable
+from dfqs.errors import DfqsError, FormatError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
+from dfqs.evaluate.stages import STAGES
 from dfqs.evaluate.stored import check_line
 from dfqs.model.description import ModelDescription
 from dfqs.records import AtLeastOne, Document, Record, Whole, read_json, write_json
@@ -121,7 +122,7 @@ class Store:
         self._journal.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_store(out: Path, planned: RunRecord, *, restart: bool = False) -> Iterator[Store]:
     """The run in `out` to go on with, or a new one as planned.
 
@@ -218,6 +219,14 @@ def runs_of(out: Path) -> tuple[Path, ...]:
 def latest_run(out: Path) -> Path | None:
     """The directory of the newest run in `out`."""
     return next(reversed(runs_of(out)), None)
+
+
+def has_results(out: Path) -> bool:
+    """Whether the newest run in `out` has any answer or time, and not only notes."""
+    run = latest_run(out)
+    with contextlib.suppress(OSError, DfqsError):
+        return run is not None and any(stage in STAGES for stage, _ in read_lines(run / "results.jsonl")[0])
+    return False
 
 
 def read_run(directory: Path) -> RunRecord:

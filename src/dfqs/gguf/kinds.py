@@ -47,7 +47,8 @@ VOCABULARY = FileKind(
 LOGITS = FileKind(
     "logits", "a record of logits", "`dfqs perplexity MODEL --reference` compares a model with it; give the model."
 )
-OTHER_KINDS = (ADAPTER, PROJECTOR, IMATRIX, CONTROL_VECTOR, VOCABULARY, LOGITS)
+DATASET = FileKind("dataset", "a dataset for training", "Models are trained on it; give a model.")
+OTHER_KINDS = (ADAPTER, PROJECTOR, IMATRIX, CONTROL_VECTOR, VOCABULARY, LOGITS, DATASET)
 _BY_TYPE = {
     "model": MODEL,
     "adapter": ADAPTER,
@@ -57,6 +58,7 @@ _BY_TYPE = {
     "clip-vision": PROJECTOR,
     "imatrix": IMATRIX,
     "vocab": VOCABULARY,
+    "dataset": DATASET,
 }
 _BY_ARCHITECTURE = {"clip": PROJECTOR, "controlvector": CONTROL_VECTOR, "imatrix": IMATRIX}
 _BY_KEY = {

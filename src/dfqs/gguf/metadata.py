@@ -124,6 +124,16 @@ class Metadata(Mapping[str, Value]):
         assert isinstance(value, str)
         return value
 
+    def texts(self, name: str, limit_bytes: int = TEXT_LIMIT_BYTES) -> tuple[str, ...] | None:
+        """An array of strings; None where the key is missing or is none. Raises as `text`, of all of them together."""
+        entry = self._entries.get(name)
+        if entry is None or entry.element_type is not ValueType.STRING:
+            return None
+        self._check_size(entry, limit_bytes)
+        value = self[name]
+        assert isinstance(value, tuple)
+        return tuple(map(str, value))
+
     def integers(self, name: str, limit: int = LAYERS_LIMIT) -> tuple[int, ...] | None:
         """An array of whole numbers (or bools), one a layer or so; None where the key is missing or is none.
 

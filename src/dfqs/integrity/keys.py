@@ -177,6 +177,7 @@ def _value_findings(header: Header) -> Iterator[Finding]:
     yield from _layer_findings(header, f"{architecture}.")
     yield from _expert_findings(header, f"{architecture}.")
     yield from _head_findings(header, f"{architecture}.")
+    yield from _latent_findings(header, f"{architecture}.")
     yield from _vocabulary_findings(header, f"{architecture}.")
     for entry in header.entries:
         if entry.type is ValueType.FLOAT32 and entry.name.startswith(f"{architecture}."):
@@ -261,6 +262,22 @@ def _head_findings(header: Header, prefix: str) -> Iterator[Finding]:
     elif head is not None and turned != head and known.whole_rope:
         yield _value_finding(
             name, f"is {turned:,} where a head has {head:,}; no other value works with this architecture"
+        )
+
+
+def _latent_findings(header: Header, prefix: str) -> Iterator[Finding]:
+    """Latent attention (DeepSeek-V2 and its kind): the turned part of a key stands behind the compressed one."""
+    name, known = f"{prefix}rope.dimension_count", known_architectures().get(prefix.rstrip("."))
+    turned, rank = (header.metadata.integer(key) for key in (name, f"{prefix}attention.kv_lora_rank"))
+    latent = next((tensor for tensor in header.tensors if tensor.name.endswith(".attn_kv_a_mqa.weight")), None)
+    if turned is None or not rank or latent is None or len(latent.shape) < 2 or known is None or known.no_rope:
+        return
+    if latent.shape[1] != rank + turned:
+        yield _value_finding(
+            name,
+            f"is {turned:,} where {latent.name} has {latent.shape[1] - rank:,} (its {latent.shape[1]:,} rows less "
+            f"attention.kv_lora_rank, {rank:,}); llama.cpp refuses the file",
+            _CONTRADICTION,
         )
 
 

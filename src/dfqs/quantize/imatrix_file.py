@@ -23,7 +23,6 @@ from dfqs.gguf.values import array, string, u32
 from dfqs.gguf.writer import TensorSource, write_gguf
 from dfqs.quantize.imatrix_sums import COUNTS, SQUARES, SUMS, Float32, open_sums
 from dfqs.quantize.legacy_imatrix import LegacySums
-from dfqs.quantize.stored_keys import read_names, read_number, read_text
 from dfqs.storage.atomic import OnWhole, tell_nobody
 
 Counts = NDArray[np.int64]
@@ -112,23 +111,23 @@ class ImatrixFile:
     @property
     def datasets(self) -> tuple[str, ...]:
         """Names of the texts it was measured on."""
-        return read_names(self._sums.metadata, "imatrix.datasets", self.path)
+        return self._sums.metadata.texts("imatrix.datasets") or ()
 
     @property
     def chunks(self) -> int | None:
         """Chunks of text that were read; None where it does not say."""
-        return read_number(self._sums.metadata, "imatrix.chunk_count", self.path)
+        return self._sums.metadata.integer("imatrix.chunk_count")
 
     @property
     def chunk_tokens(self) -> int | None:
         """Tokens of a chunk; None where it does not say."""
-        return read_number(self._sums.metadata, "imatrix.chunk_size", self.path)
+        return self._sums.metadata.integer("imatrix.chunk_size")
 
     @property
     def extra(self) -> dict[str, str]:
         """Its `dfqs.` keys of text."""
         names = [name for name in self._sums.metadata if name.startswith("dfqs.")]
-        return {name: value for name in names if (value := read_text(self._sums.metadata, name)) is not None}
+        return {name: value for name in names if (value := self._sums.metadata.text(name)) is not None}
 
     def shape(self, name: str) -> tuple[int, int]:
         """(counts, sums for each of them) of a weight: experts and columns."""

@@ -3,7 +3,6 @@
 Two containers hold the same: llama.cpp's GGUF, and the older `.dat` (`legacy_imatrix`).
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 from dfqs.errors import FormatError
 from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.layout import MAGIC
+from dfqs.gguf.metadata import Metadata
 from dfqs.gguf.source import FileSource
 from dfqs.gguf.types import GGMLType
 from dfqs.quantize.legacy_imatrix import LegacySums
-from dfqs.quantize.stored_keys import read_text
 
 Float32 = NDArray[np.float32]
 
@@ -30,7 +29,7 @@ MAX_TOTAL_SUMS = 1 << 31
 class Sums(Protocol):
     """An open container."""
 
-    metadata: Mapping[str, object]
+    metadata: Metadata
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,7 +58,7 @@ class GGUFSums:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = GGUFFile(path)
-        self.metadata: Mapping[str, object] = self._file.header.metadata
+        self.metadata = self._file.header.metadata
         try:
             self._check()
         except BaseException:
@@ -78,7 +77,7 @@ class GGUFSums:
         return np.asarray(self._file.array(name + suffix), np.float32).reshape(-1)
 
     def _check(self) -> None:
-        if read_text(self.metadata, "general.type") != "imatrix" or not self.names:
+        if self.metadata.text("general.type") != "imatrix" or not self.names:
             raise FormatError("a GGUF file, but not an importance matrix", path=self._path)
         total = 0
         for name in self.names:

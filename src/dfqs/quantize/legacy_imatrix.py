@@ -7,7 +7,6 @@ Source: `common/imatrix-loader.cpp` (`common_imatrix_load_legacy`).
 """
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,11 @@ from numpy.typing import NDArray
 
 from dfqs.errors import FormatError
 from dfqs.gguf.layout import MAX_NAME_BYTES
-from dfqs.gguf.source import FileSource
+from dfqs.gguf.reader import parse_header
+from dfqs.gguf.source import BytesSource, FileSource
+from dfqs.gguf.types import ValueType
+from dfqs.gguf.values import KeyValue, array, u32
+from dfqs.gguf.writer import encode_header
 
 CHUNK_TOKENS = 512
 """A call is a chunk, whose tokens the file does not count: llama-imatrix's default, as that tool takes it too."""
@@ -49,7 +52,8 @@ class LegacySums:
         self._position = 0
         try:
             self._entries = self._read_entries()
-            self.metadata: Mapping[str, object] = self._read_trailer()
+            header = encode_header(self._read_trailer(), [])
+            self.metadata = parse_header(BytesSource(header, str(path))).metadata
         except BaseException:
             self.close()
             raise
@@ -90,15 +94,16 @@ class LegacySums:
             self._position += 4 * values
         return entries
 
-    def _read_trailer(self) -> dict[str, object]:
+    def _read_trailer(self) -> list[KeyValue]:
+        """As the keys of the newer files."""
         if self._position == self._source.size:
-            return {}
+            return []
         (chunks,) = self._take(_INT)
         dataset = self._take_name(MAX_DATASET_BYTES) if self._position < self._source.size else ""
         if chunks < 0 or self._position != self._source.size:
             raise self._fail("goes on after its end")
-        keys: dict[str, object] = {"imatrix.chunk_count": chunks, "imatrix.chunk_size": CHUNK_TOKENS}
-        return {**keys, "imatrix.datasets": (dataset,)} if dataset else keys
+        keys = [u32("imatrix.chunk_count", chunks), u32("imatrix.chunk_size", CHUNK_TOKENS)]
+        return [*keys, array("imatrix.datasets", ValueType.STRING, [dataset])] if dataset else keys
 
     def _take(self, form: struct.Struct) -> tuple[int, ...]:
         if self._position + form.size > self._source.size:

@@ -21,7 +21,6 @@ from dfqs.gguf.file import GGUFFile
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import string, u32
 from dfqs.gguf.writer import TensorSource, write_gguf
-from dfqs.quantize.stored_keys import read_number, read_text
 from dfqs.storage.atomic import OnWhole, tell_nobody
 
 TOP = 128
@@ -123,17 +122,17 @@ def read_losses(path: Path) -> Losses:
     """
     with GGUFFile(path) as file:
         metadata = file.header.metadata
-        if read_text(metadata, "dfqs.logits.format") != FORMAT:
+        if metadata.text("dfqs.logits.format") != FORMAT:
             raise FormatError(f"not a file of stored logits ({FORMAT}); `dfqs perplexity --save` writes one", path=path)
 
         def text(key: str) -> str:
-            value = read_text(metadata, f"dfqs.logits.{key}")
+            value = metadata.text(f"dfqs.logits.{key}")
             if value is None:
                 raise FormatError("missing, or not text", path=path, name=f"dfqs.logits.{key}")
             return value
 
         def number(key: str) -> int:
-            value = read_number(metadata, f"dfqs.logits.{key}", path)
+            value = metadata.integer(f"dfqs.logits.{key}")
             if value is None or value < 1:
                 raise FormatError("missing, or no count", path=path, name=f"dfqs.logits.{key}")
             return value

@@ -6,16 +6,15 @@ with Worker() as worker:
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime.addresses import is_loopback, listen, urls_of
 from dfqs.runtime.admission import make_admission
 from dfqs.runtime.engine import EngineFailed, EngineListening, ServerSettings, run_server
+from dfqs.runtime.engine_directory import engine_directory
 from dfqs.runtime.front import Front, FrontLimits
 from dfqs.runtime.inspection import ChatInspection
 from dfqs.runtime.loading import StreamFigures
@@ -30,8 +29,6 @@ _BYTES_PER_TOKEN = 16
 """Of a request's JSON, generously."""
 _BOUNDED_BODY_BYTES = 1 << 20
 _BODIES = 4
-_SOCKET_PATH_ROOM = 60
-"""Of 108 bytes, what is left for the directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +63,7 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         listener = stack.enter_context(listen(settings.host, settings.port))
         stack.callback(inspection.close)
         inspection.probe()
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dfqs-serve-", dir=_short_directory())))
-        engine = directory / "engine.sock"
+        engine = stack.enter_context(engine_directory()) / "engine.sock"
         front = Front(listener, engine, admission, inspection, limits_of(settings))
         stack.callback(front.stop)
         begun = False
@@ -106,8 +102,3 @@ def limits_of(settings: ServerSettings) -> FrontLimits:
         return FrontLimits()
     body = min(_BOUNDED_BODY_BYTES + settings.context_tokens * _BYTES_PER_TOKEN, FrontLimits().body_bytes)
     return FrontLimits(body_bytes=body, bodies_bytes=_BODIES * body)
-
-
-def _short_directory() -> str | None:
-    """The directory for temporary files, unless its name leaves no room in the address of a socket."""
-    return None if len(tempfile.gettempdir()) < _SOCKET_PATH_ROOM else "/tmp"
