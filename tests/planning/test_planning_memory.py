@@ -154,7 +154,7 @@ def test_a_plan_is_what_the_runtime_allocates_when_it_loads_the_model_for_real(
 def test_the_peak_after_a_full_context_lies_between_weights_with_cache_and_the_plan_with_what_was_there_before(
     embedded_model: Path, worker: Worker
 ) -> None:
-    tokens = 8192
+    tokens = 2048
     with Worker(env=WORKER_ENV) as fresh:
         before, peak = fresh.call(plan_memory_jobs.fill_context, embedded_model, tokens)
 
