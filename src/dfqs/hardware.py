@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ BANDWIDTH_ARRAY_BYTES = 256 << 20
 _BANDWIDTH_REPEATS = 5
 _UNLIMITED_BYTES = 1 << 60
 _CPU_DIRECTORY = Path("/sys/devices/system/cpu")
+_OWN_GROUPS, _GROUPS_DIRECTORY = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class Machine(Record):
@@ -84,14 +86,9 @@ def _core_of(cpu: int) -> str:
 
 
 def available_memory_bytes() -> int:
-    """What could be taken now without swapping, within the control group's limit."""
-    available = int(psutil.virtual_memory().available)
-    limit = _memory_limit()
-    if limit is None:
-        return available
-    text = _cgroup_file("memory", "memory.current") or _cgroup_file("memory", "memory.usage_in_bytes")
-    used = int(text) if text.strip().isdigit() else 0
-    return min(available, max(limit - used, 0))
+    """What could be taken now without swapping, within the limits of the control group and of those above it."""
+    room = [limit - _used_bytes(group) for group, limit in _memory_limits()]
+    return max(min([int(psutil.virtual_memory().available), *room]), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,30 +168,50 @@ def _cpu_quota() -> float | None:
 
 
 def _memory_limit() -> int | None:
-    text = _cgroup_file("memory", "memory.max") or _cgroup_file("memory", "memory.limit_in_bytes")
-    try:
-        limit = int(text)
-    except ValueError:
-        return None
-    return limit if limit < _UNLIMITED_BYTES else None
+    """The lowest limit of this process's control group and of those above it."""
+    return min((limit for _, limit in _memory_limits()), default=None)
 
 
-def _cgroup_file(controller: str, name: str) -> str:
-    """Text of a control file of this process's group, v2 or v1; empty when there is none."""
-    for line in _read("/proc/self/cgroup").splitlines():
+def _memory_limits() -> Iterator[tuple[Path, int]]:
+    """Control groups that limit this process's memory, each with its limit in bytes."""
+    for group in _control_groups("memory"):
+        # memory.high is no wall, but a process beyond it is slowed down until it stands still.
+        texts = [_read(group / name).strip() for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        limits = [int(text) for text in texts if text.isdigit() and int(text) < _UNLIMITED_BYTES]
+        if limits:
+            yield group, min(limits)
+
+
+def _used_bytes(group: Path) -> int:
+    """What a control group holds and cannot give up: file pages are dropped when another needs their place."""
+    text = (_read(group / "memory.current") or _read(group / "memory.usage_in_bytes")).strip()
+    counts = dict(line.split(maxsplit=1) for line in _read(group / "memory.stat").splitlines() if " " in line)
+    # Of version 1 those with a prefix count the groups below as well, as the usage does.
+    files = sum(int(counts.get(f"total_{name}") or counts.get(name) or 0) for name in ("active_file", "inactive_file"))
+    return max(int(text) - files, 0) if text.isdigit() else 0
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Directories of this process's group (version 2 or 1) and of those above it, the nearest first."""
+    for line in _read(_OWN_GROUPS).splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controllers == "":
-            root = Path("/sys/fs/cgroup")
+            root = _GROUPS_DIRECTORY
         elif controller in controllers.split(","):
-            root = Path("/sys/fs/cgroup") / controller
+            root = _GROUPS_DIRECTORY / controller
         else:
             continue
         # In a container the path is often as the host sees it, and the group is mounted at the root.
-        for directory in (root / path.lstrip("/"), root):
-            text = _read(directory / name)
-            if text:
-                return text
-    return ""
+        group = root / path.lstrip("/")
+        while group != root and root in group.parents:
+            yield group
+            group = group.parent
+        yield root
+
+
+def _cgroup_file(controller: str, name: str) -> str:
+    """Text of a control file of this process's group, or of the nearest above it that has one; empty without any."""
+    return next((text for group in _control_groups(controller) if (text := _read(group / name))), "")
 
 
 def _system_name() -> str:

@@ -109,7 +109,7 @@ def test_speed_goes_on_after_the_repeats_that_were_stored(tmp_path: Path, monkey
     one = DecodeRun(512, 1.0, (0.1,), 0, (), 1, "default", 0.0)
     asked = []
 
-    def dies_after_one(path: Path, suite: Suite, threads: int, have: Any, on_run: Any) -> None:
+    def dies_after_one(path: Path, suite: Suite, threads: int, have: Any, on_run: Any, order: Any) -> None:
         asked.append(have)
         on_run(one)
         if len(asked) == 1:
@@ -142,7 +142,7 @@ def test_repeats_of_another_machine_are_not_put_together_with_these(
     monkeypatch.setattr(run_module, "measure_copy_bandwidth", lambda threads: 1e9 * machines[-1].allowed_cpus)
     monkeypatch.setattr(run_module, "read_machine", lambda: machines[-1])
 
-    def measure(path: Path, suite: Suite, threads: int, have: Any, on_run: Any) -> None:
+    def measure(path: Path, suite: Suite, threads: int, have: Any, on_run: Any, order: Any) -> None:
         for _ in range(1 if len(machines) == 2 else suite.decode_repeats - have):
             on_run(DecodeRun(512, 1.0, (1.0 * len(machines),), 0, (), 1, "default", 0.0))
 

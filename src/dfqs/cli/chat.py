@@ -9,7 +9,6 @@ from dfqs.cli.generating import (
     ContextOption,
     MaxTokensOption,
     MinPOption,
-    RamOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -20,7 +19,8 @@ from dfqs.cli.generating import (
     make_sampling,
     open_chat,
 )
-from dfqs.cli.options import Check, CheckManifest, JsonLines, Model, NoTuning, Threads, Verbose
+from dfqs.cli.loading import note_streaming
+from dfqs.cli.options import Check, CheckManifest, Force, JsonLines, Model, NoTuning, Ram, Threads, Verbose
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.cli.signals import Ended
 from dfqs.errors import UsageError
@@ -45,7 +45,8 @@ def command(
     seed: SeedOption = None,
     ctx: ContextOption = None,
     threads: Threads = None,
-    ram: RamOption = None,
+    ram: Ram = None,
+    force: Force = False,
     check: Check = None,
     manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
@@ -59,11 +60,12 @@ def command(
     accept_any_bytes_on_stdin()
     checked = check_model(model)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
-    checking = Checking(check, manifest)
-    with open_chat(checked, ctx, threads, ram, checking, use_tuning=not no_tuning, verbose=verbose) as session:
+    checking, tuned = Checking(check, manifest), not no_tuning
+    with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
         check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
         Conversation(session, system, sampling, json_).talk()
+        note_streaming(session.read_figures())
 
 
 class Conversation:

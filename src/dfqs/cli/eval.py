@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,16 @@ import typer
 
 from dfqs.cli.documents.evaluate import EvalPlan
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import DryRun, Json, ModelIfAny, Threads
+from dfqs.cli.loading import plan_loading
+from dfqs.cli.options import DryRun, Force, Json, ModelIfAny, Ram, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.evaluate.answerer import Answerer
 from dfqs.evaluate.endpoint import EndpointAnswerer
-from dfqs.evaluate.local import LocalAnswerer
+from dfqs.evaluate.local import LocalAnswerer, answer_contexts
 from dfqs.evaluate.run import Request, evaluate
-from dfqs.evaluate.stages import STAGES
+from dfqs.evaluate.speed import CPU_ONLY, speed_context
+from dfqs.evaluate.stages import SPEED, STAGES
 from dfqs.evaluate.store import Subject, has_results, read_run
 from dfqs.evaluate.subject import describe_subject, known_subject
 from dfqs.evaluate.suites import SUITES, find_suite
@@ -53,6 +56,8 @@ def command(
     ] = None,
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")
     ] = False,
@@ -65,6 +70,8 @@ def command(
     """
     if (model is None) == (endpoint is None):
         raise UsageError("give a MODEL file or --endpoint URL, one of the two")
+    if ram is not None and model is None:
+        raise UsageError("--ram is of a MODEL that is loaded here; a server behind --endpoint has its own")
     if output is None:
         raise UsageError("say where the results go: -o DIRECTORY")
     request = Request(find_suite(suite), _stages(only), limit, max_context, threads)
@@ -74,6 +81,8 @@ def command(
     check_report_place(output)
     with ExitStack() as stack:
         opened = check_model(model) if model is not None else None
+        if opened is not None:
+            request = _look_at_memory(opened, request, ram, force)
         answerer, subject = _open_answerer(stack, opened, request, output, endpoint, model_name)
         for notice in answerer.info.notices:
             warn(notice)
@@ -120,8 +129,21 @@ def _open_answerer(
         return answerer, Subject(kind="endpoint", name=answerer.info.name, location=remote.location)
     subject = identify(opened, output)
     with progress_bar(f"loading {subject.name}") as progress:
-        local = LocalAnswerer(opened, threads=request.threads, max_context=request.longest, progress=progress)
+        local = LocalAnswerer(
+            opened, threads=request.threads, max_context=request.longest, order=request.order, progress=progress
+        )
         return stack.enter_context(local), subject
+
+
+def _look_at_memory(opened: ModelFiles, request: Request, ram: str | None, force: bool) -> Request:
+    """The request, with how the model is loaded within the memory that there is."""
+    contexts = [*answer_contexts(opened, request.longest)]
+    if SPEED in request.stages:
+        contexts.append(speed_context(request.suite, opened.spec.context_tokens or request.longest))
+    plan = plan_loading(
+        opened, contexts[0], ram, force=force, others=contexts[1:], whole=CPU_ONLY, smaller="a smaller --max-context"
+    )
+    return replace(request, order=plan.order, memory_bytes=plan.limit_bytes)
 
 
 def identify(model: Path | ModelFiles, output: Path) -> Subject:

@@ -12,16 +12,16 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.loading import note_plan
 from dfqs.cli.output import note, warn
 from dfqs.errors import RuntimeFailure
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
-from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
 from dfqs.streaming.budget import LoadPlan, Streamed
 from dfqs.streaming.verification import CheckMode, read_recorded
-from dfqs.units import format_bytes, format_duration
+from dfqs.units import format_duration
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
 TemperatureOption = Annotated[
@@ -38,15 +38,6 @@ SeedOption = Annotated[
 ]
 ContextOption = Annotated[
     int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained, at most 4096")
-]
-RamOption = Annotated[
-    str | None,
-    typer.Option(
-        "--ram",
-        help="Take no more memory than this (16GB, auto): experts that do not fit are read from disk when they are "
-        "chosen. Without it, only a model larger than what is free is streamed.",
-        show_default=False,
-    ),
 ]
 SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
 
@@ -91,6 +82,7 @@ def open_chat(
     checking: Checking | None = None,
     *,
     use_tuning: bool = True,
+    force: bool = False,
     verbose: bool = False,
 ) -> Iterator[ChatSession]:
     """A session, with a progress bar while it loads and its notices shown.
@@ -100,10 +92,10 @@ def open_chat(
     """
     if model.label is not None:
         note(f"note: {model.label}")
-    start, plan = choose_start(model, ContextSettings(n_ctx=n_ctx), threads=threads, ram=ram, use_tuning=use_tuning)
+    context = ContextSettings(n_ctx=n_ctx)
+    start, plan = choose_start(model, context, threads=threads, ram=ram, force=force, use_tuning=use_tuning)
     plan = (checking or Checking()).applied(model, plan)
-    if line := plan.describe():
-        note(line)
+    note_plan(plan)
     if verbose:
         note(start.reason)
     with contextlib.ExitStack() as stack:
@@ -162,18 +154,6 @@ def describe_rates(answer: Answer, session: ChatSession) -> str:
     if answer.finish_reason == "context":
         parts.append(f"cut: the context of {info.context_tokens:,} tokens is full (--ctx)")
     return "; ".join(parts)
-
-
-def describe_streaming(figures: StreamFigures) -> str:
-    """One line: what the disk gave, and how often it was not needed."""
-    passes = max(figures.passes, 1)
-    hits = "" if figures.hit_rate is None else f", {figures.hit_rate:.0%} of the experts were in memory"
-    checked = "" if figures.checked is None else f"; {figures.checked:,} of what was read checked against the manifest"
-    return (
-        f"streamed {format_bytes(figures.read_bytes)} in {figures.passes:,} passes "
-        f"({format_bytes(figures.read_bytes / passes)} each){hits}; "
-        f"waited {format_duration(figures.wait_s)} for the disk{checked}"
-    )
 
 
 def _tokens(count: int) -> str:

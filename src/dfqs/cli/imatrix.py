@@ -10,13 +10,14 @@ import typer
 from dfqs.cli.documents.imatrix import ImatrixDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.options import DryRun, Json, ModelIfAny, Overwrite, Restart, Threads
+from dfqs.cli.loading import note_streaming, plan_loading
+from dfqs.cli.options import DryRun, Force, Json, ModelIfAny, Overwrite, Ram, Restart, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import AlreadyDone, UsageError
 from dfqs.quantize.calibration import Corpus, read_corpus, shipped_corpus
 from dfqs.quantize.checkpoint import checkpoint_path
 from dfqs.quantize.coverage import Coverage, measure_coverage
-from dfqs.quantize.imatrix import ImatrixOutcome, measure_importance
+from dfqs.quantize.imatrix import ImatrixOutcome, imatrix_context, measure_importance, sums_bytes
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
 from dfqs.quantize.source import read_source
 from dfqs.receipts import find_receipt, receipt_of
@@ -42,6 +43,8 @@ def command(
     max_tokens: Annotated[int | None, typer.Option(min=16, help="Tokens to see at most.", show_default=False)] = None,
     chunk: Annotated[int, typer.Option(min=16, help="Tokens computed together.")] = 512,
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     overwrite: Overwrite = False,
     restart: Restart = False,
     dry_run: DryRun = False,
@@ -63,7 +66,7 @@ def command(
         return
     # What is there already is seen to where the receipts are: it may be our own, of a run that was cut off.
     check_output(output, inputs, overwrite=overwrite or not dry_run)
-    read_source(model)
+    source = read_source(model)
     if added:
         # Before the model is loaded: a file that is no importance matrix, or two of different models.
         merge_imatrices([read_imatrix(path) for path in added])
@@ -78,6 +81,15 @@ def command(
         "max_tokens": max_tokens,
         "chunk_tokens": chunk,
     }
+    plan = plan_loading(
+        source,
+        imatrix_context(chunk),
+        ram,
+        force=force,
+        beside_bytes=sums_bytes(source, chunk) + 2 * sum(path.stat().st_size for path in added),
+        smaller="a smaller --chunk",
+    )
+    limits["order"] = plan.order
     measure = partial(measure_importance, model, output, corpus=text, add=added, threads=threads, **limits)
     _measure(partial(measure, overwrite=overwrite, restart=restart), output, text, min_samples, json_)
 
@@ -105,6 +117,7 @@ def _show(outcome: ImatrixOutcome, output: Path, text: str) -> None:
         f"{format_number_of(outcome.tokens, 'token')} of '{text}'"
     )
     _report_coverage(outcome.coverage)
+    note_streaming(outcome.streaming)
     note(f"stopped because {outcome.stopped_because}; {format_duration(outcome.wall_s)}")
 
 

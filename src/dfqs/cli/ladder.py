@@ -10,7 +10,20 @@ from rich.table import Table
 
 from dfqs.cli.documents.quantize import LadderPlan, QuantizeDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import AllowRequantize, DryRun, Imatrix, Json, Memory, Model, Overwrite, Restart, Threads
+from dfqs.cli.loading import note_plan
+from dfqs.cli.options import (
+    AllowRequantize,
+    DryRun,
+    Force,
+    Imatrix,
+    Json,
+    Memory,
+    Model,
+    Overwrite,
+    Ram,
+    Restart,
+    Threads,
+)
 from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.cli.perplexity import read_text
 from dfqs.cli.quantize import warn_of_idle_exceptions
@@ -34,6 +47,8 @@ def command(
     ] = None,
     memory: Memory = "2G",
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     allow_requantize: AllowRequantize = False,
     overwrite: Overwrite = False,
     restart: Restart = False,
@@ -71,6 +86,9 @@ def command(
                 allow_requantize=allow_requantize,
                 overwrite=overwrite,
                 restart=restart,
+                ram=ram,
+                force=force,
+                say=note_plan,
                 progress=progress,
             )
     except KeyboardInterrupt:

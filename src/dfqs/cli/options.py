@@ -24,6 +24,18 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Threads = Annotated[
     int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")
 ]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        "--ram",
+        help="Take no more memory than this (16GB, auto): experts that do not fit are read from disk when they are "
+        "chosen. Without it, only a model larger than what is free is streamed.",
+        show_default=False,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Load a model that does not fit into memory, and wait for the disk.")
+]
 Context = Annotated[int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which settings hold, and why.")]
 NoTuning = Annotated[bool, typer.Option("--no-tuning", help="Leave out what `dfqs tune` found.")]

@@ -8,7 +8,8 @@ import typer
 from dfqs.cli.documents.perplexity import PerplexityDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.options import DryRun, Json, Model, Overwrite, Threads
+from dfqs.cli.loading import note_streaming, plan_loading
+from dfqs.cli.options import DryRun, Force, Json, Model, Overwrite, Ram, Threads
 from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import UsageError
 from dfqs.quantize import calibration
@@ -20,9 +21,12 @@ from dfqs.quantize.perplexity import (
     Measured,
     PerplexityJob,
     Summary,
+    logits_bytes,
     measure_perplexity,
+    perplexity_context,
     plan_windows,
     summarise,
+    whole_order,
 )
 from dfqs.quantize.source import read_source
 from dfqs.receipts import find_receipt, receipt_of
@@ -41,6 +45,8 @@ def command(
     stride: Annotated[int, typer.Option(min=1, help="Tokens that each window scores: its last ones.")] = STRIDE_TOKENS,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to read at most.", show_default=False)] = None,
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json_: Json = False,
@@ -51,10 +57,21 @@ def command(
     Example: dfqs perplexity model-f16.gguf --save f16.logits.gguf, then
     dfqs perplexity model-iq1.gguf --reference f16.logits.gguf
     """
-    read_source(model)
+    source = read_source(model)
     words = read_text(text)
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
+    plan = None
+    if not dry_run:
+        plan = plan_loading(
+            source,
+            perplexity_context(window),
+            ram,
+            force=force,
+            whole=whole_order(stored),
+            beside_bytes=logits_bytes(window, source.spec.vocabulary),
+            smaller="a smaller --window",
+        )
     job = PerplexityJob(
         model.absolute(),
         words,
@@ -64,6 +81,7 @@ def command(
         reference.absolute() if reference is not None else None,
         threads,
         store=save is not None,
+        order=plan.order if plan is not None else whole_order(stored),
     )
     done = save is not None and not overwrite and find_receipt(job.fingerprint, [save]) is not None
     if save is not None:
@@ -83,11 +101,12 @@ def command(
 
     def show() -> None:
         _show(summary, stored.model_name if stored else "")
+        note_streaming(measured.streaming)
         note(f"{summary.nll.tokens:,} tokens, windows of {window}, stride {stride}; {conditions.numerics}")
         if save is not None:
             note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
 
-    emit(PerplexityDocument.of(model, len(words), conditions, summary), json_, show)
+    emit(PerplexityDocument.of(model, len(words), conditions, summary, measured.streaming), json_, show)
 
 
 def _measure(job: PerplexityJob) -> Measured:
@@ -101,6 +120,7 @@ def _measure(job: PerplexityJob) -> Measured:
             reference=job.reference,
             store=job.store,
             threads=job.threads,
+            order=job.order,
             progress=progress,
         )
 

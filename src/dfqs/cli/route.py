@@ -2,26 +2,35 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dfqs.cli.documents.routing import CaptureDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.options import DryRun, Json, Overwrite, Plots, Svg, Threads
+from dfqs.cli.loading import note_streaming, plan_loading
+from dfqs.cli.options import DryRun, Force, Json, Overwrite, Plots, Ram, Svg, Threads
 from dfqs.cli.output import emit, note, print_parts, print_plain, warn
 from dfqs.cli.route_compare import diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
 from dfqs.errors import UsageError
 from dfqs.records import write_json
-from dfqs.routing.capture import MAX_CONTEXT_TOKENS, CaptureSummary, capture_trace
+from dfqs.routing.capture import MAX_CONTEXT_TOKENS, REFERENCE, CaptureSummary, capture_trace
+from dfqs.routing.contexts import (
+    check_contexts,
+    collected_bytes,
+    matrix_contexts,
+    pressure_contexts,
+    trace_context,
+)
 from dfqs.routing.determinism import MATRIX_TOKENS, check_routing
 from dfqs.routing.forecast import FORECAST_TOKENS, forecast_routing
 from dfqs.routing.identity import read_identity
 from dfqs.routing.pressure import measure_pressure
 from dfqs.routing.prompts import packaged_prompt, read_prompts
 from dfqs.runtime import Worker
+from dfqs.runtime.checks import check_model
 from dfqs.units import format_bytes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -63,6 +72,8 @@ def trace(
     type_k: Annotated[str, typer.Option(help="Type of the K cache.")] = "f16",
     type_v: Annotated[str, typer.Option(help="Type of the V cache.")] = "f16",
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json_: Json = False,
@@ -77,17 +88,27 @@ def trace(
     if dry_run:
         _plan_trace(model, out_path, len(chosen), weights, json_)
         return
-    settings = {
+    settings: dict[str, Any] = {
         "n_batch": max(512, ubatch),
         "n_ubatch": ubatch,
         "flash_attention": flash_attention.value,
         "type_k": type_k,
         "type_v": type_v,
     }
+    opened = check_model(model)
+    read_identity(opened)
+    plan = plan_loading(
+        opened,
+        trace_context(opened.spec, settings, ctx),
+        ram,
+        force=force,
+        beside_bytes=collected_bytes(opened.spec, settings["n_batch"], scores=weights),
+        smaller="a smaller --ctx or --ubatch",
+    )
     with Worker(threads=threads) as worker, progress_bar("routing", "tokens") as progress:
         summary = capture_trace(
             worker,
-            model,
+            opened,
             chosen,
             out_path,
             settings=settings,
@@ -95,6 +116,7 @@ def trace(
             context_tokens=ctx,
             source=source,
             overwrite=overwrite,
+            order=plan.order,
             progress=progress,
         )
     for text in summary.notices:
@@ -134,6 +156,7 @@ def _report_trace(summary: CaptureSummary, out_path: Path, weights: bool, json_:
         trace_sha256=summary.trace_sha256,
         tokens=summary.tokens,
         header=header,
+        streaming=summary.streaming,
     )
     text = (
         f"{out_path}: {summary.tokens:,} tokens of {summary.prompts} prompts, {header.model.experts_used} of "
@@ -141,7 +164,12 @@ def _report_trace(summary: CaptureSummary, out_path: Path, weights: bool, json_:
         + (f" ({len(header.hash_layers)} hash-routed)" if header.hash_layers else "")
         + f", {format_bytes(out_path.stat().st_size)}"
     )
-    emit(written, json_, lambda: print_plain(text))
+
+    def show() -> None:
+        print_plain(text)
+        note_streaming(summary.streaming)
+
+    emit(written, json_, show)
 
 
 @app.command()
@@ -151,6 +179,8 @@ def check(
     matrix: Annotated[bool, typer.Option(help="Try the matrix of conditions too.")] = True,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of the text that the matrix runs on.")] = MATRIX_TOKENS,
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     out_path: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the findings as JSON.", show_default=False)
     ] = None,
@@ -164,14 +194,27 @@ def check(
     """
     if out_path is not None:
         check_output(out_path, (model,), overwrite=overwrite)
+    opened = check_model(model)
+    read_identity(opened)
+    first, *others = check_contexts(opened.spec, profile.value, tokens if matrix else 0)
+    beside = collected_bytes(opened.spec, 2 * tokens if matrix else 0, scores=False)
+    plan = plan_loading(opened, first, ram, force=force, others=others, beside_bytes=beside, smaller="--no-matrix")
     with progress_bar("checking", "items") as progress:
         found = check_routing(
-            model, profile=profile.value, threads=threads, tokens=tokens, matrix=matrix, progress=progress
+            opened,
+            profile=profile.value,
+            threads=threads,
+            tokens=tokens,
+            matrix=matrix,
+            order=plan.order,
+            progress=progress,
         )
     if out_path is not None:
         write_json(out_path, found, overwrite=overwrite)
     tables = [matrix_table(found), load_table(found)] if found.matrix else [load_table(found)]
     emit(found, json_, lambda: print_parts(*tables, verdict(found)))
+    if not json_:
+        note_streaming(found.streaming)
     for row in found.matrix:
         if row.refused is not None:
             note(f"{row.condition}: {row.refused}")
@@ -188,6 +231,8 @@ def margins(
     model: ModelArgument,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of each of the two texts.")] = FORECAST_TOKENS,
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     plots: Plots = None,
     svg: Svg = False,
     json_: Json = False,
@@ -197,8 +242,13 @@ def margins(
     Example: dfqs route margins model.gguf --plots pictures
     """
     targets = plan_pictures(plots, ("margins",), svg)
+    opened = check_model(model)
+    read_identity(opened)
+    (context,) = matrix_contexts(tokens)
+    beside = 2 * collected_bytes(opened.spec, 2 * tokens, scores=True)
+    plan = plan_loading(opened, context, ram, force=force, beside_bytes=beside, smaller="a smaller --tokens")
     with progress_bar("margins", "items") as progress:
-        report = forecast_routing(model, threads=threads, tokens=tokens, progress=progress)
+        report = forecast_routing(opened, threads=threads, tokens=tokens, order=plan.order, progress=progress)
     emit(report, json_, lambda: print_parts(margin_table(report)))
     for name, reason in report.refused.items():
         note(f"{name}: {reason}")
@@ -219,6 +269,8 @@ def pressure(
     type_k: Annotated[str, typer.Option(help="Of the other run.")] = "q8_0",
     type_v: Annotated[str, typer.Option(help="Of the other run.")] = "q8_0",
     threads: Threads = None,
+    ram: Ram = None,
+    force: Force = False,
     plots: Plots = None,
     svg: Svg = False,
     json_: Json = False,
@@ -234,8 +286,17 @@ def pressure(
     except ValueError:
         raise UsageError(f"'{lengths}' is no list of lengths; write it like 64,256,1024") from None
     perturbed = {"flash_attention": flash_attention.value, "type_k": type_k, "type_v": type_v}
+    opened = check_model(model)
+    read_identity(opened)
+    first, *others = pressure_contexts(wanted, perturbed)
+    beside = collected_bytes(opened.spec, 2 * REFERENCE["n_batch"], scores=True)
+    plan = plan_loading(
+        opened, first, ram, force=force, others=others, beside_bytes=beside, smaller="shorter --lengths"
+    )
     with progress_bar("routing", "tokens") as progress:
-        report = measure_pressure(model, wanted, perturbed=perturbed, threads=threads, progress=progress)
+        report = measure_pressure(
+            opened, wanted, perturbed=perturbed, threads=threads, order=plan.order, progress=progress
+        )
     emit(report, json_, lambda: print_parts(pressure_table(report)))
     if targets:
         from dfqs.routing.plots import plot_pressure  # noqa: PLC0415

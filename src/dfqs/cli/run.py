@@ -11,7 +11,6 @@ from dfqs.cli.generating import (
     ContextOption,
     MaxTokensOption,
     MinPOption,
-    RamOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
@@ -19,11 +18,11 @@ from dfqs.cli.generating import (
     accept_any_bytes_on_stdin,
     check_template,
     describe_rates,
-    describe_streaming,
     make_sampling,
     open_chat,
 )
-from dfqs.cli.options import Check, CheckManifest, Json, Model, NoTuning, Threads, Verbose
+from dfqs.cli.loading import note_streaming
+from dfqs.cli.options import Check, CheckManifest, Force, Json, Model, NoTuning, Ram, Threads, Verbose
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.errors import UsageError
 from dfqs.runtime.checks import check_model
@@ -44,7 +43,8 @@ def command(
     seed: SeedOption = None,
     ctx: ContextOption = None,
     threads: Threads = None,
-    ram: RamOption = None,
+    ram: Ram = None,
+    force: Force = False,
     check: Check = None,
     manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
@@ -61,8 +61,8 @@ def command(
     accept_any_bytes_on_stdin()
     text = sys.stdin.read() if prompt == "-" else prompt
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
-    checking = Checking(check, manifest)
-    with open_chat(checked, ctx, threads, ram, checking, use_tuning=not no_tuning, verbose=verbose) as session:
+    checking, tuned = Checking(check, manifest), not no_tuning
+    with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
         if not raw and not session.info.chat_template:
             if system is not None:
                 check_template(session, system)
@@ -85,8 +85,7 @@ def command(
             if written:
                 write_text("\n")
         note(describe_rates(answer, session))
-        if (figures := session.read_figures()) is not None:
-            note(describe_streaming(figures))
+        note_streaming(session.read_figures())
 
 
 def conversation(text: str, system: str | None) -> Prompt:

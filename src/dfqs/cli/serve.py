@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.documents.running import ServeDocument
-from dfqs.cli.generating import RamOption
-from dfqs.cli.options import Json, Model, NoTuning, Threads, Verbose
+from dfqs.cli.options import Json, Model, NoTuning, Ram, Threads, Verbose
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles
@@ -46,7 +45,7 @@ def command(
     ] = None,
     parallel: Annotated[int, typer.Option("--parallel", help="Requests answered at once.", min=1, max=64)] = 1,
     threads: Threads = None,
-    ram: RamOption = None,
+    ram: Ram = None,
     deterministic: DeterministicOption = False,
     api_key: Annotated[
         str | None,

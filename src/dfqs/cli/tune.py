@@ -7,8 +7,7 @@ import typer
 from rich.table import Table
 
 from dfqs.cli.drawing import SHARE, progress_bar
-from dfqs.cli.generating import RamOption
-from dfqs.cli.options import Json, Model, Threads
+from dfqs.cli.options import Json, Model, Ram, Threads
 from dfqs.cli.output import emit, key_value_table, note, out, print_plain
 from dfqs.errors import UsageError
 from dfqs.hardware import read_machine
@@ -36,7 +35,7 @@ def command(
         int, typer.Option("--answer-tokens", help="Of the request to be fast at.", min=1, max=4096)
     ] = REQUEST.answer_tokens,
     threads: Threads = None,
-    ram: RamOption = None,
+    ram: Ram = None,
     show: Annotated[bool, typer.Option("--show", help="Print what was found before, and measure nothing.")] = False,
     json_: Json = False,
 ) -> None:

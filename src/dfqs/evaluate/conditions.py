@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from dfqs.records import Amount, AtLeastOne, Record, Whole, sha256_of
 
 
@@ -15,6 +17,9 @@ class Numerics(Record):
     ubatch: AtLeastOne = 512
     parallel: AtLeastOne = 1
     swa_full: bool = False
+    repack: bool = Field(default=True, exclude_if=bool)
+    """Weights may be copied into an order that the processor likes better, which changes last bits. Told, and part of
+    the fingerprint, where they were not: of a model whose experts are read from disk."""
 
 
 class ScoreConditions(Record):

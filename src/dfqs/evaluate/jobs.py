@@ -6,19 +6,22 @@ depends on the prompt alone, not on what was asked before it, so that a resumed 
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
 from dfqs.runtime.context import Context, Logits, Model
+from dfqs.runtime.loading import LoadOrder
+from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.template import observe_thinking
 from dfqs.runtime.worker_context import WorkerContext
 
 PLACEHOLDER = "DFQS-PLACE-OF-THE-TEXT"
 _DOCUMENT, _LENGTH, _QUESTION = 0, 1, 2
 """Sequences: whole batches of the document, the rest of it at one length, one question."""
+DOCUMENT_SEQUENCES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,12 @@ class ReadSoFar:
     of_tokens: int
 
 
-def open_model(worker: WorkerContext, path: Path) -> OpenedModel:
+def open_model(worker: WorkerContext, path: Path, order: LoadOrder) -> OpenedModel:
     """Load the model for the calls that follow. Emits `(done, total)` while loading."""
-    # CPU only: the baseline of every metric.
-    model = Model(
-        worker.library, path, gpu_layers=0, progress=lambda done, total=None, note="": worker.emit((done, total))
-    )
-    worker.state["model"] = model
+    loaded = order.load(worker.library, path, lambda done, total=None, note="": worker.emit((done, total)))
+    # What streams it must live as long as the model does.
+    worker.state["loaded"] = loaded
+    worker.state["model"] = model = loaded.model
     template = model.chat_template()
     _, tail = _frame(model)
     return OpenedModel(
@@ -113,7 +115,7 @@ def ask_document(
         RuntimeFailure: the context cannot be made, or its numbers are not finite.
     """
     model: Model = worker.state["model"]
-    context = _context(worker, numerics, context_tokens, sequences=3)
+    context = _context(worker, numerics, context_tokens, DOCUMENT_SEQUENCES)
     head, tail = _frame(model)
     document = model.tokenize_chat(head) if tail else model.tokenize("")
     for note in notes:
@@ -193,6 +195,21 @@ def _frame(model: Model) -> tuple[str, str]:
     return head, tail
 
 
+def context_settings(numerics: Numerics, context_tokens: int, sequences: int) -> ContextSettings:
+    """Of the contexts that are made here."""
+    return ContextSettings(
+        context_tokens,
+        n_batch=numerics.batch,
+        n_ubatch=numerics.ubatch,
+        flash_attention=numerics.flash_attention,
+        type_k=numerics.type_k,
+        type_v=numerics.type_v,
+        swa_full=numerics.swa_full,
+        n_seq_max=sequences,
+        kv_unified=True,
+    )
+
+
 def _context(worker: WorkerContext, numerics: Numerics, context_tokens: int, sequences: int) -> Context:
     """The context of this size, made when first asked for; the one before is freed first."""
     wanted: tuple[Any, ...] = (numerics, context_tokens, sequences)
@@ -202,19 +219,8 @@ def _context(worker: WorkerContext, numerics: Numerics, context_tokens: int, seq
         if old is not None:
             old.close()
         try:
-            worker.state["context"] = Context(
-                worker.state["model"],
-                context_tokens,
-                n_batch=numerics.batch,
-                n_ubatch=numerics.ubatch,
-                threads=worker.threads,
-                flash_attention=numerics.flash_attention,
-                type_k=numerics.type_k,
-                type_v=numerics.type_v,
-                n_seq_max=sequences,
-                kv_unified=True,
-                swa_full=numerics.swa_full,
-            )
+            settings = asdict(context_settings(numerics, context_tokens, sequences))
+            worker.state["context"] = Context(worker.state["model"], threads=worker.threads, **settings)
         except UsageError as error:
             raise RuntimeFailure(str(error)) from None
         worker.state["context_of"] = wanted

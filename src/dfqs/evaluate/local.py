@@ -13,17 +13,29 @@ from dfqs.evaluate.context import Question, fitting_notes, note, plan_questions
 from dfqs.evaluate.jobs import Generated, OpenedModel, ReadSoFar
 from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
+from dfqs.runtime.loading import LoadOrder
+from dfqs.runtime.requests import ContextSettings
 
 ANSWER_CONTEXT_TOKENS = 2048
 """Of the context that reasoning and code are answered in: the longest prompt and the longest answer fit."""
 QUESTION_TOKENS = 64
 """Room that a length keeps for its question and answer beside the template's own tokens."""
 _BATCH_NOTES = 256
+
+
+def answer_contexts(model: ModelFiles, max_context: int) -> tuple[ContextSettings, ContextSettings]:
+    """The contexts that questions are answered in, one at a time: of single prompts, and of the longest document."""
+    trained = model.spec.context_tokens or max_context
+    return (
+        jobs.context_settings(Numerics(), min(ANSWER_CONTEXT_TOKENS, trained), 1),
+        jobs.context_settings(Numerics(), min(max_context, trained), jobs.DOCUMENT_SEQUENCES),
+    )
 
 
 class LocalAnswerer:
@@ -39,11 +51,14 @@ class LocalAnswerer:
         *,
         threads: int | None = None,
         max_context: int,
+        order: LoadOrder = CPU_ONLY,
         progress: Progress = no_progress,
     ) -> None:
         self._model = check_model(model)
         self._threads = threads
         self._max_context = max_context
+        self._order = order
+        self._numerics = Numerics(repack=order.repack)
         self._progress = progress
         self._worker: Worker | None = None
         self._opened: OpenedModel | None = None
@@ -81,7 +96,7 @@ class LocalAnswerer:
             name=self._model.name,
             template_sha256=self._opened.template_sha256,
             thinking=self._opened.thinking,
-            numerics=Numerics(),
+            numerics=self._numerics,
             runtime=f"llama.cpp in {runtime_name()}",
             context_tokens=min(self._opened.trained_context_tokens, self._max_context),
             notices=tuple(notices),
@@ -90,7 +105,7 @@ class LocalAnswerer:
     def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
         """Answer one user message. A crash of the runtime is raised, not scored."""
         worker = self._running().reporting(lambda tokens: progress(tokens, max_tokens))
-        generated = worker.call(jobs.complete, prompt, max_tokens, Numerics(), self._answer_context())
+        generated = worker.call(jobs.complete, prompt, max_tokens, self._numerics, self._answer_context())
         return _completion(generated)
 
     def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
@@ -122,7 +137,7 @@ class LocalAnswerer:
         assert context_tokens is not None, "a file tells what its model was trained for"
         try:
             self._running().reporting(take).call(
-                jobs.ask_document, [vocabulary.opening, *notes], texts, max_tokens, Numerics(), context_tokens
+                jobs.ask_document, [vocabulary.opening, *notes], texts, max_tokens, self._numerics, context_tokens
             )
         except (RuntimeFailure, UsageError, WorkerCrash) as error:
             self.close()
@@ -164,7 +179,7 @@ class LocalAnswerer:
         self._worker = worker
         try:
             loading = worker.reporting(lambda event: self._progress(*event))
-            self._opened = loading.call(jobs.open_model, self._model.path)
+            self._opened = loading.call(jobs.open_model, self._model.path, self._order)
             self._frame_tokens = worker.call(jobs.frame_tokens)
         except BaseException:
             self.close()

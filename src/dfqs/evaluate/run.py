@@ -21,13 +21,14 @@ from dfqs.evaluate.prompts import CodeItem, ReasoningItem, read_code_set, read_c
 from dfqs.evaluate.reasoning import score_reasoning
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
 from dfqs.evaluate.scores import ScoredItem, judged
-from dfqs.evaluate.speed import DEPTH_DECODE_TOKENS, DecodeRun, measure_runs
+from dfqs.evaluate.speed import CPU_ONLY, DEPTH_DECODE_TOKENS, DecodeRun, measure_runs, used_memory
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
 from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
+from dfqs.runtime.loading import LoadOrder
 
 PROMPT_TOKENS, QUESTION_TOKENS = 150, 30
 """About, for an estimate: of a reasoning or code prompt, and of a question about a document."""
@@ -51,6 +52,10 @@ class Request:
     max_context: int | None = None
     """Longest context that the search for the boundary goes to; None: the suite's longest."""
     threads: int | None = None
+    order: LoadOrder = CPU_ONLY
+    """How the model's weights come into memory."""
+    memory_bytes: int | None = None
+    """That is kept to, where there is a limit."""
 
     def __post_init__(self) -> None:
         shortest = self.suite.context_lengths[0]
@@ -139,6 +144,8 @@ def evaluate(
         threads=request.threads,
         curve_lengths=request.suite.context_lengths,
         decode_repeats=request.suite.decode_repeats,
+        load_mode="streamed" if request.order.is_streamed else request.order.load_mode,
+        memory_bytes=request.memory_bytes,
     )
     with open_store(out, planned, restart=restart) as store:
         _note(store, "machine", read_machine().model_dump(mode="json"))
@@ -246,7 +253,7 @@ def _within(progress: Progress, measured: int, items: int, name: str) -> Progres
 
 def _measure_speed(path: Path, store: Store, request: Request, progress: Progress) -> None:
     machine = read_machine()
-    here = machine.speed_conditions()
+    here = {**machine.speed_conditions(), **used_memory(store.record.load_mode, store.record.memory_bytes)}
     # Repeats from before a move, or under another CPU limit, are no repeats of this.
     have = sum(repeat["machine"] == here for repeat in store.stage(SPEED).values())
     total = request.suite.decode_repeats
@@ -262,7 +269,7 @@ def _measure_speed(path: Path, store: Store, request: Request, progress: Progres
         progress(done, total, f"repeat {done}")
 
     if have < total:
-        measure_runs(path, request.suite, threads, have, keep)
+        measure_runs(path, request.suite, threads, have, keep, request.order)
     bandwidth = store.get(NOTES, "bandwidth")
     if bandwidth is None or bandwidth["machine"] != here:
         measured = measure_copy_bandwidth(threads)

@@ -6,17 +6,20 @@ Tokens are drawn by a fixed rule and not sampled, as llama-bench does: the rate 
 
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
+from dfqs.progress import no_progress
 from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.runtime import Worker
-from dfqs.runtime.context import Context, Model
+from dfqs.runtime.context import Context
+from dfqs.runtime.loading import InMemory, LoadOrder
 from dfqs.runtime.omp_policy import LoadSample, free_cpus
+from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -25,6 +28,9 @@ LOAD_MODE = "auto"
 FLASH_ATTENTION = "auto"
 BATCH = 2048
 UBATCH = 512
+
+CPU_ONLY = InMemory(LOAD_MODE, gpu_layers=0)
+"""The baseline of every metric, of a model that fits into memory."""
 
 WARM_UP_TOKENS = 16
 DEPTH_DECODE_TOKENS = 32
@@ -45,6 +51,9 @@ class DecodeRun:
     omp_wait_policy: str
     other_cpus: float
     """CPUs that others (processes, or the host of a virtual machine) kept busy meanwhile, on average."""
+    disk_bytes: int | None = None
+    """Read for the tokens of `decode_s`; None where all weights were in memory, as in the next."""
+    disk_wait_s: float | None = None
 
 
 class SpeedSummary(Record):
@@ -73,33 +82,64 @@ class SpeedSummary(Record):
     """Weights that one token reads."""
     bandwidth_fraction: Amount | None
     """`bytes_per_token * decode_tokens_per_s` of the copy bandwidth. Reading is faster than copying: may be above 1."""
+    disk_bytes_per_token: Amount | None = None
+    """Of experts, read from disk while decoding; None where all weights were in memory, as in the next."""
+    disk_wait_share: Amount | None = None
+    """Of the time of decoding, that computing stood still for the disk."""
 
 
-def measure_runs(path: Path, suite: Suite, threads: int, have: int, on_run: Callable[[DecodeRun], None]) -> None:
+def used_memory(load_mode: str, memory_bytes: int | None) -> dict[str, Any]:
+    """How much of a machine's memory a repeat used, as it is stored beside what the machine is.
+
+    Args:
+        load_mode: how weights came into memory.
+        memory_bytes: that they were kept to.
+    """
+    # What every earlier run was measured with is not told.
+    mode = {"load_mode": load_mode} if load_mode != LOAD_MODE else {}
+    return {**mode, **({"used_memory_bytes": memory_bytes} if memory_bytes is not None else {})}
+
+
+def speed_context(suite: Suite, trained_tokens: int) -> ContextSettings:
+    """The context that repeats are measured in."""
+    depth = _depth_tokens(suite, trained_tokens)
+    longest = max(depth + DEPTH_DECODE_TOKENS, suite.prefill_tokens, 1 + suite.decode_tokens)
+    return ContextSettings(
+        min(longest, trained_tokens), n_batch=BATCH, n_ubatch=UBATCH, flash_attention=FLASH_ATTENTION
+    )
+
+
+def _depth_tokens(suite: Suite, trained_tokens: int) -> int:
+    return suite.depth_tokens if suite.depth_tokens + DEPTH_DECODE_TOKENS <= trained_tokens else 0
+
+
+def measure_runs(
+    path: Path,
+    suite: Suite,
+    threads: int,
+    have: int,
+    on_run: Callable[[DecodeRun], None],
+    order: LoadOrder = CPU_ONLY,
+) -> None:
     """Measure the repeats that are still missing (`have` are there)."""
     with Worker(threads=threads, omp_wait_policy="default") as worker:
-        worker.reporting(on_run).call(run_repeats, path, asdict(suite), suite.decode_repeats - have)
+        worker.reporting(on_run).call(run_repeats, path, suite, suite.decode_repeats - have, order)
 
 
-def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeats: int) -> None:
+def run_repeats(worker: WorkerContext, path: Path, suite: Suite, repeats: int, order: LoadOrder) -> None:
     """In the worker: warm up once, then emit one `DecodeRun` a repeat."""
-    with Model(worker.library, path, load_mode=LOAD_MODE, gpu_layers=0) as model:
-        trained = model.trained_context_tokens
-        depth = suite["depth_tokens"] if suite["depth_tokens"] + DEPTH_DECODE_TOKENS <= trained else 0
-        longest = max(depth + DEPTH_DECODE_TOKENS, suite["prefill_tokens"], 1 + suite["decode_tokens"])
-        with Context(
-            model,
-            min(longest, trained),
-            n_batch=BATCH,
-            n_ubatch=UBATCH,
-            flash_attention=FLASH_ATTENTION,
-        ) as context:
+    with order.load(worker.library, path, no_progress) as loaded:
+        trained = loaded.model.trained_context_tokens
+        depth = _depth_tokens(suite, trained)
+        with Context(loaded.model, **asdict(speed_context(suite, trained))) as context:
             _decode_from_empty(context, WARM_UP_TOKENS)
             for _ in range(repeats):
                 began = LoadSample()
-                prefill = min(suite["prefill_tokens"], context.n_ctx_sequence)
+                prefill = min(suite.prefill_tokens, context.n_ctx_sequence)
                 prefill_s = time_prefill(context, prefill)
-                decode_s = _decode_from_empty(context, suite["decode_tokens"])
+                before = loaded.read_figures()
+                decode_s = _decode_from_empty(context, suite.decode_tokens)
+                after = loaded.read_figures()
                 depth_s: tuple[float, ...] = ()
                 if depth:
                     time_prefill(context, depth)
@@ -114,6 +154,8 @@ def run_repeats(worker: WorkerContext, path: Path, suite: dict[str, Any], repeat
                         context.threads,
                         worker.library.omp_wait_policy,
                         max(0.0, (os.cpu_count() or 1) - free_cpus(began)),
+                        after.read_bytes - before.read_bytes if after is not None and before is not None else None,
+                        after.wait_s - before.wait_s if after is not None and before is not None else None,
                     )
                 )
 
@@ -147,8 +189,15 @@ def summarise(runs: list[DecodeRun], bandwidth: float | None, bytes_per_token: i
         other_cpus=max(run.other_cpus for run in runs),
         copy_bandwidth_bytes_per_s=bandwidth,
         bytes_per_token=bytes_per_token,
+        disk_bytes_per_token=_share([run.disk_bytes for run in runs], sum(len(run.decode_s) for run in runs)),
+        disk_wait_share=_share([run.disk_wait_s for run in runs], sum(latencies)),
         bandwidth_fraction=bytes_per_token * rate / bandwidth if bytes_per_token is not None and bandwidth else None,
     )
+
+
+def _share(parts: Sequence[float | None], whole: float) -> float | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) / whole if len(known) == len(parts) else None
 
 
 def _decode_from_empty(context: Context, tokens: int) -> tuple[float, ...]:

@@ -20,10 +20,11 @@ from pydantic import Field, ValidationError
 
 from dfqs.errors import DfqsError, FormatError, printable
 from dfqs.evaluate.conditions import ScoreConditions, differences
+from dfqs.evaluate.speed import LOAD_MODE
 from dfqs.evaluate.stages import STAGES
 from dfqs.evaluate.stored import check_line
 from dfqs.model.description import ModelDescription
-from dfqs.records import AtLeastOne, Document, Record, Whole, read_json, write_json
+from dfqs.records import AtLeastOne, Document, Record, Text, Whole, read_json, write_json
 from dfqs.storage.atomic import storage_errors
 from dfqs.storage.disk import Disk, LocalDisk
 from dfqs.storage.journal import Journal, JournalKind, read_unlocked
@@ -74,6 +75,10 @@ class RunRecord(Document):
     threads: AtLeastOne | None
     curve_lengths: Annotated[tuple[AtLeastOne, ...], Field(min_length=1)]
     decode_repeats: AtLeastOne
+    load_mode: Text = LOAD_MODE
+    """How weights come into memory: a word of llama.cpp, or `streamed`."""
+    memory_bytes: Whole | None = None
+    """That is kept to, where there is a limit."""
     began_anew: tuple[str, ...] = ()
     """Why the run before it was not continued."""
 
@@ -249,6 +254,8 @@ def _choose_run(out: Path, planned: RunRecord, restart: bool) -> tuple[Path, Run
             if before.subject.model is None:
                 described = before.subject.model_copy(update={"model": planned.subject.model})
                 before = before.model_copy(update={"subject": described})
+            # Memory may be other than last time; what depends on it is stored with it.
+            before = before.model_copy(update={"memory_bytes": planned.memory_bytes})
             write_json(directory / "run.json", before, overwrite=True)
             return directory, before
         why = why if why is not None else changes
@@ -271,7 +278,9 @@ def _changes(before: RunRecord, planned: RunRecord) -> tuple[str, ...]:
         # Its template and its context come with it.
         return other_model
     threads = (f"threads: {before.threads} -> {planned.threads}",) if before.threads != planned.threads else ()
-    return (*differences(before.conditions, planned.conditions), *threads)
+    modes = (before.load_mode, planned.load_mode)
+    loading = (f"load_mode: {printable(modes[0])} -> {modes[1]}",) if modes[0] != modes[1] else ()
+    return (*differences(before.conditions, planned.conditions), *threads, *loading)
 
 
 def _with_code_python(conditions: ScoreConditions, other: ScoreConditions) -> ScoreConditions:

@@ -96,6 +96,8 @@ class StoredRepeat(Record):
     threads: AtLeastOne
     omp_wait_policy: str
     other_cpus: Amount
+    disk_bytes: Whole | None = None
+    disk_wait_s: Amount | None = None
     machine: Fields
 
 

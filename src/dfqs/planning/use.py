@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from dfqs.model.files import ModelFiles
 from dfqs.planning.settings import RunSettings
@@ -75,6 +76,7 @@ def choose_start(
     *,
     threads: int | None = None,
     ram: str | None = None,
+    force: bool = False,
     use_tuning: bool = True,
     sequences: int = 1,
     beside_bytes: int = 0,
@@ -83,17 +85,16 @@ def choose_start(
 
     Args:
         context, threads: as `choose_tuned` takes them.
-        ram, sequences, beside_bytes: as `choose_load` takes them.
+        ram, force, sequences, beside_bytes: as `choose_load` takes them.
 
     Raises:
         As `choose_load`.
     """
-    plan = choose_load(model, context, ram, sequences=sequences, beside_bytes=beside_bytes)
-    streamed = not isinstance(plan.order, InMemory)
+    choose = partial(choose_load, model, ram=ram, force=force, sequences=sequences, beside_bytes=beside_bytes)
+    plan = choose(context)
+    streamed = plan.order.is_streamed
     start = choose_tuned(model, context, threads, streamed=streamed, use_tuning=use_tuning)
     if start.tuned is not None:
         # Other batches and caches take another amount of memory.
-        plan = choose_load(model, start.context, ram, sequences=sequences, beside_bytes=beside_bytes)
-    if isinstance(plan.order, InMemory):
-        plan = replace(plan, order=start.order)
+        plan = choose(start.context, whole=start.order)
     return start, plan

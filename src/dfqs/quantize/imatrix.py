@@ -9,7 +9,7 @@ Runs in a worker process. Sums as `tools/imatrix/imatrix.cpp` (`collect_imatrix`
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
+from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
 from dfqs.runtime.observe import EvalCallback, TensorView
+from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import check_writable_target
 
@@ -70,6 +72,9 @@ class ImatrixJob:
     """Replace `out` if it exists."""
     restart: bool = False
     """Throw away what an interrupted measurement left."""
+    order: LoadOrder = field(default_factory=InMemory)
+    """How the model's weights come into memory. Is no part of the fingerprint: sums over thousands of tokens differ
+    less by it than by which tokens they saw."""
 
     @property
     def partial(self) -> Path:
@@ -101,6 +106,8 @@ class ImatrixOutcome:
     resumed_tokens: int
     stopped_because: str
     wall_s: float
+    streaming: StreamFigures | None = None
+    """None where all weights were in memory."""
 
 
 def measure_importance(
@@ -116,6 +123,7 @@ def measure_importance(
     threads: int | None = None,
     overwrite: bool = False,
     restart: bool = False,
+    order: LoadOrder | None = None,
     progress: Progress = no_progress,
 ) -> ImatrixOutcome:
     """Measure which weights of `model` matter and write `out`, in a worker of its own; see `ImatrixJob`.
@@ -126,6 +134,7 @@ def measure_importance(
         corpus: the text to run; None: the mix that dfqs ships.
         threads: CPU threads; None: `hardware.default_threads`.
         restart: throw away what an interrupted measurement left.
+        order: how its weights come into memory; see `dfqs.streaming.budget.choose_load`.
         progress: in tokens.
 
     Raises:
@@ -145,6 +154,7 @@ def measure_importance(
         threads=threads,
         overwrite=overwrite,
         restart=restart,
+        order=order or InMemory(),
     )
     if not overwrite and find_receipt(job.result_fingerprint, [job.out]) is not None:
         forget_checkpoint(job.out, job.fingerprint)
@@ -152,6 +162,22 @@ def measure_importance(
     check_writable_target(job.out, overwrite=overwrite)
     with Worker(threads=threads) as worker:
         return worker.reporting(lambda event: progress(*event)).call(measure_imatrix, job)
+
+
+def imatrix_context(chunk_tokens: int) -> ContextSettings:
+    """The context that chunks of so many tokens are computed in."""
+    return ContextSettings(chunk_tokens, n_batch=chunk_tokens, n_ubatch=chunk_tokens, flash_attention="off")
+
+
+def sums_bytes(model: ModelFiles, chunk_tokens: int) -> int:
+    """Memory that a measurement takes beside the model and its context: sums, their copy while they are written, the
+    inputs of one multiplication, and all logits."""
+    spec = model.spec
+    weights = [tensor for tensor in model.tensors if _WEIGHT.fullmatch(tensor.name)]
+    sums = sum(tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1) for tensor in weights)
+    widest = max((tensor.shape[0] for tensor in weights), default=0)
+    inputs = chunk_tokens * max(spec.experts_used, 1) * widest
+    return 4 * (3 * sums + 2 * inputs + chunk_tokens * (spec.vocabulary or 0))
 
 
 def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
@@ -170,7 +196,8 @@ def _measure(worker: WorkerContext, job: ImatrixJob, checkpoint: Checkpoint) -> 
     base = [read_imatrix(path) for path in job.add]
     if any(matrix.one_count_for_all for matrix in base):
         raise UsageError(OLDER_AND_NEWER)
-    with Model(worker.library, job.model) as model:
+    with job.order.load(worker.library, job.model, no_progress) as loaded:
+        model = loaded.model
         chunks = list(chunk_corpus(model, job.corpus, job.chunk_tokens))
         reason = "the corpus ended"
         available = sum(len(chunk) for chunk in chunks)
@@ -183,6 +210,7 @@ def _measure(worker: WorkerContext, job: ImatrixJob, checkpoint: Checkpoint) -> 
         resumed = matrix.tokens
         if _see_chunks(worker, model, job, checkpoint, base, matrix, chunks, done):
             reason = "every expert has seen enough"
+        figures = loaded.read_figures()
     matrix.datasets = (job.corpus.name,)
     matrix.chunk_tokens = longest
     total = merge_imatrices([*base, matrix])
@@ -198,6 +226,7 @@ def _measure(worker: WorkerContext, job: ImatrixJob, checkpoint: Checkpoint) -> 
         resumed_tokens=resumed,
         stopped_because=reason,
         wall_s=time.monotonic() - started,
+        streaming=figures,
     )
 
 
@@ -216,15 +245,8 @@ def _see_chunks(
     collector = Collector(matrix)
     callback = EvalCallback(collector.wants, collector.take)
     saved = time.monotonic()
-    with Context(
-        model,
-        longest,
-        n_batch=longest,
-        n_ubatch=longest,
-        threads=job.threads,
-        flash_attention="off",
-        eval_callback=callback,
-    ) as context:
+    settings = asdict(imatrix_context(longest))
+    with Context(model, threads=job.threads, eval_callback=callback, **settings) as context:
         for index in range(done, len(chunks)):
             total = merge_imatrices([*base, matrix]) if base else matrix
             coverage = measure_coverage(total, job.min_samples)

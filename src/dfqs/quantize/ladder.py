@@ -4,7 +4,7 @@ Every rung is measured on the same tokens as the source, which is the reference:
 the divergence is from the source's own distribution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,15 @@ from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
-from dfqs.quantize.perplexity import PerplexityJob, Summary, measure_losses, summarise
+from dfqs.quantize.perplexity import PerplexityJob, Summary, logits_bytes, measure_losses, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, is_unfinished, quantize
 from dfqs.quantize.source import read_source
 from dfqs.records import Document, Record, Text, is_document
 from dfqs.runtime import Worker
+from dfqs.runtime.loading import InMemory, LoadOrder
 from dfqs.storage.atomic import check_writable_target
 from dfqs.storage.hashing import hash_file
+from dfqs.streaming.budget import LoadPlan, choose_load
 
 SOURCE = "source"
 SCHEMA = "dfqs.ladder/1"
@@ -59,6 +61,9 @@ def measure_ladder(
     allow_requantize: bool = False,
     overwrite: bool = False,
     restart: bool = False,
+    ram: str | None = None,
+    force: bool = False,
+    say: Callable[[LoadPlan], None] = lambda plan: None,
     progress: Progress = no_progress,
 ) -> tuple[Rung, ...]:
     """Quantize `source` to each of `classes` in `directory`, and measure all of them.
@@ -68,6 +73,8 @@ def measure_ladder(
 
     Args:
         restart: throw away what an interrupted run left of a rung that it had not finished.
+        ram, force: of each measurement; see `dfqs.streaming.budget.choose_load`.
+        say: is told how each model is going to be loaded.
         progress: in models.
 
     Raises:
@@ -83,6 +90,8 @@ def measure_ladder(
         make = partial(make, allow_requantize=allow_requantize, overwrite=overwrite, restart=restart)
         job = PerplexityJob(model.path.absolute(), text, max_tokens=max_tokens, threads=threads)
         progress(0, len(names) + 1, model.path.name)
+        load = partial(_choose_order, job, ram=ram, force=force, say=say)
+        job = replace(job, order=load(model, InMemory()))
         first = worker.call(measure_losses, job)
         write_losses(reference_path, first.losses, overwrite=True)
         rungs = [_rung(SOURCE, model.path, summarise(first), None)]
@@ -95,12 +104,30 @@ def measure_ladder(
                 make(model.path, out, class_)
             else:
                 _require_rung(out, model, class_, imatrix)
-            measured = worker.call(measure_losses, replace(job, model=out.absolute(), reference=reference_path))
+            order = load(read_source(out), InMemory(repack=job.order.repack))
+            rung = replace(job, model=out.absolute(), reference=reference_path, order=order)
+            measured = worker.call(measure_losses, rung)
             step = estimate_difference(measured.losses.nll, previous.nll)
             rungs.append(_rung(class_.name, out, summarise(measured, first.losses), step))
             previous = measured.losses
         progress(len(names) + 1, len(names) + 1)
     return tuple(rungs)
+
+
+def _choose_order(
+    job: PerplexityJob,
+    model: ModelFiles,
+    whole: InMemory,
+    *,
+    ram: str | None,
+    force: bool,
+    say: Callable[[LoadPlan], None],
+) -> LoadOrder:
+    """How a rung is loaded to be measured."""
+    beside = logits_bytes(job.window_tokens, model.spec.vocabulary)
+    plan = choose_load(model, job.context, ram, whole=whole, beside_bytes=beside, force=force, smaller="another class")
+    say(plan)
+    return plan.order
 
 
 def _rung_names(source: Path, classes: Sequence[DeploymentClass]) -> list[str]:

@@ -8,7 +8,7 @@ the first window scores all of its tokens. Every token is scored once. `measure_
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,10 +34,14 @@ from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
-from dfqs.runtime.context import Context, Model
+from dfqs.runtime.context import Context
+from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
+from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 
 WINDOW_TOKENS, STRIDE_TOKENS = 512, 256
+NOT_REPACKED = ", not repacked"
+"""What numerics end with where weights were not copied into another order: that changes a loss in its last digits."""
 ROWS = 16
 """Rows of logits worked on at a time: a vocabulary of 129,280 in float64 is a megabyte a row."""
 
@@ -56,6 +60,13 @@ class PerplexityJob:
     threads: int | None = None
     store: bool = False
     """Whether the logits will be stored: a file holds only so many."""
+    order: LoadOrder = field(default_factory=InMemory)
+    """How the model's weights come into memory."""
+
+    @property
+    def context(self) -> ContextSettings:
+        """That it is computed in."""
+        return perplexity_context(self.window_tokens)
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +74,8 @@ class PerplexityJob:
         status = {str(path.absolute()): path.stat() for path in open_model(self.model).paths}
         files = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
         text = hashlib.sha256(self.text.encode()).hexdigest()
-        return sha256_of([files, text, self.window_tokens, self.stride_tokens, self.max_tokens, runtime_name()])
+        numerics = runtime_name() + ("" if self.order.repack else NOT_REPACKED)
+        return sha256_of([files, text, self.window_tokens, self.stride_tokens, self.max_tokens, numerics])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,8 @@ class Measured:
     losses: Losses
     kl: NDArray[np.float64] | None
     """[tokens] Divergence from the reference; None without one."""
+    streaming: StreamFigures | None = None
+    """None where all weights were in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,22 @@ def plan_windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
         scored = end
 
 
+def perplexity_context(window_tokens: int) -> ContextSettings:
+    """The context that windows of so many tokens are computed in."""
+    return ContextSettings(window_tokens, n_batch=window_tokens, n_ubatch=window_tokens, flash_attention="off")
+
+
+def whole_order(reference: Losses | None) -> InMemory:
+    """How to load a model that fits: as its reference was, or their losses would differ by more than the models do."""
+    repack = reference is None or not reference.conditions.numerics.endswith(NOT_REPACKED)
+    return InMemory(repack=repack)
+
+
+def logits_bytes(tokens: int, vocabulary: int | None) -> int:
+    """Memory for the logits of so many tokens at once, which llama.cpp takes when they are first asked for."""
+    return tokens * (vocabulary or 0) * 4
+
+
 def measure_perplexity(
     model: Path | ModelFiles,
     text: str | None = None,
@@ -129,6 +159,7 @@ def measure_perplexity(
     reference: Path | None = None,
     store: bool = False,
     threads: int | None = None,
+    order: LoadOrder | None = None,
     progress: Progress = no_progress,
 ) -> Measured:
     """How well `model` predicts a text, in a worker of its own; `summarise` makes loss and perplexity of it.
@@ -138,6 +169,7 @@ def measure_perplexity(
         reference: stored logits of another model to compare with, token by token.
         store: whether the logits will be stored: a file holds only so many.
         threads: CPU threads; None: `hardware.default_threads`.
+        order: how its weights come into memory; see `dfqs.streaming.budget.choose_load`.
         progress: in tokens.
 
     Raises:
@@ -154,6 +186,7 @@ def measure_perplexity(
         reference.absolute() if reference is not None else None,
         threads,
         store,
+        order or InMemory(),
     )
     with Worker(threads=threads) as worker:
         return worker.reporting(lambda event: progress(*event)).call(measure_losses, job)
@@ -167,7 +200,8 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
         UsageError: the reference was made under other conditions.
     """
     reference = read_losses(job.reference) if job.reference is not None else None
-    with Model(worker.library, job.model) as model:
+    with job.order.load(worker.library, job.model, no_progress) as loaded:
+        model = loaded.model
         tokens = model.tokenize(job.text, add_special=True, parse_special=False)[: job.max_tokens]
         if job.store:
             require_storable(len(tokens) - 1)
@@ -177,20 +211,14 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
             vocabulary=model.vocab_size,
             window_tokens=job.window_tokens,
             stride_tokens=job.stride_tokens,
-            numerics=f"flash attention off, f16 cache, ubatch {job.window_tokens}, {runtime_name()}",
+            numerics=f"flash attention off, f16 cache, ubatch {job.window_tokens}, {runtime_name()}"
+            + ("" if job.order.repack else NOT_REPACKED),
         )
         targets = np.array(tokens[1:], np.int32)
         if reference is not None:
             require_comparable(job.model.name, conditions, targets, reference)
         scorer = _Scorer(targets, reference)
-        with Context(
-            model,
-            job.window_tokens,
-            n_batch=job.window_tokens,
-            n_ubatch=job.window_tokens,
-            threads=job.threads,
-            flash_attention="off",
-        ) as context:
+        with Context(model, threads=job.threads, **asdict(job.context)) as context:
             for window in windows:
                 context.clear()
                 piece = list(tokens[window.start : window.end])
@@ -198,7 +226,8 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
                     piece[0] = model.bos
                 context.decode(piece, logits="all", take=partial(_score_rows, scorer, window))
                 worker.emit((window.end - 1, len(tokens) - 1))
-    return scorer.result(job.model.name, conditions)
+        figures = loaded.read_figures()
+    return replace(scorer.result(job.model.name, conditions), streaming=figures)
 
 
 def _score_rows(scorer: "_Scorer", window: Window, start: int, rows: Float32) -> None:

@@ -18,11 +18,11 @@ from dfqs.evaluate.scores import Verdict
 from dfqs.evaluate.speed import (
     BATCH,
     FLASH_ATTENTION,
-    LOAD_MODE,
     UBATCH,
     DecodeRun,
     SpeedSummary,
     summarise,
+    used_memory,
 )
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
 from dfqs.evaluate.statistics import Count, wilson_interval
@@ -176,7 +176,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
         reasons["failure_boundary_tokens"] = "not measured"
     elif boundary["tokens"] is None:
         reasons["failure_boundary_tokens"] = boundary["reason"]
-    speed_conditions = _speed_conditions(score.fingerprint, machine, speed)
+    speed_conditions = _speed_conditions(record, machine, speed)
     return Report(
         dfqs_version=__version__,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -298,7 +298,8 @@ def _boundary_detail(boundary: Mapping[str, Any]) -> BoundaryDetail:
 
 def _speed(items: Results, notes: Results, record: RunRecord, reasons: dict[str, str]) -> SpeedSummary | None:
     wanted = record.decode_repeats
-    here = Machine.model_validate(notes["machine"]).speed_conditions()
+    machine = Machine.model_validate(notes["machine"])
+    here = {**machine.speed_conditions(), **used_memory(record.load_mode, record.memory_bytes)}
     repeats = [data for data in items.values() if data["machine"] == here]
     if record.subject.kind == "endpoint":
         reasons["cpu_tokens_per_sec"] = "an endpoint's machine and settings are not known; measure the file itself"
@@ -307,27 +308,28 @@ def _speed(items: Results, notes: Results, record: RunRecord, reasons: dict[str,
         reasons["cpu_tokens_per_sec"] = done if items else "not measured"
     else:
         fields = DecodeRun.__dataclass_fields__
-        runs = [DecodeRun(**{name: data[name] for name in fields}) for data in repeats]
+        runs = [DecodeRun(**{name: data[name] for name in fields if name in data}) for data in repeats]
         bandwidth = notes.get("bandwidth", {}).get("bytes_per_s")
         model = record.subject.model
         return summarise(runs, bandwidth, model.bytes_per_token if model is not None else None)
     return None
 
 
-def _speed_conditions(score_fingerprint: str, machine: Machine, speed: SpeedSummary | None) -> SpeedConditions | None:
+def _speed_conditions(record: RunRecord, machine: Machine, speed: SpeedSummary | None) -> SpeedConditions | None:
     if speed is None:
         return None
+    limits = [bytes_ for bytes_ in (machine.memory_limit_bytes, record.memory_bytes) if bytes_ is not None]
     return SpeedConditions(
-        score_fingerprint=score_fingerprint,
+        score_fingerprint=record.conditions.fingerprint,
         cpu_model=machine.cpu_model,
         cpu_flags=machine.cpu_flags,
         allowed_cpus=machine.allowed_cpus,
         cpu_quota=machine.cpu_quota,
         memory_bytes=machine.memory_bytes,
-        memory_limit_bytes=machine.memory_limit_bytes,
+        memory_limit_bytes=min(limits, default=None),
         threads=speed.threads,
         omp_wait_policy=speed.omp_wait_policy,
-        load_mode=LOAD_MODE,
+        load_mode=record.load_mode,
         flash_attention=FLASH_ATTENTION,
         batch=BATCH,
         ubatch=UBATCH,

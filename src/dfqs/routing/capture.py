@@ -19,6 +19,7 @@ from dfqs.routing.tracefile import TraceWriter
 from dfqs.runtime import Worker
 from dfqs.runtime.choice import runtime_and_release
 from dfqs.runtime.context import Context, Model
+from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import atomic_writer
 
@@ -43,6 +44,8 @@ class CaptureSummary:
     tokens: int
     prompts: int
     notices: tuple[str, ...]
+    streaming: StreamFigures | None = None
+    """None where all weights were in memory."""
 
 
 def capture_trace(
@@ -56,6 +59,7 @@ def capture_trace(
     context_tokens: int = MAX_CONTEXT_TOKENS,
     source: str | None = None,
     overwrite: bool = False,
+    order: LoadOrder | None = None,
     progress: Progress = no_progress,
 ) -> CaptureSummary:
     """Run prompts through a model and write the routing of every token to `out`, whole or not at all.
@@ -64,6 +68,7 @@ def capture_trace(
         settings: of `Context`; what is not given is as in `REFERENCE`.
         scores: store the router's scores as well (4 bytes for each expert, layer and token).
         context_tokens: longer prompts are cut into pieces of this length, each a prompt of its own.
+        order: how the model's weights come into memory; see `dfqs.streaming.budget.choose_load`.
         progress: called with tokens.
 
     Raises:
@@ -73,6 +78,7 @@ def capture_trace(
     opened = open_model(model)
     identity, hash_layers = read_identity(opened)
     wanted = {**REFERENCE, **(settings or {})}
+    loaded = order or InMemory()
     with atomic_writer(out, overwrite=overwrite) as file:
         writer: TraceWriter | None = None
 
@@ -91,16 +97,20 @@ def capture_trace(
                 hash_layers=tuple(layer for layer in hash_layers if layer in layers),
                 scores=event.pop("scores"),
                 source=None if source is None else as_words(source),
-                conditions=RouteConditions(runtime=runtime_and_release(), processor=processor_name(), **event),
+                conditions=RouteConditions(
+                    runtime=runtime_and_release(), processor=processor_name(), repack=loaded.repack, **event
+                ),
             )
             writer = TraceWriter(file, header)
 
+        worker.call(open_model_once, str(opened.path), loaded)
         told = worker.reporting(on_event)
         summary = told.call(trace_prompts, str(opened.path), list(prompts), wanted, scores, context_tokens)
         if writer is None:
             raise RuntimeFailure("the prompts hold no tokens")
         digest = writer.finish()
-    return CaptureSummary(digest, writer.header, writer.tokens, summary["prompts"], tuple(summary["notices"]))
+    figures = worker.call(read_figures, str(opened.path))
+    return CaptureSummary(digest, writer.header, writer.tokens, summary["prompts"], tuple(summary["notices"]), figures)
 
 
 def trace_prompts(
@@ -152,13 +162,24 @@ def trace_prompts(
     return {"prompts": len(pieces), "notices": notices}
 
 
-def load_model(worker: WorkerContext, path: str) -> Model:
-    """The model at `path`, kept between calls of one worker."""
+def open_model_once(worker: WorkerContext, path: str, order: LoadOrder) -> None:
+    """In the worker: load the model at `path` for the calls that follow, unless an earlier call did."""
     key = f"routing model {path}"
     if key not in worker.state:
-        worker.state[key] = Model(worker.library, path)
-    found: Model = worker.state[key]
-    return found
+        worker.state[key] = order.load(worker.library, Path(path), no_progress)
+
+
+def load_model(worker: WorkerContext, path: str) -> Model:
+    """The model at `path`, kept between calls of one worker; as `open_model_once` was told, or whole."""
+    open_model_once(worker, path, InMemory())
+    loaded: LoadedModel = worker.state[f"routing model {path}"]
+    return loaded.model
+
+
+def read_figures(worker: WorkerContext, path: str) -> StreamFigures | None:
+    """In the worker: what streaming did for the model at `path`; None where all weights are in memory."""
+    loaded: LoadedModel = worker.state[f"routing model {path}"]
+    return loaded.read_figures()
 
 
 def processor_name() -> str | None:

@@ -16,7 +16,7 @@ from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
 from dfqs.routing import load
-from dfqs.routing.capture import REFERENCE, processor_name
+from dfqs.routing.capture import REFERENCE, open_model_once, processor_name, read_figures
 from dfqs.routing.fitting import fit_requests, fit_text
 from dfqs.routing.identity import ModelIdentity, read_identity
 from dfqs.routing.numbers import require_choice
@@ -24,6 +24,7 @@ from dfqs.routing.prompts import LOAD_TEXTS, packaged_prompt
 from dfqs.routing.runs import Agreement, RoutingRun, compare_runs, lowest_share
 from dfqs.runtime import Worker
 from dfqs.runtime.choice import runtime_and_release
+from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
 
 LOAD_VERSION = 1
 ANSWER_TOKENS = 32
@@ -141,6 +142,10 @@ class RouteCheck(Document):
     """What was done otherwise than asked for, a sentence each."""
     holds: bool
     """The clause: as the load found it."""
+    repack: bool | None = None
+    """Whether weights were copied into an order that the processor likes better. Null: not told, as earlier."""
+    streaming: StreamFigures | None = None
+    """Of a model that is larger than its memory."""
 
     @model_validator(mode="before")
     @classmethod
@@ -158,6 +163,7 @@ def check_routing(
     threads: int | None = None,
     tokens: int = MATRIX_TOKENS,
     matrix: bool = True,
+    order: LoadOrder | None = None,
     progress: Progress = no_progress,
 ) -> RouteCheck:
     """Try the matrix of conditions and the standard load on a model.
@@ -166,6 +172,7 @@ def check_routing(
         profile: a key of `PROFILES`.
         tokens: of the text that the matrix runs on.
         matrix: leave it out when false; the verdict needs only the load.
+        order: how the model's weights come into memory; see `dfqs.streaming.budget.choose_load`.
         progress: called with conditions and requests.
 
     Raises:
@@ -177,7 +184,9 @@ def check_routing(
     path = opened.path
     identity, hash_layers = read_identity(opened)
     require_choice(identity, hash_layers)
+    loading = order or InMemory()
     with Worker(threads=threads) as worker:
+        worker.call(open_model_once, str(path), loading)
         texts = [packaged_prompt(name) for name in ("first", "second", *LOAD_TEXTS)]
         tokenized = worker.call(load.tokenize, str(path), texts)
         trained = worker.call(load.trained_context, str(path))
@@ -196,9 +205,10 @@ def check_routing(
             for condition in (c for c in conditions if not c.restart):
                 rows.append(_try_condition(worker, path, text, other, condition, reference))
                 progress(done := done + 1, steps, condition.name)
+        figures = worker.call(read_figures, str(path))
     if reference is not None:
         restarted = (condition for condition in conditions if condition.restart)
-        rows += [_try_anew(threads, path, text, other, condition, reference) for condition in restarted]
+        rows += [_try_anew(threads, path, loading, text, other, condition, reference) for condition in restarted]
     return RouteCheck(
         model=identity,
         processor=processor_name(),
@@ -210,6 +220,8 @@ def check_routing(
         load=verdict.model_copy(update={"shortened": cut is not None}),
         notices=tuple(notice for notice in (cut, shorter) if notice is not None),
         holds=verdict.holds,
+        repack=loading.repack,
+        streaming=figures,
     )
 
 
@@ -240,6 +252,7 @@ def run_condition(
 def _try_anew(
     threads: int,
     path: Path,
+    order: LoadOrder,
     tokens: Sequence[int],
     other: Sequence[int],
     condition: Condition,
@@ -247,6 +260,7 @@ def _try_anew(
 ) -> MatrixRow:
     """In a process of its own."""
     with Worker(threads=threads) as worker:
+        worker.call(open_model_once, str(path), order)
         return _try_condition(worker, path, tokens, other, condition, reference)
 
 

@@ -13,7 +13,7 @@ from dfqs.hardware import default_threads
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document
-from dfqs.routing.capture import processor_name
+from dfqs.routing.capture import open_model_once, processor_name
 from dfqs.routing.determinism import Condition, run_condition
 from dfqs.routing.fitting import fit_text
 from dfqs.routing.identity import ModelIdentity, read_groups, read_identity
@@ -35,6 +35,7 @@ from dfqs.routing.prompts import packaged_prompt
 from dfqs.routing.runs import RoutingRun
 from dfqs.runtime import Worker
 from dfqs.runtime.choice import runtime_and_release
+from dfqs.runtime.loading import InMemory, LoadOrder
 
 FIT_TEXT, TEST_TEXT = "first", "second"
 FORECAST_TOKENS = 700
@@ -77,12 +78,14 @@ def forecast_routing(
     *,
     threads: int | None = None,
     tokens: int = FORECAST_TOKENS,
+    order: LoadOrder | None = None,
     progress: Progress = no_progress,
 ) -> MarginReport:
     """Fit each perturbation's noise on one text, forecast the flips of another, and count those.
 
     Args:
         tokens: of each text.
+        order: how the model's weights come into memory; see `dfqs.streaming.budget.choose_load`.
         progress: called with runs.
 
     Raises:
@@ -96,6 +99,7 @@ def forecast_routing(
     groups = read_groups(opened)
     forecasts, refused = [], {}
     with Worker(threads=threads) as worker:
+        worker.call(open_model_once, str(opened.path), order or InMemory())
         count = threads or default_threads()
         prompts = [packaged_prompt(FIT_TEXT), packaged_prompt(TEST_TEXT)]
         first, second = worker.call(tokenize, str(path), prompts)

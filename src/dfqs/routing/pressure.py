@@ -19,7 +19,7 @@ from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
-from dfqs.routing.capture import REFERENCE, load_model, processor_name
+from dfqs.routing.capture import REFERENCE, load_model, open_model_once, processor_name
 from dfqs.routing.coherence import jaccard, router_distribution
 from dfqs.routing.identity import ModelIdentity, read_identity
 from dfqs.routing.load import decode_runs
@@ -31,6 +31,7 @@ from dfqs.routing.tap import BatchToken, RouterTap
 from dfqs.runtime import Worker
 from dfqs.runtime.choice import runtime_and_release
 from dfqs.runtime.context import Context
+from dfqs.runtime.loading import InMemory, LoadOrder
 from dfqs.runtime.worker_context import WorkerContext
 
 PROBE_TEXT = "load-3"
@@ -77,6 +78,7 @@ def measure_pressure(
     *,
     perturbed: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    order: LoadOrder | None = None,
     progress: Progress = no_progress,
 ) -> PressureReport:
     """Route the probe behind each length of the document, under reference and other settings.
@@ -84,6 +86,7 @@ def measure_pressure(
     Args:
         lengths: of the document in tokens, ascending.
         perturbed: settings of the other run that differ from the reference.
+        order: how the model's weights come into memory; see `dfqs.streaming.budget.choose_load`.
         progress: called with tokens of document.
 
     Raises:
@@ -99,6 +102,7 @@ def measure_pressure(
     prompts = [Prompt("document", growing_document(lengths[-1])), packaged_prompt(PROBE_TEXT)]
     runs = []
     with Worker(threads=threads) as worker:
+        worker.call(open_model_once, str(opened.path), order or InMemory())
         for number, settings in enumerate((REFERENCE, {**REFERENCE, **change})):
             base = number * lengths[-1]
 

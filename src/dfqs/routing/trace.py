@@ -35,6 +35,9 @@ class RouteConditions(Record):
     type_v: Words | None = None
     swa_full: bool | None = None
     context_tokens: int | None = None
+    repack: bool | None = None
+    """Whether weights were copied into an order that the processor likes better; never where experts streamed. None:
+    not told, as in older traces."""
 
     def differences(self, other: "RouteConditions") -> tuple[str, ...]:
         """Sentences such as `flash_attention: off / on`, for every condition that is not the same."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from dfqs.progress import Progress
 from dfqs.runtime.library import Library
@@ -58,6 +58,18 @@ class LoadedModel:
     close: Callable[[], None] = lambda: None
     """After the contexts, in place of `model.close`."""
 
+    def read_figures(self) -> StreamFigures | None:
+        """What streaming did up to now; None where all weights are in memory."""
+        return self.figures() if self.figures is not None else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for context in list(self.model.contexts):
+            context.close()
+        self.close()
+
 
 class ServerCompanion(Protocol):
     """What stands beside a server that loads the model by itself, in the same worker."""
@@ -90,7 +102,13 @@ class LoadOrder(Protocol):
 
     @property
     def repack(self) -> bool:
-        """Whether weights may be copied into another order."""
+        """Whether weights may be copied into an order that the processor likes better, which changes the last bits of
+        what is computed."""
+        ...
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether experts are read from disk when they are chosen."""
         ...
 
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
@@ -108,9 +126,22 @@ class InMemory:
 
     load_mode: str = "auto"
     repack: bool = True
+    gpu_layers: int | None = None
+    """To offload; None leaves it to llama.cpp."""
+
+    @property
+    def is_streamed(self) -> bool:
+        return False
 
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
-        model = Model(library, path, load_mode=self.load_mode, repack=self.repack, progress=progress)
+        model = Model(
+            library,
+            path,
+            load_mode=self.load_mode,
+            repack=self.repack,
+            gpu_layers=self.gpu_layers,
+            progress=progress,
+        )
         return LoadedModel(model, close=model.close)
 
     def accompany(self, library: Library, progress: Progress) -> ServerCompanion | None:
@@ -123,6 +154,10 @@ class Mapped:
 
     load_mode: str = "mmap"
     repack: bool = False
+
+    @property
+    def is_streamed(self) -> bool:
+        return False
 
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
         model = Model(library, path, load_mode=self.load_mode, repack=self.repack, progress=progress)

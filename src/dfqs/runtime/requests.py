@@ -22,6 +22,8 @@ class ContextSettings:
     type_k: str = "f16"
     type_v: str = "f16"
     swa_full: bool = False
+    n_seq_max: int = 1
+    kv_unified: bool = False
 
 
 @dataclass(frozen=True, slots=True)

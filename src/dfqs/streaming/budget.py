@@ -3,8 +3,8 @@
 The runtime itself says what a context takes (`dfqs.runtime.memory`); nothing here has formulas of its own.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import SpaceError
@@ -15,7 +15,7 @@ from dfqs.progress import Progress
 from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
 from dfqs.runtime.library import Library
 from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, Mapped
-from dfqs.runtime.memory import MemoryNeed, measure_memory
+from dfqs.runtime.memory import MemoryNeed, MemoryProbe
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.layout import StreamLayout, plan_layout
 from dfqs.streaming.mechanism import Choice, Mechanism, choose_mechanism
@@ -48,6 +48,18 @@ class Streamed:
     recorded: Recorded | None = None
     """What the bytes have to be, where they are checked."""
 
+    @property
+    def load_mode(self) -> str:
+        return "mmap"
+
+    @property
+    def repack(self) -> bool:
+        return False
+
+    @property
+    def is_streamed(self) -> bool:
+        return True
+
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
         streamed = open_streamed(
             library,
@@ -59,14 +71,6 @@ class Streamed:
             progress=progress,
         )
         return LoadedModel(streamed.model, streamed.experts.figures, streamed.close)
-
-    @property
-    def load_mode(self) -> str:
-        return "mmap"
-
-    @property
-    def repack(self) -> bool:
-        return False
 
     def accompany(self, library: Library, progress: Progress) -> ServedExperts:
         return ServedExperts(
@@ -93,6 +97,10 @@ class LoadPlan:
     """Of the weights that stay where experts stream."""
     choice: Choice | None = None
     """How this machine streams the model; None where that was not asked."""
+    limit_bytes: int | None = None
+    """Memory that it was told to keep to, or keeps to because it streams; None: nobody set a limit."""
+    verdict: str | None = None
+    """Of a model that is loaded whole: how it fits, where that was looked at and is worth a line."""
 
     def checked_by(self, recorded: Recorded | None) -> "LoadPlan":
         """The same, with what is read from disk held against a manifest."""
@@ -102,7 +110,7 @@ class LoadPlan:
         """One line for whoever waits; None where there is nothing to say."""
         why = "" if self.choice is None or self.choice.reason is None else f"; {self.choice.reason}"
         if self.cache_bytes is None or self.resident_bytes is None:
-            return f"loading it where it lies{why}" if why else None
+            return f"loading it where it lies{why}" if why else self.verdict
         through = ""
         if self.choice is not None and self.choice.mechanism is Mechanism.HINTS:
             through = " through the page cache"
@@ -128,28 +136,41 @@ class Shortfall:
     reason: str | None = None
     """Why this machine does not stream it, where it could be streamed elsewhere."""
 
-    def describe(self) -> str:
-        """What is missing, and what to do."""
+    def describe(self, smaller: str = "a smaller --ctx") -> str:
+        """What is missing, and what to do.
+
+        Args:
+            smaller: what takes less, in the words of the command.
+        """
         shown = format_bytes(self.memory_bytes)
         if self.reason is not None:
             return (
                 f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; it is not "
-                f"streamed, because {self.reason}: use a smaller --ctx, or give it more (--ram)"
+                f"streamed, because {self.reason}: use {smaller}, or give it more (--ram), or --force"
             )
         if self.least_bytes is None:
             return (
                 f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; a model without "
-                "experts cannot be streamed: use a smaller --ctx, or a smaller quantization"
+                f"experts cannot be streamed: use {smaller}, or a smaller quantization, or --force"
             )
         return (
             f"streamed, it needs at least {format_bytes(self.least_bytes)} ({format_bytes(self.resident_bytes)} of "
             f"weights that every token uses, {format_bytes(self.context_bytes)} for the context), and {shown} may be "
-            "used; use a smaller --ctx, or give it more (--ram); `dfqs plan` says with which settings it would run"
+            f"used; use {smaller}, or give it more (--ram), or --force; `dfqs plan` says with which settings it would run"
         )
 
 
 def choose_load(
-    source: Path | ModelFiles, settings: ContextSettings, ram: str | None, *, sequences: int = 1, beside_bytes: int = 0
+    source: Path | ModelFiles,
+    settings: ContextSettings,
+    ram: str | None,
+    *,
+    sequences: int = 1,
+    others: Sequence[ContextSettings] = (),
+    beside_bytes: int = 0,
+    whole: InMemory | None = None,
+    force: bool = False,
+    smaller: str = "a smaller --ctx",
 ) -> LoadPlan:
     """Look at a model and at this machine, and choose.
 
@@ -158,31 +179,61 @@ def choose_load(
         ram: a size, `auto` for what is free now with room left for others, or None: whole where that fits into what is
             free now, else as `auto`.
         sequences: that share the context, each its part of it.
+        others: of contexts that are made in place of that one, before or after it.
         beside_bytes: that are taken for other things.
+        whole: how to load it where it fits.
+        force: load it even where it does not fit, and let the kernel read weights again and again.
+        smaller: what takes less memory, in the words of the command.
 
     Raises:
         UsageError: `ram` is no size.
         SpaceError: it does not fit.
         RuntimeFailure: llama.cpp does not know the model, or not these settings.
     """
-    model = open_model(source)
-    if ram is None and model.file_bytes * _PLENTY + _SMALL_BYTES < available_memory_bytes():
+    model, whole = open_model(source), whole or InMemory()
+    available = available_memory_bytes()
+    if ram is None and model.file_bytes * _PLENTY + beside_bytes + _SMALL_BYTES < available:
         # Nobody waits for an answer that is known.
-        return LoadPlan(InMemory(), model.file_bytes + PROGRAM_BYTES, None, None)
-    memory = usable_memory_bytes() if ram in (None, "auto") else parse_size(ram)
-    spec = model.spec
-    tokens = settings.n_ctx or min(spec.context_tokens or DEFAULT_CONTEXT_TOKENS, DEFAULT_CONTEXT_TOKENS)
-    asked = asdict(settings)
-    del asked["n_ctx"]
-    if sequences > 1:
-        asked["n_seq_max"] = sequences
-    need = measure_memory(model, tokens, **asked)
-    used = spec.experts_used
+        return LoadPlan(whole, model.file_bytes + beside_bytes + PROGRAM_BYTES, None, None)
+    memory = int(available * _OF_FREE) if ram in (None, "auto") else parse_size(ram)
+    settings = replace(settings, n_seq_max=max(settings.n_seq_max, sequences))
+    need = _largest_need(model, (settings, *others))
+    used = model.spec.experts_used
 
     def choose(layout: StreamLayout) -> Choice:
         return choose_mechanism(read_facts(model.paths, layout, used))
 
-    return plan_load(model.headers, model.paths, need, used, memory, choose, PROGRAM_BYTES + beside_bytes)
+    program = PROGRAM_BYTES + beside_bytes
+    weighed = weigh_load(need, memory, used, model.paths, lambda: plan_layout(model.headers), choose, program)
+    limit = memory if ram is not None else None
+    if isinstance(weighed, Shortfall):
+        total = weighed.whole_bytes
+        if ram is None and total <= available:
+            return LoadPlan(whole, total, None, None, verdict=_near(total, available, smaller))
+        if not force:
+            raise SpaceError(weighed.describe(smaller))
+        forced = (
+            f"it takes {format_bytes(total)}, and {format_bytes(memory)} may be used: weights will be read again and "
+            "again (--force)"
+        )
+        return LoadPlan(replace(whole, repack=False), total, None, None, limit_bytes=limit, verdict=forced)
+    total = weighed.total_bytes
+    if weighed.order.is_streamed or weighed.choice is not None:
+        return replace(weighed, limit_bytes=memory)
+    verdict = None if ram is None else f"it fits whole: {format_bytes(total)} of {format_bytes(memory)}"
+    return LoadPlan(whole, total, None, None, limit_bytes=limit, verdict=verdict)
+
+
+def _near(total: int, available: int, smaller: str) -> str:
+    return f"it takes {format_bytes(total)} of the {format_bytes(available)} that are free; {smaller} takes less"
+
+
+def _largest_need(model: ModelFiles, contexts: Sequence[ContextSettings]) -> MemoryNeed:
+    """Of the context that takes most. Those that llama.cpp refuses are refused again when they are made."""
+    most = min(model.spec.context_tokens or DEFAULT_CONTEXT_TOKENS, DEFAULT_CONTEXT_TOKENS)
+    with MemoryProbe(model) as probe:
+        needs = [probe.need(replace(settings, n_ctx=settings.n_ctx or most)) for settings in contexts]
+    return max(needs, key=lambda need: need.context_bytes)
 
 
 def usable_memory_bytes() -> int:

@@ -8,6 +8,7 @@ from pydantic import Field
 from dfqs.quantize.coverage import ColdExpert, Coverage
 from dfqs.quantize.imatrix import ImatrixOutcome
 from dfqs.records import Document, Text
+from dfqs.runtime.loading import StreamFigures
 
 
 class ImatrixDocument(Document):
@@ -30,6 +31,8 @@ class ImatrixDocument(Document):
     median_samples: float | None
     cold: tuple[ColdExpert, ...] | None
     """Pairs that saw less than `min_samples` inputs, coldest first."""
+    streaming: StreamFigures | None = None
+    """Of a model that is larger than its memory."""
 
     @classmethod
     def of(
@@ -55,4 +58,5 @@ class ImatrixDocument(Document):
             min_samples=coverage.min_samples if coverage else None,
             median_samples=coverage.median_samples if coverage else None,
             cold=coverage.cold if coverage else None,
+            streaming=outcome.streaming if outcome else None,
         )

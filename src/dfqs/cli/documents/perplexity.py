@@ -10,6 +10,7 @@ from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.logits_file import Conditions
 from dfqs.quantize.perplexity import Summary
 from dfqs.records import Document, Record, Text
+from dfqs.runtime.loading import StreamFigures
 
 
 class PerplexityConditions(Record):
@@ -41,6 +42,8 @@ class PerplexityDocument(Document):
     """Loss minus the reference's, paired by token."""
     same_top: Estimate | None
     """Share of tokens for which the most probable token is the reference's."""
+    streaming: StreamFigures | None = None
+    """Of a model that is larger than its memory."""
 
     @classmethod
     def planned(cls, model: Path, characters: int, window: int, stride: int) -> "PerplexityDocument":
@@ -59,7 +62,9 @@ class PerplexityDocument(Document):
         )
 
     @classmethod
-    def of(cls, model: Path, characters: int, conditions: Conditions, summary: Summary) -> "PerplexityDocument":
+    def of(
+        cls, model: Path, characters: int, conditions: Conditions, summary: Summary, streaming: StreamFigures | None
+    ) -> "PerplexityDocument":
         """What was measured."""
         shared = PerplexityConditions.model_validate(asdict(conditions))
-        return cls(model=model, characters=characters, conditions=shared, **asdict(summary))
+        return cls(model=model, characters=characters, conditions=shared, **asdict(summary), streaming=streaming)

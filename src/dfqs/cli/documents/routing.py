@@ -7,6 +7,7 @@ from pydantic import Field
 from dfqs.records import Document, Text
 from dfqs.routing.identity import ModelIdentity
 from dfqs.routing.trace import TraceHeader
+from dfqs.runtime.loading import StreamFigures
 
 
 class CaptureDocument(Document):
@@ -25,3 +26,5 @@ class CaptureDocument(Document):
     tokens: int | None
     header: TraceHeader | None
     """Of the trace that was written."""
+    streaming: StreamFigures | None = None
+    """Of a model that is larger than its memory."""

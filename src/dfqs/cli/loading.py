@@ -1,0 +1,60 @@
+"""What every verb that loads a model says about memory: before it loads, and at its end."""
+
+from typing import Any
+
+from dfqs.cli.output import note
+from dfqs.model.files import ModelFiles
+from dfqs.runtime.loading import StreamFigures
+from dfqs.runtime.requests import ContextSettings
+from dfqs.streaming.budget import LoadPlan, choose_load
+from dfqs.units import format_bytes, format_duration
+
+
+def plan_loading(
+    model: ModelFiles, settings: ContextSettings, ram: str | None, *, force: bool, **options: Any
+) -> LoadPlan:
+    """Look at memory before a model is loaded, and say in a line what there is to say.
+
+    Args:
+        options: of `choose_load`.
+
+    Raises:
+        SpaceError: it does not fit; says what to do.
+    """
+    plan = choose_load(model, settings, ram, force=force, **options)
+    note_plan(plan)
+    return plan
+
+
+def note_plan(plan: LoadPlan) -> None:
+    """Say how a model is going to be loaded, where that is worth a line."""
+    if line := plan.describe():
+        note(line)
+
+
+def note_streaming(figures: StreamFigures | None) -> None:
+    """Say at the end what streaming did; nothing of a model that was in memory."""
+    if figures is not None:
+        note(describe_streaming(figures))
+
+
+def describe_streaming(figures: StreamFigures) -> str:
+    """One line: what the disk gave, how often it was not needed, and how near the rate came to what it allows."""
+    passes = max(figures.passes, 1)
+    each = figures.bytes_per_token
+    shares = f"{format_bytes(figures.read_bytes / passes)} each"
+    parts = [
+        f"streamed {format_bytes(figures.read_bytes)} in {figures.passes:,} passes "
+        f"({shares if each is None else f'{shares}, {format_bytes(each)} a token'})"
+    ]
+    if figures.hit_rate is not None:
+        parts.append(f"{figures.hit_rate:.0%} of the experts were in memory")
+    waited = f"waited {format_duration(figures.wait_s)} for the disk"
+    if figures.disk_bytes_per_s is not None:
+        waited += f", which gave {format_bytes(figures.disk_bytes_per_s)}/s while the model was loaded"
+    parts.append(waited)
+    if figures.bound_share is not None:
+        parts.append(f"{figures.bound_share:.0%} of the rate that computing and then reading at that rate would have")
+    if figures.checked is not None:
+        parts.append(f"{figures.checked:,} of what was read checked against the manifest")
+    return "; ".join(parts)
