@@ -76,6 +76,19 @@ def decode_on(
         return streamed.experts.check.checked if streamed.experts.check is not None else 0
 
 
+def read_prompt(
+    worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int], cache_bytes: int, n_ubatch: int
+) -> tuple[StreamCounts, tuple[Sequence[tuple[int, Sequence[int]]], ...]]:
+    """A prompt in one batch; what streaming did, and which experts each layer of each pass chose."""
+    log = ChoiceLog()
+    with (
+        open_streamed(worker.library, paths, cache_bytes, log=log) as streamed,
+        Context(streamed.model, 512, n_batch=512, n_ubatch=n_ubatch, flash_attention="off") as context,
+    ):
+        context.decode(tokens)
+        return streamed.stream.cache.counts, tuple(log.passes)
+
+
 def run_while_the_file_changes(worker: WorkerContext, path: Path, tokens: Sequence[int], how: str) -> None:
     """Decode, let something happen to the file, and decode on."""
     with (

@@ -20,7 +20,7 @@ def make_groups(root: Path, monkeypatch: pytest.MonkeyPatch, own: str, groups: d
     (root / "own").write_text(own)
     monkeypatch.setattr(hardware, "_OWN_GROUPS", root / "own")
     monkeypatch.setattr(hardware, "_GROUPS_DIRECTORY", root)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 64 * GB}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 64 * GB, "total": 64 * GB}))
 
 
 def test_pages_of_files_are_not_taken_for_used_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

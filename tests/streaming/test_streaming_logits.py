@@ -64,6 +64,20 @@ def test_streamed_logits_are_those_in_memory_with_no_one_ten_and_all_experts_cac
     assert counts.uncached == 0
 
 
+def test_a_batch_reads_each_slice_once_however_many_of_its_tokens_chose_it(worker: Worker, tiny: Path) -> None:
+    layout = plan_layout([read_header(tiny)])
+
+    for n_ubatch, passes in ((128, 1), (60, 2)):
+        counts, chosen = worker.call(streaming_jobs.read_prompt, [tiny], TOKENS, layout.largest_layer_bytes, n_ubatch)
+
+        assert counts.passes == len(chosen) == passes
+        # Room for one layer, and none over: what a pass reads is what its layers chose, all of it once.
+        wanted = [{(layer, expert) for layer, experts in one for expert in experts} for one in chosen]
+        assert counts.uncached == 0
+        assert counts.read_bytes <= sum(layout.sizes[key] for keys in wanted for key in keys if key in layout.sizes)
+        assert counts.read_bytes <= passes * layout.experts_bytes
+
+
 def test_deepseek4_with_hash_routed_layers_streams_to_the_same_logits(worker: Worker, tiny_deepseek4: Path) -> None:
     layout = plan_layout([read_header(tiny_deepseek4)])
     wanted = worker.call(streaming_jobs.run_in_memory, [tiny_deepseek4], TOKENS)

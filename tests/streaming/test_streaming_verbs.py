@@ -145,18 +145,19 @@ def test_a_model_that_fits_is_said_to_where_memory_was_named(embedded_model: Pat
 
 
 def test_what_a_verb_needs_beside_the_model_is_taken_from_the_experts(embedded_model: Path) -> None:
-    plain = choose_load(embedded_model, SETTINGS, str(RAM))
-    beside = choose_load(embedded_model, SETTINGS, str(RAM), beside_bytes=10_000_000)
-    larger = choose_load(embedded_model, SETTINGS, str(RAM), others=[ContextSettings(1024)])
+    ram = 460_000_000
+    plain = choose_load(embedded_model, SETTINGS, str(ram))
+    beside = choose_load(embedded_model, SETTINGS, str(ram), beside_bytes=10_000_000)
+    larger = choose_load(embedded_model, SETTINGS, str(ram), others=[ContextSettings(1024)])
 
     assert isinstance(plain.order, Streamed)
     assert isinstance(beside.order, Streamed)
     assert isinstance(larger.order, Streamed)
     assert beside.order.cache_bytes == plain.order.cache_bytes - 10_000_000
     assert larger.order.cache_bytes < plain.order.cache_bytes
-    assert plain.total_bytes == beside.total_bytes == larger.total_bytes == RAM
+    assert plain.total_bytes == beside.total_bytes == larger.total_bytes == ram
     with pytest.raises(SpaceError, match="it needs at least"):
-        choose_load(embedded_model, SETTINGS, str(RAM), beside_bytes=RAM)
+        choose_load(embedded_model, SETTINGS, str(ram), beside_bytes=ram)
     with pytest.raises(UsageError):
         choose_load(embedded_model, SETTINGS, "much")
 

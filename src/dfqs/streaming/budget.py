@@ -156,7 +156,8 @@ class Shortfall:
         return (
             f"streamed, it needs at least {format_bytes(self.least_bytes)} ({format_bytes(self.resident_bytes)} of "
             f"weights that every token uses, {format_bytes(self.context_bytes)} for the context), and {shown} may be "
-            f"used; use {smaller}, or give it more (--ram), or --force; `dfqs plan` says with which settings it would run"
+            f"used; use {smaller}, or give it more (--ram), or --force; `dfqs plan` says with which settings it would "
+            "run"
         )
 
 
