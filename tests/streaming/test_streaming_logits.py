@@ -68,7 +68,7 @@ def test_a_batch_reads_each_slice_once_however_many_of_its_tokens_chose_it(worke
     layout = plan_layout([read_header(tiny)])
 
     for n_ubatch, passes in ((128, 1), (60, 2)):
-        counts, chosen = worker.call(streaming_jobs.read_prompt, [tiny], TOKENS, layout.largest_layer_bytes, n_ubatch)
+        counts, chosen = worker.call(streaming_jobs.read_prompt, [tiny], TOKENS, largest_layer_bytes(layout), n_ubatch)
 
         assert counts.passes == len(chosen) == passes
         # Room for one layer, and none over: what a pass reads is what its layers chose, all of it once.
