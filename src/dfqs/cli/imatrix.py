@@ -14,15 +14,18 @@ from dfqs.cli.loading import note_streaming, plan_loading
 from dfqs.cli.options import DryRun, Force, Json, ModelIfAny, Overwrite, Ram, Restart, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import AlreadyDone, UsageError
+from dfqs.model.files import ModelFiles
 from dfqs.quantize.calibration import Corpus, read_corpus, shipped_corpus
 from dfqs.quantize.checkpoint import checkpoint_path
 from dfqs.quantize.coverage import Coverage, measure_coverage
-from dfqs.quantize.imatrix import ImatrixOutcome, imatrix_context, measure_importance, sums_bytes
+from dfqs.quantize.imatrix import ImatrixOutcome, imatrix_context, measure_importance
 from dfqs.quantize.imatrix_file import merge_imatrices, read_imatrix, write_imatrix
+from dfqs.quantize.imatrix_memory import sums_bytes
 from dfqs.quantize.source import read_source
 from dfqs.receipts import find_receipt, receipt_of
 from dfqs.records import sha256_of
 from dfqs.storage.hashing import hash_file
+from dfqs.streaming.budget import LoadPlan
 from dfqs.units import format_duration, format_number_of
 
 SHOWN_COLD = 10
@@ -81,17 +84,15 @@ def command(
         "max_tokens": max_tokens,
         "chunk_tokens": chunk,
     }
-    plan = plan_loading(
-        source,
-        imatrix_context(chunk),
-        ram,
-        force=force,
-        beside_bytes=sums_bytes(source, chunk) + 2 * sum(path.stat().st_size for path in added),
-        smaller="a smaller --chunk",
-    )
-    limits["order"] = plan.order
+    beside = sums_bytes(source, chunk) + 2 * sum(path.stat().st_size for path in added)
+    limits["order"] = _plan(source, chunk, ram, force, beside).order
     measure = partial(measure_importance, model, output, corpus=text, add=added, threads=threads, **limits)
     _measure(partial(measure, overwrite=overwrite, restart=restart), output, text, min_samples, json_)
+
+
+def _plan(source: ModelFiles, chunk: int, ram: str | None, force: bool, beside: int) -> LoadPlan:
+    context, smaller = imatrix_context(chunk), "a smaller --chunk"
+    return plan_loading(source, context, ram, force=force, beside_bytes=beside, smaller=smaller)
 
 
 def _measure(measure: Callable[..., ImatrixOutcome], output: Path, text: Corpus, min_samples: int, json_: bool) -> None:

@@ -12,9 +12,10 @@ from dfqs.cli.loading import note_streaming, plan_loading
 from dfqs.cli.options import DryRun, Force, Json, Model, Overwrite, Ram, Threads
 from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import UsageError
+from dfqs.model.files import ModelFiles
 from dfqs.quantize import calibration
 from dfqs.quantize.bootstrap import Estimate
-from dfqs.quantize.logits_file import read_losses, write_losses
+from dfqs.quantize.logits_file import Losses, read_losses, write_losses
 from dfqs.quantize.perplexity import (
     STRIDE_TOKENS,
     WINDOW_TOKENS,
@@ -30,6 +31,7 @@ from dfqs.quantize.perplexity import (
 )
 from dfqs.quantize.source import read_source
 from dfqs.receipts import find_receipt, receipt_of
+from dfqs.runtime.loading import LoadOrder
 
 
 def command(
@@ -61,17 +63,7 @@ def command(
     words = read_text(text)
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
-    plan = None
-    if not dry_run:
-        plan = plan_loading(
-            source,
-            perplexity_context(window),
-            ram,
-            force=force,
-            whole=whole_order(stored),
-            beside_bytes=logits_bytes(window, source.spec.vocabulary),
-            smaller="a smaller --window",
-        )
+    order = whole_order(stored) if dry_run else _choose_order(source, window, stored, ram, force)
     job = PerplexityJob(
         model.absolute(),
         words,
@@ -81,7 +73,7 @@ def command(
         reference.absolute() if reference is not None else None,
         threads,
         store=save is not None,
-        order=plan.order if plan is not None else whole_order(stored),
+        order=order,
     )
     done = save is not None and not overwrite and find_receipt(job.fingerprint, [save]) is not None
     if save is not None:
@@ -107,6 +99,14 @@ def command(
             note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
 
     emit(PerplexityDocument.of(model, len(words), conditions, summary, measured.streaming), json_, show)
+
+
+def _choose_order(source: ModelFiles, window: int, stored: Losses | None, ram: str | None, force: bool) -> LoadOrder:
+    """How the model is loaded, said in a line where there is something to say."""
+    beside, smaller = logits_bytes(window, source.spec.vocabulary), "a smaller --window"
+    context, whole = perplexity_context(window), whole_order(stored)
+    plan = plan_loading(source, context, ram, force=force, whole=whole, beside_bytes=beside, smaller=smaller)
+    return plan.order
 
 
 def _measure(job: PerplexityJob) -> Measured:

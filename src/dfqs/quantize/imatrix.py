@@ -45,7 +45,7 @@ from dfqs.storage.atomic import check_writable_target
 
 MIN_ROWS = 16
 """Inputs of fewer rows are no sample of text (llama-imatrix's own limit)."""
-_WEIGHT = re.compile(r"(blk\.\d+\..+|output|token_embd)\.weight")
+WEIGHT = re.compile(r"(blk\.\d+\..+|output|token_embd)\.weight")
 
 Tokens = list[int]
 
@@ -73,8 +73,7 @@ class ImatrixJob:
     restart: bool = False
     """Throw away what an interrupted measurement left."""
     order: LoadOrder = field(default_factory=InMemory)
-    """How the model's weights come into memory. Is no part of the fingerprint: sums over thousands of tokens differ
-    less by it than by which tokens they saw."""
+    """No part of the fingerprint: sums differ less by it than by which tokens they saw."""
 
     @property
     def partial(self) -> Path:
@@ -134,7 +133,7 @@ def measure_importance(
         corpus: the text to run; None: the mix that dfqs ships.
         threads: CPU threads; None: `hardware.default_threads`.
         restart: throw away what an interrupted measurement left.
-        order: how its weights come into memory; see `dfqs.streaming.budget.choose_load`.
+        order: how its weights come into memory.
         progress: in tokens.
 
     Raises:
@@ -167,17 +166,6 @@ def measure_importance(
 def imatrix_context(chunk_tokens: int) -> ContextSettings:
     """The context that chunks of so many tokens are computed in."""
     return ContextSettings(chunk_tokens, n_batch=chunk_tokens, n_ubatch=chunk_tokens, flash_attention="off")
-
-
-def sums_bytes(model: ModelFiles, chunk_tokens: int) -> int:
-    """Memory that a measurement takes beside the model and its context: sums, their copy while they are written, the
-    inputs of one multiplication, and all logits."""
-    spec = model.spec
-    weights = [tensor for tensor in model.tensors if _WEIGHT.fullmatch(tensor.name)]
-    sums = sum(tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1) for tensor in weights)
-    widest = max((tensor.shape[0] for tensor in weights), default=0)
-    inputs = chunk_tokens * max(spec.experts_used, 1) * widest
-    return 4 * (3 * sums + 2 * inputs + chunk_tokens * (spec.vocabulary or 0))
 
 
 def measure_imatrix(worker: WorkerContext, job: ImatrixJob) -> ImatrixOutcome:
@@ -325,7 +313,7 @@ class Collector:
         if weight is None or inputs is None or inputs.type != 0:
             return
         weight_name = weight.name.partition("#")[2].partition("#")[0] or weight.name
-        if not _WEIGHT.fullmatch(weight_name):
+        if not WEIGHT.fullmatch(weight_name):
             return
         if op == "MUL_MAT_ID":
             ids = tensor.source(2)
