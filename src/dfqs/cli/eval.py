@@ -68,10 +68,7 @@ def command(
 
     Example: dfqs eval model.gguf -o results --suite quick
     """
-    if (model is None) == (endpoint is None):
-        raise UsageError("give a MODEL file or --endpoint URL, one of the two")
-    if ram is not None and model is None:
-        raise UsageError("--ram is of a MODEL that is loaded here; a server behind --endpoint has its own")
+    _check_subject(model, endpoint, ram)
     if output is None:
         raise UsageError("say where the results go: -o DIRECTORY")
     request = Request(find_suite(suite), _stages(only), limit, max_context, threads)
@@ -80,9 +77,7 @@ def command(
         return
     check_report_place(output)
     with ExitStack() as stack:
-        opened = check_model(model) if model is not None else None
-        if opened is not None:
-            request = _look_at_memory(opened, request, ram, force)
+        opened, request = _open_model(model, request, ram, force)
         answerer, subject = _open_answerer(stack, opened, request, output, endpoint, model_name)
         for notice in answerer.info.notices:
             warn(notice)
@@ -101,6 +96,23 @@ def command(
         note(f"report: {' and '.join(str(path) for path in paths)}")
 
     emit(report, json_, show)
+
+
+def _check_subject(model: Path | None, endpoint: str | None, ram: str | None) -> None:
+    if (model is None) == (endpoint is None):
+        raise UsageError("give a MODEL file or --endpoint URL, one of the two")
+    if ram is not None and model is None:
+        raise UsageError("--ram is of a MODEL that is loaded here; a server behind --endpoint has its own")
+
+
+def _open_model(
+    model: Path | None, request: Request, ram: str | None, force: bool
+) -> tuple[ModelFiles | None, Request]:
+    """The local model and how it is going to be loaded; neither behind an endpoint."""
+    if model is None:
+        return None, request
+    opened = check_model(model)
+    return opened, _look_at_memory(opened, request, ram, force)
 
 
 def _stages(only: str | None) -> tuple[str, ...]:

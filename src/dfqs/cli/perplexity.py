@@ -59,8 +59,7 @@ def command(
     Example: dfqs perplexity model-f16.gguf --save f16.logits.gguf, then
     dfqs perplexity model-iq1.gguf --reference f16.logits.gguf
     """
-    source = read_source(model)
-    words = read_text(text)
+    source, words = read_source(model), read_text(text)
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
     order = whole_order(stored) if dry_run else _choose_order(source, window, stored, ram, force)
@@ -79,13 +78,9 @@ def command(
     if save is not None:
         check_output(save, (model, text, reference), overwrite=overwrite or done)
     if dry_run:
-        what = f"would measure {model} on {len(words):,} characters, windows of {window}, stride {stride}"
-        emit(PerplexityDocument.planned(model, len(words), window, stride), json_, lambda: print_plain(what))
+        _say_plan(PerplexityDocument.planned(model, len(words), window, stride), json_)
         return
-    if save is not None and done and reference is None:
-        measured = Measured(read_losses(save), None)
-    else:
-        measured = _measure(job)
+    measured = _measure(job, save if done and reference is None else None)
     if save is not None and not done:
         with receipt_of(job.fingerprint, save) as on_whole:
             write_losses(save, measured.losses, overwrite=overwrite, on_whole=on_whole)
@@ -109,7 +104,16 @@ def _choose_order(source: ModelFiles, window: int, stored: Losses | None, ram: s
     return plan.order
 
 
-def _measure(job: PerplexityJob) -> Measured:
+def _say_plan(document: PerplexityDocument, json_: bool) -> None:
+    windows = f"windows of {document.conditions.window_tokens}, stride {document.conditions.stride_tokens}"
+    what = f"would measure {document.model} on {document.characters:,} characters, {windows}"
+    emit(document, json_, lambda: print_plain(what))
+
+
+def _measure(job: PerplexityJob, kept: Path | None) -> Measured:
+    """Its losses; those that stand in `kept`, where they do."""
+    if kept is not None:
+        return Measured(read_losses(kept), None)
     with progress_bar("predicting", "tokens") as progress:
         return measure_perplexity(
             job.model,

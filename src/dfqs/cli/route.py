@@ -88,23 +88,14 @@ def trace(
     if dry_run:
         _plan_trace(model, out_path, len(chosen), weights, json_)
         return
-    settings: dict[str, Any] = {
-        "n_batch": max(512, ubatch),
-        "n_ubatch": ubatch,
-        "flash_attention": flash_attention.value,
-        "type_k": type_k,
-        "type_v": type_v,
-    }
+    settings: dict[str, Any] = {"n_batch": max(512, ubatch), "n_ubatch": ubatch, "type_k": type_k, "type_v": type_v}
+    settings["flash_attention"] = flash_attention.value
     opened = check_model(model)
     read_identity(opened)
-    plan = plan_loading(
-        opened,
-        trace_context(opened.spec, settings, ctx),
-        ram,
-        force=force,
-        beside_bytes=collected_bytes(opened.spec, settings["n_batch"], scores=weights),
-        smaller="a smaller --ctx or --ubatch",
-    )
+    context = trace_context(opened.spec, settings, ctx)
+    beside = collected_bytes(opened.spec, settings["n_batch"], scores=weights)
+    smaller = "a smaller --ctx or --ubatch"
+    plan = plan_loading(opened, context, ram, force=force, beside_bytes=beside, smaller=smaller)
     with Worker(threads=threads) as worker, progress_bar("routing", "tokens") as progress:
         summary = capture_trace(
             worker,

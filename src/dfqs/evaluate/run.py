@@ -138,16 +138,7 @@ def evaluate(
     if opened is not None and subject.model is None:
         subject = subject.model_copy(update={"model": opened.description})
     conditions = score_conditions(answerer, request, sandbox)
-    planned = RunRecord(
-        subject=subject,
-        conditions=conditions,
-        threads=request.threads,
-        curve_lengths=request.suite.context_lengths,
-        decode_repeats=request.suite.decode_repeats,
-        load_mode="streamed" if request.order.is_streamed else request.order.load_mode,
-        memory_bytes=request.memory_bytes,
-    )
-    with open_store(out, planned, restart=restart) as store:
+    with open_store(out, _plan_run(subject, conditions, request), restart=restart) as store:
         _note(store, "machine", read_machine().model_dump(mode="json"))
         _note(store, "target", {"notices": list(answerer.info.notices), "context_tokens": answerer.info.context_tokens})
         if REASONING in request.stages:
@@ -172,6 +163,18 @@ def evaluate(
             with draw(SPEED) as progress:
                 _measure_speed(opened.path, store, request, progress)
         return store.directory
+
+
+def _plan_run(subject: Subject, conditions: ScoreConditions, request: Request) -> RunRecord:
+    return RunRecord(
+        subject=subject,
+        conditions=conditions,
+        threads=request.threads,
+        curve_lengths=request.suite.context_lengths,
+        decode_repeats=request.suite.decode_repeats,
+        load_mode="streamed" if request.order.is_streamed else request.order.load_mode,
+        memory_bytes=request.memory_bytes,
+    )
 
 
 def _require_work(request: Request) -> None:

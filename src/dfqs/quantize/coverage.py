@@ -43,6 +43,12 @@ class Coverage:
         """Pairs that no input reached: their columns all weigh the same when they are quantized."""
         return sum(1 for entry in self.cold if entry.samples == 0)
 
+    def describe(self) -> str:
+        """A few words for whoever waits."""
+        if not self.experts:
+            return "dense"
+        return f"{self.experts - len(self.cold)} of {self.experts} experts have seen enough"
+
 
 def measure_coverage(matrix: Imatrix, min_samples: int) -> Coverage:
     """Coverage of an importance matrix: an expert has seen as much as the least of its matrices.

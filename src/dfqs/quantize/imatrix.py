@@ -240,7 +240,7 @@ def _see_chunks(
             coverage = measure_coverage(total, job.min_samples)
             if matrix.tokens >= job.min_tokens and coverage.experts and coverage.is_complete:
                 return True
-            worker.emit((matrix.tokens, available, _coverage_note(coverage) if total.entries else ""))
+            worker.emit((matrix.tokens, available, coverage.describe() if total.entries else ""))
             context.clear()
             collector.begin()
             # All logits: the last layer computes only tokens whose logits are wanted.
@@ -372,12 +372,6 @@ def sum_by_group(inputs: TensorView, groups: int) -> tuple[Float32, Float32, Cou
         squares[index % groups] += np.einsum("ij,ij->j", part, part)
         sums[index % groups] += part.sum(axis=0)
     return squares.reshape(1, -1), sums.reshape(1, -1), np.array([len(values) * rows // groups], np.int64)
-
-
-def _coverage_note(coverage: Coverage) -> str:
-    if not coverage.experts:
-        return "dense"
-    return f"{coverage.experts - len(coverage.cold)} of {coverage.experts} experts have seen enough"
 
 
 def _ignore(first: int, rows: object) -> None:

@@ -83,35 +83,35 @@ def measure_ladder(
     """
     model = read_source(source)
     names = _rung_names(model.path, classes)
-    inputs = [*model.paths, *([imatrix] if imatrix else [])]
-    reference_path = _check_directory(directory, [*inputs, *(directory / name for name in names)], overwrite)
+    read = [*model.paths, *([imatrix] if imatrix else []), *(directory / name for name in names)]
+    reference_path = _check_directory(directory, read, overwrite)
+    make = partial(quantize, imatrix=imatrix, memory_bytes=memory_bytes, threads=threads)
+    make = partial(make, allow_requantize=allow_requantize, overwrite=overwrite, restart=restart)
     with Worker(threads=threads) as worker:
-        make = partial(quantize, imatrix=imatrix, memory_bytes=memory_bytes, threads=threads, worker=worker)
-        make = partial(make, allow_requantize=allow_requantize, overwrite=overwrite, restart=restart)
         job = PerplexityJob(model.path.absolute(), text, max_tokens=max_tokens, threads=threads)
-        progress(0, len(names) + 1, model.path.name)
         load = partial(_choose_order, job, ram=ram, force=force, say=say)
+        progress(0, len(names) + 1, model.path.name)
         job = replace(job, order=load(model, InMemory()))
-        first = worker.call(measure_losses, job)
-        write_losses(reference_path, first.losses, overwrite=True)
-        rungs = [_rung(SOURCE, model.path, summarise(first), None)]
-        previous = first.losses
+        write_losses(reference_path, (first := worker.call(measure_losses, job)).losses, overwrite=True)
+        rungs, previous = [_rung(SOURCE, model.path, summarise(first), None)], first.losses
         for index, (class_, name) in enumerate(zip(classes, names, strict=True), start=1):
             progress(index, len(names) + 1, class_.name)
             out = directory / name
             if overwrite or not out.exists() or (not restart and is_unfinished(out)):
-                # Opened anew: hours lie between two rungs.
-                make(model.path, out, class_)
+                make(model.path, out, class_, worker=worker)  # Opened anew: hours lie between two rungs.
             else:
                 _require_rung(out, model, class_, imatrix)
             order = load(read_source(out), InMemory(repack=job.order.repack))
-            rung = replace(job, model=out.absolute(), reference=reference_path, order=order)
-            measured = worker.call(measure_losses, rung)
+            measured = worker.call(measure_losses, _of_rung(job, out, reference_path, order))
             step = estimate_difference(measured.losses.nll, previous.nll)
             rungs.append(_rung(class_.name, out, summarise(measured, first.losses), step))
             previous = measured.losses
         progress(len(names) + 1, len(names) + 1)
     return tuple(rungs)
+
+
+def _of_rung(job: PerplexityJob, out: Path, reference: Path, order: LoadOrder) -> PerplexityJob:
+    return replace(job, model=out.absolute(), reference=reference, order=order)
 
 
 def _choose_order(

@@ -11,7 +11,7 @@ import numpy as np
 from dfqs.errors import RuntimeFailure
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
-from dfqs.routing.identity import as_words, read_identity
+from dfqs.routing.identity import ModelIdentity, as_words, read_identity
 from dfqs.routing.prompts import Prompt
 from dfqs.routing.tap import BatchToken, RouterTap, Routing, decode_batch
 from dfqs.routing.trace import RouteConditions, TraceChunk, TraceHeader
@@ -88,20 +88,7 @@ def capture_trace(
                 writer.write(event["chunk"])
                 progress(writer.tokens, event["of"])
                 return
-            layers, used = tuple(event.pop("layers")), event.pop("experts_used")
-            if used != identity.experts_used:
-                raise RuntimeFailure(f"llama.cpp uses {used} experts, and the file says {identity.experts_used}")
-            header = TraceHeader(
-                model=identity,
-                layers=layers,
-                hash_layers=tuple(layer for layer in hash_layers if layer in layers),
-                scores=event.pop("scores"),
-                source=None if source is None else as_words(source),
-                conditions=RouteConditions(
-                    runtime=runtime_and_release(), processor=processor_name(), repack=loaded.repack, **event
-                ),
-            )
-            writer = TraceWriter(file, header)
+            writer = TraceWriter(file, _make_header(identity, hash_layers, source, loaded, event))
 
         worker.call(open_model_once, str(opened.path), loaded)
         told = worker.reporting(on_event)
@@ -111,6 +98,25 @@ def capture_trace(
         digest = writer.finish()
     figures = worker.call(read_figures, str(opened.path))
     return CaptureSummary(digest, writer.header, writer.tokens, summary["prompts"], tuple(summary["notices"]), figures)
+
+
+def _make_header(
+    identity: ModelIdentity, hash_layers: Sequence[int], source: str | None, loaded: LoadOrder, event: dict[str, Any]
+) -> TraceHeader:
+    """Of what the worker said before the first token."""
+    layers, used = tuple(event.pop("layers")), event.pop("experts_used")
+    if used != identity.experts_used:
+        raise RuntimeFailure(f"llama.cpp uses {used} experts, and the file says {identity.experts_used}")
+    return TraceHeader(
+        model=identity,
+        layers=layers,
+        hash_layers=tuple(layer for layer in hash_layers if layer in layers),
+        scores=event.pop("scores"),
+        source=None if source is None else as_words(source),
+        conditions=RouteConditions(
+            runtime=runtime_and_release(), processor=processor_name(), repack=loaded.repack, **event
+        ),
+    )
 
 
 def trace_prompts(

@@ -156,6 +156,9 @@ class RouteCheck(Document):
         return value
 
 
+_TEXTS = ("first", "second", *LOAD_TEXTS)
+
+
 def check_routing(
     model: Path | ModelFiles,
     *,
@@ -184,13 +187,11 @@ def check_routing(
     path = opened.path
     identity, hash_layers = read_identity(opened)
     require_choice(identity, hash_layers)
-    loading = order or InMemory()
+    loading, threads = order or InMemory(), threads or default_threads()
     with Worker(threads=threads) as worker:
         worker.call(open_model_once, str(path), loading)
-        texts = [packaged_prompt(name) for name in ("first", "second", *LOAD_TEXTS)]
-        tokenized = worker.call(load.tokenize, str(path), texts)
+        tokenized = worker.call(load.tokenize, str(path), [packaged_prompt(name) for name in _TEXTS])
         trained = worker.call(load.trained_context, str(path))
-        threads = threads or default_threads()
         text, other, shorter = fit_text(tokenized[0], tokenized[1], tokens, trained) if matrix else ([], [], None)
         conditions = matrix_conditions(len(text), threads) if matrix else ()
         room = min(LOAD_CONTEXT_TOKENS, trained)
@@ -198,13 +199,7 @@ def check_routing(
         steps = len(conditions) + 1 + 2 * len(LOAD_TEXTS)
         verdict, layers = _check_load(worker, path, profile, requests, room, progress, steps)
         require_choice(identity, hash_layers, layers)
-        done = 2 * len(LOAD_TEXTS)
-        rows, reference = [], None
-        if conditions:
-            reference = run_condition(worker, path, text, other, Condition("reference"))
-            for condition in (c for c in conditions if not c.restart):
-                rows.append(_try_condition(worker, path, text, other, condition, reference))
-                progress(done := done + 1, steps, condition.name)
+        reference, rows = _run_matrix(worker, path, text, other, conditions, progress, steps)
         figures = worker.call(read_figures, str(path))
     if reference is not None:
         restarted = (condition for condition in conditions if condition.restart)
@@ -262,6 +257,26 @@ def _try_anew(
     with Worker(threads=threads) as worker:
         worker.call(open_model_once, str(path), order)
         return _try_condition(worker, path, tokens, other, condition, reference)
+
+
+def _run_matrix(
+    worker: Worker,
+    path: Path,
+    tokens: Sequence[int],
+    other: Sequence[int],
+    conditions: Sequence[Condition],
+    progress: Progress,
+    steps: int,
+) -> tuple[RoutingRun | None, list[MatrixRow]]:
+    """The reference and every condition that one worker can try."""
+    if not conditions:
+        return None, []
+    rows: list[MatrixRow] = []
+    reference = run_condition(worker, path, tokens, other, Condition("reference"))
+    for condition in (each for each in conditions if not each.restart):
+        rows.append(_try_condition(worker, path, tokens, other, condition, reference))
+        progress(2 * len(LOAD_TEXTS) + len(rows), steps, condition.name)
+    return reference, rows
 
 
 def _try_condition(

@@ -213,16 +213,18 @@ def choose_load(
             return LoadPlan(whole, total, None, None, verdict=_near(total, available, smaller))
         if not force:
             raise SpaceError(weighed.describe(smaller))
-        forced = (
-            f"it takes {format_bytes(total)}, and {format_bytes(memory)} may be used: weights will be read again and "
-            "again (--force)"
-        )
-        return LoadPlan(replace(whole, repack=False), total, None, None, limit_bytes=limit, verdict=forced)
+        forced = replace(whole, repack=False)
+        return LoadPlan(forced, total, None, None, limit_bytes=limit, verdict=_too_much(total, memory))
     total = weighed.total_bytes
     if weighed.order.is_streamed or weighed.choice is not None:
         return replace(weighed, limit_bytes=memory)
     verdict = None if ram is None else f"it fits whole: {format_bytes(total)} of {format_bytes(memory)}"
     return LoadPlan(whole, total, None, None, limit_bytes=limit, verdict=verdict)
+
+
+def _too_much(total: int, memory: int) -> str:
+    taken, allowed = format_bytes(total), format_bytes(memory)
+    return f"it takes {taken}, and {allowed} may be used: weights will be read again and again (--force)"
 
 
 def _near(total: int, available: int, smaller: str) -> str:
