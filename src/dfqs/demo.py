@@ -78,7 +78,7 @@ class DemoStep(Record):
 class DemoRecord(Document):
     """What was done, on what, and what came of it."""
 
-    schema_: Literal["dfqs.demo/1"] = Field(default="dfqs.demo/1", alias="schema")
+    schema_: Literal["dfqs.demo/2"] = Field(default="dfqs.demo/2", alias="schema")
     dfqs_version: str
     made_at: str
     model: ModelDescription
@@ -95,6 +95,29 @@ class DemoRecord(Document):
     steps: list[DemoStep]
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each file that it left, by name: only these may be replaced by the next one."""
+
+
+class EarlierDemoRecord(Document):
+    """What 0.1.0 wrote down: a model by its name and its table, and no files of its own."""
+
+    schema_: Literal["dfqs.demo/1"] = Field(default="dfqs.demo/1", alias="schema")
+    dfqs_version: str
+    made_at: str
+    model: str
+    model_note: str
+    file_bytes: int
+    file_sha256: str | None
+    content_sha256: str
+    prompt: str
+    answer: str
+    answer_tokens: int
+    decode_tokens_per_s: float | None
+    prompt_tokens_per_s: float | None
+    threads: int
+    omp_wait_policy: str
+    snapshot: dict[str, str]
+    """What the model is: the specification's snapshot table."""
+    steps: list[DemoStep]
 
 
 @dataclass(frozen=True, slots=True)

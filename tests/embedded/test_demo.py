@@ -67,7 +67,7 @@ def test_record_and_report_name_the_model_for_what_it_is(demonstration: tuple[Pa
     record = json.loads((out / "demo.json").read_text())
     report = json.loads((out / "report.json").read_text())
 
-    assert record["schema"] == "dfqs.demo/1"
+    assert record["schema"] == "dfqs.demo/2"
     assert record["answer"].strip()
     assert record["decode_tokens_per_s"] > 0
     assert len(record["steps"]) == STEPS

@@ -29,7 +29,8 @@ When a command fails under `--json`, the last line of stderr is one document `df
 """
 WHERE = {
     "dfqs.calibration/1": "stored in the cache: how fast a machine does each kind of work",
-    "dfqs.demo/1": "`dfqs demo --json`; stored beside the report",
+    "dfqs.demo/1": "stored beside the report by 0.1.0",
+    "dfqs.demo/2": "`dfqs demo --json`; stored beside the report",
     "dfqs.error/1": "stderr of every verb that failed under `--json`",
     "dfqs.eval-plan/1": "`dfqs eval --dry-run --json`",
     "dfqs.find/1": "`dfqs find --json`",

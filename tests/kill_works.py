@@ -1,0 +1,142 @@
+"""Quantizations, measurements of importance and evaluations killed with SIGKILL, run again until they end, compared.
+
+    python tests/kill_works.py [--rounds 20] [--seed 1]      (scripts/kill-works)
+
+A round starts the command line itself, kills it after a random delay (up to three times), notes by its files how far it
+was, and gives the same command until it ends well. Its outputs must be those of a run that nobody disturbed.
+"""
+
+import argparse
+import hashlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluate_server import oracle, serve
+from quantize_inputs import write_model
+
+TEXT = Path(__file__).parent / "vectors" / "quantize" / "calibration.txt"
+KILLS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A kind of work: its command, for an output, and the files by which it can be told how far it is."""
+
+    name: str
+    command: Callable[[Path], Sequence[str]]
+    outputs: Callable[[Path], Sequence[Path]]
+    state: Callable[[Path], str]
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dfqs.cli.main", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def quantize_state(out: Path) -> str:
+    journal = out / "q.gguf.quantize-journal"
+    if (out / "q.gguf").exists():
+        return "named" if journal.exists() else "done"
+    if not journal.exists():
+        return "nothing"
+    return "complete, not named" if b'"complete"' in journal.read_bytes() else "converting"
+
+
+def imatrix_state(out: Path) -> str:
+    journal = out / "i.gguf.imatrix-journal"
+    if (out / "i.gguf").exists():
+        return "named" if journal.exists() else "done"
+    return "measuring" if journal.exists() else "nothing"
+
+
+def eval_state(out: Path) -> str:
+    results = out / "run-1" / "results.jsonl"
+    if (out / "report.json").exists():
+        return "done"
+    return "measuring" if results.exists() and results.stat().st_size > 600 else "begun" if out.exists() else "nothing"
+
+
+def works(model: Path, url: str) -> tuple[Work, ...]:
+    return (
+        Work(
+            "quantize",
+            lambda out: ["quantize", str(model), str(out / "q.gguf"), "--class", "Q4_K-XL", "-t", "1"],
+            lambda out: [out / "q.gguf", out / "q.gguf.manifest.json"],
+            quantize_state,
+        ),
+        Work(
+            "imatrix",
+            lambda out: ["imatrix", str(model), "-o", str(out / "i.gguf"), "--corpus", str(TEXT), "-t", "1"],
+            lambda out: [out / "i.gguf"],
+            imatrix_state,
+        ),
+        Work(
+            "eval",
+            lambda out: ["eval", "--endpoint", url, "-o", str(out), "--suite", "quick", "--only", "reasoning,code"],
+            lambda out: [out / "run-1" / "results.jsonl"],
+            eval_state,
+        ),
+    )
+
+
+def digest(work: Work, out: Path) -> str:
+    """Of what was made; of an evaluation the answers, without times."""
+    if work.name == "eval":
+        lines = (out / "run-1" / "results.jsonl").read_bytes().splitlines()
+        kept = sorted(line.partition(b'"wall_s"')[0] for line in lines if b'"notes"' not in line)
+        return hashlib.sha256(b"\n".join(kept)).hexdigest()
+    names = {path.name for path in out.iterdir()}
+    assert names == {path.name for path in work.outputs(out)}, f"something was left: {names}"
+    return hashlib.sha256(work.outputs(out)[0].read_bytes()).hexdigest()
+
+
+def kill_round(work: Work, out: Path, rng: random.Random, whole_s: float) -> tuple[list[str], str]:
+    """The states that the kills hit, and the digest of what came of it."""
+    out.mkdir()
+    hit: list[str] = []
+    for _ in range(rng.randint(1, KILLS)):
+        process = start(work.command(out))
+        time.sleep(rng.uniform(0.2, 1.05) * whole_s)
+        process.kill()
+        process.communicate()
+        hit.append(work.state(out))
+    process = start(work.command(out))
+    _, said = process.communicate()
+    assert process.returncode == 0, (work.name, hit, said.decode())
+    return hit, digest(work, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, serve(oracle()) as endpoint:
+        scratch = Path(name)
+        for work in works(write_model(scratch / "model.gguf"), endpoint.url):
+            (scratch / work.name).mkdir()
+            began = time.monotonic()
+            assert start(work.command(scratch / work.name)).wait() == 0, work.name
+            whole_s, expected = time.monotonic() - began, digest(work, scratch / work.name)
+            counts: Counter[str] = Counter()
+            for number in range(options.rounds):
+                rng = random.Random(f"{work.name}/{options.seed}/{number}")
+                hit, found = kill_round(work, scratch / f"{work.name}-{number}", rng, whole_s)
+                assert found == expected, f"{work.name}, round {number}: {hit}"
+                counts.update(hit)
+            states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+            print(
+                f"{work.name}: {options.rounds} rounds, {sum(counts.values())} kills ({states}); all the same",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
