@@ -13,9 +13,9 @@ TREE_END = "<!-- end of tree -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
     *("errors", "units", "progress", "cache", "storage", "seal", "records", "receipts"),
-    *("gguf", "model", "shards", "inplace", "pull", "integrity", "find", "hardware", "figure"),
+    *("gguf", "model", "shards", "inplace", "pull", "integrity", "find", "control_groups", "hardware", "figure"),
     *("runtime", "streaming", "quantize", "routing", "planning", "evaluate", "report", "targets"),
-    *("embedded", "demo", "cli", "__main__"),
+    *("embedded", "demo_record", "demo", "cli", "__main__"),
 )
 
 

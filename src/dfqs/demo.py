@@ -11,11 +11,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NoReturn, Protocol
-
-from pydantic import Field
+from typing import NoReturn, Protocol
 
 from dfqs import __version__
+from dfqs.demo_record import DemoRecord, DemoStep
 from dfqs.embedded import cached_embedded_model
 from dfqs.errors import FormatError, IntegrityError, UsageError, printable
 from dfqs.evaluate.local import LocalAnswerer
@@ -24,11 +23,10 @@ from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
 from dfqs.evaluate.subject import describe_subject
 from dfqs.evaluate.suites import Suite
 from dfqs.integrity import ModelHashes, hash_model, verify_against
-from dfqs.model.description import ModelDescription
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.progress import Progress
-from dfqs.records import Document, Record, read_json, write_json
+from dfqs.records import read_json, write_json
 from dfqs.report.record import build_report, write_report
 from dfqs.report.schema import Report
 from dfqs.runtime.chat import ChatSession
@@ -65,59 +63,6 @@ class Narrator(Protocol):
     def say(self, line: str) -> None:
         """What came of the step, in a line."""
         ...
-
-
-class DemoStep(Record):
-    """One step of the story."""
-
-    title: str
-    outcome: str
-    wall_s: float
-
-
-class DemoRecord(Document):
-    """What was done, on what, and what came of it."""
-
-    schema_: Literal["dfqs.demo/2"] = Field(default="dfqs.demo/2", alias="schema")
-    dfqs_version: str
-    made_at: str
-    model: ModelDescription
-    """What it is, and says of itself; it is not the reference model."""
-    file_sha256: str | None
-    content_sha256: str
-    prompt: str
-    answer: str
-    answer_tokens: int
-    decode_tokens_per_s: float | None
-    prompt_tokens_per_s: float | None
-    threads: int
-    omp_wait_policy: str
-    steps: list[DemoStep]
-    files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of each file that it left, by name: only these may be replaced by the next one."""
-
-
-class EarlierDemoRecord(Document):
-    """What 0.1.0 wrote down: a model by its name and its table, and no files of its own."""
-
-    schema_: Literal["dfqs.demo/1"] = Field(default="dfqs.demo/1", alias="schema")
-    dfqs_version: str
-    made_at: str
-    model: str
-    model_note: str
-    file_bytes: int
-    file_sha256: str | None
-    content_sha256: str
-    prompt: str
-    answer: str
-    answer_tokens: int
-    decode_tokens_per_s: float | None
-    prompt_tokens_per_s: float | None
-    threads: int
-    omp_wait_policy: str
-    snapshot: dict[str, str]
-    """What the model is: the specification's snapshot table."""
-    steps: list[DemoStep]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,14 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
+from dfqs.control_groups import memory_limit, memory_limits, read_group_file, read_system, used_bytes
 from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.storage.linux import usable_cpus
 
@@ -23,9 +22,7 @@ FLAGS_THAT_MATTER = (
 
 BANDWIDTH_ARRAY_BYTES = 256 << 20
 _BANDWIDTH_REPEATS = 5
-_UNLIMITED_BYTES = 1 << 60
 _CPU_DIRECTORY = Path("/sys/devices/system/cpu")
-_OWN_GROUPS, _GROUPS_DIRECTORY = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class Machine(Record):
@@ -57,7 +54,7 @@ class Machine(Record):
 def read_machine() -> Machine:
     """This machine, as this process sees it."""
     memory = psutil.virtual_memory().total
-    limit = _memory_limit()
+    limit = memory_limit()
     return Machine(
         cpu_model=_cpu_field("model name"),
         architecture=platform.machine(),
@@ -82,36 +79,13 @@ def default_threads() -> int:
 
 def _core_of(cpu: int) -> str:
     # Without a topology (some containers), every CPU counts.
-    return _read(_CPU_DIRECTORY / f"cpu{cpu}/topology/core_cpus_list") or str(cpu)
+    return read_system(_CPU_DIRECTORY / f"cpu{cpu}/topology/core_cpus_list") or str(cpu)
 
 
 def available_memory_bytes() -> int:
     """What could be taken now without swapping, within the limits of the control group and of those above it."""
-    room = [limit - _used_bytes(group) for group, limit in _memory_limits()]
+    room = [limit - used_bytes(group) for group, limit in memory_limits()]
     return max(min([int(psutil.virtual_memory().available), *room]), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class OomKills:
-    """How many processes the kernel has ended because memory ran out; None where it does not say."""
-
-    group: int | None
-    """In this process's control group."""
-    machine: int | None
-
-
-def count_oom_kills() -> OomKills:
-    """The kernel's counts, to be compared with a later call's."""
-    group = _cgroup_file("memory", "memory.events") or _cgroup_file("memory", "memory.oom_control")
-    return OomKills(_count_of("oom_kill", group), _count_of("oom_kill", _read("/proc/vmstat")))
-
-
-def _count_of(name: str, lines: str) -> int | None:
-    for line in lines.splitlines():
-        key, _, value = line.partition(" ")
-        if key == name and value.strip().isdigit():
-            return int(value)
-    return None
 
 
 def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
@@ -143,7 +117,7 @@ def measure_read_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTE
 
 
 def _cpu_field(name: str) -> str | None:
-    for line in _read("/proc/cpuinfo").splitlines():
+    for line in read_system("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:
             return value.strip() or None
@@ -157,72 +131,18 @@ def _cpu_flags() -> tuple[str, ...]:
 
 def _cpu_quota() -> float | None:
     """From cgroup v2's cpu.max, or v1's pair of files."""
-    quota, period, *_ = (*_cgroup_file("cpu", "cpu.max").split(), "", "")
+    quota, period, *_ = (*read_group_file("cpu", "cpu.max").split(), "", "")
     if not quota:
-        quota = _cgroup_file("cpu", "cpu.cfs_quota_us").strip()
-        period = _cgroup_file("cpu", "cpu.cfs_period_us").strip()
+        quota = read_group_file("cpu", "cpu.cfs_quota_us").strip()
+        period = read_group_file("cpu", "cpu.cfs_period_us").strip()
     try:
         return int(quota) / int(period) if int(quota) > 0 else None
     except (ValueError, ZeroDivisionError):
         return None
 
 
-def _memory_limit() -> int | None:
-    """The lowest limit of this process's control group and of those above it."""
-    return min((limit for _, limit in _memory_limits()), default=None)
-
-
-def _memory_limits() -> Iterator[tuple[Path, int]]:
-    """Control groups that limit this process's memory, each with its limit in bytes."""
-    for group in _control_groups("memory"):
-        # memory.high is no wall, but a process beyond it is slowed down until it stands still.
-        texts = [_read(group / name).strip() for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
-        limits = [int(text) for text in texts if text.isdigit() and int(text) < _UNLIMITED_BYTES]
-        if limits:
-            yield group, min(limits)
-
-
-def _used_bytes(group: Path) -> int:
-    """What a control group holds and cannot give up: file pages are dropped when another needs their place."""
-    text = (_read(group / "memory.current") or _read(group / "memory.usage_in_bytes")).strip()
-    counts = dict(line.split(maxsplit=1) for line in _read(group / "memory.stat").splitlines() if " " in line)
-    # Of version 1 those with a prefix count the groups below as well, as the usage does.
-    files = sum(int(counts.get(f"total_{name}") or counts.get(name) or 0) for name in ("active_file", "inactive_file"))
-    return max(int(text) - files, 0) if text.isdigit() else 0
-
-
-def _control_groups(controller: str) -> Iterator[Path]:
-    """Directories of this process's group (version 2 or 1) and of those above it, the nearest first."""
-    for line in _read(_OWN_GROUPS).splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if controllers == "":
-            root = _GROUPS_DIRECTORY
-        elif controller in controllers.split(","):
-            root = _GROUPS_DIRECTORY / controller
-        else:
-            continue
-        # In a container the path is often as the host sees it, and the group is mounted at the root.
-        group = root / path.lstrip("/")
-        while group != root and root in group.parents:
-            yield group
-            group = group.parent
-        yield root
-
-
-def _cgroup_file(controller: str, name: str) -> str:
-    """Text of a control file of this process's group, or of the nearest above it that has one; empty without any."""
-    return next((text for group in _control_groups(controller) if (text := _read(group / name))), "")
-
-
 def _system_name() -> str:
-    for line in _read("/etc/os-release").splitlines():
+    for line in read_system("/etc/os-release").splitlines():
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip('"')
     return platform.system()
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

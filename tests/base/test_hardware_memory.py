@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dfqs import hardware
+from dfqs import control_groups, hardware
 
 GB = 1_000_000_000
 
@@ -18,8 +18,8 @@ def make_groups(root: Path, monkeypatch: pytest.MonkeyPatch, own: str, groups: d
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     (root / "own").write_text(own)
-    monkeypatch.setattr(hardware, "_OWN_GROUPS", root / "own")
-    monkeypatch.setattr(hardware, "_GROUPS_DIRECTORY", root)
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", root / "own")
+    monkeypatch.setattr(control_groups, "_GROUPS_DIRECTORY", root)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 64 * GB, "total": 64 * GB}))
 
 

@@ -96,6 +96,8 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
         "runtime": [["use", SAID], ["use", missing], ["install", SAID], ["install", "--library", folder]],
         "run": [*[[path, "-p", SAID] for path in others]],
         "chat": [*[[path] for path in others]],
+        "plan": [*[[path] for path in every], [model, "--ctx", SAID], [model, "--kv", SAID], [model, "--ram", SAID]],
+        "forecast": [[missing], [text], [model, "--ctx", SAID], [model, "--plot", text]],
         "tune": [*[[path] for path in others], [model, "--show"], [model, "--budget", SAID]],
         "serve": [*[[path, "--host", SAID] for path in others]],
         "eval": [*[[path, "-o", folder / EVIL_FILE] for path in others], ["--endpoint", SAID, "-o", folder]],

@@ -10,7 +10,8 @@ import pytest
 
 from dfqs.cli.guard import check_output
 from dfqs.cli.main import VERBS, run
-from dfqs.demo import MODEL_NAME, DemoRecord, _earlier_files, run_demo
+from dfqs.demo import MODEL_NAME, _earlier_files, run_demo
+from dfqs.demo_record import DemoRecord
 from dfqs.errors import UsageError
 from dfqs.progress import Progress
 from dfqs.pull import Hub
@@ -23,7 +24,7 @@ from report_documents import MODEL
 from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
 SET = ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf")
-NO_OUTPUT = {"inspect", "verify", "find", "tune", "runtime", "run", "chat", "serve", "report"}
+NO_OUTPUT = {"inspect", "verify", "find", "plan", "tune", "runtime", "run", "chat", "serve", "report"}
 """Verbs that write no file where the user says; `report` writes beside the results that it reads."""
 
 
@@ -60,6 +61,7 @@ CALLS = [
     Call("route trace m.gguf --prompts prompts.txt", "-o", "m.gguf", "prompts.txt"),
     Call("perplexity m.gguf --text text.txt", "--save", "m.gguf", "text.txt"),
     Call("perplexity s-00001-of-00002.gguf", "--save", "s-00001-of-00002.gguf", "s-00002-of-00002.gguf"),
+    Call("forecast m.gguf --trace other.gguf", "--plot", "m.gguf", "other.gguf"),
     Call("imatrix m.gguf --corpus text.txt --add imatrix.gguf", "-o", "m.gguf", "text.txt", "imatrix.gguf"),
     Call("imatrix --add imatrix.gguf --add other.gguf", "-o", "imatrix.gguf", "other.gguf"),
     Call("quantize m.gguf --class Q8_0 --imatrix imatrix.gguf", "", "m.gguf", "imatrix.gguf"),

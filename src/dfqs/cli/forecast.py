@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.guard import check_output
 from dfqs.cli.options import Json, Model, Overwrite, Threads
 from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.errors import UsageError
@@ -44,11 +45,11 @@ def command(
 
     Example: dfqs forecast model.gguf --trace model.route --plot curve.png
     """
+    if plot is not None:
+        check_output(plot, (model, trace), overwrite=overwrite)
     checked = check_model(model)
     contexts = tuple(_number(word) for word in ctx.split(",")) if ctx else CONTEXTS
     memory = tuple(parse_size(word) for word in ram.split(",")) if ram else ()
-    if plot is not None and plot.exists() and not overwrite:
-        raise UsageError(f"{plot} exists already; choose another name, or replace it with --overwrite")
     request = ForecastRequest(contexts, threads, trace, memory)
     with progress_bar("calibrating this machine", "probes") as progress:
         document = forecast(checked, request, progress)

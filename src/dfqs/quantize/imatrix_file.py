@@ -116,12 +116,19 @@ class ImatrixFile:
     @property
     def chunks(self) -> int | None:
         """Chunks of text that were read; None where it does not say."""
-        return self._sums.metadata.integer("imatrix.chunk_count")
+        return self._number("imatrix.chunk_count")
 
     @property
     def chunk_tokens(self) -> int | None:
         """Tokens of a chunk; None where it does not say."""
-        return self._sums.metadata.integer("imatrix.chunk_size")
+        return self._number("imatrix.chunk_size")
+
+    def _number(self, key: str) -> int | None:
+        metadata = self._sums.metadata
+        value = metadata.integer(key)
+        if value is None and key in metadata:
+            raise FormatError("must be a whole number", path=self.path, name=key)
+        return value
 
     @property
     def extra(self) -> dict[str, str]:

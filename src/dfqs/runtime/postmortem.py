@@ -8,7 +8,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfqs.hardware import count_oom_kills
+from dfqs.control_groups import count_oom_kills
 from dfqs.storage.identity import FileStamp, describe_change
 
 
