@@ -1,9 +1,18 @@
-"""What a file is, and whether it is what it was: structure, hashes, manifests. Defects come back as findings."""
+"""What a file is, and whether it is what it was: structure, hashes, manifests. Defects come back as findings.
 
-from dfqs.integrity.compare import Comparison, verify_against
+Checks of a whole file import all that merges and repairs one, and are loaded when they are asked for: whoever holds
+bytes against a manifest while a model runs does without.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dfqs.integrity.findings import Finding, Severity, has_errors
-from dfqs.integrity.structure import Structure, verify_structure
 from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
+
+if TYPE_CHECKING:
+    from dfqs.integrity.compare import Comparison, verify_against
+    from dfqs.integrity.structure import Structure, verify_structure
 
 __all__ = [
     "Comparison",
@@ -18,3 +27,16 @@ __all__ = [
     "verify_against",
     "verify_structure",
 ]
+
+_PLACES = {
+    "Comparison": "dfqs.integrity.compare",
+    "Structure": "dfqs.integrity.structure",
+    "verify_against": "dfqs.integrity.compare",
+    "verify_structure": "dfqs.integrity.structure",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
