@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,24 +96,23 @@ def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTE
     """
     part = array_bytes // 8 // threads
     arrays = [(np.ones(part), np.zeros(part)) for _ in range(threads)]
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_BANDWIDTH_REPEATS):
-            started = time.perf_counter()
-            list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays))
-            best = max(best, 2 * 8 * part * threads / (time.perf_counter() - started))
-    return best
+    return _best_rate(lambda pair: np.copyto(pair[1], pair[0]), arrays, 2 * 8 * part)
 
 
 def measure_read_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
     """Bytes a second that `threads` threads read of one large array each, best of five: what decoding does most."""
     arrays = [np.ones(array_bytes // 8, np.int64) for _ in range(threads)]
+    return _best_rate(np.max, arrays, 8 * (array_bytes // 8))
+
+
+def _best_rate(work: Callable[[Any], object], arrays: Sequence[Any], bytes_each: int) -> float:
+    """Bytes a second of `work` on all arrays at once, a thread each: the best of five."""
     best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(len(arrays)) as pool:
         for _ in range(_BANDWIDTH_REPEATS):
             started = time.perf_counter()
-            list(pool.map(np.max, arrays))
-            best = max(best, 8 * (array_bytes // 8) * threads / (time.perf_counter() - started))
+            list(pool.map(work, arrays))
+            best = max(best, bytes_each * len(arrays) / (time.perf_counter() - started))
     return best
 
 

@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else this machine does."""
-    monkeypatch.setattr(kept, "free_cpus", lambda _: float(read_machine().logical_cpus))
+    monkeypatch.setattr(kept, "other_cpus", lambda _: 0.0)
 
 
 def tuning_of(path: Path, **changes: object) -> Tuning:
@@ -88,7 +88,7 @@ def test_a_record_is_found_under_its_own_conditions_and_under_no_others(
         elsewhere.setattr(kept, "runtime_name", lambda: "another build")
         assert find_tuning(model, streamed=False) is None
     with monkeypatch.context() as busy:
-        busy.setattr(kept, "free_cpus", lambda _: 0.5)
+        busy.setattr(kept, "other_cpus", lambda _: 1.5)
         assert find_tuning(model, streamed=False) is None
     # Somebody else's record under this name, or none at all.
     path.write_text(json.dumps({**tuning.model_dump(mode="json"), "runtime": "another build"}))

@@ -12,9 +12,10 @@ from dfqs.runtime.loading import InMemory
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming import budget
-from dfqs.streaming.budget import PROGRAM_BYTES, Streamed, plan_load
+from dfqs.streaming.budget import PROGRAM_BYTES, Streamed
 from dfqs.streaming.layout import plan_layout
 from memory_cgroup import memory_group, run_in_group
+from streaming_plans import plan_load
 from v4_flash_stub import write_v4_flash_stub
 
 GB = 1_000_000_000

@@ -181,14 +181,19 @@ def test_memory_that_another_process_of_the_group_took_is_said_to_have_ended_the
     assert "control group's processes together reached their memory limit" in done.stdout
 
 
-def test_an_interrupted_run_ends_at_once_and_leaves_no_process(embedded_model: Path) -> None:
-    command = [sys.executable, "-m", "dfqs", "run", str(embedded_model), "-p", "Tell me a long story.", "-n", "2000"]
+def start_long_run(model: Path) -> tuple[subprocess.Popen[bytes], list[str]]:
+    """A streamed run that has begun to answer, and its processes."""
+    command = [sys.executable, "-m", "dfqs", "run", str(model), "-p", "Tell me a long story.", "-n", "2000"]
     process = subprocess.Popen(
         [*command, "--ram", "480000000", "--ctx", "2200", "--temp", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stdout.read(1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def test_an_interrupted_run_ends_at_once_and_leaves_no_process(embedded_model: Path) -> None:
+    process, children = start_long_run(embedded_model)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
 
@@ -199,13 +204,7 @@ def test_an_interrupted_run_ends_at_once_and_leaves_no_process(embedded_model: P
 
 
 def test_a_run_that_is_killed_takes_its_worker_along(embedded_model: Path) -> None:
-    command = [sys.executable, "-m", "dfqs", "run", str(embedded_model), "-p", "Tell me a long story.", "-n", "2000"]
-    process = subprocess.Popen(
-        [*command, "--ram", "480000000", "--ctx", "2200", "--temp", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process, children = start_long_run(embedded_model)
     assert children
     process.kill()
     process.communicate(timeout=20)

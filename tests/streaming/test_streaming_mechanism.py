@@ -13,14 +13,22 @@ from dfqs.gguf import read_header
 from dfqs.runtime.loading import Mapped
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.streaming import mechanism, surroundings
-from dfqs.streaming.budget import Streamed, plan_load
+from dfqs.streaming.budget import Streamed
 from dfqs.streaming.layout import PAGE_BYTES, PageRange, plan_layout
 from dfqs.streaming.mechanism import Choice, Cuts, DirectReads, Mechanism, StreamFacts, choose_mechanism
-from dfqs.streaming.pages import MappedFiles, count_maps
+from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.surroundings import find_mount, is_cached, probe_direct_reads
+from streaming_plans import plan_load
 from v4_flash_stub import write_v4_flash_stub
 
 GB = 1_000_000_000
+
+
+def count_maps() -> int:
+    """Mappings that this process has; the kernel allows `vm.max_map_count`."""
+    return len(Path("/proc/self/maps").read_bytes().splitlines())
+
+
 PLAIN = StreamFacts(
     system="linux",
     file_system="ext4",

@@ -4,7 +4,6 @@
 Tokens are drawn by a fixed rule and not sampled, as llama-bench does: the rate does not depend on what is said.
 """
 
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from dfqs.records import Amount, AtLeastOne, Record, Whole
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context
 from dfqs.runtime.loading import InMemory, LoadOrder
-from dfqs.runtime.omp_policy import LoadSample, free_cpus
+from dfqs.runtime.omp_policy import LoadSample, other_cpus
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
@@ -153,7 +152,7 @@ def run_repeats(worker: WorkerContext, path: Path, suite: Suite, repeats: int, o
                         depth_s,
                         context.threads,
                         worker.library.omp_wait_policy,
-                        max(0.0, (os.cpu_count() or 1) - free_cpus(began)),
+                        other_cpus(began),
                         after.read_bytes - before.read_bytes if after is not None and before is not None else None,
                         after.wait_s - before.wait_s if after is not None and before is not None else None,
                     )

@@ -6,7 +6,6 @@ for.
 """
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from dfqs.errors import DfqsError, RuntimeFailure
 from dfqs.gguf import GGMLType, read_header
 from dfqs.hardware import default_threads, measure_read_bandwidth, read_machine
 from dfqs.planning.probe_models import ATTENTION, DENSE, EXPERTS, NODES, ProbeShape, write_probe
-from dfqs.planning.tuning import BUSY_CPUS
 from dfqs.planning.work import Kind, Work, WorkKey, count_work
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.kernels import Kernels
@@ -28,7 +26,7 @@ from dfqs.records import Amount, AtLeastOne, Document, Record, read_json, sha256
 from dfqs.runtime import Worker
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.omp_policy import LoadSample, free_cpus
+from dfqs.runtime.omp_policy import BUSY_CPUS, LoadSample, other_cpus
 from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.cache import cache_directory
@@ -205,8 +203,7 @@ def _time_probe(context: Context, depth: int, work: Work) -> ProbeTimes:
         time_prefill(context, depth)
         deep = min(median(time_decode(context, depth + i * DECODE_TOKENS, DECODE_TOKENS)) for i in range(REPEATS))
     spread = max(decodes) / min(decodes)
-    others = max(0.0, (os.cpu_count() or 1) - free_cpus(began))
-    return ProbeTimes(min(decodes), min(prefills), deep, context.graph_nodes, spread, work, others)
+    return ProbeTimes(min(decodes), min(prefills), deep, context.graph_nodes, spread, work, other_cpus(began))
 
 
 def _type_speed(type_: GGMLType, kind: Kind, times: ProbeTimes, node_s: float, batch_node_s: float) -> TypeSpeed:

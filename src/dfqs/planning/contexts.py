@@ -3,7 +3,6 @@
 The decision itself is `dfqs.streaming.budget.weigh_load`, which `dfqs run` takes too.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -217,6 +216,3 @@ def _parts(need: MemoryNeed) -> tuple[PlanPart, ...]:
         for part in need.parts
     )
     return (weights, *context, program)
-
-
-Fits = Callable[[MemoryNeed], bool]

@@ -130,7 +130,7 @@ def draw_curve(
 
 
 def _point(
-    model: CurveModel, choices: Choices, distances: "_Counted", disk: DiskSpeed, memory_bytes: int, warm: int
+    model: CurveModel, choices: Choices, distances: StackDistances, disk: DiskSpeed, memory_bytes: int, warm: int
 ) -> CurvePoint:
     room = memory_bytes - model.resident_bytes - model.other_bytes
     everything = sum(model.sizes.values())
@@ -139,7 +139,7 @@ def _point(
     if 0 < room < everything:
         use = simulate_cache(model.sizes, room, choices.passes, warm_passes=warm)
     streamed_bytes = 0.0 if whole else (use.bytes_per_pass if use is not None else None)
-    paged_bytes = 0.0 if whole else _paged_bytes(model, distances, disk, memory_bytes)
+    paged_bytes = 0.0 if whole else _paged_bytes(model, distances, len(choices.passes), disk, memory_bytes)
     return CurvePoint(
         memory_bytes=memory_bytes,
         of_file=memory_bytes / model.file_bytes,
@@ -168,7 +168,9 @@ def _paged_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed) -> Rate:
     return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
 
 
-def _paged_bytes(model: CurveModel, distances: "_Counted", disk: DiskSpeed, memory_bytes: int) -> float | None:
+def _paged_bytes(
+    model: CurveModel, distances: StackDistances, tokens: int, disk: DiskSpeed, memory_bytes: int
+) -> float | None:
     """Experts that the page cache no longer holds, with what read-ahead adds. None where not even the rest fits."""
     expert = sum(model.sizes.values()) / len(model.sizes)
     places = int((memory_bytes - model.other_bytes - model.resident_bytes) // expert)
@@ -179,19 +181,12 @@ def _paged_bytes(model: CurveModel, distances: "_Counted", disk: DiskSpeed, memo
         return None
     # First touches belong to the beginning, not to what goes on.
     misses = 1 - distances.hits(places) / warm
-    touched = distances.touches / distances.tokens * expert
+    touched = distances.touches / tokens * expert
     return misses * touched * disk.paged.read_per_wanted
 
 
-class _Counted(StackDistances):
-    """Stack distances that know how many tokens they are of."""
-
-    tokens = 0
-
-
-def _stack_distances(choices: Choices) -> "_Counted":
-    found = _Counted(len(choices.layers), choices.experts, choices.used)
+def _stack_distances(choices: Choices) -> StackDistances:
+    found = StackDistances(len(choices.layers), choices.experts, choices.used)
     ids = np.array([[experts for _, experts in token] for token in choices.passes])
     found.add(ids.transpose(1, 0, 2))
-    found.tokens = len(choices.passes)
     return found

@@ -4,6 +4,7 @@ Reads pieces of the model's own file at random places. Pieces are put out of the
 the disk is asked and not memory.
 """
 
+import contextlib
 import mmap
 import os
 import random
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dfqs.errors import UsageError
-from dfqs.streaming.reader import THREADS
+from dfqs.streaming.reader import THREADS, open_direct
 
 LONGEST_S = 1.0
 _WINDOWS = 5
@@ -64,12 +65,11 @@ def measure_disk(path: Path, piece_bytes: int, threads: int, seconds: float = LO
     piece = max(piece_bytes // mmap.PAGESIZE, 1) * mmap.PAGESIZE
     if size < 2 * piece:
         raise UsageError(f"{path} is too small to measure its disk with pieces of {piece:,} bytes")
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        direct = _measure(handle, size, piece, THREADS, seconds, _direct_reader(path, handle, piece))
+    with contextlib.ExitStack() as stack:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, handle)
+        direct = _measure(handle, size, piece, THREADS, seconds, _direct_reader(path, handle, piece, stack))
         paged = _measure(handle, size, piece, threads, seconds, _map_reader(handle, piece))
-    finally:
-        os.close(handle)
     return DiskSpeed(piece, direct, paged, read_ahead_bytes(path))
 
 
@@ -86,18 +86,21 @@ def read_ahead_bytes(path: Path) -> int | None:
     return None
 
 
-def _direct_reader(path: Path, handle: int, piece: int) -> Callable[[int], None]:
+def _direct_reader(path: Path, handle: int, piece: int, stack: contextlib.ExitStack) -> Callable[[int], None]:
     own = threading.local()
-    try:
-        direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-        os.preadv(direct, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
-    except OSError:
-        direct = handle
+    direct = open_direct(path)
+    if direct is not None:
+        stack.callback(os.close, direct)
+        try:
+            os.preadv(direct, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
+        except OSError:
+            direct = None
+    source = handle if direct is None else direct
 
     def read(offset: int) -> None:
         if not hasattr(own, "buffer"):
             own.buffer = mmap.mmap(-1, piece)
-        os.preadv(direct, [own.buffer], offset)
+        os.preadv(source, [own.buffer], offset)
 
     return read
 

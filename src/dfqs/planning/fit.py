@@ -57,11 +57,11 @@ def levers_for(asked: ContextSettings, *, deterministic: bool = False) -> tuple[
     if deterministic:
         return (_WINDOW, ubatch)
     narrow = asked.type_k not in _WIDE_CACHES or asked.type_v not in _WIDE_CACHES
-    kept = replace_lever_values(asked) if narrow else _KV
+    kept = narrow_caches(asked) if narrow else _KV
     return (_WINDOW, _FLASH, ubatch, kept)
 
 
-def replace_lever_values(asked: ContextSettings) -> Lever:
+def narrow_caches(asked: ContextSettings) -> Lever:
     """Caches that are narrow already, as a lever that is in use."""
     name = asked.type_k if asked.type_k == asked.type_v else f"{asked.type_k}/{asked.type_v}"
     return Lever("kv", {"type_k": asked.type_k, "type_v": asked.type_v}, _KV.plain, name, _KV.otherwise)
@@ -80,8 +80,7 @@ class Search:
     """One question to the runtime after the other, none twice, and none whose answer follows from another's.
 
     Args:
-        ask: the runtime.
-        largest_first: contexts are searched from the longest to the shortest: what fits at a longer one fits.
+        ask: the runtime. Ask for the longest context first: what fits there fits at shorter ones.
     """
 
     def __init__(self, ask: Ask) -> None:

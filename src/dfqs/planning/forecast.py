@@ -13,12 +13,12 @@ from dfqs.planning.calibration import Calibration, calibrate
 from dfqs.planning.curve import Choices, CurveModel, CurvePoint, draw_choices, draw_curve, plot_points, read_choices
 from dfqs.planning.disk_probe import DiskSpeed, measure_disk
 from dfqs.planning.speed import GraphSize, SpeedForecast, forecast_speed, wanted_types
-from dfqs.planning.tuning import BUSY_CPUS
 from dfqs.planning.work import count_work
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Amount, Document, Record, Text, Whole
 from dfqs.routing.tracefile import TraceReader
 from dfqs.runtime.memory import MemoryNeed, measure_memory_curve
+from dfqs.runtime.omp_policy import BUSY_CPUS
 from dfqs.streaming.budget import PROGRAM_BYTES
 from dfqs.streaming.layout import plan_layout
 

@@ -6,7 +6,7 @@ does not depend on the values.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +57,7 @@ class ProbeShape:
         """The same with as many layers as `total` bytes make."""
         layer = sum(tensor_length(type_, shape) for shape in self.tensors(0).values())
         layers = min(max(round(total / layer), _LEAST_LAYERS), _MOST_LAYERS)
-        return ProbeShape(**{**{name: getattr(self, name) for name in self.__slots__}, "layers": layers})
+        return replace(self, layers=layers)
 
 
 DENSE = ProbeShape("llama", 1, 1024, 2816, 16, 4)

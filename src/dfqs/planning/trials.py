@@ -1,11 +1,9 @@
 """One request measured under given settings, in a worker of its own: what tuning and its benchmark are made of."""
 
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.planning.settings import RunSettings
@@ -13,7 +11,7 @@ from dfqs.progress import no_progress
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context
 from dfqs.runtime.loading import LoadedModel, LoadOrder
-from dfqs.runtime.omp_policy import LoadSample, free_cpus
+from dfqs.runtime.omp_policy import LoadSample, other_cpus
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
@@ -109,14 +107,13 @@ def measure_request(
 ) -> tuple[float, float, float]:
     """In the worker: seconds for the prompt and for the answer, and CPUs that others kept busy meanwhile."""
     loaded: LoadedModel = worker.state["loaded"]
-    options: dict[str, Any] = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    with Context(loaded.model, threads=threads, **options) as context:
+    with Context(loaded.model, threads=threads, **asdict(settings)) as context:
         # The graph is made, and its buffers touched, before anything counts.
         time_prefill(context, 1)
         began = LoadSample()
         prompt_s = time_prefill(context, workload.prompt_tokens)
         answer_s = _time_answer(context, workload)
-        others = max(0.0, (os.cpu_count() or 1) - free_cpus(began))
+        others = other_cpus(began)
     return prompt_s, answer_s, others
 
 

@@ -21,7 +21,6 @@ from dfqs.planning.search import Measure, Search, timing_of
 from dfqs.planning.settings import RunSettings, default_settings
 from dfqs.planning.trials import Trial, Workload, run_trials
 from dfqs.planning.tuning import (
-    BUSY_CPUS,
     Gain,
     TunedSpeed,
     Tuning,
@@ -31,6 +30,7 @@ from dfqs.planning.tuning import (
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.loading import LoadOrder
+from dfqs.runtime.omp_policy import BUSY_CPUS
 from dfqs.units import format_duration
 
 DEFAULT_BUDGET_S = 180.0

@@ -7,9 +7,8 @@ there is no record, and llama.cpp's defaults hold.
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,15 +20,12 @@ from dfqs.model.hashes import content_line
 from dfqs.planning.halving import Ratio
 from dfqs.planning.numerics import OutputNoise
 from dfqs.planning.settings import RunSettings
-from dfqs.records import Amount, AtLeastOne, Document, Record, Text, Whole, read_json, sha256_of, write_json
+from dfqs.records import Amount, AtLeastOne, Document, Record, Sha256, Text, Whole, read_json, sha256_of, write_json
 from dfqs.runtime.choice import runtime_name
-from dfqs.runtime.omp_policy import LoadSample, free_cpus
+from dfqs.runtime.omp_policy import BUSY_CPUS, LoadSample, other_cpus
 from dfqs.storage.cache import cache_directory
 
 SAMPLED_TENSORS, SAMPLED_BYTES = 32, 4096
-BUSY_CPUS = 0.3
-"""So much of a CPU taken by others makes a machine busy."""
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TunedModel(Record):
@@ -163,7 +159,7 @@ def find_tuning(model: ModelFiles, *, streamed: bool) -> Tuning | None:
             return None
         since = LoadSample()
         identity, machine, runtime = identify_model(model), read_machine().speed_conditions(), runtime_name()
-        busy = (os.cpu_count() or 1) - free_cpus(since) >= BUSY_CPUS
+        busy = other_cpus(since) >= BUSY_CPUS
         found = read_json(tuning_path(identity, machine, runtime, busy=busy, streamed=streamed), Tuning)
         same = (found.model.sampled_sha256, found.machine, found.runtime, found.busy, found.streamed)
         if same == (identity.sampled_sha256, machine, runtime, busy, streamed):

@@ -94,15 +94,16 @@ def find_library() -> Path:
         UsageError: `DFQS_LLAMA_LIBRARY` names neither a file nor an installed package.
         IntegrityError: what was chosen is gone or has changed.
     """
-    named = os.environ.get(LIBRARY_VARIABLE)
-    if named and named != WHEEL_NAME:
-        package = find_package(named)
-        return library_of(package) if package else find_own_library(Path(named), LIBRARY_VARIABLE)
-    choice = None if named else read_choice()
-    if choice is None:
-        return find_wheel()
-    check_files(choice)
-    return Path(choice.library)
+    match _named():
+        case Package() as package:
+            return library_of(package)
+        case Path() as path:
+            return path
+        case RuntimeChoice() as choice:
+            check_files(choice)
+            return Path(choice.library)
+        case None:
+            return find_wheel()
 
 
 def chosen_library() -> ChosenLibrary:
@@ -112,18 +113,26 @@ def chosen_library() -> ChosenLibrary:
         UsageError: as `find_library`.
         RuntimeFailure: the wheel is not installed.
     """
-    named = os.environ.get(LIBRARY_VARIABLE)
-    if named and named != WHEEL_NAME:
-        package = find_package(named)
-        if package is not None:
+    match _named():
+        case Package() as package:
             return ChosenLibrary(package.name, package.build.release, "environment")
-        path = find_own_library(Path(named), LIBRARY_VARIABLE)
-        return ChosenLibrary(_own_name(path), _UNKNOWN_RELEASE, "environment")
-    choice = None if named else read_choice()
-    if choice is not None:
-        return ChosenLibrary(choice.name, choice.release, "chosen")
-    name = f"{PACKAGE} {installed_version()}"
-    return ChosenLibrary(name, WHEEL.release, "environment" if named else "default")
+        case Path() as path:
+            return ChosenLibrary(_own_name(path), _UNKNOWN_RELEASE, "environment")
+        case RuntimeChoice() as choice:
+            return ChosenLibrary(choice.name, choice.release, "chosen")
+        case None:
+            why: Literal["environment", "default"] = "environment" if os.environ.get(LIBRARY_VARIABLE) else "default"
+            return ChosenLibrary(f"{PACKAGE} {installed_version()}", WHEEL.release, why)
+
+
+def _named() -> Package | Path | RuntimeChoice | None:
+    """What the environment names, else what was written down; None: the wheel."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if not named:
+        return read_choice()
+    if named == WHEEL_NAME:
+        return None
+    return find_package(named) or find_own_library(Path(named), LIBRARY_VARIABLE)
 
 
 def runtime_name() -> str:

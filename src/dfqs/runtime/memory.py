@@ -18,7 +18,6 @@ from dfqs.gguf import GGMLType, Header, TensorInfo
 from dfqs.gguf.shard_names import ShardName
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
-from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.log_lines import Buffer, parse_flash_attention
 from dfqs.runtime.requests import ContextSettings
@@ -120,7 +119,6 @@ class MemoryProbe:
         self._model = model
         self._worker = Worker() if worker is None else worker
         self._own = worker is None
-        self._known: dict[tuple[tuple[str, Any], ...], MemoryNeed] = {}
         self._copied_bytes = 0
 
     def __enter__(self) -> Self:
@@ -150,13 +148,8 @@ class MemoryProbe:
         if self._own:
             self._worker.close()
 
-    @property
-    def runtime(self) -> str:
-        """The build that answers."""
-        return runtime_name()
-
     def need(self, settings: ContextSettings) -> MemoryNeed:
-        """Bytes that a context would take; the same question is asked once.
+        """Bytes that a context would take.
 
         Raises:
             RuntimeFailure: llama.cpp refuses these settings for this model.
@@ -166,11 +159,8 @@ class MemoryProbe:
 
     def ask(self, settings: dict[str, Any]) -> MemoryNeed:
         """As `need`, for any settings of `Context`."""
-        key = tuple(sorted(settings.items()))
-        if key not in self._known:
-            need = self._worker.call(measure_stub, settings)
-            self._known[key] = replace(need, weights_bytes=need.weights_bytes + self._copied_bytes)
-        return self._known[key]
+        need = self._worker.call(measure_stub, settings)
+        return replace(need, weights_bytes=need.weights_bytes + self._copied_bytes)
 
 
 def write_stubs(headers: Sequence[Header], directory: Path) -> Path:

@@ -19,7 +19,7 @@ _POLICY_VARIABLE, _SPIN_VARIABLE = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 _BOUNDED_SPINS = 3_000_000
 """Longer than any pause between two tokens, so as fast as `active`; but a session that waits for a person is idle."""
 _MINIMUM_SAMPLE_S = 0.05
-_BUSY_CPUS = 0.3
+BUSY_CPUS = 0.3
 """Less than this share of a CPU taken by others counts as an idle machine."""
 
 
@@ -51,7 +51,7 @@ def settle_wait_policy(requested: str | None, threads: int, since: LoadSample) -
     if requested is None:
         if _POLICY_VARIABLE in os.environ or _SPIN_VARIABLE in os.environ:
             return os.environ.get(_POLICY_VARIABLE, "default").lower()
-        requested = "bounded" if free_cpus(since) >= threads - _BUSY_CPUS else "passive"
+        requested = "bounded" if free_cpus(since) >= threads - BUSY_CPUS else "passive"
     if requested in ("active", "passive"):
         os.environ[_POLICY_VARIABLE] = requested
     elif requested == "bounded":
@@ -67,6 +67,11 @@ def free_cpus(since: LoadSample) -> float:
     now = LoadSample()
     elapsed = now.at_s - since.at_s
     return (now.idle_s - since.idle_s + now.own_s - since.own_s) / elapsed
+
+
+def other_cpus(since: LoadSample) -> float:
+    """CPUs that other processes kept busy, on average, between `since` and now."""
+    return max(0.0, (os.cpu_count() or 1) - free_cpus(since))
 
 
 def read_idle_seconds() -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import SpaceError
-from dfqs.gguf.reader import Header
 from dfqs.hardware import available_memory_bytes
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
@@ -196,7 +195,7 @@ def choose_load(
     if ram is None and model.file_bytes * _PLENTY + beside_bytes + _SMALL_BYTES < available:
         # Nobody waits for an answer that is known.
         return LoadPlan(whole, model.file_bytes + beside_bytes + PROGRAM_BYTES, None, None)
-    memory = int(available * _OF_FREE) if ram in (None, "auto") else parse_size(ram)
+    memory = usable_memory_bytes(available) if ram in (None, "auto") else parse_size(ram)
     settings = replace(settings, n_seq_max=max(settings.n_seq_max, sequences))
     need = _largest_need(model, (settings, *others))
     used = model.spec.experts_used
@@ -239,34 +238,14 @@ def _largest_need(model: ModelFiles, contexts: Sequence[ContextSettings]) -> Mem
     return max(needs, key=lambda need: need.context_bytes)
 
 
-def usable_memory_bytes() -> int:
-    """What may be taken of this machine's memory now, with room left for others."""
-    return int(available_memory_bytes() * _OF_FREE)
+def usable_memory_bytes(available: int | None = None) -> int:
+    """What may be taken of memory, with room left for others; None: of what this machine has free now."""
+    return int((available_memory_bytes() if available is None else available) * _OF_FREE)
 
 
 def choose_cache(layout: StreamLayout) -> Choice:
     """What a machine does in whose way nothing stands."""
     return Choice(Mechanism.CACHE)
-
-
-def plan_load(
-    headers: tuple[Header, ...],
-    paths: tuple[Path, ...],
-    need: MemoryNeed,
-    used: int,
-    memory_bytes: int,
-    choose: Callable[[StreamLayout], Choice] = choose_cache,
-    program_bytes: int = PROGRAM_BYTES,
-) -> LoadPlan:
-    """Choose how to load a model; see `weigh_load`.
-
-    Raises:
-        SpaceError: it does not fit, streamed or not; says what is missing.
-    """
-    weighed = weigh_load(need, memory_bytes, used, paths, lambda: plan_layout(headers), choose, program_bytes)
-    if isinstance(weighed, Shortfall):
-        raise SpaceError(weighed.describe())
-    return weighed
 
 
 def weigh_load(

@@ -95,12 +95,6 @@ class MappedFiles:
         return address
 
 
-def count_maps() -> int:
-    """Mappings that this process has; the kernel allows `vm.max_map_count`."""
-    with _MAPS.open("rb") as file:
-        return sum(1 for _ in file)
-
-
 @dataclass(frozen=True, slots=True)
 class _Map:
     """A piece of this process's memory map."""

@@ -73,7 +73,7 @@ class PageReader:
         """Asked of all that was read, before anybody has it; what it returns is raised where that is waited for."""
         self._paths = tuple(paths)
         self._buffered = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
-        self._direct = [_open_direct(path) for path in paths]
+        self._direct = [open_direct(path) for path in paths]
         self._sizes = [os.fstat(handle).st_size for handle in self._buffered]
         self._stamps = [settled_stamp(handle) for handle in self._buffered]
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
@@ -170,7 +170,8 @@ class PageReader:
         return self.inspect(pages, address) if self.inspect is not None else None
 
 
-def _open_direct(path: Path) -> int | None:
+def open_direct(path: Path) -> int | None:
+    """A handle that reads past the page cache; None where the file system does not give one."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
