@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from dfqs.runtime.loading import InMemory
 from dfqs.runtime.memory import MemoryNeed
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming import budget
-from dfqs.streaming.budget import PROGRAM_BYTES, Streamed
+from dfqs.streaming.budget import PROGRAM_BYTES, Shortfall, Streamed
 from dfqs.streaming.layout import plan_layout
 from memory_cgroup import memory_group, run_in_group
 from streaming_plans import plan_load
@@ -107,3 +108,11 @@ def test_without_the_option_what_fits_is_not_measured_and_what_does_not_is_strea
     plan = budget.choose_load(embedded_model, settings, None)
     assert isinstance(plan.order, Streamed)
     assert plan.total_bytes <= 450_000_000
+
+
+def test_a_command_without_force_does_not_advise_it() -> None:
+    short = Shortfall(8 * GB, 62 * GB, 9 * GB, 8 * GB, GB)
+
+    for told in (short, replace(short, least_bytes=None), replace(short, reason="the file is in memory already")):
+        assert "--force" not in told.describe()
+        assert "or --force" in told.describe(offers_force=True)

@@ -129,7 +129,7 @@ def test_what_nearly_fills_memory_is_loaded_with_a_word_about_it(
     assert near.order == InMemory()
     assert "that are free; a smaller --window takes less" in (near.describe() or "")
     with pytest.raises(SpaceError, match=r"use a smaller --window, or a smaller quantization, or --force"):
-        plan_with(int(need * 0.9))
+        plan_with(int(need * 0.9), force=False)
     forced = plan_with(int(need * 0.9), force=True)
     # A copy in another order could not be thrown away and read again.
     assert forced.order == InMemory(repack=False)

@@ -76,7 +76,7 @@ def choose_start(
     *,
     threads: int | None = None,
     ram: str | None = None,
-    force: bool = False,
+    force: bool | None = None,
     use_tuning: bool = True,
     sequences: int = 1,
     beside_bytes: int = 0,

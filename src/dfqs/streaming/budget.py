@@ -135,27 +135,29 @@ class Shortfall:
     reason: str | None = None
     """Why this machine does not stream it, where it could be streamed elsewhere."""
 
-    def describe(self, smaller: str = "a smaller --ctx") -> str:
+    def describe(self, smaller: str = "a smaller --ctx", *, offers_force: bool = False) -> str:
         """What is missing, and what to do.
 
         Args:
             smaller: what takes less, in the words of the command.
+            offers_force: the command loads it all the same when told to.
         """
+        force = ", or --force" if offers_force else ""
         shown = format_bytes(self.memory_bytes)
         if self.reason is not None:
             return (
                 f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; it is not "
-                f"streamed, because {self.reason}: use {smaller}, or give it more (--ram), or --force"
+                f"streamed, because {self.reason}: use {smaller}, or give it more (--ram){force}"
             )
         if self.least_bytes is None:
             return (
                 f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; a model without "
-                f"experts cannot be streamed: use {smaller}, or a smaller quantization, or --force"
+                f"experts cannot be streamed: use {smaller}, or a smaller quantization{force}"
             )
         return (
             f"streamed, it needs at least {format_bytes(self.least_bytes)} ({format_bytes(self.resident_bytes)} of "
             f"weights that every token uses, {format_bytes(self.context_bytes)} for the context), and {shown} may be "
-            f"used; use {smaller}, or give it more (--ram), or --force; `dfqs plan` says with which settings it would "
+            f"used; use {smaller}, or give it more (--ram){force}; `dfqs plan` says with which settings it would "
             "run"
         )
 
@@ -169,7 +171,7 @@ def choose_load(
     others: Sequence[ContextSettings] = (),
     beside_bytes: int = 0,
     whole: InMemory | None = None,
-    force: bool = False,
+    force: bool | None = None,
     smaller: str = "a smaller --ctx",
 ) -> LoadPlan:
     """Look at a model and at this machine, and choose.
@@ -182,7 +184,8 @@ def choose_load(
         others: of contexts that are made in place of that one, before or after it.
         beside_bytes: that are taken for other things.
         whole: how to load it where it fits.
-        force: load it even where it does not fit, and let the kernel read weights again and again.
+        force: load it even where it does not fit, and let the kernel read weights again and again; None: the command
+            does not offer that.
         smaller: what takes less memory, in the words of the command.
 
     Raises:
@@ -211,7 +214,7 @@ def choose_load(
         if ram is None and total <= available:
             return LoadPlan(whole, total, None, None, verdict=_near(total, available, smaller))
         if not force:
-            raise SpaceError(weighed.describe(smaller))
+            raise SpaceError(weighed.describe(smaller, offers_force=force is not None))
         forced = replace(whole, repack=False)
         return LoadPlan(forced, total, None, None, limit_bytes=limit, verdict=_too_much(total, memory))
     total = weighed.total_bytes
