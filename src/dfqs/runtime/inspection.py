@@ -13,8 +13,8 @@ from urllib.parse import unquote
 from dfqs.errors import FormatError, RuntimeFailure
 from dfqs.records import parse_json
 from dfqs.runtime.http_head import HttpRefusal, RequestHead
+from dfqs.runtime.messages import TemplateDropsMessage
 from dfqs.runtime.rendering import Renderer, TemplateExcess
-from dfqs.runtime.template import TemplateDropsMessage
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 NO_TEMPLATE = "this model has no chat template, so it cannot converse; /v1/completions continues a text with it"

@@ -5,7 +5,6 @@ with simulated allocations it makes llama.cpp report weights, caches and compute
 in about a second and without reading a weight. The header may have come from a file or over the network.
 """
 
-import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,17 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from dfqs.errors import DfqsError, UsageError
-from dfqs.gguf import GGMLType, Header, TensorInfo
-from dfqs.gguf.shard_names import ShardName
+from dfqs.errors import UsageError
+from dfqs.gguf import GGMLType, TensorInfo
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.log_lines import Buffer, parse_flash_attention
 from dfqs.runtime.requests import ContextSettings
+from dfqs.runtime.stub import write_stubs
 from dfqs.runtime.worker import Worker
 from dfqs.runtime.worker_context import WorkerContext
-from dfqs.storage.atomic import storage_errors
 
 _STATE = "memory stub"
 """Under which the worker keeps the loaded stub."""
@@ -138,10 +136,8 @@ class MemoryProbe:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._own:
-            # A worker that died of a question has nothing to let go of.
-            with contextlib.suppress(DfqsError):
-                self._worker.call(close_stub)
+        # A worker that goes on keeps the stub until it is asked about another: letting go of a large vocabulary takes
+        # a tenth of a second, and its process is mostly about to end.
         self._close()
 
     def _close(self) -> None:
@@ -163,22 +159,6 @@ class MemoryProbe:
         return replace(need, weights_bytes=need.weights_bytes + self._copied_bytes)
 
 
-def write_stubs(headers: Sequence[Header], directory: Path) -> Path:
-    """Write a stub for each file of a model, named so that llama.cpp finds them; returns the first's path."""
-    count = len(headers)
-    names = ["stub.gguf"] if count == 1 else [str(ShardName("stub", i + 1, count)) for i in range(count)]
-    paths = [write_stub(header, directory / name) for header, name in zip(headers, names, strict=True)]
-    return paths[0]
-
-
-def write_stub(header: Header, path: Path) -> Path:
-    """Write `header` and a hole as long as its data; returns `path`."""
-    with storage_errors(path), path.open("xb") as file:
-        file.write(header.raw)
-        file.truncate(header.file_size)
-    return path
-
-
 def copied_output_bytes(tensors: Sequence[TensorInfo]) -> int:
     """Bytes of an output that llama.cpp copies to repack it, because the embedding, which it shares, stays as it is."""
     if any(tensor.name == "output.weight" for tensor in tensors):
@@ -192,16 +172,10 @@ def open_stub(worker: WorkerContext, path: Path, name: str) -> bool:
     Returns:
         Whether weights are repacked for this CPU.
     """
-    close_stub(worker)
+    if (kept := worker.state.pop(_STATE, None)) is not None:
+        kept.close()
     model = worker.state[_STATE] = Model(worker.library, path, load_mode="none", no_alloc=True, name=name)
     return any(buffer.device.endswith("REPACK") for buffer in model.buffers)
-
-
-def close_stub(worker: WorkerContext) -> None:
-    """In the worker: let go of the stub."""
-    model = worker.state.pop(_STATE, None)
-    if model is not None:
-        model.close()
 
 
 def measure_stub(worker: WorkerContext, settings: dict[str, Any]) -> MemoryNeed:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfqs.errors import RuntimeFailure, printable
-from dfqs.runtime.template import Conversation, TemplateDropsMessage
+from dfqs.runtime.messages import Conversation, TemplateDropsMessage
 
 _PIECE = 1 << 16
 _ESCAPED_BYTES = 12

@@ -10,7 +10,6 @@ import html
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NoReturn, cast
 
@@ -21,9 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dfqs.errors import RuntimeFailure, printable
-
-Conversation = Sequence[Mapping[str, Any]]
-"""Messages, oldest first; `content` is text."""
+from dfqs.runtime.messages import Conversation, TemplateDropsMessage
 
 THINKING_MARKS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),
@@ -47,22 +44,6 @@ _PART = re.compile(r"""["']type["']:\s*["']text["']""")
 
 class TemplateRefusal(jinja2.TemplateError):
     """The template itself called `raise_exception`."""
-
-
-class TemplateDropsMessage(RuntimeFailure):
-    """The rendered text lacks what the user or the system said.
-
-    Args:
-        what: which message, in words.
-        way_out: what to do about it.
-    """
-
-    def __init__(self, what: str, way_out: str) -> None:
-        self.what, self.way_out = what, way_out
-        super().__init__(f"{what}; {way_out}")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.what, self.way_out))
 
 
 class GenerationTag(Extension):

@@ -13,7 +13,8 @@ import sys
 from typing import Any
 
 from dfqs.errors import RuntimeFailure
-from dfqs.runtime.template import TemplateDropsMessage, render_chat, render_conversation
+from dfqs.runtime.messages import TemplateDropsMessage
+from dfqs.runtime.template import render_chat, render_conversation
 
 
 def main(memory_bytes: int, cpu_s: int, output_bytes: int) -> None:

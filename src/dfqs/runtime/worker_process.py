@@ -101,6 +101,8 @@ def main(
     context = WorkerContext(sender, threads or None, wait_policy or None, LoadSample())
     service = Service(Receiver(request_descriptor), sender, context)
     threading.Thread(target=service.listen, daemon=True).start()
+    # What every call about a model needs, while the caller is still getting ready.
+    importlib.import_module("dfqs.runtime.context")
     service.serve()
 
 
