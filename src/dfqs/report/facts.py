@@ -1,0 +1,206 @@
+"""What a report says, as rows of plain words and numbers: whoever renders it puts them into a form.
+
+Nothing here is escaped; who renders escapes everything but a row's first cell, which is ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dfqs.evaluate.conditions import Numerics, ScoreConditions
+from dfqs.evaluate.speed import SpeedSummary
+from dfqs.model.description import ModelDescription
+from dfqs.report.schema import ContextDetail, Report, ScoreDetail
+from dfqs.units import format_bytes, format_count
+
+QUIET_CPUS = 0.1
+"""More than this, kept busy by others, and a rate tells more about them than about the model."""
+
+SCORES = (("reasoning_score", "reasoning"), ("code_score", "code"))
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A hash, to be shown as code."""
+
+    value: str
+
+
+Part = str | Code
+Cell = Part | Sequence[Part]
+"""Words, a hash, or several of them one after the other."""
+Row = tuple[Cell, ...]
+
+
+def metric_rows(report: Report) -> list[tuple[str, str, str]]:
+    """Name, value (or null and why), and what stands beside it."""
+    metrics, rows = report.metrics, []
+    for name, stage in SCORES:
+        value: float | None = getattr(metrics, name)
+        detail: ScoreDetail | None = getattr(report.details, stage)
+        beside = f"{format_interval(detail.interval_95)}, n = {detail.n}" if detail is not None else ""
+        rows.append((name, _missing(report, name) if value is None else f"{value:.3f}", beside))
+    curve, context = metrics.context_stability_curve, report.details.context
+    shown = (
+        _missing(report, "context_stability_curve") if curve is None else ", ".join(f"{value:.3f}" for value in curve)
+    )
+    at = f"at {', '.join(f'{n:,}' for n in context.lengths_tokens)} tokens" if curve is not None and context else ""
+    rows.append(("context_stability_curve", shown, at))
+    rate = metrics.cpu_tokens_per_sec
+    shown = _missing(report, "cpu_tokens_per_sec") if rate is None else f"{rate:.2f}"
+    rows.append(("cpu_tokens_per_sec", shown, _beside_speed(report.details.speed)))
+    boundary, tokens = report.details.boundary, metrics.failure_boundary_tokens
+    shown = _missing(report, "failure_boundary_tokens") if tokens is None else f"{tokens:,}"
+    if boundary is not None and boundary.censored:
+        shown += " (censored)"
+    why = boundary.reason if boundary is not None and tokens is not None else ""
+    rows.append(("failure_boundary_tokens", shown, why))
+    return rows
+
+
+CONTEXT_HEADER = ("tokens", "score", "95 % interval", "n", "right", "cut off", "empty", "no usable answer")
+
+
+def context_rows(context: ContextDetail) -> list[Row]:
+    """A row a length, in the columns of `CONTEXT_HEADER`."""
+    rows: list[Row] = [
+        (f"{length:,}", f"{right / n:.3f}", format_interval(interval), *map(str, (n, right, *not_judged)))
+        for length, n, right, interval, *not_judged in zip(
+            context.lengths_tokens,
+            context.n,
+            context.right,
+            context.intervals_95,
+            context.truncated,
+            context.empty,
+            context.unusable,
+            strict=True,
+        )
+    ]
+    missing = [(f"{int(length):,}", f"not measured: {why}", *("",) * 6) for length, why in context.not_measured.items()]
+    return [*rows, *missing]
+
+
+def speed_rows(speed: SpeedSummary) -> list[Row]:
+    """Rates and latencies."""
+    rows: list[Row] = [
+        (
+            "decode, empty context",
+            f"{speed.decode_tokens_per_s:.2f} tokens/s",
+            f"{_range(speed.decode_spread)} over {speed.repeats} repeats of {speed.decode_tokens}",
+        ),
+        (
+            "latency of a token",
+            f"{speed.latency_p50_s * 1000:.1f} ms",
+            f"p95 {speed.latency_p95_s * 1000:.1f} ms, p99 {speed.latency_p99_s * 1000:.1f} ms",
+        ),
+        ("prefill", f"{speed.prefill_tokens_per_s:.1f} tokens/s", f"{speed.prefill_tokens} tokens"),
+    ]
+    if speed.depth_tokens_per_s is not None and speed.depth_tokens is not None:
+        rows.append(
+            ("decode at depth", f"{speed.depth_tokens_per_s:.2f} tokens/s", f"behind {speed.depth_tokens:,} tokens")
+        )
+    if speed.copy_bandwidth_bytes_per_s is not None:
+        share = f"{speed.bandwidth_fraction:.0%} of it used by weights" if speed.bandwidth_fraction is not None else ""
+        rows.append(("memory, copying", f"{format_bytes(speed.copy_bandwidth_bytes_per_s)}/s", share))
+    return rows
+
+
+def artifact_rows(report: Report) -> list[Row]:
+    """What was measured, and on which machine."""
+    artifact, machine = report.artifact, report.machine
+    rows: list[tuple[str, Cell | None]] = [
+        ("name", artifact.name),
+        ("says of itself", (artifact.model.description or None) if artifact.model is not None else None),
+        ("size", format_bytes(artifact.file_bytes) if artifact.file_bytes is not None else None),
+        ("file SHA-256", Code(artifact.file_sha256) if artifact.file_sha256 else None),
+        ("content SHA-256", Code(artifact.content_sha256) if artifact.content_sha256 else None),
+        *(_model_rows(artifact.model) if artifact.model is not None else ()),
+    ]
+    if artifact.kind == "endpoint":
+        # Ours, from which it was asked; it says nothing about the answers.
+        rows.append(("machine", "the endpoint's own, not known"))
+    else:
+        here = f"{machine.cpu_model or 'unknown'}, {machine.allowed_cpus} CPUs, {' '.join(machine.cpu_flags)}"
+        system = f"{machine.system}, Linux {machine.kernel}"
+        rows += [("processor", here), ("memory", _memory(report)), ("system", system)]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def condition_rows(report: Report) -> list[Row]:
+    """Under which conditions."""
+    score, speed = report.conditions.score, report.conditions.speed
+    sets: list[Part] = []
+    for name, digest in score.prompt_sets.items():
+        sets += [f"{', ' if sets else ''}{name} ", Code(digest[:12])]
+    caps = ", ".join(f"{cap} ({name})" for name, cap in score.max_tokens.items())
+    rows: list[Row] = [
+        ("suite", f"{score.suite}: {_amounts(score)}"),
+        ("prompt sets", sets),
+        ("sampling", f"{score.sampling}; at most {caps} tokens"),
+        ("thinking", score.thinking or "the prompt shows nothing of it"),
+        ("chat template", Code(score.template_sha256[:12]) if score.template_sha256 else "none, or not known"),
+        ("numerics", _numerics(score.numerics)),
+        ("runtime", score.runtime or "not known"),
+        ("Python in the sandbox", score.code_python or "code was not run"),
+        ("score fingerprint", Code(report.conditions.score_fingerprint)),
+    ]
+    if speed is not None:
+        settings = (
+            f"{speed.threads} threads, OpenMP wait policy {speed.omp_wait_policy}, "
+            f"flash attention {speed.flash_attention}, batch {speed.batch}/{speed.ubatch}, load mode {speed.load_mode}"
+        )
+        rows += [
+            ("speed settings", settings),
+            ("speed fingerprint", Code(report.conditions.speed_fingerprint or "not known")),
+        ]
+    return rows
+
+
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """`0.100 to 0.300`."""
+    return "no interval" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _missing(report: Report, metric: str) -> str:
+    return f"null: {report.reasons.get(metric, 'not measured')}"
+
+
+def _beside_speed(speed: SpeedSummary | None) -> str:
+    if speed is None:
+        return ""
+    busy = "; the machine was busy with something else" if speed.other_cpus > QUIET_CPUS else ""
+    return f"{_range(speed.decode_spread)}, median of {speed.repeats}{busy}"
+
+
+def _model_rows(model: ModelDescription) -> list[tuple[str, Cell | None]]:
+    parameters = f"{format_count(model.parameters)}, {format_count(model.parameters_active)} active"
+    return [
+        ("architecture", model.architecture),
+        ("parameters", parameters),
+        ("bits per weight", f"{model.bits_per_weight:.2f}" if model.bits_per_weight is not None else None),
+        ("class, tier", f"{model.class_ or 'no deployment class'}, {model.tier}" if model.tier else None),
+    ]
+
+
+def _memory(report: Report) -> str:
+    machine = report.machine
+    limit = f", limited to {format_bytes(machine.memory_limit_bytes)}" if machine.memory_limit_bytes is not None else ""
+    return format_bytes(machine.memory_bytes) + limit
+
+
+def _amounts(score: ScoreConditions) -> str:
+    """`16 reasoning, 12 code, 40 context questions at each of 1,024 2,048 tokens`."""
+    amounts = [f"{count} {name}" for name, count in score.items.items()]
+    return ", ".join(amounts) + f" questions at each of {' '.join(f'{n:,}' for n in score.context_lengths)} tokens"
+
+
+def _numerics(numerics: Numerics | None) -> str:
+    if numerics is None:
+        return "not known (endpoint)"
+    return (
+        f"flash attention {numerics.flash_attention}, KV {numerics.type_k}/{numerics.type_v}, "
+        f"batch {numerics.batch}/{numerics.ubatch}, {numerics.parallel} at a time"
+    )
+
+
+def _range(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:.2f} to {pair[1]:.2f}"
