@@ -6,12 +6,14 @@ once is built under a lock, where all of them find it.
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cli_processes import let_signals_through
 from dfqs.embedded import cached_embedded_model, cached_source
+from dfqs.storage import identity
 from fixtures_deepseek4 import write_tiny_deepseek4
 from quick_run import NEEDS_MODEL, QuickRun
 from shared_files import build_once
@@ -24,6 +26,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads that spin for each other are several times slower where another test has the CPU. A session would see that
     # and choose the same, but only what goes on in the moment in which it begins.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if sys.platform == "linux":
+    # Tests write and look at once, hundreds of times, and their files lie on a disk of this machine, whose kernel tells
+    # its own tick (of CLOCK_REALTIME_COARSE, which file systems take their times from): shorter than the longest.
+    identity._TICK_NS = int(2e9 * time.clock_getres(5))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from dfqs.gguf import BLOCKS, GGMLType, KeyValue, TensorSource, string, tensor_length, u32, write_gguf
@@ -26,6 +27,7 @@ SMALL_KEYS: tuple[KeyValue, ...] = (
 )
 
 
+@cache
 def tensor_bytes(name: str, length: int, seed: str = "") -> bytes:
     """`length` bytes that depend on the name, so that no two tensors (or places in one) are alike."""
     out = bytearray()

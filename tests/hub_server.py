@@ -92,7 +92,7 @@ class FakeHub:
             server = _QuietServer(("127.0.0.1", 0), handler)
             server.daemon_threads = True
             cast(Any, server).hub = self
-            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.002,), daemon=True).start()
             self._servers.append(server)
         return self
 

@@ -5,6 +5,7 @@ Its rows of 288 are not whole 256-element blocks, so that every low-bit type has
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,19 @@ def weights(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.float32(1) + values / np.float32(8) if "norm" in name else values
 
 
+@cache
+def stored_weights(name: str, shape: tuple[int, ...], type_: GGMLType) -> bytes:
+    """The same values as they stand in the file."""
+    return quantize(weights(name, shape), type_)
+
+
 def write_model(path: Path, replace: dict[str, NDArray[np.float32]] | None = None) -> Path:
     """Write the model; `replace` gives some tensors other values."""
 
     def source(name: str, shape: tuple[int, ...], type_: GGMLType) -> TensorSource:
         def read() -> Iterator[bytes]:
             values = (replace or {}).get(name)
-            yield quantize(weights(name, shape) if values is None else values, type_)
+            yield stored_weights(name, shape, type_) if values is None else quantize(values, type_)
 
         return TensorSource(name, shape, type_, read)
 

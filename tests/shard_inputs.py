@@ -6,6 +6,7 @@ Every expert slice, every tensor and every place in one holds other bytes, so th
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ Entry = bytes
 EXPERTS = 6
 
 
+@cache
 def payload(name: str, shape: Shape, type_: GGMLType, seed: str = "") -> bytes:
     """A tensor's bytes; for a tensor of experts, each slice from its own stream."""
     length = tensor_length(type_, shape)

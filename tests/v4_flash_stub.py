@@ -3,6 +3,7 @@
 A real header over a hole: it loads nowhere, but everything that reads headers can be tried at the true size.
 """
 
+from functools import cache
 from pathlib import Path
 
 from dfqs.gguf import GGMLType, KeyValue, ValueType, array, boolean, encode_header, f32, string, tensor_length, u32
@@ -22,13 +23,19 @@ def write_v4_flash_stub(
     path: Path, expert_type: GGMLType = GGMLType.IQ1_S, pinned_type: GGMLType = GGMLType.Q8_0
 ) -> Path:
     """Write the stub; returns `path`."""
-    tensors = v4_flash_tensors(expert_type, pinned_type)
-    header = encode_header(v4_flash_keys(), tensors)
-    data_bytes = sum((tensor_length(type_, shape) + 31) // 32 * 32 for _, shape, type_ in tensors)
+    header, data_bytes = v4_flash_header(expert_type, pinned_type)
     with path.open("xb") as file:
         file.write(header)
         file.truncate(len(header) + data_bytes)
     return path
+
+
+@cache
+def v4_flash_header(expert_type: GGMLType, pinned_type: GGMLType) -> tuple[bytes, int]:
+    """The header, and how many bytes of data it promises."""
+    tensors = v4_flash_tensors(expert_type, pinned_type)
+    data_bytes = sum((tensor_length(type_, shape) + 31) // 32 * 32 for _, shape, type_ in tensors)
+    return encode_header(v4_flash_keys(), tensors), data_bytes
 
 
 def v4_flash_keys() -> list[KeyValue]:

@@ -28,7 +28,7 @@ from dfqs.runtime.client import Client
 from evaluate_server import Answer, Reply, oracle, serve
 
 ALL = (REASONING, CODE, CONTEXT, BOUNDARY)
-SCHEMA = json.loads(SCHEMA_FILE.read_bytes())
+SCHEMA = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_bytes()))
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
         run_at(endpoint.url, out, stages, suite, limit, max_context)
     report = build_report(out)
     document = report.model_dump(mode="json")
-    jsonschema.validate(document, SCHEMA)
+    SCHEMA.validate(document)
     assert {name for name, value in document["metrics"].items() if value is None} == set(document["reasons"])
     return report
 

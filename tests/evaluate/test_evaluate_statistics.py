@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from dfqs.evaluate.statistics import (
     Count,
@@ -20,9 +19,13 @@ from dfqs.evaluate.statistics import (
 )
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(st.integers(2, 400), st.data())
 def test_wilson_agrees_with_scipy(total: int, data: Any) -> None:
+    # It takes seconds to load, and nobody else here needs it.
+    from scipy.stats import binomtest
+
     right = data.draw(st.integers(0, total))
 
     expected = binomtest(right, total).proportion_ci(method="wilson")

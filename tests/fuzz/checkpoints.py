@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dfqs.quantize.checkpoint import KIND, Checkpoint, checkpoint_path
 from dfqs.quantize.imatrix_file import read_imatrix
-from dfqs.storage.seal import make_seal
+from dfqs.storage.seal import Sealer
 from fuzz import documents
 from fuzz.mutate import mutate_lines
 
@@ -33,10 +33,10 @@ def mutate_imatrix_journal(rng: random.Random, data: bytes) -> bytes:
 
 def seal_all(data: bytes, *, ours: bool = True) -> bytes:
     """Every line with a checksum and a seal."""
-    out, seal = b"", ""
+    out, seal, sealer = b"", "", Sealer("imatrix-journal")
     for text in data.split(b"\n"):
         if text:
-            seal = make_seal("imatrix-journal", seal.encode() + text) if ours else STRANGER
+            seal = sealer.make_seal(seal.encode() + text) if ours else STRANGER
             rest = seal.encode() + b" " + text
             out += hashlib.sha256(rest).hexdigest()[:16].encode() + b" " + rest + b"\n"
     return out

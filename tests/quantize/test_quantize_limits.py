@@ -135,7 +135,7 @@ def test_nothing_is_stored_that_would_not_be_read_again() -> None:
         require_storable(MAX_TOKENS + 1)
 
 
-HEAD = encode_line({"schema": KIND.schema, "fingerprint": "f"}, purpose=KIND.purpose)[0]
+HEAD = encode_line({"schema": KIND.schema, "fingerprint": "f"}, sealer=KIND.sealer())[0]
 
 
 def whole(text: bytes) -> bytes:

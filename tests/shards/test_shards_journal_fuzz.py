@@ -73,7 +73,7 @@ def test_any_value_in_any_place_is_refused_with_a_sentence_or_read(
     out = tmp_path_factory.mktemp("fuzz") / "out.gguf"
     text, seal = b"", ""
     for record in records:
-        line, seal = encode_line(record, seal, purpose=KIND.purpose)
+        line, seal = encode_line(record, seal, sealer=KIND.sealer())
         text += line
     journal_path(out).write_bytes(text)
 

@@ -14,7 +14,7 @@ from dfqs.errors import DfqsError, FormatError, IntegrityError, SpaceError, Usag
 from dfqs.storage.disk import LocalDisk
 from dfqs.storage.journal import Journal, JournalKind, read_header
 from dfqs.storage.lines import encode_line
-from dfqs.storage.seal import key_path
+from dfqs.storage.seal import Sealer, key_path
 from memory_disk import MemoryDisk, PowerLoss
 
 FACTS = JournalKind(
@@ -189,7 +189,7 @@ def test_record_that_is_not_ours_in_its_place_is_not_believed(change: str, kind:
         elif change == "exchanged":
             lines[2:4] = lines[3:1:-1]
         elif change == "of another journal":
-            lines[2] = encode_line(record(1), purpose="another")[0]
+            lines[2] = encode_line(record(1), sealer=Sealer("another"))[0]
         else:
             key_path().write_bytes(os.urandom(32))
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -68,6 +69,7 @@ WHERE = {
 """Which verb prints or stores a form."""
 
 
+@functools.cache
 def documents() -> dict[str, type[Document]]:
     """Every form by its schema id."""
     for path in sorted(SOURCE.rglob("*.py")):

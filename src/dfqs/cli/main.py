@@ -56,10 +56,11 @@ _KEPT = "nothing half-written stands under its final name"
 _INTERRUPTED_MESSAGE = f"{WORDS[signal.SIGINT]}; {_KEPT}"
 
 
-def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer:
+def build_app(requested: str | None, *, alone: bool = False, plain_help: bool = False) -> typer.Typer:
     """The typer application, with the module of the requested verb loaded and the others as names only.
 
     Args:
+        alone: without the others, where nobody will see their names.
         plain_help: help as bare text (for docs/cli.md) and not in boxes.
     """
     app = typer.Typer(
@@ -75,7 +76,8 @@ def build_app(requested: str | None, *, plain_help: bool = False) -> typer.Typer
     app.callback()(_options)
     for verb, help_text in VERBS.items():
         if verb != requested:
-            app.command(verb, help=help_text)(_not_loaded)
+            if not alone:
+                app.command(verb, help=help_text)(_not_loaded)
             continue
         module = _verb_module(verb)
         if hasattr(module, "app"):
@@ -113,7 +115,7 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
     requested = next((word for word in arguments if not word.startswith("-")), None)
 
     def call() -> object:
-        app = build_app(requested)
+        app = build_app(requested, alone=requested in VERBS and arguments[0] == requested)
         before_the_verb()
         # Not standalone: what is wrong with the words of a command is reported by the same mouth as every other error.
         return app(args=arguments, prog_name="dfqs", standalone_mode=False)

@@ -4,6 +4,7 @@ Strings are UTF-8 by the format, but vocabularies in the wild hold other bytes; 
 that decoding and encoding again gives the same file.
 """
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +115,9 @@ def decode_strings(data: bytes | memoryview, count: int) -> tuple[str, ...]:
 
 def _encode(type_: ValueType, values: Sequence[Any]) -> bytes:
     if type_ is ValueType.STRING:
-        return b"".join(encode_string(value) for value in values)
+        texts = [value.encode("utf-8", "surrogateescape") for value in values]
+        lengths = map(struct.Struct("<Q").pack, map(len, texts))
+        return b"".join(itertools.chain.from_iterable(zip(lengths, texts, strict=True)))
     if type_ is ValueType.BOOL:
         return bytes(1 if value else 0 for value in values)
     return struct.pack(f"<{len(values)}{SCALAR_CODES[type_]}", *values)

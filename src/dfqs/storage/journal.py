@@ -31,7 +31,7 @@ from dfqs.storage.lines import (
     read_lines,
     schema_of,
 )
-from dfqs.storage.seal import is_sealed, key_path
+from dfqs.storage.seal import Sealer, key_path
 
 _WAIT_STEP_S = 0.05
 _HEAD_BYTES = 4096
@@ -65,6 +65,10 @@ class JournalKind:
     reserved_bytes: int = 0
     """Room for records behind the header, taken when the journal is made, so that a full disk cannot stop it."""
 
+    def sealer(self) -> Sealer | None:
+        """For the records of one journal; None where they are not sealed."""
+        return None if self.purpose is None else Sealer(self.purpose)
+
     def path_beside(self, out: Path) -> Path:
         """Where the journal of work on `out` lies: `dfqs.merge-journal/3` is the schema of `OUT.merge-journal`."""
         return out.with_name(f"{out.name}.{self.schema.removeprefix('dfqs.').partition('/')[0]}")
@@ -89,6 +93,7 @@ class Journal:
         self._file = file
         self._end = 0
         self._seal = ""
+        self._sealer = kind.sealer()
         self._durable = True
         self._closed = False
         self._appending = threading.Lock()
@@ -254,7 +259,7 @@ class Journal:
         if self.kind.is_plain:
             line, seal = encode_plain(record), ""
         else:
-            line, seal = encode_line(record, seal_before, purpose=self.kind.purpose)
+            line, seal = encode_line(record, seal_before, sealer=self._sealer)
         if len(line) > self.kind.line_bytes:
             raise UsageError(f"{self.path} would hold more than can be read again, a record of {len(line):,} bytes")
         return line, seal
@@ -275,7 +280,7 @@ class Journal:
         kind = self.kind
         try:
             record, seal, text = decode_line(
-                line, self.path, kind.work, sealed=kind.purpose is not None, plain=kind.is_plain
+                line, self.path, kind.work, sealed=self._sealer is not None, plain=kind.is_plain
             )
         except IntegrityError:
             if kind.is_claims and number:
@@ -283,7 +288,8 @@ class Journal:
             raise
         if number == 0 and not kind.is_plain:
             self._require_same(line, record, fingerprint)
-        if kind.purpose is not None and not trusted and not is_sealed(kind.purpose, self._seal.encode() + text, seal):
+        sealer = None if trusted else self._sealer
+        if sealer is not None and not sealer.is_sealed(self._seal.encode() + text, seal):
             if kind.is_claims:
                 return None
             raise IntegrityError(
@@ -349,15 +355,16 @@ def read_header(disk: Disk, path: Path, kind: JournalKind) -> dict[str, Any] | N
     found = disk.identify(path)
     if found is None or not found.is_regular:
         return None
+    sealer = kind.sealer()
     file = disk.open(path)
     try:
         _, line = next(read_lines(file, kind.limit_bytes, kind.line_bytes), (0, b""))
         if not is_whole(line) or schema_of(line) != kind.schema:
             return None
-        record, seal, text = decode_line(line, path, kind.work, sealed=kind.purpose is not None)
+        record, seal, text = decode_line(line, path, kind.work, sealed=sealer is not None)
     finally:
         file.close()
-    return record if kind.purpose is None or is_sealed(kind.purpose, text, seal) else None
+    return record if sealer is None or sealer.is_sealed(text, seal) else None
 
 
 def read_unlocked(path: Path, kind: JournalKind, take: Take) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from dfqs.errors import FormatError, IntegrityError
 from dfqs.storage.disk import DiskFile
 from dfqs.storage.documents import parse_json
-from dfqs.storage.seal import SEAL_DIGITS, make_seal
+from dfqs.storage.seal import SEAL_DIGITS, Sealer
 
 MAX_COMMAS = 1_000_000
 """In a record. Bounds the values in it, and with them the memory that reading it takes."""
@@ -34,16 +34,16 @@ def encode_plain(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def encode_line(record: dict[str, Any], seal_before: str = "", *, purpose: str | None = None) -> tuple[bytes, str]:
+def encode_line(record: dict[str, Any], seal_before: str = "", *, sealer: Sealer | None = None) -> tuple[bytes, str]:
     """A record as a line, and its seal.
 
     Args:
-        purpose: of the seal; None: none is made.
+        sealer: of journals of its kind; None: no seal is made.
     """
     text = json.dumps(record, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
-    if purpose is None:
+    if sealer is None:
         return _digest(text) + b" " + text + b"\n", ""
-    seal = make_seal(purpose, seal_before.encode() + text)
+    seal = sealer.make_seal(seal_before.encode() + text)
     rest = seal.encode() + b" " + text
     return _digest(rest) + b" " + rest + b"\n", seal
 

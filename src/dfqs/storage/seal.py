@@ -28,26 +28,38 @@ def key_path() -> Path:
     return cache_directory() / "journal-key"
 
 
-def make_seal(purpose: str, data: bytes) -> str:
-    """The seal of `data`. The first call on a machine makes the key.
+class Sealer:
+    """Makes and checks seals of one kind of record. The key is read once, when it is first needed.
 
     Args:
         purpose: what kind of record it is; a seal of one kind is none of another.
-
-    Raises:
-        UsageError: the key can be neither read nor made.
     """
-    return _seal(_make_key(), purpose, data)
 
+    def __init__(self, purpose: str) -> None:
+        self._purpose = purpose
+        self._key: bytes | None = None
 
-def is_sealed(purpose: str, data: bytes, seal: str) -> bool:
-    """Whether this user's dfqs made this seal of `data`; False too where there is no key (any more).
+    def make_seal(self, data: bytes) -> str:
+        """The seal of `data`. The first call on a machine makes the key.
 
-    Raises:
-        UsageError: the key is there and cannot be used.
-    """
-    key = _read_key()
-    return key is not None and hmac.compare_digest(_seal(key, purpose, data).encode(), seal.encode())
+        Raises:
+            UsageError: the key can be neither read nor made.
+        """
+        if self._key is None:
+            self._key = _make_key()
+        return _seal(self._key, self._purpose, data)
+
+    def is_sealed(self, data: bytes, seal: str) -> bool:
+        """Whether this user's dfqs made this seal of `data`; False too where there is no key (any more).
+
+        Raises:
+            UsageError: the key is there and cannot be used.
+        """
+        if self._key is None:
+            self._key = _read_key()
+        return self._key is not None and hmac.compare_digest(
+            _seal(self._key, self._purpose, data).encode(), seal.encode()
+        )
 
 
 def _seal(key: bytes, purpose: str, data: bytes) -> str:
