@@ -87,7 +87,10 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             [model, "--against", shard],
         ],
         "manifest": [*[[path, "--dry-run"] for path in every], [model, "--dry-run", "--shards", shard]],
-        "repair": [*[[path, "-o", folder / f"fixed {EVIL_FILE}.gguf"] for path in every]],
+        "repair": [
+            *[[path, "-o", folder / f"fixed {EVIL_FILE}.gguf"] for path in every],
+            *[[path, "-o", folder / f"said {EVIL_FILE}.gguf", "--dialect", "upstream"] for path in every],
+        ],
         "find": [[folder], [missing]],
         "quantize": [*[[path, "--dry-run"] for path in every], [model, missing, "--class", SAID]],
         "ladder": [*[[path, folder / "ladder", "--classes", SAID] for path in every]],

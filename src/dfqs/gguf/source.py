@@ -28,11 +28,15 @@ class ByteSource(Protocol):
 
 
 class BytesSource:
-    """Bytes in memory."""
+    """Bytes in memory.
 
-    def __init__(self, data: bytes, name: str = "<bytes>") -> None:
+    Args:
+        size: of the file whose beginning they are; None: they are all of it.
+    """
+
+    def __init__(self, data: bytes, name: str = "<bytes>", size: int | None = None) -> None:
         self.name = name
-        self.size = len(data)
+        self.size = len(data) if size is None else size
         self._data = data
 
     def read_at(self, offset: int, length: int) -> bytes:

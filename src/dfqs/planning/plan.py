@@ -17,6 +17,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.runtime.choice import runtime_and_release
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker import Worker
+from dfqs.shards.translate import describe_translation
 from dfqs.storage.space import free_bytes
 from dfqs.streaming.budget import usable_memory_bytes
 from dfqs.streaming.layout import StreamLayout, plan_layout
@@ -112,7 +113,18 @@ def judge_all(model: ModelFiles, worker: Worker | None = None) -> tuple[LoaderVe
     """
     model.require_model()
     with Asker(model, worker) as asker:
-        return (_own_verdict(_refusal(asker)), *judge_loaders(model.header, model.tensors))
+        return (_own_verdict(_refusal(asker), model), *judge_loaders(model.header, model.tensors))
+
+
+def require_loads(model: ModelFiles) -> str:
+    """Have this runtime load a model's header, of a file that may not be written yet; returns the runtime's name.
+
+    Raises:
+        RuntimeFailure: it does not load it; says why.
+    """
+    with Asker(model) as asker:
+        asker.open()
+    return runtime_and_release()
 
 
 def _plan(model: ModelFiles, request: PlanRequest, asker: Asker, progress: Progress) -> PlanDocument:
@@ -143,7 +155,7 @@ def _plan(model: ModelFiles, request: PlanRequest, asker: Asker, progress: Progr
         disk=disk,
         split=split[0] if split is not None else None,
         envelope=_envelope(contexts, split, disk),
-        loaders=(_own_verdict(unknown), *judge_loaders(model.header, model.tensors)),
+        loaders=(_own_verdict(unknown, model), *judge_loaders(model.header, model.tensors)),
     )
 
 
@@ -206,7 +218,9 @@ def _refusal(asker: Asker) -> str | None:
     return None
 
 
-def _own_verdict(refusal: str | None) -> LoaderVerdict:
+def _own_verdict(refusal: str | None, model: ModelFiles) -> LoaderVerdict:
+    if refusal is not None and (advice := describe_translation(model.header, model.tensors)) is not None:
+        refusal = f"{refusal} ({advice})"
     return LoaderVerdict(
         loader=runtime_and_release(),
         verdict="PASSED" if refusal is None else "FAILED",

@@ -1,8 +1,8 @@
 """Repair: a correct file out of a damaged one, where every byte of the model is there and only its form is wrong.
 
 What can be fixed: shards joined with cat (in any order), trailing bytes, raw pieces, gaps and misalignment between
-tensors, a whole model that calls itself a shard, experts that stand one tensor each. What cannot: bytes that are not
-there, or that two tensors claim.
+tensors, a whole model that calls itself a shard, experts that stand one tensor each, and when asked for names that are
+another program's. What cannot: bytes that are not there, or that two tensors claim.
 """
 
 import itertools
@@ -10,56 +10,33 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from dfqs.errors import FormatError, ShardError, UsageError
-from dfqs.gguf import FileSource, Header, TensorInfo, encode_header, layout_problems
-from dfqs.gguf.layout import data_section_length, place_tensors
+from dfqs.errors import AlreadyDone, FormatError, ShardError, UsageError
+from dfqs.gguf import FileSource, Header, RawKeyValue, TensorInfo, layout_problems
 from dfqs.gguf.pieces import find_raw_pieces
 from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, Shard, is_whole_model
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
 from dfqs.shards.plan import merged_keys, plan_merge_of
+from dfqs.shards.rewriting import Move, RepairPlan, Rewritten, plan_rewriting
 from dfqs.shards.stacking import has_lone_experts, stack_experts
+from dfqs.shards.translate import translate
 from dfqs.storage.atomic import atomic_writer, check_writable_target
 from dfqs.storage.copying import RangeWriter
 from dfqs.storage.identity import FileStamp, settled_stamp
 from dfqs.storage.space import require_space
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Bytes of one source that go to one place of the output."""
-
-    source: int
-    """Index into the plan's sources."""
-    source_offset: int
-    length: int
-    target_offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class RepairPlan:
-    """A repair that can be carried out. What no move covers is zeroes."""
-
-    sources: tuple[Path, ...]
-    source_bytes: tuple[int, ...]
-    what: str
-    """What is fixed, for people."""
-    header: bytes
-    """Written at the start; empty where the source's own is moved."""
-    moves: tuple[Move, ...]
-    file_bytes: int
-    tensors: int
-    stamps: tuple[FileStamp, ...] = ()
-    """Which files the sources were before they were looked at."""
-
-
-def plan_repair(path: Path) -> RepairPlan:
+def plan_repair(path: Path, dialect: str | None = None) -> RepairPlan:
     """Find out what is wrong with a file and how to fix it.
 
+    Args:
+        dialect: `upstream`: beside its form, names that are another program's become llama.cpp's.
+
     Raises:
+        AlreadyDone: it is to be put into llama.cpp's words, and is in them.
         UsageError: nothing is wrong with it, or it cannot be read.
         FormatError: it cannot be fixed; the message says why.
         ShardError: it holds shards that do not make a model.
@@ -77,7 +54,10 @@ def plan_repair(path: Path) -> RepairPlan:
     with FileSource(path) as source:
         stamp = settled_stamp(source.fileno())
         files = read_embedded(source)
-        plan = _plan_separating(source, files) if len(files) > 1 else _plan_rewriting(source, files[0])
+        if len(files) > 1:
+            plan = _plan_separating(source, files)
+        else:
+            plan = _plan_rewriting(source, files[0]) if dialect is None else _plan_translation(source, files[0])
         return replace(plan, stamps=(stamp,))
 
 
@@ -186,41 +166,69 @@ def _plan_rewriting(source: FileSource, file: EmbeddedFile) -> RepairPlan:
         move = Move(0, 0, file.end, 0)
         what = f"{extra:,} bytes after the last tensor are cut off"
         return RepairPlan((source.path,), (source.size,), what, b"", (move,), file.end, len(header.tensors))
-    keys = merged_keys(header) if false_shard else tuple(header.raw_entry(entry) for entry in header.entries)
-    shapes = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
-    encoded = encode_header(keys, shapes, alignment=header.alignment)
-    placed = tuple(place_tensors(shapes, header.alignment))
-    moves = tuple(
-        Move(0, header.span(tensor).offset, tensor.length, len(encoded) + place.offset)
-        for tensor, place in zip(header.tensors, placed, strict=True)
-    )
+    keys = merged_keys(header) if false_shard else _raw_keys(header)
+    tensors = [Rewritten.of(header, tensor) for tensor in header.tensors]
     what = "its tensors are put one behind the other" if displaced else "split.count is set to 0: it is a whole model"
-    total = len(encoded) + data_section_length(placed, header.alignment)
-    return RepairPlan((source.path,), (source.size,), what, encoded, moves, total, len(placed))
+    return plan_rewriting(source.path, source.size, keys, tensors, header.alignment, what)
 
 
 def _plan_stacking(source: FileSource, header: Header) -> RepairPlan:
     """A model of the time before experts were stacked."""
+    _refuse_shard(source, header)
+    tensors = _stacked(source, header)
+    lone = sum(len(tensor.spans) for tensor in tensors if len(tensor.spans) > 1)
+    made = sum(len(tensor.spans) > 1 for tensor in tensors)
+    what = f"{lone:,} tensors of one expert each become {made:,} stacked ones"
+    return plan_rewriting(source.path, source.size, _whole_keys(header), tensors, header.alignment, what)
+
+
+def _plan_translation(source: FileSource, file: EmbeddedFile) -> RepairPlan:
+    """A model under another program's names; its form is put in order on the way."""
+    header = file.header
+    _refuse_lost_bytes(source, header)
+    _refuse_shared_bytes(source, header)
+    _refuse_shard(source, header)
+    lone = has_lone_experts(header.tensors)
+    tensors = _stacked(source, header) if lone else [Rewritten.of(header, tensor) for tensor in header.tensors]
+    found = translate(header, _whole_keys(header), tensors)
+    if found.changes:
+        whose = " and ".join(found.dialects)
+        what = f"names of {whose} become llama.cpp's" if whose else "keys that llama.cpp needs are told by the tensors"
+        path, size, alignment = source.path, source.size, header.alignment
+        return plan_rewriting(path, size, found.keys, found.tensors, alignment, what, found.changes)
+    try:
+        return _plan_rewriting(source, file)
+    except UsageError:
+        raise AlreadyDone(f"{source.path} is in llama.cpp's words and in order: nothing to do") from None
+
+
+def _stacked(source: FileSource, header: Header) -> list[Rewritten]:
+    experts = header.metadata.integer(f"{header.metadata.text('general.architecture')}.expert_count") or 0
+    stacks = stack_experts(header.tensors, experts, source.name)
+    return [
+        Rewritten(
+            stack.name,
+            stack.shape,
+            stack.type,
+            tuple((header.span(part).offset, part.length) for part in stack.parts),
+        )
+        for stack in stacks
+    ]
+
+
+def _raw_keys(header: Header) -> tuple[RawKeyValue, ...]:
+    return tuple(header.raw_entry(entry) for entry in header.entries)
+
+
+def _whole_keys(header: Header) -> tuple[RawKeyValue, ...]:
+    """Without what a shard says of itself."""
+    return tuple(key for key in _raw_keys(header) if not key.name.startswith("split."))
+
+
+def _refuse_shard(source: FileSource, header: Header) -> None:
     shards = header.metadata.integer(SPLIT_COUNT) or 0
     if shards > 1 and not is_whole_model(header, source.path):
         raise UsageError(f"{source.path} is one of {shards} shards; merge them first (`dfqs merge`)")
-    experts = header.metadata.integer(f"{header.metadata.text('general.architecture')}.expert_count") or 0
-    stacks = tuple(stack_experts(header.tensors, experts, source.name))
-    shapes = [(stack.name, stack.shape, stack.type) for stack in stacks]
-    keys = tuple(header.raw_entry(entry) for entry in header.entries if not entry.name.startswith("split."))
-    encoded = encode_header(keys, shapes, alignment=header.alignment)
-    placed = tuple(place_tensors(shapes, header.alignment))
-    moves: list[Move] = []
-    for stack, place in zip(stacks, placed, strict=True):
-        offset = len(encoded) + place.offset
-        for part in stack.parts:
-            moves.append(Move(0, header.span(part).offset, part.length, offset))
-            offset += part.length
-    lone = sum(len(stack.parts) for stack in stacks if len(stack.parts) > 1)
-    made = sum(len(stack.parts) > 1 for stack in stacks)
-    what = f"{lone:,} tensors of one expert each become {made:,} stacked ones"
-    total = len(encoded) + data_section_length(placed, header.alignment)
-    return RepairPlan((source.path,), (source.size,), what, encoded, tuple(moves), total, len(placed))
 
 
 def _refuse_lost_bytes(source: FileSource, header: Header) -> None:

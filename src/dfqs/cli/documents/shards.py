@@ -9,7 +9,7 @@ from dfqs.gguf.shard_names import parse_shard_name, shard_paths
 from dfqs.inplace import InplacePlan
 from dfqs.records import Document, Record, Text
 from dfqs.shards import MergePlan, MergeResult, SplitPlan
-from dfqs.shards.repair import RepairPlan
+from dfqs.shards.rewriting import RepairPlan
 
 
 class MergedShard(Record):
@@ -182,23 +182,32 @@ class RepairDocument(Document):
 
     schema_: Literal["dfqs.repair/1"] = Field(default="dfqs.repair/1", alias="schema")
     sources: tuple[Text, ...]
-    output: Text
+    output: Text | None
+    """Null where there is nothing to do."""
     dry_run: bool
+    done_already: bool = False
+    """It is as it should be: nothing is written."""
     fixed: Text
     """What is wrong with the sources and was fixed, in words."""
+    changes: tuple[Text, ...] = ()
+    """Of `--dialect`: each key and tensor name that becomes another, and each key that was derived, with how."""
+    runtime: Text | None = None
+    """The runtime that loads what it becomes, asked before anything is written; null: not asked."""
     file_bytes: int
     tensors: int | None
     left: tuple[Text, ...] | None
     """What is still to be seen to; null before it is written."""
 
     @classmethod
-    def of(cls, plan: RepairPlan, output: Path, left: list[str] | None) -> "RepairDocument":
+    def of(cls, plan: RepairPlan, output: Path, left: list[str] | None, runtime: str | None) -> "RepairDocument":
         """What was planned, and what is left of it."""
         return cls(
             sources=plan.sources,
             output=output,
             dry_run=left is None,
             fixed=plan.what,
+            changes=plan.changes,
+            runtime=runtime,
             file_bytes=plan.file_bytes,
             tensors=plan.tensors or None,
             left=left,
