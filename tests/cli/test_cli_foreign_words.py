@@ -79,7 +79,15 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             [shard, "-o", missing],
         ],
         "split": [*[[path, "-o", folder / f"parts {EVIL_FILE}", "--max-tensors", "2"] for path in every]],
-        "inspect": [*[[path] for path in every], [shard], [f"hf:{SAID}"]],
+        "inspect": [
+            *[[path] for path in every],
+            [shard],
+            [f"hf:{SAID}"],
+            [model, "--keys", "--tensors", "--tokenizer"],
+            [folder / "tensors.gguf", "--tensors"],
+            [model, "--diff", folder / "tensors.gguf"],
+            [model, "--diff", missing],
+        ],
         "verify": [
             *[[path] for path in every],
             [model, "--hash"],
@@ -138,6 +146,20 @@ def test_no_verb_lets_a_foreign_word_command_the_terminal(
         run([verb, *map(str, arguments)])
         written = raw.getvalue().decode()
         assert_words_only(OUR_OWN.sub("", written) if terminal else written)
+
+
+def test_a_chat_template_goes_into_a_pipe_as_it_is_and_commands_no_terminal(
+    evil: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = {}
+    for kind in (io.TextIOWrapper, Terminal):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", kind(raw, encoding="utf-8", newline="\n", write_through=True))
+        assert run(["inspect", str(evil / f"{EVIL_FILE}.gguf"), "--template"]) == 0
+        written[kind] = raw.getvalue().decode()
+
+    assert written[io.TextIOWrapper] == f"{EVIL}\n"
+    assert_words_only(written[Terminal])
 
 
 def test_a_verb_or_option_that_does_not_exist_is_quoted_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:

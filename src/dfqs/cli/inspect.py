@@ -1,26 +1,67 @@
 """`dfqs inspect`: what a model is, from its header alone."""
 
 import importlib
-from typing import Annotated
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperCommand
 
-from dfqs.cli.documents.inspect import describe_inspected
-from dfqs.cli.options import Json, Source
-from dfqs.cli.output import emit, escape_controls, key_value_table, out
+from dfqs.cli.documents.inspect import Listed, describe_difference, describe_inspected
+from dfqs.cli.listing import show_difference, show_keys, show_tensors, show_tokenizer
+from dfqs.cli.options import Json
+from dfqs.cli.output import emit, escape_controls, key_value_table, out, print_plain, write_text
 from dfqs.cli.source import open_source
+from dfqs.errors import UsageError
 from dfqs.gguf.kinds import MODEL
 from dfqs.model.description import ModelDescription
+from dfqs.model.difference import compare_headers
 from dfqs.model.files import ModelFiles
+from dfqs.model.listing import EVERY
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.model.spec import RoleSize
 from dfqs.planning.loaders import LoaderVerdict
 from dfqs.units import format_bytes, format_count
 
 
+class Command(TyperCommand):
+    """`--keys` and `--tensors` alone mean all of them; typer has no options whose value may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words: list[str] = []
+        for word, following in itertools.zip_longest(args, args[1:]):
+            words.append(word)
+            if word in ("--keys", "--tensors") and (following is None or following.startswith("-")):
+                words.append(EVERY)
+        return super().parse_args(ctx, words)
+
+
 def command(
-    source: Source,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="{source}...",
+            help="A .gguf file, the first shard of a set, hf:OWNER/NAME[@REVISION][:PATTERN], or a Hub address.",
+            show_default=False,
+        ),
+    ],
+    keys: Annotated[
+        str | None, typer.Option("--keys", help="List keys and values: all, or those that match.", metavar="[glob]")
+    ] = None,
+    tensors: Annotated[
+        str | None, typer.Option("--tensors", help="List tensors: all, or those that match.", metavar="[glob]")
+    ] = None,
+    template: Annotated[bool, typer.Option("--template", help="Print the chat template, and nothing else.")] = False,
+    tokenizer: Annotated[bool, typer.Option("--tokenizer", help="Show the tokenizer and its special tokens.")] = False,
+    diff: Annotated[
+        str | None,
+        typer.Option(
+            "--diff", help="Show how the header differs from another model's; exit 1 where it does.", metavar="{source}"
+        ),
+    ] = None,
     runtimes: Annotated[
         bool,
         typer.Option("--runtimes", help="Ask the runtime whether it loads this, and tell of others."),
@@ -29,14 +70,55 @@ def command(
 ) -> None:
     """Show what a model is: architecture, parameters in all and active, experts, bits per weight by role, deployment
     class and tier. Reads headers only; a 62 GB file takes a fraction of a second, one on the Hub some kilobytes.
+    With --json, several models give one document a line.
 
-    Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf
+    Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf --tensors '*ffn_gate_exps*'
     """
-    model = open_source(source)
-    # The runtime is not on the way of a look at a header.
-    found = importlib.import_module("dfqs.planning.plan").judge_all(model) if runtimes else None
-    document = describe_inspected(model, found)
-    emit(document, json_, lambda: _show(model, found) if model.kind is MODEL else _show_other(model))
+    models = [open_source(source) for source in sources]
+    if diff is not None:
+        _compare(models, diff, json_)
+    for number, model in enumerate(models):
+        # The runtime is not on the way of a look at a header.
+        found = importlib.import_module("dfqs.planning.plan").judge_all(model) if runtimes else None
+        listed = Listed.of(model, keys, tensors, template=template, tokenizer=tokenizer)
+        document = describe_inspected(model, found, listed)
+        if number and not json_:
+            out.print()
+        if len(models) > 1 and not (json_ or template):
+            print_plain(f"{model.shards[0].source}:")
+        emit(document, json_, partial(_show_asked, model, listed, found), indent=2 if len(models) == 1 else None)
+
+
+def _compare(models: Sequence[ModelFiles], other: str, as_json: bool) -> None:
+    if len(models) != 1:
+        raise UsageError("--diff compares one model with another; name one, and the other behind --diff")
+    second = open_source(other)
+    found = compare_headers(models[0], second)
+    emit(describe_difference(models[0], second, found), as_json, lambda: show_difference(found))
+    raise typer.Exit(0 if found.is_equal else 1)
+
+
+def _show_asked(model: ModelFiles, listed: Listed, loaders: tuple[LoaderVerdict, ...] | None) -> None:
+    """What was asked for, or else what the model is."""
+    if listed.template_asked:
+        _show_template(model, listed.template)
+    if listed.tokenizer_asked:
+        show_tokenizer(listed.tokenizer)
+    if listed.keys is not None:
+        show_keys(listed.keys)
+    if listed.tensors is not None:
+        show_tensors(listed.tensors, shards=len(model.shards) > 1)
+    if not listed.is_any:
+        _show(model, loaders) if model.kind is MODEL else _show_other(model)
+    elif loaders is not None:
+        out.print_table(loader_table(loaders))
+
+
+def _show_template(model: ModelFiles, template: str | None) -> None:
+    if template is None:
+        raise UsageError(f"{model.shards[0].source} has no chat template")
+    # A pipe gets it as it is, to be used; a terminal is protected.
+    write_text(template if template.endswith("\n") else f"{template}\n")
 
 
 def _show(model: ModelFiles, loaders: tuple[LoaderVerdict, ...] | None) -> None:

@@ -86,7 +86,7 @@ def build_app(requested: str | None, *, alone: bool = False, plain_help: bool = 
             own_help = inspect.getdoc(callback.callback) if callback else None
             app.add_typer(module.app, name=verb, short_help=help_text, help=own_help or help_text)
         else:
-            app.command(verb, short_help=help_text)(module.command)
+            app.command(verb, short_help=help_text, cls=getattr(module, "Command", None))(module.command)
     return app
 
 

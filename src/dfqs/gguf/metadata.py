@@ -4,11 +4,12 @@ A value costs up to ten times its bytes once it is Python's, and a header may ho
 a number or a name asks for just that (`integer`, `text`): the type is looked at before a value is built.
 """
 
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dfqs.errors import FormatError
-from dfqs.gguf.types import ValueType
+from dfqs.gguf.types import SCALAR_CODES, ValueType
 from dfqs.gguf.values import Value, decode_scalars, decode_strings
 
 VALUE_LIMIT_BYTES = 32 << 20
@@ -16,6 +17,7 @@ ELEMENTS_LIMIT = 1 << 20
 """No honest value is larger: the largest vocabularies have 262,144 tokens and 600,000 merges, in 10 MB."""
 TEXT_LIMIT_BYTES = 1 << 16
 """Of names and descriptions."""
+_LENGTH = struct.Struct("<Q")
 LAYERS_LIMIT = 4096
 """Of arrays with a value a layer; llama.cpp has 512 layers at most."""
 INTEGER_TYPES = frozenset(
@@ -148,6 +150,29 @@ class Metadata(Mapping[str, Value]):
         value = self[name]
         assert isinstance(value, tuple)
         return tuple(int(number) for number in value)
+
+    def first(self, name: str, limit: int) -> tuple[Value, ...]:
+        """The first values of an array, at most `limit`, without decoding the others; of a single value, that value.
+
+        Raises:
+            FormatError: they are larger than any honest ones.
+        """
+        entry = self._entries[name]
+        if entry.type is not ValueType.ARRAY:
+            return (self[name],)
+        assert entry.element_type is not None
+        count = min(entry.count, limit)
+        data = memoryview(self._buffer)[entry.value_start : entry.end]
+        if entry.element_type is not ValueType.STRING:
+            return decode_scalars(
+                entry.element_type, data[: count * struct.calcsize("<" + SCALAR_CODES[entry.element_type])]
+            )
+        end = 0
+        for _ in range(count):
+            end += 8 + _LENGTH.unpack_from(data, end)[0]
+        if end > VALUE_LIMIT_BYTES:
+            raise self._fail(entry, f"strings of {end:,} bytes, no more than {VALUE_LIMIT_BYTES:,} are read")
+        return decode_strings(data[:end], count)
 
     def boolean(self, name: str) -> bool | None:
         """A bool; None where the key is missing or is none."""

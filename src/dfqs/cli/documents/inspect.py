@@ -1,12 +1,23 @@
 """What `inspect` prints."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, create_model
 
 from dfqs.gguf.kinds import MODEL
 from dfqs.model.description import ModelDescription
+from dfqs.model.difference import HeaderDifference
 from dfqs.model.files import ModelFiles
+from dfqs.model.listing import (
+    KeyListing,
+    TensorListing,
+    TokenizerListing,
+    chat_template,
+    describe_tokenizer,
+    list_keys,
+    list_tensors,
+)
 from dfqs.planning.loaders import LoaderVerdict
 from dfqs.records import Document, Record, Text
 
@@ -24,6 +35,14 @@ class _Inspected(Document):
     tensors: int
     loaders: tuple[LoaderVerdict, ...] | None = None
     """Which programs load it; null: not asked (`--runtimes`)."""
+    keys: tuple[KeyListing, ...] | None = None
+    """Null: not asked (`--keys`)."""
+    listed_tensors: tuple[TensorListing, ...] | None = None
+    """Null: not asked (`--tensors`)."""
+    tokenizer: TokenizerListing | None = None
+    """Null: not asked (`--tokenizer`), or the header has none."""
+    template: Text | None = None
+    """The chat template; null: not asked (`--template`), or there is none."""
     made_of: ClassVar[type[Record]] = ModelDescription
     """Whose keys follow."""
 
@@ -36,7 +55,60 @@ InspectDocument = create_model("InspectDocument", __base__=_Inspected, __doc__=_
 """`_Inspected`, and every key of `ModelDescription`."""
 
 
-def describe_inspected(model: ModelFiles, loaders: tuple[LoaderVerdict, ...] | None = None) -> _Inspected:
+class InspectDiffDocument(Document):
+    """How two headers differ."""
+
+    schema_: Literal["dfqs.inspect-diff/1"] = Field(default="dfqs.inspect-diff/1", alias="schema")
+    first: Text
+    """Path or address."""
+    second: Text
+    is_equal: bool
+    difference: HeaderDifference
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Of a header, what was asked for."""
+
+    keys: tuple[KeyListing, ...] | None = None
+    tensors: tuple[TensorListing, ...] | None = None
+    tokenizer: TokenizerListing | None = None
+    template: str | None = None
+    tokenizer_asked: bool = False
+    template_asked: bool = False
+
+    @classmethod
+    def of(
+        cls, model: ModelFiles, keys: str | None, tensors: str | None, *, tokenizer: bool, template: bool
+    ) -> "Listed":
+        """Look it up.
+
+        Args:
+            keys, tensors: patterns of names; None: not asked.
+
+        Raises:
+            FormatError: a value is larger than any honest one.
+        """
+        return cls(
+            None if keys is None else list_keys(model, keys),
+            None if tensors is None else list_tensors(model, tensors),
+            describe_tokenizer(model) if tokenizer else None,
+            chat_template(model) if template else None,
+            tokenizer,
+            template,
+        )
+
+    @property
+    def is_any(self) -> bool:
+        return self.template_asked or self.tokenizer_asked or self.keys is not None or self.tensors is not None
+
+
+_NOTHING = Listed()
+
+
+def describe_inspected(
+    model: ModelFiles, loaders: tuple[LoaderVerdict, ...] | None = None, listed: Listed = _NOTHING
+) -> _Inspected:
     """The document of a file, model or not."""
     described: dict[str, Any]
     if model.kind is MODEL:
@@ -52,5 +124,16 @@ def describe_inspected(model: ModelFiles, loaders: tuple[LoaderVerdict, ...] | N
         alignment=model.header.alignment,
         tensors=len(model.tensors),
         loaders=loaders,
+        keys=listed.keys,
+        listed_tensors=listed.tensors,
+        tokenizer=listed.tokenizer,
+        template=listed.template,
         **described,
+    )
+
+
+def describe_difference(first: ModelFiles, second: ModelFiles, found: HeaderDifference) -> InspectDiffDocument:
+    """The document of a comparison."""
+    return InspectDiffDocument(
+        first=first.shards[0].source, second=second.shards[0].source, is_equal=found.is_equal, difference=found
     )
