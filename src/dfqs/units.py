@@ -7,6 +7,7 @@ from dfqs.errors import UsageError, printable
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE)
 _TOKENS = re.compile(r"\s*([0-9]{1,12})\s*([km])?\s*", re.IGNORECASE)
+_MOST_TOKENS = (1 << 31) - 1
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -82,11 +83,11 @@ def parse_tokens(text: str) -> int:
     """Tokens from `8192`, `8k` (8 x 1,024, as lengths of contexts are counted) or `1M`.
 
     Raises:
-        UsageError: not a number of tokens above zero.
+        UsageError: not a number of tokens above zero, or more than llama.cpp can count.
     """
     match = _TOKENS.fullmatch(text)
     count = int(match[1]) * 1024 ** {"k": 1, "m": 2}.get((match[2] or "").lower(), 0) if match else 0
-    if count < 1:
+    if not 1 <= count <= _MOST_TOKENS:
         raise UsageError(f"'{printable(text)}' is no number of tokens; write it like 8192, 64k or 1M")
     return count
 

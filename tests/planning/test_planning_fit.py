@@ -189,7 +189,7 @@ def test_lengths_of_contexts_count_in_powers_of_two(text: str, tokens: int) -> N
     assert parse_tokens(text) == tokens
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "8kk", "1e6", "8 000", "٣", "0k", "9" * 40, "\x1b[2J"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "8kk", "1e6", "8 000", "٣", "0k", "2048M", "9" * 40, "\x1b[2J"])
 def test_what_is_no_length_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(UsageError, match="is no number of tokens; write it like"):
         parse_tokens(text)

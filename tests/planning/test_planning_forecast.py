@@ -121,7 +121,7 @@ def test_a_trace_of_another_model_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "is of a model with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--ctx", "much"], ["--ctx", "0"], ["--ram", "x"], ["--plot", "p.bmp"]])
+@pytest.mark.parametrize("wrong", [["--ctx", "0"], ["--ctx", "512,"], ["--ram", "x"], ["--plot", "p.bmp"]])
 @pytest.mark.usefixtures("probed")
 def test_words_that_make_no_sense_are_usage_errors(smollm2_gguf: Path, wrong: list[str]) -> None:
     assert run(["forecast", str(smollm2_gguf), *wrong]) == 2

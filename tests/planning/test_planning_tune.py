@@ -13,6 +13,7 @@ from dfqs.planning.halving import Timing, challenge, choose, mean_ratio
 from dfqs.planning.settings import RunSettings, default_settings
 from dfqs.planning.tune import TuneJob, tune_with
 from dfqs.planning.tuning import Tuning
+from dfqs.runtime.loading import Mapped
 from planning_machine import PretendMachine, noise_of
 
 
@@ -130,6 +131,14 @@ def test_a_machine_that_changes_its_speed_is_told(model: ModelFiles, machine: Ma
 def test_a_busy_machine_is_recorded_as_one(model: ModelFiles, machine: Machine) -> None:
     assert tune_on(PretendMachine(usual, other_cpus=1.0), job_of(model, machine)).busy
     assert not tune_on(PretendMachine(usual, other_cpus=0.1), job_of(model, machine)).busy
+
+
+def test_what_is_mapped_and_not_streamed_is_recorded_where_a_run_that_maps_looks_for_it(
+    model: ModelFiles, machine: Machine
+) -> None:
+    job = replace(job_of(model, machine), order=Mapped())
+
+    assert not tune_on(PretendMachine(usual), job).streamed
 
 
 def test_a_round_in_which_everything_is_slow_decides_nothing() -> None:

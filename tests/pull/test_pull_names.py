@@ -9,8 +9,9 @@ from test_pull_selection import plan_of, point_to
 
 from dfqs.cli.main import run
 from dfqs.errors import DfqsError, ShardError, UsageError
+from dfqs.gguf.numbered_names import place_of
+from dfqs.gguf.pieces import find_raw_pieces
 from dfqs.pull.hub import RemoteFile
-from dfqs.pull.naming import place_of
 from dfqs.pull.selection import list_choices
 from dfqs.shards.hub_address import HubAddress, is_remote, parse_hub_address
 from hub_server import FakeHub
@@ -201,6 +202,7 @@ PIECE_NAMES = [
     ("x.gguf.part-{:0>5}-of-00003", "123"),
     ("x-{:0>5}-of-00003.gguf", "123"),
     ("x.part{}of3.gguf", "123"),
+    ("x_{} of 3.gguf", "123"),
 ]
 
 
@@ -220,6 +222,21 @@ def test_raw_pieces_are_fetched_into_the_one_file_that_they_are(
 
     assert plan.joined and plan.file_bytes == len(data)
     assert (tmp_path / "m.gguf").read_bytes() == data
+
+
+@pytest.mark.parametrize(("pattern", "marks"), PIECE_NAMES)
+def test_pieces_that_a_pull_joins_are_known_by_the_same_names_on_a_disk(
+    tmp_path: Path, pattern: str, marks: str
+) -> None:
+    data = single_model()
+    third = len(data) // 3
+    paths = [tmp_path / pattern.format(mark) for mark in marks]
+    for path, piece in zip(paths, (data[:third], data[third : 2 * third], data[2 * third :]), strict=True):
+        path.write_bytes(piece)
+
+    for path in paths:
+        found = find_raw_pieces(path)
+        assert found is not None and found.complete and list(found.paths) == paths
 
 
 def test_a_missing_piece_is_said(hub: FakeHub) -> None:

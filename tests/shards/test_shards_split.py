@@ -93,6 +93,20 @@ def test_second_split_to_the_same_names_does_not_take_the_first_ones_files_for_a
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_two_splits_under_long_names_that_begin_alike_do_not_wait_for_each_other(model: Path, tmp_path: Path) -> None:
+    one, another = (plan_split(model, tmp_path / ("p" * 100 + end), max_tensors=10) for end in "ab")
+    written: list[Path] = []
+
+    def other(done: int, total: int | None = None, note: str = "") -> None:
+        if not written:
+            written.extend(split(another))
+
+    paths = split(one, progress=other)
+
+    assert written and all(path.exists() for path in (*paths, *written))
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_directory_is_no_prefix(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a directory; give a name"):
         plan_split(model, tmp_path)

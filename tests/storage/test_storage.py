@@ -12,7 +12,7 @@ import pytest
 
 from dfqs.errors import FormatError, SpaceError, UsageError
 from dfqs.records import Record, canonical_json, read_json, sha256_of, write_json
-from dfqs.storage.atomic import atomic_writer, write_bytes_atomic
+from dfqs.storage.atomic import atomic_writer, partial_path, write_bytes_atomic
 
 
 def test_exception_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -63,6 +63,28 @@ def test_killed_writer_leaves_no_file_under_the_name_and_the_next_run_removes_it
 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "other"]
     assert target.read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("name", ["模" * 83 + ".gguf", "m" * 250 + ".gguf", "\U0001f9ea" * 62 + "abcdefg"])
+def test_longest_name_that_a_disk_takes_is_written(tmp_path: Path, name: str) -> None:
+    write_bytes_atomic(tmp_path / name, b"whole")
+
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("one", "other"), [("m" * 240 + "a", "m" * 240 + "b"), ("m" * 90, "m" * 91), ("m.gguf", "m")])
+def test_what_a_living_writer_is_at_is_not_taken_for_what_another_name_left(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    # As a split has them: in use, and with no lock of their own.
+    left = partial_path(tmp_path / one, "00000000-0")
+    left.write_bytes(b"x")
+    write_bytes_atomic(tmp_path / other, b"whole")
+    assert left.exists()
+
+    write_bytes_atomic(tmp_path / one, b"whole")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([one, other])
 
 
 def test_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:

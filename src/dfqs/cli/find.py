@@ -13,7 +13,7 @@ from dfqs.cli.options import Json
 from dfqs.cli.output import emit, note, out
 from dfqs.errors import UsageError, printable
 from dfqs.find import FindResult, find_models, taken_bytes, usual_directories
-from dfqs.units import format_bytes
+from dfqs.units import format_bytes, format_number_of
 
 _LISTED_KEYS = 8
 
@@ -63,7 +63,7 @@ def _show(result: FindResult) -> None:
     total = taken_bytes(result.models)
     count = len(result.models)
     out.print(
-        f"{count} {'model' if count == 1 else 'models'}, {format_bytes(total)} on disk, "
+        f"{format_number_of(count, 'model')}, {format_bytes(total)} on disk, "
         f"{format_bytes(result.freeable_bytes)} could be freed; nothing was changed"
     )
 

@@ -11,17 +11,16 @@ from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import Json, Model, Overwrite, Threads
 from dfqs.cli.output import emit, note, out, print_plain
-from dfqs.errors import UsageError
 from dfqs.planning.forecast import CONTEXTS, Curve, ForecastDocument, ForecastRequest, forecast
 from dfqs.planning.speed import Rate
 from dfqs.runtime.checks import check_model
-from dfqs.units import format_bytes, parse_size
+from dfqs.units import format_bytes, parse_size, parse_tokens
 
 
 def command(
     model: Model,
     ctx: Annotated[
-        str | None, typer.Option("--ctx", help="Contexts in tokens: 512,4096.", show_default="512,4096")
+        str | None, typer.Option("--ctx", help="Contexts in tokens: 512,8k.", show_default="512,4096")
     ] = None,
     trace: Annotated[
         Path | None,
@@ -48,7 +47,7 @@ def command(
     if plot is not None:
         check_output(plot, (model, trace), overwrite=overwrite)
     checked = check_model(model)
-    contexts = tuple(_number(word) for word in ctx.split(",")) if ctx else CONTEXTS
+    contexts = tuple(parse_tokens(word) for word in ctx.split(",")) if ctx else CONTEXTS
     memory = tuple(parse_size(word) for word in ram.split(",")) if ram else ()
     request = ForecastRequest(contexts, threads, trace, memory)
     with progress_bar("calibrating this machine", "probes") as progress:
@@ -57,12 +56,6 @@ def command(
         # An extra: only who draws needs matplotlib.
         importlib.import_module("dfqs.planning.curve_plot").plot_curve(document, plot, overwrite=overwrite)
     emit(document, json_, lambda: _show(document))
-
-
-def _number(word: str) -> int:
-    if not word.strip().isdigit() or not 0 < int(word) <= 1 << 30:
-        raise UsageError(f"'{word}' is no context; write them like 512,4096")
-    return int(word)
 
 
 def _show(document: ForecastDocument) -> None:

@@ -21,7 +21,7 @@ from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
 from dfqs.streaming.budget import LoadPlan, Streamed
 from dfqs.streaming.verification import CheckMode, read_recorded
-from dfqs.units import format_duration
+from dfqs.units import format_duration, format_number_of
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
 TemperatureOption = Annotated[
@@ -139,25 +139,21 @@ def accept_any_bytes_on_stdin() -> None:
 def describe_rates(answer: Answer, session: ChatSession) -> str:
     """One line: how much, how fast, under which conditions."""
     info = session.info
-    prompt = f"prompt {_tokens(answer.prompt_tokens)}"
+    prompt = f"prompt {format_number_of(answer.prompt_tokens, 'token')}"
     if answer.reused_tokens:
         prompt += f" ({answer.reused_tokens:,} from the cache)"
     policy = "" if info.omp_wait_policy == "bounded" else f", {info.omp_wait_policy} wait policy"
     parts = [
         prompt + _rate(answer.prompt_tokens_per_s),
-        f"answer {_tokens(answer.generated_tokens)}" + _rate(answer.decode_tokens_per_s),
+        f"answer {format_number_of(answer.generated_tokens, 'token')}" + _rate(answer.decode_tokens_per_s),
         f"loaded in {format_duration(info.load_s)}",
-        f"{info.threads} thread{'' if info.threads == 1 else 's'}{policy}",
+        f"{format_number_of(info.threads, 'thread')}{policy}",
     ]
     if answer.finish_reason == "length":
         parts.append("cut at --max-tokens")
     if answer.finish_reason == "context":
         parts.append(f"cut: the context of {info.context_tokens:,} tokens is full (--ctx)")
     return "; ".join(parts)
-
-
-def _tokens(count: int) -> str:
-    return f"{count:,} token" if count == 1 else f"{count:,} tokens"
 
 
 def _rate(tokens_per_s: float | None) -> str:

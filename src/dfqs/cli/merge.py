@@ -20,7 +20,7 @@ from dfqs.shards import MergePlan, merge, merged_path, plan_merge
 from dfqs.shards.plain_merge import merged_already, refuse_source_as_target
 from dfqs.storage.atomic import check_writable_target
 from dfqs.storage.space import require_space
-from dfqs.units import format_bytes, format_duration, parse_size
+from dfqs.units import format_bytes, format_duration, format_number_of, parse_size
 
 
 def command(
@@ -183,7 +183,7 @@ def _show(found: MergeDocument) -> None:
         print_plain("all shards are as they were before the merge")
     elif found.dry_run:
         rows = [
-            ("output", f"{found.output}, {format_bytes(file_bytes)}, {found.tensors or 0:,} tensors"),
+            ("output", f"{found.output}, {format_bytes(file_bytes)}, {format_number_of(found.tensors or 0, 'tensor')}"),
             ("shards", f"{len(found.shards)}, {'kept' if found.mode == 'plain' else 'used up'}"),
             ("bytes to write", format_bytes(moved_bytes)),
             ("disk needed beyond the shards", format_bytes(found.peak_extra_bytes or 0)),
@@ -195,5 +195,5 @@ def _show(found: MergeDocument) -> None:
         print_plain(f"done already: {found.output} is what this merge wrote, and nothing changed since")
     else:
         moved, time = format_bytes(moved_bytes), format_duration(found.wall_s or 0)
-        size = f"{format_bytes(file_bytes)} from {len(found.shards)} shards"
+        size = f"{format_bytes(file_bytes)} from {format_number_of(len(found.shards), 'shard')}"
         print_plain(f"wrote {found.output}: {size}, {moved} moved, in {time}")

@@ -22,7 +22,7 @@ from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.plan import QuantizationPlan
 from dfqs.quantize.quantize import Quantized, quantize
 from dfqs.quantize.source import class_for, plan_source, read_source
-from dfqs.units import format_bytes, format_count, format_duration, parse_size
+from dfqs.units import format_bytes, format_count, format_duration, format_number_of, parse_size
 
 SHOWN_NOTES = 12
 """So many exceptions are listed one by one for people; `--json` has them all."""
@@ -131,13 +131,13 @@ def warn_of_idle_exceptions(plan: QuantizationPlan) -> None:
 def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool, imatrix: ImatrixOrigin | None) -> None:
     if imatrix is not None and imatrix.unseen_experts:
         warn(
-            f"{imatrix.unseen_experts} (layer, expert) pairs were never reached when importance was measured: all "
-            "their columns weigh the same; more text for `dfqs imatrix` helps"
+            f"no text reached {format_number_of(imatrix.unseen_experts, '(layer, expert) pair')} when importance was "
+            "measured: all columns weigh the same there; more text for `dfqs imatrix` helps"
         )
     if imatrix is not None and imatrix.silent_weights:
         warn(
-            f"the importance matrix has nothing but zeroes for {imatrix.silent_weights} tensors: all their columns "
-            "weigh the same"
+            f"the importance matrix has nothing but zeroes for {format_number_of(imatrix.silent_weights, 'tensor')}: "
+            "all columns weigh the same there"
         )
     emit(QuantizeDocument.of(plan, result, imatrix), json_, lambda: _show(plan, result))
 
@@ -150,12 +150,13 @@ def _show(plan: QuantizationPlan, result: Quantized | None) -> None:
     bits = f", {total * 8 / weights:.2f} bits per weight" if weights else ""
     print_plain(f"{plan.class_.name}: {format_bytes(total)} for {format_count(weights)} parameters{bits}")
     if plan.native_experts:
+        count = format_number_of(len(plan.native_experts), "expert tensor")
         print_plain(
-            f"{len(plan.native_experts)} expert tensors are {plan.native_experts[0].source.type.name} in the input: "
-            "taken for the type that the model is published in, which has lost nothing yet"
+            f"{count} of {plan.native_experts[0].source.type.name} in the input: taken for the type that the model is "
+            "published in, which has lost nothing yet"
         )
     if plan.notes:
-        print_plain(f"{len(plan.notes)} tensors are not what the class says:")
+        print_plain(f"{format_number_of(len(plan.notes), 'tensor')} of another type than the class says:")
         for line in plan.notes[:SHOWN_NOTES]:
             print_plain(f"  - {line}")
         if len(plan.notes) > SHOWN_NOTES:
@@ -165,14 +166,16 @@ def _show(plan: QuantizationPlan, result: Quantized | None) -> None:
         return
     outcome = result.outcome
     rate = f", {format_count(outcome.quantized_parameters / outcome.wall_s)} a second" if outcome.wall_s > 0 else ""
-    resumed = f" ({outcome.resumed} tensors were done before)" if outcome.resumed else ""
+    resumed = f" ({format_number_of(outcome.resumed, 'tensor')} done before)" if outcome.resumed else ""
     for path, manifest in zip(result.paths, result.manifests, strict=True):
         print_plain(f"wrote {path} ({manifest.name} beside it)")
-    note(f"{format_duration(outcome.wall_s)} on {outcome.threads} threads{rate}{resumed}")
+    note(f"{format_duration(outcome.wall_s)} on {format_number_of(outcome.threads, 'thread')}{rate}{resumed}")
 
 
 def _hint_at_needs(plan: QuantizationPlan) -> None:
     if plan.requantized:
-        note(f"{len(plan.requantized)} input tensors are below Q8_0: the real run needs --allow-requantize")
+        count = format_number_of(len(plan.requantized), "input tensor")
+        note(f"to take {count} below Q8_0 the real run needs --allow-requantize")
     if plan.needing_importance:
-        note(f"{len(plan.needing_importance)} tensors need an importance matrix: the real run needs --imatrix")
+        count = format_number_of(len(plan.needing_importance), "tensor")
+        note(f"for {count} the real run needs an importance matrix (--imatrix)")

@@ -14,7 +14,6 @@ from dfqs.cli.options import DryRun, Force, Json, Overwrite, Plots, Ram, Svg, Th
 from dfqs.cli.output import emit, note, print_parts, print_plain, warn
 from dfqs.cli.route_compare import diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
-from dfqs.errors import UsageError
 from dfqs.records import write_json
 from dfqs.routing.capture import MAX_CONTEXT_TOKENS, REFERENCE, CaptureSummary, capture_trace
 from dfqs.routing.contexts import (
@@ -31,7 +30,7 @@ from dfqs.routing.pressure import measure_pressure
 from dfqs.routing.prompts import packaged_prompt, read_prompts
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
-from dfqs.units import format_bytes
+from dfqs.units import format_bytes, format_number_of, parse_tokens
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -129,8 +128,9 @@ def _plan_trace(model: Path, out_path: Path, prompts: int, weights: bool, json_:
         header=None,
     )
     text = (
-        f"Would write {out_path}: {prompts} prompts through {identity.architecture}, {identity.experts_used} "
-        f"of {identity.experts} experts in up to {identity.layers} layers" + (", with scores" if weights else "")
+        f"Would write {out_path}: {format_number_of(prompts, 'prompt')} through {identity.architecture}, "
+        f"{identity.experts_used} of {format_number_of(identity.experts, 'expert')} in up to "
+        f"{format_number_of(identity.layers, 'layer')}" + (", with scores" if weights else "")
     )
     emit(planned, json_, lambda: print_plain(text))
 
@@ -150,8 +150,9 @@ def _report_trace(summary: CaptureSummary, out_path: Path, weights: bool, json_:
         streaming=summary.streaming,
     )
     text = (
-        f"{out_path}: {summary.tokens:,} tokens of {summary.prompts} prompts, {header.model.experts_used} of "
-        f"{header.model.experts} experts in {len(header.layers)} layers"
+        f"{out_path}: {format_number_of(summary.tokens, 'token')} of {format_number_of(summary.prompts, 'prompt')}, "
+        f"{header.model.experts_used} of {format_number_of(header.model.experts, 'expert')} in "
+        f"{format_number_of(len(header.layers), 'layer')}"
         + (f" ({len(header.hash_layers)} hash-routed)" if header.hash_layers else "")
         + f", {format_bytes(out_path.stat().st_size)}"
     )
@@ -272,10 +273,7 @@ def pressure(
     Example: dfqs route pressure model.gguf --lengths 64,512,4096 --plots pictures
     """
     targets = plan_pictures(plots, ("pressure",), svg)
-    try:
-        wanted = [int(length) for length in lengths.split(",")]
-    except ValueError:
-        raise UsageError(f"'{lengths}' is no list of lengths; write it like 64,256,1024") from None
+    wanted = [parse_tokens(length) for length in lengths.split(",")]
     perturbed = {"flash_attention": flash_attention.value, "type_k": type_k, "type_v": type_v}
     opened = check_model(model)
     read_identity(opened)

@@ -14,6 +14,7 @@ from dfqs.errors import UsageError
 from dfqs.routing.coherence import Coherence, RouteDiff, diff_traces
 from dfqs.routing.stats import RouteStats, measure_stats
 from dfqs.storage.atomic import check_writable_target
+from dfqs.units import format_number_of
 
 
 def diff(
@@ -98,7 +99,7 @@ def diff_table(found: RouteDiff) -> Table:
     """Agreement by layer, and over all."""
     table = plain_table(
         f"Routing of {found.other.model.name} ({', '.join(found.other.model.expert_types)}) against "
-        f"{', '.join(found.reference.model.expert_types)}, {found.tokens:,} tokens "
+        f"{', '.join(found.reference.model.expert_types)}, {format_number_of(found.tokens, 'token')} "
         f"(shares in %, KL in nats; Jaccard of two random sets: {percent(found.uniform_chance_jaccard)})",
         "Layer",
         *_COLUMNS,
@@ -122,7 +123,8 @@ def load_table(found: RouteStats) -> Table:
     """Load by layer."""
     model = found.model
     table = plain_table(
-        f"Load of {model.experts} experts, {model.experts_used} used: {found.tokens:,} tokens, {found.prompts} prompts",
+        f"Load of {model.experts} experts, {model.experts_used} used: "
+        f"{format_number_of(found.tokens, 'token')}, {format_number_of(found.prompts, 'prompt')}",
         "Layer",
         "entropy",
         "of max",

@@ -6,6 +6,7 @@ from rich.text import Text
 from dfqs.routing.determinism import FirstDivergence, RouteCheck
 from dfqs.routing.forecast import MarginReport
 from dfqs.routing.pressure import PressureReport
+from dfqs.units import format_number_of
 
 
 def share(value: float | None, digits: int = 2) -> str:
@@ -66,7 +67,7 @@ def matrix_table(check: RouteCheck) -> Table:
 
 def load_table(check: RouteCheck) -> Table:
     load = check.load
-    slots = "one slot" if load.slots == 1 else f"{load.slots} slots"
+    slots = format_number_of(load.slots, "slot")
     table = plain_table(
         f"Standard load, version {load.version}, profile {load.profile}: four requests at once ({slots}), each against "
         "itself alone",

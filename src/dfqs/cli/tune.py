@@ -49,7 +49,7 @@ def command(
     plan = choose_load(checked, default_settings(threads).context(prompt_tokens + answer_tokens), ram)
     order = None if isinstance(plan.order, InMemory) else plan.order
     if show:
-        found = find_tuning(checked, streamed=order is not None)
+        found = find_tuning(checked, streamed=plan.order.is_streamed)
         if found is None:
             raise UsageError(f"{model} was not tuned on this machine as busy as it is now; 'dfqs tune {model}' does it")
         emit(found, json_, lambda: show_tuning(found))

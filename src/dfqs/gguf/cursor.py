@@ -4,16 +4,12 @@ import struct
 
 from dfqs.errors import FormatError, TruncatedGGUF
 from dfqs.gguf.source import ByteSource
+from dfqs.units import format_number_of
 
 HEADER_LIMIT_BYTES = 64 << 20
 """No header is larger; the largest vocabularies make 20 MB. Bounds memory when a header lies about itself."""
 FIRST_READ_BYTES = 1 << 16
 _U64 = struct.Struct("<Q")
-
-
-def bytes_word(count: int) -> str:
-    """`1 byte`, `2,000 bytes`."""
-    return f"{count:,} byte" if count == 1 else f"{count:,} bytes"
 
 
 class Cursor:
@@ -40,7 +36,9 @@ class Cursor:
         needed = self.position + length
         if needed > self.size:
             raise self.end(
-                f"{what} needs {bytes_word(length)}, the file has {max(self.size - self.position, 0):,} left", name
+                f"{what} needs {format_number_of(length, 'byte')}, the file has "
+                f"{max(self.size - self.position, 0):,} left",
+                name,
             )
         if needed > self.limit_bytes:
             raise self.fail(

@@ -4,21 +4,14 @@ The first piece has the whole header and looks truncated; the others look like n
 which count on in letters or digits, and their sizes, which add up to what the header promises.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import FormatError
 from dfqs.gguf import parse_header
 from dfqs.gguf.layout import MAGIC
+from dfqs.gguf.numbered_names import place_of
 from dfqs.gguf.shard_names import parse_shard_name
-
-# The part of a name that counts: `x.gguf.aa`, `x.gguf.PART1OF3`, `x.gguf-split-b`, `x.gguf.001`, and
-# `x-00001-of-00003.gguf`, the form of shards' names, which people give to pieces too.
-_COUNTER = re.compile(
-    r"(?P<before>.*?)(?P<count>\d+|(?<![a-zA-Z])[a-z]{1,3})(?P<after>([-_. ]?of[-_. ]?\d+)?)(?P<end>(\.gguf)?)",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +56,15 @@ def find_raw_pieces(path: Path) -> RawPieces | None:
 
 
 def _family(path: Path) -> list[Path]:
-    """Files beside `path` whose names differ from its name in the counter alone, in counting order."""
-    match = _COUNTER.fullmatch(path.name)
-    if match is None or not path.parent.is_dir():
+    """Files beside `path` whose names differ from its name in the number alone, in counting order."""
+    own = place_of(path.name, anyhow=True)
+    if own is None or not path.parent.is_dir():
         return []
-    digits = match["count"].isdigit()
     found: list[tuple[int, str, Path]] = []
     for other in path.parent.iterdir():
-        its = _COUNTER.fullmatch(other.name)
-        if its is None or its["count"].isdigit() != digits or not other.is_file():
-            continue
-        if all(its[group] == match[group] for group in ("before", "after", "end")):
-            found.append((len(its["count"].lstrip("0")) if digits else len(its["count"]), its["count"], other))
+        place = place_of(other.name, anyhow=True)
+        if place is not None and (place.kind, place.group) == (own.kind, own.group) and other.is_file():
+            found.append((place.number, other.name, other))
     return [entry[2] for entry in sorted(found)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dfqs.errors import FormatError, UnsupportedGGUF
 from dfqs.gguf.beginnings import SAMPLE_BYTES, explain_beginning
-from dfqs.gguf.cursor import HEADER_LIMIT_BYTES, Cursor, bytes_word
+from dfqs.gguf.cursor import HEADER_LIMIT_BYTES, Cursor
 from dfqs.gguf.layout import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -28,6 +28,7 @@ from dfqs.gguf.metadata import KeyEntry, Metadata
 from dfqs.gguf.source import ByteSource, FileSource
 from dfqs.gguf.types import SCALAR_BYTES, GGMLType, ValueType
 from dfqs.gguf.values import RawKeyValue
+from dfqs.units import format_number_of
 
 MAX_KEY_BYTES = 65535
 MAX_ENTRIES = 1 << 18
@@ -154,8 +155,9 @@ def layout_problems(header: Header) -> Iterator[FormatError]:
             )
         end = header.data_offset + tensor.offset + tensor.length
         if end > header.file_size:
+            beyond = format_number_of(end - header.file_size, "byte")
             yield FormatError(
-                f"ends {bytes_word(end - header.file_size)} past the end of the file; the file is truncated",
+                f"ends {beyond} past the end of the file; the file is truncated",
                 path=header.source_name,
                 offset=header.file_size,
                 name=tensor.name,

@@ -16,6 +16,7 @@ from dfqs.model.hashes import TensorHash
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
 from dfqs.shards.consistency import consistency_problems
 from dfqs.shards.repair import plan_repair
+from dfqs.units import format_number_of
 
 FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
 _LISTED = 3
@@ -106,7 +107,7 @@ def _length_findings(source: FileSource, header: Header, files: tuple[EmbeddedFi
         missing = max(header.span(t).end for t in cut) - size
         yield Finding(
             "truncated",
-            f"the file ends {missing:,} {_word(missing, 'byte')} too soon: of {len(header.tensors):,} tensors {gone:,} "
+            f"the file ends {format_number_of(missing, 'byte')} too soon: of {len(header.tensors):,} tensors {gone:,} "
             f"are missing and {len(cut) - gone:,} cut short, the first of them {cut[0].name}",
             FETCH_AGAIN,
             offset=size,
@@ -136,7 +137,7 @@ def _rest_findings(source: FileSource, last: EmbeddedFile) -> Iterator[Finding]:
     kind = "zeroes" if not any(sample) else f"beginning with {sample[:8]!r}"
     yield Finding(
         "trailing",
-        f"{extra:,} {_word(extra, 'byte')} ({kind}) after the last tensor, which llama.cpp loads without a word",
+        f"{format_number_of(extra, 'byte')} ({kind}) after the last tensor, which llama.cpp loads without a word",
         f"`dfqs repair MODEL -o OUT` cuts them off (or `truncate -s {last.end} MODEL` in place).",
         offset=last.end,
         repairable=True,
@@ -228,7 +229,3 @@ def _pieces_finding(path: Path, paths: tuple[Path, ...], complete: bool) -> Find
         fix = f"Found here are {names}, which do not add up to the whole; fetch the missing pieces."
     message = f"it is {which} of {len(paths)} raw pieces of one file (made by `split -b`, not by gguf-split)"
     return Finding("raw-piece", message, fix)
-
-
-def _word(count: int, noun: str) -> str:
-    return noun if count == 1 else noun + "s"

@@ -84,7 +84,7 @@ def _row(
         asked_tokens=asked.n_ctx or need.context_tokens,
         context_tokens=need.context_tokens,
         profile=profile,
-        settings=_settings(found.settings, need),
+        settings=PlanSettings.of(found.settings, need.flash_attention),
         parts=_parts(need),
         total_bytes=need.total_bytes + PROGRAM_BYTES,
         verdict=verdict,
@@ -194,18 +194,6 @@ def _unknown(subject: "Subject", asked: ContextSettings, profile: Literal["defau
             "advice": f"the context not counted: {_advice(binding, least)}",
         }
     return row.model_copy(update=changes)
-
-
-def _settings(settings: ContextSettings, need: MemoryNeed) -> PlanSettings:
-    resolved = {True: "on", False: "off", None: settings.flash_attention}[need.flash_attention]
-    return PlanSettings(
-        flash_attention=resolved,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        batch=settings.n_batch,
-        ubatch=settings.n_ubatch,
-        swa_full=settings.swa_full,
-    )
 
 
 def _parts(need: MemoryNeed) -> tuple[PlanPart, ...]:

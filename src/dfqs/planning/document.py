@@ -8,6 +8,7 @@ from pydantic import Field
 from dfqs.model.description import Count
 from dfqs.planning.loaders import LoaderVerdict
 from dfqs.records import Amount, AtLeastOne, Document, Record, Share, Text, Whole
+from dfqs.runtime.requests import ContextSettings
 
 
 class Verdict(StrEnum):
@@ -39,6 +40,30 @@ class PlanSettings(Record):
     ubatch: AtLeastOne
     swa_full: bool
     """Full-size caches for layers that attend to a sliding window."""
+
+    @classmethod
+    def of(cls, settings: ContextSettings, flash_attention: bool | None) -> "PlanSettings":
+        """Of a context, with what llama.cpp chose for flash attention; None: it did not say."""
+        return cls(
+            flash_attention={True: "on", False: "off", None: settings.flash_attention}[flash_attention],
+            type_k=settings.type_k,
+            type_v=settings.type_v,
+            batch=settings.n_batch,
+            ubatch=settings.n_ubatch,
+            swa_full=settings.swa_full,
+        )
+
+    def context(self, tokens: int) -> ContextSettings:
+        """Those of a context of so many tokens."""
+        return ContextSettings(
+            n_ctx=tokens,
+            n_batch=self.batch,
+            n_ubatch=self.ubatch,
+            flash_attention=self.flash_attention,
+            type_k=self.type_k,
+            type_v=self.type_v,
+            swa_full=self.swa_full,
+        )
 
 
 class PlanPart(Record):

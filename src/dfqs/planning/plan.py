@@ -177,16 +177,9 @@ def _ask_all(
     weights = weigh_layers(subject.model.tensors)
     split: tuple[GpuSplit | None, int] | None = None
     for row in contexts:
-        settings = ContextSettings(
-            n_ctx=row.context_tokens,
-            n_batch=row.settings.batch,
-            n_ubatch=row.settings.ubatch,
-            flash_attention=row.settings.flash_attention,
-            type_k=row.settings.type_k,
-            type_v=row.settings.type_v,
-            swa_full=row.settings.swa_full,
-        )
-        need = search.need(settings) if row.profile == "default" and row.verdict.runs else None
+        if row.profile != "default" or not row.verdict.runs:
+            continue
+        need = search.need(row.settings.context(row.context_tokens))
         if need is None:
             continue
         made = None

@@ -223,7 +223,7 @@ def _record(
         runtime=runtime_name(),
         busy=others >= BUSY_CPUS,
         other_cpus=others,
-        streamed=job.order is not None,
+        streamed=job.order is not None and job.order.is_streamed,
         prompt_tokens=workload.prompt_tokens,
         answer_tokens=workload.answer_tokens,
         budget_s=job.budget_s,

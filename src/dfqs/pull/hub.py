@@ -20,8 +20,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from dfqs.errors import DfqsError, FormatError, IntegrityError, NetworkError, UsageError, printable
+from dfqs.gguf.numbered_names import may_be_model
 from dfqs.pull.metadata import Answer, MetadataClient, origin
-from dfqs.pull.naming import may_be_model
 from dfqs.pull.retry import RETRIED_STATUS, RetryPolicy, retry_after_s
 
 METADATA_ATTEMPTS = 4

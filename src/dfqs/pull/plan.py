@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from dfqs.errors import ShardError, UsageError
 from dfqs.gguf import Header, layout_problems
+from dfqs.gguf.numbered_names import whole_name
 from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_TENSORS_COUNT, STALE_COUNT_FIX, Shard, check_layout, read_shard_count
 from dfqs.gguf.shard_names import ShardName
 from dfqs.pull.hub import Listing, RemoteFile
-from dfqs.pull.naming import whole_name
 from dfqs.pull.selection import Choice
 from dfqs.shards.plan import MergePlan, plan_merge_of
 

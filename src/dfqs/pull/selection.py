@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 
 from dfqs.errors import ShardError, UsageError, printable
+from dfqs.gguf.numbered_names import may_be_model, place_of, whole_name
 from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.pull.hub import Listing, RemoteFile
-from dfqs.pull.naming import may_be_model, place_of, whole_name
 from dfqs.units import format_bytes
 
 _COMPANIONS = ("mmproj", "imatrix")

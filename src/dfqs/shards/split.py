@@ -26,6 +26,7 @@ from dfqs.shards.plain_merge import open_unchanged
 from dfqs.shards.plan import carried_key
 from dfqs.storage.atomic import (
     check_writable_target,
+    partial_path,
     remove_abandoned_partials,
     storage_errors,
 )
@@ -204,7 +205,7 @@ def _alone(paths: Sequence[Path]) -> Iterator[None]:
         UsageError: another split is writing the same shards.
     """
     busy = f"another dfqs is writing {paths[0]}; wait for it or stop it"
-    lock = paths[0].with_name(f".{paths[0].name[:80]}.split.partial")
+    lock = partial_path(paths[0], "split")
     with storage_errors(paths[0]), contextlib.ExitStack() as stack:
         with contextlib.suppress(NoLocks):
             stack.callback(os.close, open_locked(lock, busy))
@@ -222,7 +223,7 @@ def _all_or_none(plan: SplitPlan, before: Sequence[Path]) -> Iterator[list[Path]
         before: shards that a killed run had named: the same bytes, and replaced.
     """
     paths, tag = plan.paths, secrets.token_hex(4)
-    temporaries = [path.with_name(f".{path.name[:80]}.{tag}-{n}.partial") for n, path in enumerate(paths)]
+    temporaries = [partial_path(path, f"{tag}-{n}") for n, path in enumerate(paths)]
     published: list[Path] = []
     try:
         yield temporaries

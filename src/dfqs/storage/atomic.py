@@ -7,6 +7,7 @@ fsync, rename, fsync of the directory. After any interruption either the old fil
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,8 @@ from dfqs.storage.files import open_regular
 from dfqs.storage.linux import BINARY, CLOEXEC, DIRECTORY, rename_without_replacing
 from dfqs.storage.locks import NoLocks, lock, try_lock
 
+_LONGEST_STEM_BYTES = 200
+"""File systems take names of 255 bytes."""
 OnWhole = Callable[[int], object]
 """Told the handle of a file whose bytes are durable, before it gets its name."""
 
@@ -56,7 +59,7 @@ def atomic_writer(path: Path, *, overwrite: bool = False, on_whole: OnWhole = te
 def create_locked_partial(path: Path) -> tuple[Path, int]:
     """A temporary file for `path` that others can tell from an abandoned one, and its handle, which holds the lock."""
     while True:
-        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.partial")
+        temporary = partial_path(path, secrets.token_hex(4))
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOEXEC | BINARY, 0o666)
         try:
             # Where nothing can be locked, nobody takes a partial file for abandoned either.
@@ -89,7 +92,33 @@ def remove_abandoned_partials(path: Path) -> None:
 
 def partials_of(path: Path) -> Iterator[Path]:
     """Temporary files of writers of `path`, living or killed."""
-    return path.parent.glob(f".{glob.escape(path.name[:80])}.*.partial")
+    stem = _partial_stem(path.name)
+    # A tag has no dot in it: those of `m` are not those of `m.gguf`.
+    return (
+        found
+        for found in path.parent.glob(f".{glob.escape(stem)}.*.partial")
+        if "." not in found.name[len(stem) + 2 : -len(".partial")]
+    )
+
+
+def partial_path(path: Path, tag: str) -> Path:
+    """The name beside `path` of a temporary file for it.
+
+    Args:
+        tag: at most 16 characters, none of them a dot; tells those of one path apart.
+    """
+    return path.with_name(f".{_partial_stem(path.name)}.{tag}.partial")
+
+
+def _partial_stem(name: str) -> str:
+    """A name; of one so long that what is put around it would not fit, the beginning, and a hash of all of it."""
+    if len(os.fsencode(name)) <= _LONGEST_STEM_BYTES:
+        return name
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    short = name
+    while len(os.fsencode(short)) + len(digest) + 1 > _LONGEST_STEM_BYTES:
+        short = short[:-1]
+    return f"{short}-{digest}"
 
 
 def _require_own(temporary: Path, handle: int) -> None:

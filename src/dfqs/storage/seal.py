@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 
 from dfqs.errors import UsageError
-from dfqs.storage.atomic import fsync_directory, publish_file
+from dfqs.storage.atomic import fsync_directory, partial_path, publish_file
 from dfqs.storage.cache import cache_directory
 
 KEY_BYTES = 32
@@ -92,7 +92,7 @@ def _make_key() -> bytes:
     if (key := _read_key()) is not None:
         return key
     path = key_path()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = partial_path(path, secrets.token_hex(4))
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
