@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from dfqs.errors import NetworkError, UsageError
+from dfqs.evaluate import endpoint as endpoint_module
 from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.prompts import read_code_set, read_reasoning_set
 from dfqs.evaluate.run import Request, evaluate
@@ -29,6 +30,11 @@ from evaluate_server import Answer, Reply, oracle, serve
 
 ALL = (REASONING, CODE, CONTEXT, BOUNDARY)
 SCHEMA = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_bytes()))
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
 
 
 def run(

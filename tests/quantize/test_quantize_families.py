@@ -189,7 +189,7 @@ def test_experts_in_the_type_they_are_published_in_are_no_requantization(
     text = capsys.readouterr()
     quantize(model, tmp_path / "out.gguf", CLASSES["Q2_K-XL"], worker=worker)
 
-    assert "2 expert tensors are MXFP4 in the input" in text.out and "allow-requantize" not in text.err
+    assert "2 expert tensors of MXFP4 in the input" in text.out and "allow-requantize" not in text.err
     assert read_header(tmp_path / "out.gguf").tensor("blk.0.ffn_gate_exps.weight").type is T.Q2_K
 
 

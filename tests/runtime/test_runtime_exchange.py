@@ -18,7 +18,7 @@ from memory_limits import LIMIT_BYTES, peak_under_limit
 
 MESSAGES = [{"role": "user", "content": "q"}]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-WALL_S = 1.0
+WALL_S = 0.4
 
 
 @contextmanager

@@ -43,9 +43,10 @@ def test_a_template_that_would_hang_the_server_is_found_before_the_model_is_load
     inspection.close()
 
 
-def test_a_template_that_hangs_on_one_word_only_is_found_when_the_word_comes() -> None:
+def test_a_template_that_takes_too_much_on_one_word_only_is_found_when_the_word_comes() -> None:
+    # Of memory, which is found out at once; that a loop is ended as well is shown above.
     inspection = ChatInspection(
-        ("{% if 'magic' in messages[-1].content %}" + LOOP + "{% endif %}" + PLAIN,), Renderer(TIGHT)
+        ("{% if 'magic' in messages[-1].content %}{{ 'x' * 2000000000 }}{% endif %}" + PLAIN,), Renderer(TIGHT)
     )
     inspection.probe()
 
