@@ -64,6 +64,12 @@ def test_a_manifest_that_somebody_published_with_0_1_is_still_one() -> None:
     assert isinstance(manifest, Manifest) and manifest.provenance.shards
 
 
+def test_a_report_from_before_depths_and_kinds_is_still_one() -> None:
+    report = read_json(GOLDEN / "report-1.published.json", documents()["dfqs.report/1"])
+
+    assert report == read_json(GOLDEN / "report-1.json", documents()["dfqs.report/1"])
+
+
 def test_inspect_prints_every_key_of_a_models_description() -> None:
     keys = [field.alias or name for name, field in ModelDescription.model_fields.items()]
 

@@ -7,10 +7,13 @@ from typing import Any
 from pydantic import Field
 
 from dfqs.errors import SandboxUnavailable, printable
-from dfqs.records import Record
+from dfqs.records import Record, Share, Whole
 
 ANSWER_LIMIT_CHARACTERS = 1 << 17
 """A longer answer keeps to no token cap: it is cut, and counts as cut off."""
+
+
+CHOSEN = "chosen"
 
 
 class Verdict(StrEnum):
@@ -31,7 +34,8 @@ class Completion(Record):
 
     text: str
     finish_reason: str
-    """`stop`: the model ended by itself. `length`, `context`: cut off. `error`: no answer came; `text` says why."""
+    """`stop`: the model ended by itself. `length`, `context`: cut off. `error`: no answer came; `text` says why.
+    `chosen`: nothing was written, and `text` is the likeliest of the answers given."""
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
 
@@ -39,9 +43,24 @@ class Completion(Record):
         """Why this counts as wrong whatever it says; None when its text is to be judged."""
         if self.finish_reason == "error":
             return Verdict.UNUSABLE
-        if self.finish_reason != "stop":
+        if self.finish_reason not in ("stop", CHOSEN):
             return Verdict.TRUNCATED
         return None if self.text.strip() else Verdict.EMPTY
+
+
+class LikelihoodScore(Record):
+    """An answer held against near misses by how likely the model finds each."""
+
+    right: bool
+    """Likelier than every near miss."""
+    chance: Share
+    """Of guessing it."""
+    logprobs: tuple[float, ...]
+    """Natural logarithm of each given answer's probability, the right one's first."""
+    greedy: bool
+    """Whether greedy decoding begins with the right answer."""
+    computed_tokens: Whole
+    """That scoring took beside the question's."""
 
 
 class ScoredItem(Record):
@@ -54,7 +73,9 @@ class ScoredItem(Record):
     detail: str = ""
     completion: Completion
     place: dict[str, str | int | float] = Field(default_factory=dict)
-    """Where it was asked: `length_tokens`, `depth` in the context stage; `family`, `level` elsewhere."""
+    """Where it was asked: `length_tokens`, `depth`, `kind`, `document` in the context stage; `family`, `level`
+    elsewhere."""
+    likelihood: LikelihoodScore | None = None
 
     @property
     def right(self) -> bool:

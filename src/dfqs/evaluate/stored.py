@@ -17,23 +17,46 @@ Fields = dict[str, str | int | float | list[str] | None]
 """Of a machine, to be compared and not read."""
 
 
-class StoredPlan(Record):
-    """Which notes a length's questions ask for, and at which depths."""
+Place = Annotated[int, Field(ge=0, le=10**9)]
 
-    notes: list[Annotated[int, Field(ge=0, le=10**9)]]
+
+class StoredPlan(Record):
+    """What a length's questions ask for, and at which depths."""
+
+    notes: list[Place]
+    """Where the document says it."""
     depths: list[Share]
+    kinds: list[str] = Field(default_factory=list)
+    """Of each question; older runs had one kind, and one document."""
+    documents: list[Place] = Field(default_factory=list)
+    """Number of each question's document."""
+    document_lines: list[Place] = Field(default_factory=list)
+    """How much of each document is read at this length."""
+    document_tokens: list[Place] = Field(default_factory=list)
+    """The same in tokens, where they are counted; the template's beginning included."""
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
-        if len(self.notes) != len(self.depths) or len(set(self.notes)) != len(self.notes):
+        keys = plan_keys(0, self)
+        lengths = {len(column) for column in (self.notes, self.depths, self.kinds or self.notes, keys)}
+        if len(lengths) != 1 or len(self.kinds) != len(self.documents) or len(set(keys)) != len(keys):
             raise ValueError("notes and depths that do not belong together")
         return self
+
+
+def plan_keys(length: int, plan: StoredPlan) -> list[str]:
+    """Under which keys the answers of a length's questions are stored, in their order."""
+    if not plan.kinds:
+        return [f"{length}/{note}" for note in plan.notes]
+    questions = zip(plan.documents, plan.kinds, plan.notes, strict=False)
+    return [f"{length}/{document}/{kind}/{note}" for document, kind, note in questions]
 
 
 class StoredReason(Record):
     """Why something was not measured."""
 
     reason: str
+    kind: str | None = None
 
 
 class StoredCode(Record):
@@ -65,13 +88,15 @@ class StoredCount(Record):
 
 
 class StoredLength(Record):
-    """One length that the search for the boundary looked at. Older runs do not have the last two."""
+    """One length that the search for the boundary looked at. Older runs have less."""
 
     model_config = ConfigDict(extra="ignore")
 
     length_tokens: AtLeastOne
     count: StoredCount
     failure: str | None
+    failure_kind: str | None = None
+    likelihood: StoredCount | None = None
 
 
 class StoredBoundary(Record):
@@ -83,6 +108,9 @@ class StoredBoundary(Record):
     reason: str
     lengths: list[StoredLength]
     confidence: Share
+    scored_by: Literal["generated", "likelihood"] = "generated"
+    chance: Share = 0.0
+    failure_kind: str | None = None
 
 
 class StoredRepeat(Record):

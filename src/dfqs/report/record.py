@@ -29,14 +29,12 @@ from dfqs.evaluate.statistics import Count, wilson_interval
 from dfqs.evaluate.store import RunRecord, Subject, read_lines, read_run, runs_of
 from dfqs.hardware import Machine
 from dfqs.records import is_document, write_json
+from dfqs.report.context import boundary_detail, context_detail
 from dfqs.report.markdown import render_markdown
 from dfqs.report.schema import (
     SCHEMA_ID,
     Artifact,
-    BoundaryDetail,
-    BoundaryLength,
     Conditions,
-    ContextDetail,
     Details,
     Metrics,
     Report,
@@ -169,7 +167,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     refusal = notes.get("code_unavailable", {}).get("reason")
     if code is None and refusal:
         reasons["code_score"] = refusal
-    context = _context_detail(record, stages[CONTEXT], reasons)
+    context = context_detail(record.curve_lengths, stages[CONTEXT], reasons)
     speed = _speed(stages[SPEED], notes, record, reasons)
     boundary = stages[BOUNDARY].get("boundary")
     if boundary is None:
@@ -204,7 +202,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
             code=code,
             context=context,
             speed=speed,
-            boundary=_boundary_detail(boundary) if boundary is not None else None,
+            boundary=boundary_detail(boundary) if boundary is not None else None,
         ),
         notices=[*notes.get("target", {}).get("notices", []), *(f"began anew: {why}" for why in record.began_anew)],
     )
@@ -240,59 +238,6 @@ def _score_detail(
         unusable=verdicts[Verdict.UNUSABLE],
         interval_95=wilson_interval(Count(verdicts[Verdict.RIGHT], len(items))),
         groups=dict(sorted(groups.items())),
-    )
-
-
-def _context_detail(record: RunRecord, items: Results, reasons: dict[str, str]) -> ContextDetail | None:
-    lengths: list[int] = []
-    verdicts: list[Counter[Verdict]] = []
-    missing: dict[str, str] = {}
-    for length in record.curve_lengths:
-        failure, plan = items.get(f"{length}/failure"), items.get(f"{length}/plan")
-        asked = [items.get(f"{length}/{index}") for index in plan["notes"]] if plan is not None else []
-        answered = [item for item in asked if item is not None]
-        if failure is not None:
-            missing[str(length)] = failure["reason"]
-        elif not asked:
-            missing[str(length)] = "not measured"
-        elif len(answered) < len(asked):
-            missing[str(length)] = f"{len(answered)} of {len(asked)} questions asked; run the same command again"
-        elif all(item["verdict"] == Verdict.UNUSABLE for item in answered):
-            missing[str(length)] = f"no usable answer; the last: {answered[-1]['completion']['text']}"
-        else:
-            lengths.append(length)
-            verdicts.append(Counter(Verdict(item["verdict"]) for item in answered))
-    if not lengths:
-        reasons["context_stability_curve"] = next(iter(missing.values()))
-        if not items:
-            return None
-    return ContextDetail(
-        lengths_tokens=lengths,
-        n=[found.total() for found in verdicts],
-        right=[found[Verdict.RIGHT] for found in verdicts],
-        truncated=[found[Verdict.TRUNCATED] for found in verdicts],
-        empty=[found[Verdict.EMPTY] for found in verdicts],
-        unusable=[found[Verdict.UNUSABLE] for found in verdicts],
-        intervals_95=[wilson_interval(Count(found[Verdict.RIGHT], found.total())) for found in verdicts],
-        not_measured=missing,
-    )
-
-
-def _boundary_detail(boundary: Mapping[str, Any]) -> BoundaryDetail:
-    return BoundaryDetail(
-        censored=boundary["censored"],
-        cause=boundary["cause"],
-        reason=boundary["reason"],
-        confidence_per_look=boundary["confidence"],
-        lengths=[
-            BoundaryLength(
-                length_tokens=length["length_tokens"],
-                n=length["count"]["total"],
-                right=length["count"]["right"],
-                failure=length["failure"],
-            )
-            for length in boundary["lengths"]
-        ],
     )
 
 

@@ -65,6 +65,56 @@ class ScoreDetail(Record):
         return self
 
 
+class ContextCell(Record):
+    """Questions of one depth at one length."""
+
+    length_tokens: AtLeastOne
+    depth: Share
+    """0 is the document's beginning, 1 its end."""
+    n: AtLeastOne
+    right: Whole
+    """As `scored_by` of the whole says."""
+    likelihood_right: Whole | None = None
+    """Null where no likelihoods were measured."""
+
+
+class ContextKind(Record):
+    """Questions of one kind, index by index with the curve's lengths."""
+
+    kind: str
+    n: list[Whole]
+    right: list[Whole]
+    likelihood_right: list[Whole] | None = None
+
+
+class ContextLikelihood(Record):
+    """The same questions scored by likelihood: right when the answer is likelier than every near miss. Index by index
+    with the curve's lengths."""
+
+    n: list[AtLeastOne]
+    right: list[Whole]
+    chance: list[Share]
+    """Score of guessing among the answers."""
+    intervals_95: list[tuple[Share, Share] | None]
+
+
+class ContextTokens(Record):
+    """Tokens that the curve takes when it is measured in one go, and those that it saves. Computed from what was
+    stored, so that a run that was killed and went on says the same."""
+
+    documents: list[Whole]
+    """Read of each document, once, up to its longest length."""
+    questions: Whole
+    """Read of questions, with the template's end."""
+    answers: Whole
+    """Generated."""
+    likelihoods: Whole
+    """Read of given answers to be scored."""
+    unshared: Whole
+    """All of these had each question been asked after a document of its own."""
+    saved: Whole
+
+
 class ContextDetail(Record):
     """The curve's lengths and intervals, index by index with `metrics.context_stability_curve`."""
 
@@ -78,6 +128,15 @@ class ContextDetail(Record):
     intervals_95: list[tuple[Share, Share] | None]
     not_measured: dict[Annotated[str, Field(pattern=r"^[0-9]{1,15}$")], str]
     """Length -> why it is not in the curve."""
+    scored_by: Literal["generated", "likelihood"] = "generated"
+    """Whether the curve counts answers that were written, or those that were the likeliest of the ones given."""
+    documents: AtLeastOne = 1
+    """That questions were asked about, at each length."""
+    grid: list[ContextCell] = Field(default_factory=list)
+    """Depth by length; empty in what was measured before 0.3."""
+    kinds: list[ContextKind] = Field(default_factory=list)
+    likelihood: ContextLikelihood | None = None
+    tokens: ContextTokens | None = None
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
@@ -98,10 +157,20 @@ class BoundaryLength(Record):
     right: Whole
     failure: str | None
     """Why the runtime could not work there."""
+    failure_kind: str | None = None
+    """`allocate`, `truncated`, `not-finite`, `refused`, `died`, `unanswered` or `trained`; null where it was not
+    told."""
 
 
 class BoundaryDetail(Record):
     """How the failure boundary was found."""
+
+    scored_by: Literal["generated", "likelihood"] = "generated"
+    """What `right` counts; likelihoods decide where no fall of written answers could be shown."""
+    chance: Share = 0.0
+    """Score of guessing at the shortest length: a fall is to half of what lies above it."""
+    failure_kind: str | None = None
+    """Of the length that is the boundary, where the runtime failed."""
 
     censored: bool
     cause: Literal["score", "runtime", "none", "undecided"]
