@@ -20,6 +20,11 @@ def double(worker: WorkerContext, value: int, *, plus: int = 0) -> int:
     return 2 * value + plus
 
 
+def count_threads(worker: WorkerContext) -> tuple[int, int]:
+    """Of contexts, and of the library."""
+    return worker.threads, worker.library.threads
+
+
 def emit_each(worker: WorkerContext, items: list[Any]) -> str:
     for item in items:
         worker.emit(item)

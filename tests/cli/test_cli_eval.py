@@ -16,6 +16,7 @@ from dfqs.cli.output import err
 from dfqs.evaluate import run as run_module
 from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.run import Request, _measure_speed, evaluate
+from dfqs.evaluate.scores import Completion
 from dfqs.evaluate.speed import DecodeRun
 from dfqs.evaluate.store import RunRecord, open_store
 from dfqs.evaluate.suites import QUICK, Suite
@@ -65,6 +66,27 @@ def test_what_makes_no_sense_is_refused_as_usage(
     assert run(["eval", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("answers", "stored"), [(0, False), (2, True)])
+def test_an_interrupted_run_says_that_it_goes_on_only_where_there_is_something_to_go_on_with(
+    answers: int, stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete = EndpointAnswerer.complete
+    asked: list[Any] = []
+
+    def interrupted(answerer: EndpointAnswerer, *question: Any) -> Completion:
+        if len(asked) == answers:
+            raise KeyboardInterrupt
+        asked.append(question)
+        return complete(answerer, *question)
+
+    monkeypatch.setattr(EndpointAnswerer, "complete", interrupted)
+    with serve(oracle()) as endpoint:
+        arguments = ["eval", "--endpoint", endpoint.url, "-o", str(tmp_path / "out"), "--only", "reasoning"]
+        assert run([*arguments, "--limit", "4"]) == 130
+
+    assert ("the same command goes on with the rest" in capsys.readouterr().err) == stored
 
 
 def test_an_endpoint_is_measured_and_its_report_can_be_made_again(

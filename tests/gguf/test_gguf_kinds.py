@@ -45,6 +45,8 @@ KINDS: dict[str, tuple[str, list[KeyValue], Tensors]] = {
         [string("general.architecture", "controlvector"), string("controlvector.model_hint", "llama")],
         [("direction.1", (64,), GGMLType.F32)],
     ),
+    "dataset": ("dataset", [string("general.type", "dataset"), LLAMA], [("training.tensor.0", (8,), GGMLType.F32)]),
+    "logits": ("logits", [string("dfqs.logits.format", "dfqs.logits/1")], [("nll", (8,), GGMLType.F32)]),
     "vocabulary": ("vocabulary", [LLAMA, *TOKENS], []),
     "vocabulary by type": ("vocabulary", [LLAMA, string("general.type", "vocab"), *TOKENS], []),
 }

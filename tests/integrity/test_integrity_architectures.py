@@ -90,6 +90,19 @@ def test_turns_of_a_head_are_faulted_where_a_decode_dies_of_them(
         assert runtime.decodes(path) == (not errors(path)), turn
 
 
+def test_a_turned_part_of_another_length_than_the_latent_keys_leave_it_is_faulted(
+    smollm2_gguf: Path, runtime: Runtime, tmp_path: Path
+) -> None:
+    base = write_tiny_moe(tmp_path / "m.gguf", smollm2_gguf, "deepseek2")
+    name = "deepseek2.rope.dimension_count"
+    right = parse_header(base).metadata.integer(name)
+    assert right is not None
+    for turned in (right, right // 2, right * 2):
+        path = write_with_data(base, tmp_path / "v.gguf", [u32(name, turned)])
+        assert runtime.loads(path) == (turned == right), turned
+        assert [said.partition(":")[0] for said in errors(path)] == ([] if turned == right else [name])
+
+
 def test_a_tokenizer_that_needs_no_merges_has_none_missing(moe: Path, runtime: Runtime, tmp_path: Path) -> None:
     kimi = write_variant(moe, tmp_path / "kimi.gguf", [string(PRE, "kimi-k2")], without=["tokenizer.ggml.merges"])
 

@@ -3,6 +3,9 @@
 import ctypes
 import hashlib
 import importlib.metadata
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +154,27 @@ def test_threads_are_counted_by_core_and_only_on_cpus_that_we_may_use(
     # Without a topology (some containers), every CPU counts.
     monkeypatch.setattr(hardware, "_CPU_DIRECTORY", tmp_path / "nothing")
     assert hardware.default_threads() == 4
+
+
+def test_every_door_takes_one_thread_a_core_of_those_that_taskset_left() -> None:
+    one = min(os.sched_getaffinity(0))
+    code = f"""
+import os
+os.sched_setaffinity(0, {{{one}}})
+import runtime_functions
+from dfqs.hardware import default_threads
+from dfqs.planning.settings import default_settings
+from dfqs.runtime import Worker
+from dfqs.storage.linux import usable_cpus
+with Worker(env=runtime_functions.WORKER_ENV) as worker:
+    settings = default_settings()
+    found = {{default_threads(), usable_cpus(), settings.threads, settings.threads_batch}}
+    print(found | {{*worker.call(runtime_functions.count_threads)}})
+"""
+    environment = {**os.environ, **WORKER_ENV}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert said.stdout == "{1}\n"
 
 
 class TestNativeLog:

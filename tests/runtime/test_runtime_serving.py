@@ -10,6 +10,7 @@ import pytest
 
 from dfqs.errors import FormatError, RuntimeFailure
 from dfqs.runtime.addresses import urls_of
+from dfqs.runtime.front import FrontLimits
 from dfqs.runtime.http_head import HttpRefusal, parse_request_head
 from dfqs.runtime.inspection import NO_TEMPLATE, ChatInspection, templates_of
 from dfqs.runtime.page import own_pages, with_tools_off
@@ -188,7 +189,8 @@ def test_the_page_offers_no_tools_until_somebody_switches_them_on(tmp_path: Path
     assert page.index(b"??") < page.index(b"setItem")
     assert with_tools_off(b"another page") == b"another page"
 
-    with fronted(tmp_path) as front:
+    # The rest of a second request, which does not come, is not waited for.
+    with fronted(tmp_path, FrontLimits(head_s=2)) as front:
         front.front.pages = own_pages(tmp_path / "engine.sock")
         tools = front.get("/tools")
         assert (status(tools), tools.rpartition(b"\r\n\r\n")[2]) == (200, b"[]")

@@ -54,6 +54,19 @@ def test_a_call_returns_its_value_and_state_is_kept_between_calls(worker: Worker
     assert worker.call(runtime_functions.remember, 2) == [1, 2]
 
 
+def test_a_job_s_arguments_and_its_result_keep_their_types(worker: Worker) -> None:
+    """mypy is the other half: it knows the result, and an ignore that it does not need is an error to it."""
+    doubled: int = worker.call(runtime_functions.double, 20, plus=2)
+
+    assert doubled == 42
+    with pytest.raises(TypeError):
+        worker.call(runtime_functions.double, "20")  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        worker.call(runtime_functions.double, 20, minus=2)  # type: ignore[call-arg]
+    with pytest.raises(AttributeError):
+        worker.call("double", 20)  # type: ignore[arg-type]
+
+
 def test_events_come_in_order_and_before_the_result(worker: Worker) -> None:
     seen: list[object] = []
 
