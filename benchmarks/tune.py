@@ -91,6 +91,9 @@ def look_at_grid(path: Path, notes: dict[str, Any]) -> None:
 def compare_all(path: Path, notes: dict[str, Any], pairs: int, busy: bool) -> None:
     defaults = default_settings()
     tuned = RunSettings.model_validate(notes["busy" if busy else "idle"]["settings"])
+    found_with = notes["busy" if busy else "idle"]
+    # Beside a busy core the defaults may take minutes over a long request.
+    request = Workload(found_with["prompt_tokens"], found_with["answer_tokens"]) if busy else REQUEST
     runners = [] if busy else [RunSettings.model_validate(one) for one, _ in notes["grid"][:FINALISTS]]
     names = {"defaults": defaults, "defaults (control)": defaults, "tuned": tuned}
     names |= {f"grid {number + 1}": one for number, one in enumerate(runners)}
@@ -100,7 +103,7 @@ def compare_all(path: Path, notes: dict[str, Any], pairs: int, busy: bool) -> No
             order = list(names)
             turned = order[number % len(order) :] + order[: number % len(order)]
             for name in turned:
-                trials = run_trials(path, [names[name]], REQUEST)
+                trials = run_trials(path, [names[name]], request)
                 times[name].append(timing_of(trials[0]))
     report(names, times, defaults)
     found = {name: asdict(ratio(times[name], times["defaults"])) for name in names}

@@ -8,12 +8,19 @@ import pytest
 from dfqs.errors import RuntimeFailure
 from dfqs.hardware import Machine, read_machine
 from dfqs.model.files import ModelFiles, open_model
-from dfqs.planning.candidates import batch_candidates, memory_candidates, thread_candidates, thread_counts
+from dfqs.planning.candidates import (
+    batch_candidates,
+    memory_candidates,
+    stream_candidates,
+    thread_candidates,
+    thread_counts,
+)
 from dfqs.planning.halving import Timing, challenge, choose, mean_ratio
 from dfqs.planning.settings import RunSettings, default_settings
 from dfqs.planning.tune import TuneJob, tune_with
 from dfqs.planning.tuning import Tuning
 from dfqs.runtime.loading import Mapped
+from dfqs.streaming.budget import Streamed
 from planning_machine import PretendMachine, noise_of
 
 
@@ -133,12 +140,64 @@ def test_a_busy_machine_is_recorded_as_one(model: ModelFiles, machine: Machine) 
     assert not tune_on(PretendMachine(usual, other_cpus=0.1), job_of(model, machine)).busy
 
 
-def test_what_is_mapped_and_not_streamed_is_recorded_where_a_run_that_maps_looks_for_it(
+def test_beside_others_it_ends_in_time_though_the_defaults_crawl(model: ModelFiles, machine: Machine) -> None:
+    """Threads that spin for each other on a shared machine: 0.4 tokens a second were seen where 30 are possible."""
+
+    def speeds(settings: RunSettings) -> tuple[float, float]:
+        prompt, answer = usual(settings)
+        return (prompt, answer) if settings.omp_wait_policy in ("adaptive", "passive") else (3.0, 1.0)
+
+    pretend = PretendMachine(speeds, noise=0.03, other_cpus=1.0)
+    found = tune_on(pretend, job_of(model, machine, 180.0))
+
+    assert found.settings.omp_wait_policy == "adaptive"
+    assert found.settings.threads == 6
+    assert found.gain.mean > 10
+    assert found.gain.low is not None and found.gain.low > 5
+    assert pretend.now <= 185
+    assert any("x the time of omp_wait_policy adaptive" in note for note in found.notes)
+
+
+def test_how_experts_come_from_disk_is_tuned_where_they_do(model: ModelFiles, machine: Machine) -> None:
+    order = Streamed((model.path,), 100_000_000)
+
+    def speeds(settings: RunSettings) -> tuple[float, float]:
+        prompt, answer = usual(settings)
+        return prompt, answer * (1.3 if settings.streaming == "hints" else 1.0) * settings.cache_share
+
+    pretend = PretendMachine(speeds, noise=0.02)
+    job = replace(job_of(model, machine), order=order)
+    found = tune_with(job, pretend.measure, noise_of(0.05, q8_0=0.9), clock=pretend.clock)
+
+    assert found.streamed
+    assert (found.settings.streaming, found.settings.cache_share) == ("hints", 1.0)
+    assert {one.stage for one in found.tried} >= {"threads", "streaming", "attention"}
+    assert "memory" not in {one.stage for one in found.tried}
+    assert found.settings.order_within(order) == replace(order, hints=True)
+
+
+def test_a_cache_below_a_tokens_experts_is_no_candidate() -> None:
+    order = Streamed((Path("m.gguf"),), 1000)
+    holds = default_settings(2)
+
+    assert [one.cache_share for one in stream_candidates(holds, order, 600)] == [1.0, 0.75]
+    hinted = stream_candidates(holds, replace(order, hints=True), 0)
+    assert [(one.streaming, one.cache_share) for one in hinted] == [("auto", 0.75), ("auto", 0.5)]
+    assert holds.but(cache_share=0.5).order_within(order) == replace(order, cache_bytes=500)
+    assert holds.order_within(Mapped()) == Mapped()
+    assert holds.order_within(None) == holds.order
+
+
+def test_a_file_that_is_in_memory_already_is_not_taken_for_one_that_streams(
     model: ModelFiles, machine: Machine
 ) -> None:
+    """Looked up as one that does not stream, it would never have been found."""
+    pretend = PretendMachine(usual)
     job = replace(job_of(model, machine), order=Mapped())
+    found = tune_with(job, pretend.measure, noise_of(0.05, q8_0=0.9), clock=pretend.clock)
 
-    assert not tune_on(PretendMachine(usual), job).streamed
+    assert not found.streamed
+    assert {"memory", "streaming"}.isdisjoint({one.stage for one in found.tried})
 
 
 def test_a_round_in_which_everything_is_slow_decides_nothing() -> None:

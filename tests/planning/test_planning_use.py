@@ -11,14 +11,16 @@ from dfqs.cli.main import run
 from dfqs.hardware import read_machine
 from dfqs.model.files import open_model
 from dfqs.planning import tuning as kept
+from dfqs.planning import use
 from dfqs.planning.settings import RunSettings, default_settings
 from dfqs.planning.trials import Workload, run_trials
 from dfqs.planning.tuning import Tuning, find_tuning, identify_model, store_tuning
-from dfqs.planning.use import choose_tuned
+from dfqs.planning.use import choose_start, choose_tuned
 from dfqs.records import read_json
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.loading import InMemory
 from dfqs.runtime.requests import ContextSettings
+from dfqs.streaming.budget import PROGRAM_BYTES, Streamed
 from fixtures_moe import write_tiny_moe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tuning-1.json"
@@ -135,6 +137,39 @@ def test_run_takes_what_was_tuned_says_so_with_v_and_leaves_it_out_when_told(tin
     assert re.search(r"settings: tuned \(.*n_ubatch 32.*\), when it was measured 1\.50 x \(95 %: ", tuned.stderr)
     assert json.loads(plain.stdout)["settings"]["tuned"] is False
     assert "the defaults (--no-tuning)" in plain.stderr
+
+
+@pytest.mark.usefixtures("cache", "quiet")
+def test_a_model_that_streams_streams_as_it_was_tuned(embedded_model: Path) -> None:
+    model = open_model(embedded_model)
+    settings = default_settings().but(streaming="hints", cache_share=0.5)
+    store_tuning(tuning_of(embedded_model, streamed=True, settings=settings))
+    ram = str(model.file_bytes * 6 // 10 + PROGRAM_BYTES)
+
+    _, plain = choose_start(model, ContextSettings(n_ctx=64), ram=ram, use_tuning=False)
+    start, plan = choose_start(model, ContextSettings(n_ctx=64), ram=ram)
+
+    assert isinstance(plain.order, Streamed) and isinstance(plan.order, Streamed)
+    assert plain.order.hints is False
+    assert (plan.order.hints, plan.order.cache_bytes) == (True, plain.order.cache_bytes // 2)
+    assert plan.total_bytes == plain.total_bytes - plain.order.cache_bytes + plan.order.cache_bytes
+    assert "through the page cache" in (plan.describe() or "")
+    assert start.tuned == settings
+
+
+@pytest.mark.usefixtures("cache", "quiet")
+def test_a_cache_that_was_tuned_smaller_than_a_token_needs_is_left_out(
+    embedded_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(embedded_model)
+    store_tuning(tuning_of(embedded_model, streamed=True, settings=default_settings().but(cache_share=0.5)))
+    ram = str(model.file_bytes * 6 // 10 + PROGRAM_BYTES)
+    monkeypatch.setattr(use, "least_cache_bytes", lambda *_: 1 << 40)
+
+    _, plan = choose_start(model, ContextSettings(n_ctx=64), ram=ram)
+    _, plain = choose_start(model, ContextSettings(n_ctx=64), ram=ram, use_tuning=False)
+
+    assert plan.order == plain.order
 
 
 @pytest.mark.usefixtures("cache", "quiet")

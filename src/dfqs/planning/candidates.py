@@ -5,23 +5,27 @@ from pathlib import Path
 
 from dfqs.hardware import Machine
 from dfqs.planning.settings import RunSettings
+from dfqs.streaming.budget import Streamed
 
 UBATCHES = (64, 128, 256, 512, 1024, 2048)
 CACHES = (("q8_0", "f16"), ("q8_0", "q8_0"))
 """Pairs of types of K and V beside f16: what is smaller changes the output of every model that was looked at."""
+CACHE_SHARES = (0.75, 0.5)
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ROOM = 1.1
 """Of free memory, as a multiple of the file, before weights are copied out of the page cache."""
 
 
-def thread_candidates(holds: RunSettings, machine: Machine, *, busy: bool) -> list[RunSettings]:
+def thread_candidates(holds: RunSettings, machine: Machine, *, busy: bool, spins: bool = True) -> list[RunSettings]:
     """How many threads, and how they wait for each other.
 
     Args:
         busy: others keep CPUs busy now; `adaptive` then means `passive`, else `bounded`.
+        spins: whether threads that spin for each other are worth a look.
     """
     counts = thread_counts(holds.threads, machine)
-    found = [holds.but(omp_wait_policy=policy) for policy in ("adaptive", "active", "bounded" if busy else "passive")]
+    policies = ("adaptive", "active", "bounded" if busy else "passive") if spins else ()
+    found = [holds.but(omp_wait_policy=policy) for policy in policies]
     for count in counts:
         if count != holds.threads:
             # A prompt is arithmetic, an answer mostly memory: they can want different numbers.
@@ -58,6 +62,18 @@ def memory_candidates(
     elif "[always]" not in kernel:
         notes.append("the kernel gives no huge pages (/sys/kernel/mm/transparent_hugepage/enabled)")
     return found
+
+
+def stream_candidates(holds: RunSettings, order: Streamed, least_bytes: int) -> list[RunSettings]:
+    """How experts come from disk, and how much of the memory that is left they get.
+
+    Args:
+        least_bytes: that a cache must hold.
+    """
+    # Where the system allows hints only, there is nothing to choose.
+    ways = [] if order.hints else [holds.but(streaming="hints")]
+    shares = (share for share in CACHE_SHARES if order.cache_bytes * share >= least_bytes)
+    return ways + [holds.but(cache_share=share) for share in shares]
 
 
 def attention_candidates(holds: RunSettings) -> list[RunSettings]:

@@ -51,6 +51,10 @@ class Search:
         recent = self.costs_s[-_LOOK_BACK:] or [self.request_cost_s]
         return _ROOM * sum(recent) / len(recent)
 
+    def expect(self, cost_s: float) -> None:
+        """From now on a request takes another time to measure than it did."""
+        self.costs_s[:] = [cost_s]
+
     def measure_once(
         self, settings: Sequence[RunSettings], workload: Workload, deadline_s: float, note: str
     ) -> Mapping[RunSettings, Trial] | None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,11 +10,13 @@ from pydantic import Field
 from dfqs.hardware import default_threads
 from dfqs.records import Record
 from dfqs.runtime.abi import CACHE_TYPES
-from dfqs.runtime.loading import InMemory
+from dfqs.runtime.loading import InMemory, LoadOrder
 from dfqs.runtime.requests import ContextSettings
+from dfqs.streaming.budget import Streamed
 
 Threads = Annotated[int, Field(ge=1, le=512)]
 Batch = Annotated[int, Field(ge=1, le=65_536)]
+CacheShare = Annotated[float, Field(gt=0, le=1)]
 CacheType = Literal["f32", "f16", "bf16", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1", "q8_0"]
 assert set(CACHE_TYPES) == set(CacheType.__args__)  # type: ignore[attr-defined]
 
@@ -38,6 +41,11 @@ class RunSettings(Record):
     repack: bool = True
     """llama.cpp may copy weights into an order that its kernels like better."""
     huge_pages: bool = False
+    streaming: Literal["auto", "cache", "hints"] = "auto"
+    """Of a model whose experts come from disk: a cache past the page cache, or the page cache with hints; `auto`: as
+    system and file allow (docs/streaming.md)."""
+    cache_share: CacheShare = 1.0
+    """Of the memory that is left for experts; the rest stays with the page cache."""
 
     @property
     def wait_policy(self) -> str | None:
@@ -56,10 +64,30 @@ class RunSettings(Record):
     def order(self) -> InMemory:
         return InMemory(self.load_mode, self.repack)
 
+    def order_within(self, given: LoadOrder | None) -> LoadOrder:
+        """How to load.
+
+        Args:
+            given: of a model that memory or its place decides about; None: it may be loaded in any way.
+        """
+        if given is None:
+            return self.order
+        if not isinstance(given, Streamed):
+            return given
+        hints = given.hints if self.streaming == "auto" else self.streaming == "hints"
+        return replace(given, hints=hints, cache_bytes=int(given.cache_bytes * self.cache_share))
+
     @property
-    def process(self) -> tuple[str, bool, str, bool]:
+    def process(self) -> tuple[str, bool, str, bool, str, float]:
         """What a process is started for, and a model loaded with; the rest can change from context to context."""
-        return self.omp_wait_policy, self.huge_pages, self.load_mode, self.repack
+        return (
+            self.omp_wait_policy,
+            self.huge_pages,
+            self.load_mode,
+            self.repack,
+            self.streaming,
+            self.cache_share,
+        )
 
     def context(self, n_ctx: int | None) -> ContextSettings:
         """Of a session with a context of `n_ctx` tokens."""

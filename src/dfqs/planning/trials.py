@@ -8,8 +8,9 @@ from pathlib import Path
 from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.planning.settings import RunSettings
 from dfqs.progress import no_progress
+from dfqs.quantize.calibration import heldout_text
 from dfqs.runtime import Worker
-from dfqs.runtime.context import Context
+from dfqs.runtime.context import Context, Model
 from dfqs.runtime.loading import LoadedModel, LoadOrder
 from dfqs.runtime.omp_policy import LoadSample, other_cpus
 from dfqs.runtime.requests import ContextSettings
@@ -18,6 +19,7 @@ from dfqs.runtime.worker_context import WorkerContext
 
 WARM_UP_TOKENS = 32
 _LEAST_ANSWER_TOKENS = 4
+_TEXT_CHARACTERS = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def run_trials(
     the first of them stands.
 
     Args:
-        order: how to load the model, in place of what the settings say: one that streams.
+        order: how to load a model that does not fit into memory, or lies there; the settings may change how it streams.
 
     Returns:
         One for each of the settings, but for those that llama.cpp refused or died over.
@@ -70,13 +72,17 @@ def _run_in_one_process(
 ) -> list[Trial]:
     trials: list[Trial] = []
     first = settings[0]
+    # Which experts are on the way from disk depends on what is said.
+    text = heldout_text()[:_TEXT_CHARACTERS] if order is not None and order.is_streamed else None
     try:
         with Worker(first.threads, first.wait_policy, first.environment) as worker:
-            load_s = worker.reporting(doing=f"loading {path}").call(open_model, path, order or first.order, workload)
+            load_s = worker.reporting(doing=f"loading {path}").call(
+                open_model, path, first.order_within(order), workload
+            )
             for one in settings:
                 try:
                     prompt_s, answer_s, others = worker.reporting(doing="measuring").call(
-                        measure_request, one.context(workload.context_tokens), one.threads, workload
+                        measure_request, one.context(workload.context_tokens), one.threads, workload, text
                     )
                 except RuntimeFailure:
                     continue
@@ -103,24 +109,38 @@ def open_model(worker: WorkerContext, path: Path, order: LoadOrder, workload: Wo
 
 
 def measure_request(
-    worker: WorkerContext, settings: ContextSettings, threads: int, workload: Workload
+    worker: WorkerContext, settings: ContextSettings, threads: int, workload: Workload, text: str | None = None
 ) -> tuple[float, float, float]:
-    """In the worker: seconds for the prompt and for the answer, and CPUs that others kept busy meanwhile."""
+    """In the worker: seconds for the prompt and for the answer, and CPUs that others kept busy meanwhile.
+
+    Args:
+        text: that the request says, over and over; None: tokens of a fixed sequence.
+    """
     loaded: LoadedModel = worker.state["loaded"]
+    said = None if text is None else _say(loaded.model, text, workload.context_tokens)
     with Context(loaded.model, threads=threads, **asdict(settings)) as context:
         # The graph is made, and its buffers touched, before anything counts.
         time_prefill(context, 1)
         began = LoadSample()
-        prompt_s = time_prefill(context, workload.prompt_tokens)
-        answer_s = _time_answer(context, workload)
+        prompt_s = time_prefill(context, workload.prompt_tokens, said)
+        answer_s = _time_answer(context, workload, said)
         others = other_cpus(began)
     return prompt_s, answer_s, others
 
 
-def _time_answer(context: Context, workload: Workload) -> float:
+def _say(model: Model, text: str, count: int) -> list[int] | None:
+    try:
+        tokens = model.tokenize(text)
+    except RuntimeFailure:
+        # A model without a tokenizer.
+        return None
+    return (tokens * (count // len(tokens) + 1))[:count]
+
+
+def _time_answer(context: Context, workload: Workload, said: Sequence[int] | None) -> float:
     done, seconds = 0, 0.0
     while done < workload.answer_tokens:
-        seconds += sum(time_decode(context, workload.prompt_tokens + done, 1))
+        seconds += sum(time_decode(context, workload.prompt_tokens + done, 1, said))
         done += 1
         if workload.answer_limit_s is not None and seconds > workload.answer_limit_s and done >= _LEAST_ANSWER_TOKENS:
             break

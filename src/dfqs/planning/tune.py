@@ -14,7 +14,13 @@ from statistics import median
 from dfqs.errors import RuntimeFailure
 from dfqs.hardware import Machine, available_memory_bytes
 from dfqs.model.files import ModelFiles
-from dfqs.planning.candidates import attention_candidates, batch_candidates, memory_candidates, thread_candidates
+from dfqs.planning.candidates import (
+    attention_candidates,
+    batch_candidates,
+    memory_candidates,
+    stream_candidates,
+    thread_candidates,
+)
 from dfqs.planning.halving import Challenge, Ratio, choose, compare
 from dfqs.planning.numerics import OutputNoise, measure_noise
 from dfqs.planning.search import Measure, Search, timing_of
@@ -31,16 +37,20 @@ from dfqs.progress import Progress, no_progress
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.loading import LoadOrder
 from dfqs.runtime.omp_policy import BUSY_CPUS
+from dfqs.streaming.budget import Streamed, least_cache_bytes
+from dfqs.streaming.layout import plan_layout
 from dfqs.units import format_duration
 
 DEFAULT_BUDGET_S = 180.0
-REQUEST, PILOT = Workload(512, 64), Workload(64, 8)
+REQUEST, PILOT, SHORTEST = Workload(512, 64), Workload(64, 8), Workload(16, 4)
 LONGEST_PART_S = 1.0
 """Of a request that is measured: neither prompt nor answer takes much longer, or few settings could be tried."""
 LEAST_PROMPT, LEAST_ANSWER = 64, 16
 LEAST_REQUESTS = 8
 """A budget must have room for: a few pairs of the defaults and one challenger."""
 FINAL_SHARE, FINAL_PAIRS = 0.35, 12
+CRAWLS = 3.0
+"""Where the defaults are so many times slower than `adaptive`, beside others, the search begins there."""
 STEADY = 1.10
 """A machine whose default request varies by more is said to change its speed."""
 _F16 = ("f16", "f16")
@@ -59,7 +69,7 @@ class TuneJob:
     threads: int | None = None
     """Of the defaults; None: one a physical core."""
     order: LoadOrder | None = None
-    """How to load a model that streams."""
+    """How to load a model that streams, or lies in memory already."""
 
 
 def tune(job: TuneJob, progress: Progress = no_progress) -> Tuning:
@@ -89,13 +99,15 @@ def tune_with(
     """As `tune`, with whoever measures, and the clock, passed in."""
     defaults = default_settings(job.threads)
     started = clock()
-    workload, busy, cost_s = _fit_workload(job, measure, defaults, clock)
-    search = Search(measure, job.budget_s, progress, clock, started, cost_s)
+    footing = _find_footing(job, measure, defaults, clock)
+    workload = footing.workload
+    search = Search(measure, job.budget_s, progress, clock, started, footing.cost_s)
+    begun, ends = search.spent_s, job.budget_s * (1 - FINAL_SHARE)
 
     def run_group(
         name: str, holds: RunSettings, candidates: Sequence[RunSettings], until: float, request: Workload = workload
     ) -> RunSettings:
-        deadline = job.budget_s * (1 - FINAL_SHARE) * until
+        deadline = begun + (ends - begun) * until
         results = search.try_all(name, holds, candidates, request, deadline)
         results = _without_changed_output(search, results, noise)
         chosen = choose(holds, results)
@@ -103,14 +115,20 @@ def tune_with(
         return chosen
 
     noise = _LazyNoise(noise_of)
-    holds = run_group("threads", defaults, thread_candidates(defaults, job.machine, busy=busy), 0.35)
-    if job.order is None:
+    holds = footing.base
+    # Where the defaults crawl, so does all that spins.
+    spins = footing.base == defaults
+    holds = run_group("threads", holds, thread_candidates(holds, job.machine, busy=footing.busy, spins=spins), 0.35)
+    if isinstance(job.order, Streamed):
+        least = least_cache_bytes(plan_layout(job.model.headers), job.model.spec.experts_used)
+        holds = run_group("streaming", holds, stream_candidates(holds, job.order, least), 0.7)
+    elif job.order is None:
         ways = memory_candidates(holds, job.model.file_bytes, available_memory_bytes(), search.notes)
         holds = run_group("memory", holds, ways, 0.7)
     holds = run_group("attention", holds, attention_candidates(holds), 0.9)
     prompt_only = replace(workload, answer_tokens=1)
     holds = run_group("batches", holds, batch_candidates(holds, workload.prompt_tokens), 1.0, prompt_only)
-    return _conclude(job, search, workload, holds, noise.found)
+    return _conclude(job, search, footing, holds, noise.found)
 
 
 @dataclass(slots=True)
@@ -144,10 +162,31 @@ def _without_changed_output(
     return [result for result in results if caches(result) in offered or not result.is_promising]
 
 
-def _fit_workload(
-    job: TuneJob, measure: Measure, defaults: RunSettings, clock: Callable[[], float]
-) -> tuple[Workload, bool, float]:
-    """A request as long as asked for, or as the budget allows; whether others are busy; what measuring one costs."""
+@dataclass(frozen=True, slots=True)
+class _Footing:
+    """What the search stands on."""
+
+    base: RunSettings
+    """Where it begins."""
+    workload: Workload
+    """The request, as long as asked for or as the budget allows."""
+    final: Workload
+    """With which the result is held against the defaults."""
+    busy: bool
+    """Others keep CPUs busy."""
+    cost_s: float
+    """To measure one request."""
+    default_cost_s: float
+    """Of the last one, under the defaults."""
+    note: str | None = None
+
+
+def _find_footing(job: TuneJob, measure: Measure, defaults: RunSettings, clock: Callable[[], float]) -> _Footing:
+    """Look at a short request first.
+
+    Raises:
+        RuntimeFailure: llama.cpp cannot run it, or the budget is too short.
+    """
     trained = job.model.spec.context_tokens or PILOT.context_tokens
     pilot = Workload(max(1, min(PILOT.prompt_tokens, trained - PILOT.answer_tokens)), PILOT.answer_tokens)
     begun = clock()
@@ -157,29 +196,43 @@ def _fit_workload(
             "llama.cpp cannot run this model with its default settings, so there is nothing to tune; "
             "'dfqs run' says what is wrong"
         )
-    trial = found[0]
+    base, trial, pilot_cost_s = defaults, found[0], clock() - begun
+    default_cost_s, busy, note = pilot_cost_s, trial.other_cpus >= BUSY_CPUS, None
+    if busy:
+        # Threads that spin for each other beside others can take minutes over a request.
+        adaptive, begun = defaults.but(omp_wait_policy="adaptive"), clock()
+        others = measure([adaptive], pilot)
+        slower = timing_of(trial).total_s / timing_of(others[0]).total_s if others else 1.0
+        if slower > CRAWLS:
+            base, trial, pilot_cost_s = adaptive, others[0], clock() - begun
+            note = (
+                f"beside others llama.cpp's defaults take {slower:.0f} x the time of "
+                f"{describe_settings(adaptive, defaults)}: the search began there, and the gain is of a short request"
+            )
     prompt_token_s, answer_token_s = trial.prompt_s / pilot.prompt_tokens, trial.answer_s / pilot.answer_tokens
     longest_s = min(LONGEST_PART_S, job.budget_s / 120)
     answer = min(job.workload.answer_tokens, max(int(longest_s / answer_token_s), LEAST_ANSWER), max(trained // 2, 1))
     prompt = max(int(longest_s / prompt_token_s) // 64 * 64, LEAST_PROMPT)
     prompt = max(1, min(job.workload.prompt_tokens, prompt, trained - answer))
     request_s = prompt_token_s * prompt + answer_token_s * answer
-    cost_s = clock() - begun - trial.prompt_s - trial.answer_s + request_s
+    cost_s = pilot_cost_s - trial.prompt_s - trial.answer_s + request_s
     if LEAST_REQUESTS * cost_s > job.budget_s:
         raise RuntimeFailure(
             f"one request takes {format_duration(cost_s)} to measure here, so that "
             f"{format_duration(job.budget_s)} are too short to compare anything; give it "
             f"--budget {int(LEAST_REQUESTS * 4 * cost_s) // 60 + 1}m"
         )
-    limit_s = 2 * answer_token_s * answer
-    return Workload(prompt, answer, limit_s), trial.other_cpus >= BUSY_CPUS, cost_s
+    workload = Workload(prompt, answer, 2 * answer_token_s * answer)
+    final, default_cost_s = (workload, cost_s) if base == defaults else (SHORTEST, default_cost_s)
+    return _Footing(base, workload, final, busy, cost_s, default_cost_s, note)
 
 
-def _conclude(
-    job: TuneJob, search: Search, workload: Workload, found: RunSettings, noise: OutputNoise | None
-) -> Tuning:
+def _conclude(job: TuneJob, search: Search, footing: _Footing, found: RunSettings, noise: OutputNoise | None) -> Tuning:
     """Measure what was found against the defaults once more, and keep it only where it is faster."""
-    defaults = default_settings(job.threads)
+    defaults, workload = default_settings(job.threads), footing.final
+    if footing.note is not None:
+        search.notes.append(footing.note)
+        search.expect((footing.default_cost_s + footing.cost_s) / 2)
     pairs: list[tuple[Trial, Trial]] = []
     while len(pairs) < (FINAL_PAIRS if found != defaults else 3):
         # Whether the one or the other comes first alternates.

@@ -9,7 +9,8 @@ from dfqs.planning.settings import RunSettings
 from dfqs.planning.tuning import describe_gain, describe_settings, find_tuning
 from dfqs.runtime.loading import InMemory
 from dfqs.runtime.requests import ContextSettings
-from dfqs.streaming.budget import LoadPlan, choose_load
+from dfqs.streaming.budget import LoadPlan, Streamed, choose_load, least_cache_bytes
+from dfqs.streaming.layout import plan_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +98,9 @@ def choose_start(
     if start.tuned is not None:
         # Other batches and caches take another amount of memory.
         plan = choose(start.context, whole=start.order)
+        if isinstance(plan.order, Streamed):
+            order = start.tuned.order_within(plan.order)
+            least = least_cache_bytes(plan_layout(model.headers), model.spec.experts_used)
+            if isinstance(order, Streamed) and order.cache_bytes >= least:
+                plan = plan.streamed_by(order)
     return start, plan

@@ -105,6 +105,20 @@ class LoadPlan:
         """The same, with what is read from disk held against a manifest."""
         return replace(self, order=replace(self.order, recorded=recorded)) if isinstance(self.order, Streamed) else self
 
+    def streamed_by(self, order: Streamed) -> "LoadPlan":
+        """The same model streamed in another way, or with a smaller cache."""
+        if order == self.order or self.cache_bytes is None:
+            return self
+        choice = self.choice or Choice(Mechanism.CACHE)
+        mechanism = Mechanism.HINTS if order.hints else Mechanism.CACHE
+        return replace(
+            self,
+            order=order,
+            cache_bytes=order.cache_bytes,
+            total_bytes=self.total_bytes - self.cache_bytes + order.cache_bytes,
+            choice=replace(choice, mechanism=mechanism, reason=choice.reason or "as it was tuned"),
+        )
+
     def describe(self) -> str | None:
         """One line for whoever waits; None where there is nothing to say."""
         why = "" if self.choice is None or self.choice.reason is None else f"; {self.choice.reason}"
