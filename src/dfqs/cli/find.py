@@ -10,7 +10,7 @@ from rich.text import Text
 from dfqs.cli.documents.integrity import FindDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import Json
-from dfqs.cli.output import emit, note, out
+from dfqs.cli.output import column_table, emit, note, out
 from dfqs.errors import UsageError, printable
 from dfqs.find import FindResult, find_models, taken_bytes, usual_directories
 from dfqs.units import format_bytes, format_number_of
@@ -69,9 +69,7 @@ def _show(result: FindResult) -> None:
 
 
 def _table(result: FindResult) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("model", "size", "where"):
-        table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
+    table = column_table("model", "size", "where", words=("model", "where"))
     for model in result.models:
         links = sum(len(file.names) - 1 for file in model.files)
         where = str(model.files[0].path.parent)

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import Json, Model, Overwrite, Threads
-from dfqs.cli.output import emit, note, out, print_plain
+from dfqs.cli.output import column_table, emit, note, out, print_plain
 from dfqs.planning.forecast import CONTEXTS, Curve, ForecastDocument, ForecastRequest, forecast
 from dfqs.planning.speed import Rate
 from dfqs.runtime.checks import check_model
@@ -59,9 +58,8 @@ def command(
 
 
 def _show(document: ForecastDocument) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="computed, all weights in memory", title_justify="left")
-    for column in ("context", "decode, tokens/s", "prefill, tokens/s", "weights", "graph", "attention"):
-        table.add_column(column, justify="right")
+    columns = ("context", "decode, tokens/s", "prefill, tokens/s", "weights", "graph", "attention")
+    table = column_table(*columns, words=(), title="computed, all weights in memory")
     for one in document.contexts:
         parts = (one.weights_s, one.graph_s, one.attention_s)
         total = sum(parts)
@@ -80,11 +78,8 @@ def _show(document: ForecastDocument) -> None:
 
 
 def _show_curve(curve: Curve) -> None:
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title=f"against memory; choices: {curve.choices}", title_justify="left"
-    )
-    for column in ("memory", "of file", "streamed, tokens/s", "read a token", "paged, tokens/s", "read a token"):
-        table.add_column(column, justify="right")
+    columns = ("memory", "of file", "streamed, tokens/s", "read a token", "paged, tokens/s", "read a token")
+    table = column_table(*columns, words=(), title=f"against memory; choices: {curve.choices}")
     for point in curve.points:
         table.add_row(
             format_bytes(point.memory_bytes),

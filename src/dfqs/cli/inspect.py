@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from dfqs.cli.documents.inspect import Listed, describe_difference, describe_inspected
 from dfqs.cli.listing import show_difference, show_keys, show_tensors, show_tokenizer
 from dfqs.cli.options import Json
-from dfqs.cli.output import emit, escape_controls, key_value_table, out, print_plain, write_text
+from dfqs.cli.output import column_table, emit, escape_controls, key_value_table, out, print_plain, write_text
 from dfqs.cli.source import open_source
 from dfqs.errors import UsageError
 from dfqs.gguf.kinds import MODEL
@@ -153,10 +153,8 @@ def snapshot_table(described: ModelDescription) -> Table:
 
 def role_table(roles: tuple[RoleSize, ...]) -> Table:
     """Bits per weight by role."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("Role", "Tensors", "Weights", "Bytes", "Bits/weight"):
-        table.add_column(name, justify="left" if name == "Role" else "right")
-    table.add_column("Types")
+    columns = ("Role", "Tensors", "Weights", "Bytes", "Bits/weight", "Types")
+    table = column_table(*columns, words=("Role", "Types"))
     for size in roles:
         bits = size.bits_per_weight
         table.add_row(
@@ -172,9 +170,8 @@ def role_table(roles: tuple[RoleSize, ...]) -> Table:
 
 def loader_table(loaders: tuple[LoaderVerdict, ...]) -> Table:
     """Which program loads the file: a row a program."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for _ in range(3):
-        table.add_column(overflow="fold")
+    table = column_table("", "", "", words=("",))
+    table.show_header = False
     for found in loaders:
         how = "asked" if found.asked else "not asked"
         table.add_row(found.loader, f"{found.verdict} ({how})", escape_controls(found.evidence))

@@ -24,7 +24,7 @@ from dfqs.cli.options import (
     Restart,
     Threads,
 )
-from dfqs.cli.output import emit, note, out, print_plain
+from dfqs.cli.output import column_table, emit, note, out, print_plain
 from dfqs.cli.perplexity import read_text
 from dfqs.cli.quantize import warn_of_idle_exceptions
 from dfqs.quantize.bootstrap import Estimate
@@ -119,9 +119,8 @@ def _report(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
 
 def ladder_table(rungs: Sequence[Rung]) -> Table:
     """One row a model, in the order given."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("Class", "Size", "Bits", "Perplexity", "Loss step", "Apart", "KL", "Same top"):
-        table.add_column(name, justify="left" if name == "Class" else "right", no_wrap=True)
+    columns = ("Class", "Size", "Bits", "Perplexity", "Loss step", "Apart", "KL", "Same top")
+    table = column_table(*columns, words=columns[:1])
     for rung in rungs:
         summary, step = rung.summary, rung.from_previous
         table.add_row(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from dfqs.cli.output import escape_controls, key_value_table, out, print_plain
+from dfqs.cli.output import column_table, escape_controls, key_value_table, out, print_plain
 from dfqs.model.difference import HeaderDifference
 from dfqs.model.listing import KeyListing, TensorListing, TokenizerListing
 from dfqs.units import format_bytes
@@ -90,7 +90,4 @@ def _shape(tensor: TensorListing) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("Bytes", "Offset", "Shard") else "left", overflow="fold")
-    return table
+    return column_table(*columns, words=set(columns) - {"Bytes", "Offset", "Shard"})

@@ -7,7 +7,7 @@ control characters that a terminal would obey come out as `\\x1b`, and no word i
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -144,6 +144,21 @@ def key_value_table(rows: list[tuple[str, str]], title: str | None = None) -> Ta
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, escape_controls(value))
+    return table
+
+
+def column_table(*columns: str, words: Collection[str], title: str | None = None) -> Table:
+    """Columns of numbers, to the right and never broken, and of `words`, to the left and folded where too wide.
+
+    The title is not read as markup: it may hold a stranger's words.
+    """
+    heading = None if title is None else Text(escape_controls(title))
+    table = Table(title=heading, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        if column in words:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.inspect import loader_table
-from dfqs.cli.output import key_value_table, out, print_plain
+from dfqs.cli.output import column_table, key_value_table, out, print_plain
 from dfqs.cli.source import open_source
 from dfqs.errors import printable
 from dfqs.planning.document import ContextPlan, GpuSplit, NeededSetting, PlanDocument, StreamedPlan, Verdict
@@ -82,15 +82,9 @@ def _disk(plan: PlanDocument) -> str:
 
 def parts_table(plan: PlanDocument) -> Table:
     """A row a context, its memory by what it is for."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
     kinds = [(kind, title) for kind, title in _KINDS if any(_bytes(row, kind) for row in plan.contexts)]
-    for title in ("Context", "Profile", "KV type"):
-        table.add_column(title, justify="right" if title == "Context" else "left")
-    for _, title in kinds:
-        table.add_column(title, justify="right")
-    for title in ("Program", "In all"):
-        table.add_column(title, justify="right")
-    table.add_column("")
+    columns = ("Context", "Profile", "KV type", *(title for _, title in kinds), "Program", "In all", "")
+    table = column_table(*columns, words=("Profile", "KV type", ""))
     for row in plan.contexts:
         table.add_row(
             f"{row.context_tokens:,}",

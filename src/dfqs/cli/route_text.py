@@ -1,8 +1,8 @@
 """Routing findings as tables for people."""
 
 from rich.table import Table
-from rich.text import Text
 
+from dfqs.cli.output import column_table
 from dfqs.routing.determinism import FirstDivergence, RouteCheck
 from dfqs.routing.forecast import MarginReport
 from dfqs.routing.pressure import PressureReport
@@ -33,11 +33,8 @@ def place(first: FirstDivergence | None) -> str:
 
 
 def plain_table(title: str, *columns: str) -> Table:
-    """The first column left, the others right. The title is not read as markup: it may hold a stranger's words."""
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
+    """Words in the first column, numbers in the others."""
+    return column_table(*columns, words=columns[:1], title=title)
 
 
 def matrix_table(check: RouteCheck) -> Table:

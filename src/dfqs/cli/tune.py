@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dfqs.cli.drawing import SHARE, progress_bar
 from dfqs.cli.options import Json, Model, Ram, Threads
-from dfqs.cli.output import emit, key_value_table, note, out, print_plain
+from dfqs.cli.output import column_table, emit, key_value_table, note, out, print_plain
 from dfqs.errors import UsageError
 from dfqs.hardware import read_machine
 from dfqs.planning.settings import default_settings
@@ -108,9 +108,7 @@ def show_tuning(tuning: Tuning) -> None:
 
 
 def _tried_table(tuning: Tuning) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("tried", "of", "request", "prompt", "answer", "pairs"):
-        table.add_column(column, justify="right" if column in ("request", "prompt", "answer", "pairs") else "left")
+    table = column_table("tried", "of", "request", "prompt", "answer", "pairs", words=("tried", "of"))
     for one in tuning.tried:
         gains = (one.gain, one.prompt_gain, one.answer_gain)
         changes = ", ".join(one.changes) + (" (taken)" if one.chosen else "")
