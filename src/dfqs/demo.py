@@ -27,7 +27,8 @@ from dfqs.model.files import ModelFiles, open_model
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.progress import Progress
 from dfqs.records import read_json, write_json
-from dfqs.report.record import build_report, write_report
+from dfqs.report.evaluation import page_of
+from dfqs.report.record import REPORT_NAMES, build_report, find_run, write_report
 from dfqs.report.schema import Report
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.memory import measure_memory_curve
@@ -45,7 +46,7 @@ ANSWER_TOKENS = 48
 CONTEXTS = (2048, 8192)
 """Context lengths that the memory step asks llama.cpp about; the second is all that the model was trained for."""
 WORK_NAME = ".dfqs-demo-work"
-WRITTEN = ("report.json", "report.md", "demo.md")
+WRITTEN = (*REPORT_NAMES, "demo.md")
 STEPS = 8
 SAMPLE = Suite("demo", 3, 3, (512, 1024), 3, decode_tokens=128, decode_repeats=2, prefill_tokens=128, depth_tokens=0)
 """What the demonstration measures: enough to see how it is done, too little to say anything."""
@@ -102,7 +103,7 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         answered = _run(story, model)
         report = _measure(story, model, hashes, work / "evaluation")
         record = _write_down(out, work, _describe(story.steps, model, hashes, answered), report)
-    return DemoResult(record, report, target, out / "demo.md", out / "report.md")
+    return DemoResult(record, report, target, out / "demo.md", out / "report.html")
 
 
 def _describe(
@@ -131,7 +132,7 @@ def _write_down(out: Path, work: Path, described: DemoRecord, report: Report) ->
     """Report, story and record. Cut off anywhere, what stands there is known by the record beside it."""
     made = work / "written"
     made.mkdir()
-    write_report(report, made)
+    write_report(report, page_of(report, find_run(work / "evaluation")), made)
     write_bytes_atomic(made / "demo.md", render_story(described).encode())
     written = {name: hash_file(made / name) for name in WRITTEN}
     record = described.model_copy(update={"files": {**described.files, **written}})
@@ -205,7 +206,8 @@ def render_story(record: DemoRecord) -> str:
 
 {record.model.description or ""}
 
-The measurement's report, with its conditions: [report.md](report.md).
+The measurement's report, with its conditions: [report.html](report.html) to look at, and
+[report.md](report.md).
 """
 
 

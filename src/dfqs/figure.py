@@ -12,4 +12,7 @@ except ImportError:
 mpl.rcParams["svg.fonttype"] = "none"
 mpl.rcParams["svg.hashsalt"] = "dfqs"
 
+# What is between two dollars is no formula: names come from outside.
+mpl.rcParams["text.parse_math"] = False
+
 __all__ = ["Figure"]

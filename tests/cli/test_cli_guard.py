@@ -157,7 +157,7 @@ def test_a_manifest_is_replaced_when_told_to(folder: Path) -> None:
     assert json.loads((folder / "thesis.txt").read_text())["file_name"] == "m.gguf"
 
 
-@pytest.mark.parametrize("name", ["report.json", "report.md"])
+@pytest.mark.parametrize("name", ["report.json", "report.md", "report.html"])
 def test_an_evaluation_does_not_replace_somebody_elses_report(name: str, folder: Path) -> None:
     (folder / name).write_text("{}")
 
@@ -197,7 +197,7 @@ def linked(folder: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [changed, replaced_record, linked])
 def test_the_demonstration_replaces_only_what_it_made_itself(spoil: Callable[[Path], None], tmp_path: Path) -> None:
-    names = ("report.json", "report.md", "demo.md", MODEL_NAME)
+    names = ("report.json", "report.md", "report.html", "demo.md", MODEL_NAME)
     for name in names:
         (tmp_path / name).write_text(f"of the demonstration: {name}")
     record = demo_record({name: hash_file(tmp_path / name) for name in names})

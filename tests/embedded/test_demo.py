@@ -47,7 +47,7 @@ def test_every_step_is_told_and_the_paths_are_printed(demonstration: tuple[Path,
         assert f"[{number}/{STEPS}]" in told
     assert "Active Params    161.8 M" in told
     assert str(out / MODEL_NAME) in printed
-    assert str(out / "report.md") in printed
+    assert str(out / "report.html") in printed
 
 
 def test_merged_model_is_the_built_one_and_nothing_else_is_left(
@@ -56,7 +56,7 @@ def test_merged_model_is_the_built_one_and_nothing_else_is_left(
     out, _, _ = demonstration
 
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [MODEL_NAME, "demo.json", "demo.md", "report.json", "report.md"]
+        [MODEL_NAME, "demo.json", "demo.md", "report.html", "report.json", "report.md"]
     )
     assert hash_model(out / MODEL_NAME).content_sha256 == hash_model(embedded_model).content_sha256
     assert "split.count" in read_header(out / MODEL_NAME).metadata

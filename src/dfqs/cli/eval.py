@@ -93,7 +93,7 @@ def command(
 
     def show() -> None:
         print_plain(render_summary(report))
-        note(f"report: {' and '.join(str(path) for path in paths)}")
+        note(f"report: {', '.join(str(path) for path in paths)}")
 
     emit(report, json_, show)
 

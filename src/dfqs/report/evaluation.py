@@ -1,16 +1,20 @@
 """A model evaluated in one call: measured, its results stored, its report written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, StageProgress, evaluate
 from dfqs.evaluate.stages import STAGES
+from dfqs.evaluate.store import read_lines
 from dfqs.evaluate.subject import describe_subject, known_subject
 from dfqs.evaluate.suites import find_suite
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
+from dfqs.report.evidence import gather_evidence
+from dfqs.report.page import render_page
+from dfqs.report.reading import Reported
 from dfqs.report.record import build_report, check_report_place, write_report
 from dfqs.report.schema import Report
 from dfqs.runtime.checks import check_model
@@ -33,7 +37,7 @@ def evaluate_model(
     threads: int | None = None,
     draw: StageProgress = undrawn,
 ) -> Report:
-    """Measure the five metrics of a file and write `report.json` and `report.md` into `out`.
+    """Measure the five metrics of a file and write the report into `out` (JSON, Markdown and HTML).
 
     The same call goes on where a killed one stopped.
 
@@ -57,13 +61,24 @@ def evaluate_model(
     return report
 
 
-def publish_report(report: Report, directory: Path, out: Path) -> tuple[Path, Path]:
+def publish_report(report: Report, directory: Path, out: Path) -> tuple[Path, ...]:
     """Write a run's report into the run's directory and, as the newest, into `out`; returns the paths written last.
 
     A run in which nothing was measured does not replace the report of one that has something to say.
     """
-    paths = write_report(report, directory)
+    page = page_of(report, directory, out)
+    paths = write_report(report, page, directory)
     measured = any(value is not None for value in report.metrics.model_dump().values())
     if measured or not (out / "report.json").exists():
-        paths = write_report(report, out)
+        paths = write_report(report, page, out)
     return paths
+
+
+def page_of(report: Report, directory: Path, *beside: Path, files: Sequence[Path] = ()) -> str:
+    """A run's page, with what other verbs left in its directory, beside it, and in `files`.
+
+    Raises:
+        UsageError, FormatError: a file that was named is nothing that a page shows.
+    """
+    reported = Reported(report, directory, read_lines(directory / "results.jsonl")[0])
+    return render_page(report, gather_evidence(reported, (directory, *beside), files))

@@ -45,6 +45,9 @@ from dfqs.storage.atomic import check_writable_target, write_bytes_atomic
 REFERENCE_PARAMETERS = 284_300_000_000
 """Of DeepSeek-V4-Flash, the model of the specification's reference artifact."""
 
+REPORT_NAMES = ("report.json", "report.md", "report.html")
+PAGE_MARK = b'<meta name="generator" content="dfqs '
+
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -120,8 +123,11 @@ def build_report(out: Path) -> Report:
         raise FormatError(f"results that make no report ({why})", path=directory / "results.jsonl") from error
 
 
-def write_report(report: Report, directory: Path) -> tuple[Path, Path]:
-    """Write `report.json` and `report.md`; an older report there is replaced.
+def write_report(report: Report, page: str, directory: Path) -> tuple[Path, ...]:
+    """Write `report.json`, `report.md` and `report.html`; an older report there is replaced.
+
+    Args:
+        page: see `dfqs.report.page.render_page`.
 
     Raises:
         UsageError: other files stand under these names.
@@ -129,23 +135,37 @@ def write_report(report: Report, directory: Path) -> tuple[Path, Path]:
     paths = check_report_place(directory)
     write_json(paths[0], report, overwrite=True)
     write_bytes_atomic(paths[1], render_markdown(report).encode(), overwrite=True)
+    write_bytes_atomic(paths[2], page.encode(), overwrite=True)
     return paths
 
 
-def check_report_place(directory: Path) -> tuple[Path, Path]:
+def check_report_place(directory: Path) -> tuple[Path, ...]:
     """Where a directory's report goes, refused before work is spent on it where other files are in the way.
 
     Raises:
-        UsageError: it is a file, or `report.json` or `report.md` is there and is no report of dfqs.
+        UsageError: it is a file, or one of the three is there and is no report of dfqs.
     """
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file; name a directory, which is made where there is none")
-    paths = directory / "report.json", directory / "report.md"
+    paths = tuple(directory / name for name in REPORT_NAMES)
     for path in paths:
         if path.exists() or path.is_symlink():
-            own = _is_report_text(path) if path.suffix == ".md" else is_document(path, SCHEMA_ID)
-            check_writable_target(path, overwrite=own)
+            check_writable_target(path, overwrite=_is_own(path))
     return paths
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of ours, of whatever version: then it may be written again."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return PAGE_MARK in file.read(1000)
+
+
+def _is_own(path: Path) -> bool:
+    if path.suffix == ".html":
+        return is_page(path)
+    return _is_report_text(path) if path.suffix == ".md" else is_document(path, SCHEMA_ID)
 
 
 def _is_report_text(path: Path) -> bool:

@@ -151,8 +151,7 @@ def _label_rows(axes: Any, layers: Sequence[int]) -> None:
 
 
 def _title(model: ModelIdentity) -> str:
-    # Between two dollars matplotlib would read mathematics.
-    return f"{model.name or model.architecture} ({', '.join(model.expert_types)})".replace("$", r"\$")
+    return f"{model.name or model.architecture} ({', '.join(model.expert_types)})"
 
 
 def _pair_title(diff: RouteDiff, what: str) -> str:

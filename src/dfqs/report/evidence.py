@@ -1,0 +1,111 @@
+"""What a page shows beside the report's numbers: every question with its answer, and what other verbs found out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dfqs.errors import DfqsError, UsageError
+from dfqs.evaluate.context import note
+from dfqs.evaluate.prompts import PromptSet, read_code_set, read_context_set, read_reasoning_set
+from dfqs.evaluate.scores import ScoredItem
+from dfqs.evaluate.stages import CODE, CONTEXT, REASONING
+from dfqs.planning.document import PlanDocument
+from dfqs.quantize.ladder import LadderDocument
+from dfqs.records import RECORD_LIMIT_BYTES, Document, parse_json, parse_record, read_bounded
+from dfqs.report.reading import Lines, Reported, scored_items
+from dfqs.routing.determinism import RouteCheck
+from dfqs.routing.stats import RouteStats
+
+COMPANIONS: dict[str, type[Document]] = {
+    "dfqs.plan/1": PlanDocument,
+    "dfqs.route-check/1": RouteCheck,
+    "dfqs.route-stats/1": RouteStats,
+    "dfqs.ladder/1": LadderDocument,
+}
+"""Documents of other verbs that a page shows, where they lie beside the report."""
+FILES_LIMIT = 200
+"""Looked at beside a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What stands behind a report."""
+
+    items: tuple[ScoredItem, ...] = ()
+    prompts: Mapping[tuple[str, str], str] | None = None
+    """By stage and item. Only of sets that are here as they were when they were asked."""
+    companions: tuple[Document, ...] = ()
+    """Of each form at most one."""
+
+
+def gather_evidence(reported: Reported, directories: Iterable[Path] = (), files: Sequence[Path] = ()) -> Evidence:
+    """The answers, and the documents of other verbs that lie in the directories.
+
+    Args:
+        files: documents that were named; they go before those that are found.
+
+    Raises:
+        UsageError: a named file is none of these documents.
+        FormatError: it cannot be read.
+    """
+    return Evidence(
+        tuple(reported.items.values()),
+        _prompts_of(reported.report.conditions.score.prompt_sets, reported.lines or {}),
+        _companions(directories, files),
+    )
+
+
+def read_companion(path: Path) -> Document | None:
+    """The document in a file; None where it is of another form.
+
+    Raises:
+        FormatError, UsageError: it cannot be read.
+    """
+    data = read_bounded(path, RECORD_LIMIT_BYTES)
+    found = parse_json(data, path=path)
+    form = COMPANIONS.get(found.get("schema", "")) if isinstance(found, dict) else None
+    return None if form is None else parse_record(data, form, path=path)
+
+
+def _companions(directories: Iterable[Path], files: Sequence[Path]) -> tuple[Document, ...]:
+    kept: dict[type[Document], Document] = {}
+    for path in files:
+        named = read_companion(path)
+        if named is None:
+            raise UsageError(f"{path} is none of the documents that a report shows: {', '.join(COMPANIONS)}")
+        kept.setdefault(type(named), named)
+    for directory in directories:
+        for path in sorted(directory.glob("*.json"))[:FILES_LIMIT]:
+            try:
+                found = read_companion(path)
+            except DfqsError:
+                # Whatever else lies there is not ours to complain about.
+                continue
+            if found is not None:
+                kept.setdefault(type(found), found)
+    return tuple(kept.values())
+
+
+def _prompts_of(sets: Mapping[str, str], lines: Lines) -> dict[tuple[str, str], str]:
+    """What was asked, by stage and item."""
+    found: dict[tuple[str, str], str] = {}
+    if _is_here(sets, reasoning := read_reasoning_set()):
+        found |= {(REASONING, item.id): reasoning.prompt(item.question) for item in reasoning.items}
+    if _is_here(sets, code := read_code_set()):
+        found |= {(CODE, item.id): code.prompt(item.prompt) for item in code.items}
+    if _is_here(sets, context := read_context_set()):
+        question = partial(note, context.items[0])
+        for item in scored_items(lines).values():
+            length, _, index = item.item.partition("/")
+            if item.stage == CONTEXT and index.isascii() and index.isdigit() and len(index) < 10:
+                found[CONTEXT, item.item] = (
+                    f"[a document of notes, {length} tokens with this question and its answer]\n\n"
+                    + question(int(index)).question
+                )
+    return found
+
+
+def _is_here(sets: Mapping[str, str], set_: PromptSet[Any]) -> bool:
+    return sets.get(set_.name) == set_.sha256
