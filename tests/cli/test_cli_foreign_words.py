@@ -119,7 +119,8 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             ["diff", text, missing],
             ["pressure", model, "--lengths", SAID],
         ],
-        "report": [[folder], [missing]],
+        "report": [[folder], [missing], [text]],
+        "compare": [[folder, missing], [text, text], [missing]],
     }
 
 

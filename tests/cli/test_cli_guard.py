@@ -20,7 +20,7 @@ from dfqs.report.record import check_report_place
 from dfqs.storage.hashing import hash_file
 from gguf_builder import write_small
 from hub_server import FakeHub
-from report_documents import MODEL
+from report_documents import MODEL, report_document
 from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
 SET = ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf")
@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         write_small(tmp_path / name, seed=name)
     for name in ("text.txt", "thesis.txt", "prompts.txt"):
         (tmp_path / name).write_text(f"{name}: years of work")
+    (tmp_path / "report.json").write_text(json.dumps(report_document()))
     (tmp_path / "recipe.toml").write_text('name = "mine"\n')
     write_shards(tmp_path, tiny_entries(), [tiny_tensors()[:3], tiny_tensors()[3:]], prefix="s")
     with FakeHub(files={"m.gguf": (tmp_path / "m.gguf").read_bytes()}) as hub:
@@ -71,6 +72,7 @@ CALLS = [
     Call("merge s-00001-of-00002.gguf --consume", "-o", "s-00002-of-00002.gguf", overwrite=False),
     Call("repair m.gguf", "-o", "m.gguf", overwrite=False),
     Call("pull owner/model", "-o", overwrite=False),
+    Call("compare report.json report.json", "--html", "report.json"),
     Call("eval m.gguf", "-o", "m.gguf", overwrite=False),
     Call("demo", "--out", overwrite=False),
 ]  # fmt: skip

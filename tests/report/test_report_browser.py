@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report_page import EVIL, answer, golden_companions
 
 from dfqs.records import parse_record
 from dfqs.report import Report
 from dfqs.report.evidence import Evidence
 from dfqs.report.page import render_page
 from report_documents import report_document
+from report_pages import EVIL, answer, golden_companions
 
 CHROMIUM = os.environ.get("DFQS_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -5,14 +5,12 @@ import hashlib
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dfqs.cli.main import run
-from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
 from dfqs.evaluate.store import Line
 from dfqs.evaluate.suites import STANDARD
 from dfqs.records import parse_record
@@ -22,51 +20,7 @@ from dfqs.report.markdown import render_markdown, render_summary
 from dfqs.report.page import render_page
 from dfqs.report.reading import Reported, read_reported
 from report_documents import report_document, run_documents
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-EVIL = (
-    "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)> "
-    "\x1b]0;owned\x07\x1b[2J \u202egnp.exe \u2066 \x00 {{7*7}}"
-)
-LIMIT_BYTES = 5_000_000
-
-
-class Elements(HTMLParser):
-    """What a browser would make of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def page_of(document: Any, evidence: Evidence | None = None) -> str:
-    return render_page(parse_record(json.dumps(document), Report), evidence)
-
-
-def answer(text: str, name: str = "arithmetic-1-1", stage: str = "reasoning", **place: Any) -> ScoredItem:
-    completion = Completion(text=text, finish_reason="stop", prompt_tokens=5, generated_tokens=3)
-    return ScoredItem(stage=stage, item=name, verdict=Verdict.WRONG, completion=completion, place=place)
-
-
-def assert_harmless(page: str) -> None:
-    found = Elements(page)
-    scripts = [attributes for tag, attributes in found.tags if tag == "script"]
-    assert len(scripts) <= 1 and not any(attributes for attributes in scripts)
-    assert not {tag for tag, _ in found.tags} & {"iframe", "object", "embed", "base", "img"}
-    for tag, attributes in found.tags:
-        assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
-        for name in ("href", "src"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:")), attributes
-    assert all(c in "\n\t" or c.isprintable() for c in page)
-    assert len(page.encode()) < LIMIT_BYTES
+from report_pages import EVIL, GOLDEN, Elements, answer, assert_harmless, golden_companions, page_of
 
 
 def evil_everywhere(value: Any) -> Any:
@@ -75,7 +29,7 @@ def evil_everywhere(value: Any) -> Any:
         return {key: evil_everywhere(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [evil_everywhere(entry) for entry in value]
-    kept = ("dfqs.report/1", "file", "score", "runtime", "none", "undecided")
+    kept = ("dfqs.report/1", "file", "score", "runtime", "none", "undecided", "generated", "likelihood")
     return EVIL if isinstance(value, str) and value not in kept and not re.fullmatch("[0-9a-f]{64}", value) else value
 
 
@@ -181,11 +135,6 @@ def test_identifiers_on_a_page_stand_for_one_element_each() -> None:
     assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)) <= {(n, "") for n in names} | {
         ("", n) for n in names
     }
-
-
-def golden_companions() -> Any:
-    directory = {schema: GOLDEN / f"{schema.removeprefix('dfqs.').replace('/', '-')}.json" for schema in COMPANIONS}
-    return tuple(parse_record(directory[schema].read_bytes(), form) for schema, form in COMPANIONS.items())
 
 
 def test_what_other_verbs_found_out_is_shown_where_it_lies_beside_the_report(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ VERBS: dict[str, str] = {
     "eval": "Measure the five DFQS metrics.",
     "route": "Capture, check and compare expert routing.",
     "report": "Render an evaluation's report.",
+    "compare": "Compare evaluations question by question, or say why they do not compare.",
 }
 """Verb -> one line of help, in the order that the data flows. `dfqs.cli.<verb>` holds `command` (or `app`, for a verb
 with verbs of its own)."""

@@ -8,6 +8,7 @@ import numpy as np
 from dfqs.figure import Figure
 from dfqs.planning.document import ContextPlan, PlanDocument
 from dfqs.quantize.ladder import LadderDocument
+from dfqs.report.comparison import Against
 from dfqs.report.depths import DepthGrid
 from dfqs.report.schema import ContextDetail, Report
 from dfqs.report.svg import GRID, INK, ON_DARK, ON_LIGHT, QUIET, SERIES, Plot, inline_svg
@@ -256,3 +257,28 @@ def _heatmap(axes: Any, values: Any, words: Sequence[Sequence[str]]) -> None:
             color = ON_LIGHT if values[y, x] > 0.55 else ON_DARK
             axes.text(x + 0.5, y + 0.5, word, ha="center", va="center", fontsize=7, color=color)
     axes.invert_yaxis()
+
+
+def plot_differences(against: Against, name: str) -> Plot | None:
+    """Difference of every score with its interval; 0 is none."""
+    known = [
+        (measure, *measure.interval)
+        for measure in against.measures
+        if measure.difference is not None
+        and measure.interval is not None
+        and measure.n
+        and abs(measure.difference) <= 1
+    ][:30]
+    if not known:
+        return None
+    figure, axes = _figure(0.9 + 0.32 * len(known))
+    for place, (measure, low, high) in enumerate(known):
+        axes.plot([low, high], [place, place], color=SERIES[0], lw=2.2, solid_capstyle="butt")
+        axes.plot([measure.difference], [place], "o", color=SERIES[0], ms=6)
+    axes.axvline(0, color=QUIET, ls="--", lw=1.2)
+    axes.set_yticks(range(len(known)), [measure.name[:34] for measure, *_ in known])
+    axes.invert_yaxis()
+    axes.margins(y=0.2)
+    axes.set_xlabel("other less reference (speed: share)")
+    caption = "Differences with 95 % intervals (speed: range of repeats). Right of the line the other is better."
+    return inline_svg(figure, name, "Differences with intervals", caption)
