@@ -1,5 +1,6 @@
 """What a page shows beside the report's numbers: every question with its answer, and what other verbs found out."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,34 +58,46 @@ def gather_evidence(reported: Reported, directories: Iterable[Path] = (), files:
     )
 
 
-def read_companion(path: Path) -> Document | None:
-    """The document in a file; None where it is of another form.
+def read_companion(path: Path, forms: Mapping[str, type[Document]] = COMPANIONS) -> Document | None:
+    """The document in a file; None where it is of none of the forms.
 
     Raises:
         FormatError, UsageError: it cannot be read.
     """
     data = read_bounded(path, RECORD_LIMIT_BYTES)
     found = parse_json(data, path=path)
-    form = COMPANIONS.get(found.get("schema", "")) if isinstance(found, dict) else None
+    form = forms.get(found.get("schema", "")) if isinstance(found, dict) else None
     return None if form is None else parse_record(data, form, path=path)
+
+
+def find_documents(
+    directories: Iterable[Path], files: Sequence[Path], forms: Mapping[str, type[Document]]
+) -> list[tuple[Path, Document]]:
+    """Documents that were named, then those that lie in the directories.
+
+    Raises:
+        UsageError: a named file is of none of the forms.
+        FormatError: it cannot be read.
+    """
+    kept: list[tuple[Path, Document]] = []
+    for path in files:
+        named = read_companion(path, forms)
+        if named is None:
+            raise UsageError(f"{path} is none of the documents that are used here: {', '.join(forms)}")
+        kept.append((path, named))
+    for directory in directories:
+        for path in sorted(directory.glob("*.json"))[:FILES_LIMIT]:
+            # Whatever else lies there is not ours to complain about.
+            with contextlib.suppress(DfqsError):
+                if (found := read_companion(path, forms)) is not None:
+                    kept.append((path, found))
+    return kept
 
 
 def _companions(directories: Iterable[Path], files: Sequence[Path]) -> tuple[Document, ...]:
     kept: dict[type[Document], Document] = {}
-    for path in files:
-        named = read_companion(path)
-        if named is None:
-            raise UsageError(f"{path} is none of the documents that a report shows: {', '.join(COMPANIONS)}")
-        kept.setdefault(type(named), named)
-    for directory in directories:
-        for path in sorted(directory.glob("*.json"))[:FILES_LIMIT]:
-            try:
-                found = read_companion(path)
-            except DfqsError:
-                # Whatever else lies there is not ours to complain about.
-                continue
-            if found is not None:
-                kept.setdefault(type(found), found)
+    for _, document in find_documents(directories, files, COMPANIONS):
+        kept.setdefault(type(document), document)
     return tuple(kept.values())
 
 

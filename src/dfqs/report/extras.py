@@ -16,6 +16,7 @@ from dfqs.routing.stats import RouteStats
 from dfqs.units import format_bytes
 
 ROWS_LIMIT = 100
+ORDER = ("memory", "determinism", "experts", "ladder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,18 @@ class Extra:
 
 
 def describe_extras(report: Report, companions: Sequence[Document], drawing: ModuleType | None) -> list[Extra]:
-    """A section for each document, in the order in which they are read."""
-    makers = {
-        PlanDocument: lambda document: _memory(document, drawing),
-        RouteCheck: lambda document: _determinism(document, drawing),
-        RouteStats: lambda document: _experts(document, drawing),
-        LadderDocument: lambda document: _ladder(document, noise_floor(report), drawing),
-    }
-    return [make(document) for form, make in makers.items() for document in companions if isinstance(document, form)]
+    """A section for each document, in the order of `ORDER`."""
+    found: list[Extra] = []
+    for document in companions:
+        if isinstance(document, PlanDocument):
+            found.append(_memory(document, drawing))
+        elif isinstance(document, RouteCheck):
+            found.append(_determinism(document, drawing))
+        elif isinstance(document, RouteStats):
+            found.append(_experts(document, drawing))
+        elif isinstance(document, LadderDocument):
+            found.append(_ladder(document, noise_floor(report), drawing))
+    return sorted(found, key=lambda extra: ORDER.index(extra.id))
 
 
 def noise_floor(report: Report) -> float | None:

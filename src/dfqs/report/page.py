@@ -6,7 +6,7 @@ shown as its number; a content security policy names the hashes of the one style
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -173,7 +173,7 @@ def _score_rows(report: Report) -> list[tuple[str, ...]]:
     return rows
 
 
-def _group_rows(report: Report) -> list[tuple[str, ...]]:
+def _group_rows(report: Report) -> Sequence[tuple[str, ...]]:
     return [
         (f"{stage}: {group}", f"{right:,}", f"{total:,}")
         for _, stage in SCORES
@@ -190,7 +190,7 @@ def _boundary_words(report: Report) -> str:
     return f"Failure boundary: {found}. {boundary.reason[:1].upper()}{boundary.reason[1:]}."
 
 
-def _look_rows(report: Report) -> list[tuple[str, ...]]:
+def _look_rows(report: Report) -> Sequence[tuple[str, ...]]:
     boundary = report.details.boundary
     looks = boundary.lengths[:100] if boundary is not None else []
     return [(f"{look.length_tokens:,}", f"{look.right:,}", f"{look.n:,}", look.failure or "") for look in looks]

@@ -121,7 +121,7 @@ def _binomial_p(smaller: int, total: int) -> float:
     if total == 0:
         return 1.0
     if total <= EXACT_LIMIT:
-        return min(1.0, 2 * sum(math.comb(total, k) for k in range(smaller + 1)) / 2**total)
+        return min(1.0, 2 * sum(math.comb(total, k) for k in range(smaller + 1)) / (1 << total))
     whole = math.lgamma(total + 1) - total * math.log(2)
     terms = (math.exp(whole - math.lgamma(k + 1) - math.lgamma(total - k + 1)) for k in range(smaller + 1))
     return min(1.0, 2 * math.fsum(terms))
