@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from dfqs.errors import DfqsError as DfqsError
+    from dfqs.evaluate.likelihood import LikelihoodSession as LikelihoodSession
     from dfqs.inplace import abort_merge as abort_merge
     from dfqs.inplace import merge_inplace as merge_inplace
     from dfqs.inplace import plan_inplace as plan_inplace
@@ -49,6 +50,7 @@ _PLACES = {
     "ChatSession": "dfqs.runtime.chat:ChatSession",
     "DfqsError": "dfqs.errors:DfqsError",
     "Hub": "dfqs.pull:Hub",
+    "LikelihoodSession": "dfqs.evaluate.likelihood:LikelihoodSession",
     "PlanRequest": "dfqs.planning.plan:PlanRequest",
     "Prompt": "dfqs.routing.prompts:Prompt",
     "Report": "dfqs.report:Report",

@@ -17,6 +17,7 @@ NAMES = [
     "ChatSession",
     "DfqsError",
     "Hub",
+    "LikelihoodSession",
     "PlanRequest",
     "Prompt",
     "Report",

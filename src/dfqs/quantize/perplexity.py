@@ -36,14 +36,13 @@ from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context
 from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
+from dfqs.runtime.logprobs import ROWS, most_probable
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 
 WINDOW_TOKENS, STRIDE_TOKENS = 512, 256
 NOT_REPACKED = ", not repacked"
 """What numerics end with where weights were not copied into another order: that changes a loss in its last digits."""
-ROWS = 16
-"""Rows of logits worked on at a time: a vocabulary of 129,280 in float64 is a megabyte a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,17 +263,6 @@ def log_softmax(rows: Float32) -> Float32:
     shifted = rows - rows.max(axis=1, keepdims=True)
     total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
     return np.asarray(shifted - np.log(total).astype(np.float32))
-
-
-def most_probable(log_p: Float32, count: int) -> NDArray[np.int64]:
-    """Indices of the `count` largest values of a row, largest first; of equal ones the first."""
-    # The count-th largest of every eighth value is not above that of all: few are left to be sorted.
-    sample = log_p[::8]
-    if len(sample) > count:
-        candidates = np.flatnonzero(log_p >= np.partition(sample, -count)[-count])
-    else:
-        candidates = np.arange(len(log_p))
-    return candidates[np.argsort(-log_p[candidates], kind="stable")[:count]]
 
 
 class _Scorer:

@@ -1,0 +1,63 @@
+"""Log-probabilities of tokens, from logits: what scoring a text comes down to. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+ROWS = 16
+"""Rows of logits worked on at a time: a vocabulary of 129,280 in float64 is a megabyte a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How probable one token was, given all before it."""
+
+    token: int
+    logprob: float
+    """Natural logarithm; minus infinity of a token that the model rules out."""
+    is_greedy: bool
+    """Whether it is the most probable one (of equal ones the first): what greedy decoding chooses."""
+    top: tuple[tuple[int, float], ...] = ()
+    """`(token, log-probability)` of the most probable ones, as many as were asked for, most probable first."""
+
+
+def score_rows(logits: Float32, targets: Sequence[int], top: int = 0) -> Iterator[TokenScore]:
+    """Scores of `targets`, each by its row of `logits` [targets, vocabulary].
+
+    log p(t) = logit(t) - log(sum over the vocabulary of exp(logit)), in float64 from float32 logits.
+
+    Args:
+        top: how many of the most probable tokens to tell of each row.
+    """
+    for first in range(0, len(targets), ROWS):
+        rows = logits[first : first + ROWS]
+        best = rows.argmax(axis=1)
+        normalizers = log_normalizers(rows)
+        for row, token, greedy, normalizer in zip(rows, targets[first : first + ROWS], best, normalizers, strict=True):
+            chosen = most_probable(row, min(top, len(row))) if top else ()
+            alternatives = tuple((int(other), float(row[other]) - float(normalizer)) for other in chosen)
+            yield TokenScore(token, float(row[token]) - float(normalizer), bool(token == greedy), alternatives)
+
+
+def log_normalizers(rows: Float32) -> Float64:
+    """log(sum(exp(row))) of rows [rows, vocabulary], in float64."""
+    wide = rows.astype(np.float64)
+    largest = wide.max(axis=1)
+    total: Float64 = np.exp(wide - largest[:, None]).sum(axis=1)
+    return np.asarray(largest + np.log(total))
+
+
+def most_probable(values: Float32, count: int) -> NDArray[np.int64]:
+    """Indices of the `count` largest values (logits or log-probabilities), largest first; of equal ones the first."""
+    # The count-th largest of every eighth value is not above that of all: few are left to be sorted.
+    sample = values[::8]
+    if len(sample) > count:
+        candidates = np.flatnonzero(values >= np.partition(sample, -count)[-count])
+    else:
+        candidates = np.arange(len(values))
+    return candidates[np.argsort(-values[candidates], kind="stable")[:count]]
