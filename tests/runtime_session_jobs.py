@@ -236,7 +236,7 @@ def fail_while_watching(worker: WorkerContext, path: Path, tokens: list[int], wh
 def sample(worker: WorkerContext, path: Path, prompt: str, sampling: Sampling, count: int) -> list[int]:
     """`count` draws from the logits after `prompt`."""
     model = model_of(worker, path)
-    with Context(model, **REFERENCE) as context, Sampler(worker.library, sampling) as sampler:
+    with Context(model, **REFERENCE) as context, Sampler(model, sampling) as sampler:
         context.decode(model.tokenize(prompt))
         return [sampler.sample(context) for _ in range(count)]
 

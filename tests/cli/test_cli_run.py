@@ -69,6 +69,9 @@ def test_the_json_document_has_the_text_and_the_conditions(embedded_model: Path)
         "type_k": "f16",
         "type_v": "f16",
         "tuned": False,
+        "repeat_penalty": 1.0,
+        "grammar": None,
+        "stop": [],
     }
 
 
@@ -197,3 +200,66 @@ def test_closed_standard_streams_do_not_lend_their_numbers_to_the_worker(embedde
 
     assert result.returncode == 0
     assert result.stdout.strip()
+
+
+def test_a_prompt_is_taken_from_an_argument_an_option_a_file_or_a_pipe_alike(
+    embedded_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompt.txt").write_text("Name three colours.")
+    settings = ("-n", "6", "--ctx", "512")
+
+    answers = [
+        run_dfqs("run", embedded_model, "Name three colours.", *settings),
+        run_dfqs("run", embedded_model, *PROMPT, *settings),
+        run_dfqs("run", embedded_model, "-f", tmp_path / "prompt.txt", *settings),
+        run_dfqs("run", embedded_model, *settings, stdin="Name three colours."),
+        run_dfqs("run", embedded_model, "-p", "-", *settings, stdin="Name three colours."),
+    ]
+
+    assert [done.returncode for done in answers] == [0] * 5
+    assert len({done.stdout for done in answers}) == 1
+
+
+def test_a_prompt_that_is_given_twice_or_cannot_be_read_loads_no_model(embedded_model: Path, tmp_path: Path) -> None:
+    twice = run_dfqs("run", embedded_model, "one", "-p", "two")
+    missing = run_dfqs("run", embedded_model, "-f", tmp_path / "none.txt")
+    device = run_dfqs("run", embedded_model, "-f", "/dev/zero")
+
+    assert [done.returncode for done in (twice, missing, device)] == [2, 2, 2]
+    assert_one_sentence(twice.stderr, "given more than once")
+    assert_one_sentence(missing.stderr, "no such file", "none.txt")
+    assert_one_sentence(device.stderr, "not a regular file")
+
+
+def test_a_stop_string_ends_the_answer_before_it(embedded_model: Path) -> None:
+    settings = ("--ctx", "512", "-n", "24", "--json")
+    whole = json.loads(run_dfqs("run", embedded_model, *PROMPT, *settings).stdout)
+    middle = whole["text"][len(whole["text"]) // 2 :][:5]
+    cut = json.loads(
+        run_dfqs("run", embedded_model, *PROMPT, *settings, "--stop", middle, "--stop", "never said").stdout
+    )
+
+    assert cut["text"] == whole["text"].split(middle)[0]
+    assert cut["finish_reason"] == "stop"
+    assert cut["generated_tokens"] < whole["generated_tokens"]
+
+
+def test_a_grammar_leaves_nothing_else_to_be_said_and_a_bad_one_is_a_sentence(
+    embedded_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "yes-no.gbnf").write_text('root ::= "yes" | "no"')
+    (tmp_path / "bad.gbnf").write_text('root ::= "yes" | other')
+    settings = (*PROMPT, "--ctx", "512", "--grammar")
+
+    good = run_dfqs("run", embedded_model, *settings, tmp_path / "yes-no.gbnf")
+    bad = run_dfqs("run", embedded_model, *settings, tmp_path / "bad.gbnf")
+
+    assert good.stdout.strip() in ("yes", "no")
+    assert bad.returncode == 2
+    assert_one_sentence(bad.stderr, "cannot read the grammar")
+
+
+def test_a_repeat_penalty_changes_a_greedy_answer_that_repeats_itself(embedded_model: Path) -> None:
+    repeating = ("run", embedded_model, "one one one one one one one one one", "--raw", "-n", "8", "--ctx", "512")
+
+    assert run_dfqs(*repeating).stdout != run_dfqs(*repeating, "--repeat-penalty", "1.5", "--top-k", "40").stdout

@@ -7,11 +7,15 @@ from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
     Checking,
     ContextOption,
+    GrammarOption,
     MaxTokensOption,
     MinPOption,
+    RepeatPenaltyOption,
     SeedOption,
+    StopOption,
     SystemOption,
     TemperatureOption,
+    TopKOption,
     TopPOption,
     accept_any_bytes_on_stdin,
     check_template,
@@ -42,7 +46,11 @@ def command(
     temperature: TemperatureOption = 0.7,
     top_p: TopPOption = 0.95,
     min_p: MinPOption = 0.05,
+    top_k: TopKOption = 0,
+    repeat_penalty: RepeatPenaltyOption = 1.0,
     seed: SeedOption = None,
+    stop: StopOption = None,
+    grammar: GrammarOption = None,
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -59,7 +67,7 @@ def command(
     """
     accept_any_bytes_on_stdin()
     checked = check_model(model)
-    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
+    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, grammar)
     checking, tuned = Checking(check, manifest), not no_tuning
     with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
         check_template(session)

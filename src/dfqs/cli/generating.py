@@ -4,7 +4,7 @@ import contextlib
 import io
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +14,15 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.loading import note_plan
 from dfqs.cli.output import note, warn
-from dfqs.errors import RuntimeFailure
+from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
+from dfqs.storage.documents import read_bounded
 from dfqs.streaming.budget import LoadPlan, Streamed
 from dfqs.streaming.verification import CheckMode, read_recorded
-from dfqs.units import format_duration, format_number_of
+from dfqs.units import format_bytes, format_duration, format_number_of
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
 TemperatureOption = Annotated[
@@ -33,6 +34,20 @@ TopPOption = Annotated[
 MinPOption = Annotated[
     float, typer.Option("--min-p", help="Leave out tokens less likely than this share of the likeliest.", min=0, max=1)
 ]
+TopKOption = Annotated[int, typer.Option("--top-k", help="Choose among so many of the likeliest; 0: all.", min=0)]
+RepeatPenaltyOption = Annotated[
+    float,
+    typer.Option(
+        "--repeat-penalty", help="Make tokens of the last 64 less likely by this factor; 1: no.", min=0.01, max=100
+    ),
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="End the answer before this text; may be repeated.", show_default=False),
+]
+GrammarOption = Annotated[
+    Path | None, typer.Option("--grammar", help="File of a grammar (GBNF) that the answer follows.", show_default=False)
+]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", help="Repeat a sampled answer.", min=0, show_default="random")
 ]
@@ -42,13 +57,39 @@ ContextOption = Annotated[
 SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
 
 _SEEDS = 1 << 31
+TEXT_LIMIT_BYTES = 32 << 20
+"""A million tokens have some 4 MB."""
 
 
-def make_sampling(max_tokens: int, temperature: float, top_p: float, min_p: float, seed: int | None) -> Sampling:
-    """Sampling settings; without a seed one is drawn, so that the answer can be repeated."""
+def make_sampling(
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    top_k: int = 0,
+    repeat_penalty: float = 1.0,
+    stop: Sequence[str] | None = None,
+    grammar: Path | None = None,
+) -> Sampling:
+    """Sampling settings; without a seed one is drawn, so that the answer can be repeated.
+
+    Raises:
+        UsageError: the grammar cannot be read.
+    """
     if seed is None:
         seed = secrets.randbelow(_SEEDS) if temperature > 0 else 0
-    return Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, min_p=min_p, seed=seed)
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        repeat_penalty=repeat_penalty,
+        grammar=None if grammar is None else read_text(grammar, "grammar"),
+        stop=tuple(stop or ()),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +169,18 @@ def check_template(session: ChatSession, system: str | None = None) -> None:
     raise RuntimeFailure(
         f"{session.model.path} has no chat template, {asked}; 'dfqs run --raw' continues a text with it"
     )
+
+
+def read_text(path: Path, what: str) -> str:
+    """A file of text that goes to a model; bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        UsageError: there is no such file, or it is larger than any prompt.
+    """
+    try:
+        return read_bounded(path, TEXT_LIMIT_BYTES).decode("utf-8", "replace")
+    except FormatError:
+        raise UsageError(f"{path} is larger than a {what} may be ({format_bytes(TEXT_LIMIT_BYTES)})") from None
 
 
 def accept_any_bytes_on_stdin() -> None:

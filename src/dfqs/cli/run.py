@@ -1,6 +1,7 @@
 """`dfqs run`: one prompt answered."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,38 +10,57 @@ from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
     Checking,
     ContextOption,
+    GrammarOption,
     MaxTokensOption,
     MinPOption,
+    RepeatPenaltyOption,
     SeedOption,
+    StopOption,
     SystemOption,
     TemperatureOption,
+    TopKOption,
     TopPOption,
     accept_any_bytes_on_stdin,
     check_template,
     describe_rates,
     make_sampling,
     open_chat,
+    read_text,
 )
 from dfqs.cli.loading import note_streaming
 from dfqs.cli.options import Check, CheckManifest, Force, Json, Model, NoTuning, Ram, Threads, Verbose
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.errors import UsageError
+from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import check_model
-from dfqs.runtime.requests import Prompt
+from dfqs.runtime.requests import Answer, Prompt, Sampling
 
 
 def command(
     model: Model,
+    text: Annotated[
+        str | None, typer.Argument(metavar="[prompt]", help="The prompt, as --prompt.", show_default=False)
+    ] = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="The prompt; - reads it from stdin, as does a pipe alone.", show_default=False
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.", show_default=False)
+    ] = None,
     system: SystemOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
     min_p: MinPOption = 0.0,
+    top_k: TopKOption = 0,
+    repeat_penalty: RepeatPenaltyOption = 1.0,
     seed: SeedOption = None,
+    stop: StopOption = None,
+    grammar: GrammarOption = None,
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -53,14 +73,13 @@ def command(
 ) -> None:
     """Answer one prompt. The text goes to stdout as it comes, tokens per second to stderr at the end.
 
-    Example: dfqs run model.gguf -p "Name three colours."
+    Example: dfqs run model.gguf "Name three colours."
     """
     if raw and system is not None:
         raise UsageError("--system needs the chat template, and --raw does without it; leave one out")
     checked = check_model(model)
-    accept_any_bytes_on_stdin()
-    text = sys.stdin.read() if prompt == "-" else prompt
-    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed)
+    asked = read_prompt(text, prompt, prompt_file)
+    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, grammar)
     checking, tuned = Checking(check, manifest), not no_tuning
     with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
         if not raw and not session.info.chat_template:
@@ -68,27 +87,51 @@ def command(
                 check_template(session, system)
             note("note: this model has no chat template; the prompt is continued as plain text")
             raw = True
-        request = text if raw else conversation(text, system)
+        request = asked if raw else conversation(asked, system)
         if json_:
             print_json(RunDocument.of(session, session.answer(request, sampling), sampling, raw=raw))
             return
-        written = False
-
-        def write(piece: str) -> None:
-            nonlocal written
-            written = True
-            write_text(piece)
-
-        try:
-            answer = session.answer(request, sampling, write)
-        finally:
-            if written:
-                write_text("\n")
+        answer = _answer_aloud(session, request, sampling)
         note(describe_rates(answer, session))
         note_streaming(session.read_figures())
+
+
+def _answer_aloud(session: ChatSession, request: Prompt, sampling: Sampling) -> Answer:
+    """Write the answer as it comes; whatever ends it, the terminal goes on with a line of its own."""
+    written = False
+
+    def write(piece: str) -> None:
+        nonlocal written
+        written = True
+        write_text(piece)
+
+    try:
+        return session.answer(request, sampling, write)
+    finally:
+        if written:
+            write_text("\n")
 
 
 def conversation(text: str, system: str | None) -> Prompt:
     """A user's message, after a system message if there is one."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     return [*messages, {"role": "user", "content": text}]
+
+
+def read_prompt(text: str | None, option: str | None, file: Path | None) -> str:
+    """The prompt from wherever it is: an argument, `--prompt`, a file, or a pipe.
+
+    Raises:
+        UsageError: it is given twice or not at all, or the file is no text.
+    """
+    given = [value for value in (text, option, file) if value is not None]
+    if len(given) > 1:
+        raise UsageError("the prompt is given more than once; leave all but one of [prompt], --prompt and --file")
+    if file is not None:
+        return read_text(file, "prompt")
+    if given and given != ["-"]:
+        return str(given[0])
+    if not given and sys.stdin.isatty():
+        raise UsageError("there is no prompt; give one behind the model, with --file, or through a pipe")
+    accept_any_bytes_on_stdin()
+    return sys.stdin.read()

@@ -1,12 +1,12 @@
 """Generating text inside a worker: prefill what the cache does not hold, then token by token."""
 
-import codecs
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from dfqs.errors import UsageError
+from dfqs.runtime.answer_text import AnswerText
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.loading import LoadOrder, StreamFigures
@@ -41,19 +41,12 @@ class Conversation:
                 f"the prompt has {len(tokens):,} tokens and the context {self.context.n_ctx_sequence:,}; "
                 "shorten it, or raise the context length (--ctx)"
             )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text: list[str] = []
+        text = AnswerText(sampling.stop, on_text)
         generated = 0
         finish = "length" if sampling.max_tokens <= room else "context"
-
-        def add(piece: str) -> None:
-            if piece:
-                text.append(piece)
-                on_text(piece)
-
         reused = 0
         started = prefilled = time.perf_counter()
-        with Sampler(self.context.library, sampling) as sampler:
+        with Sampler(self.model, sampling) as sampler:
             try:
                 reused = self._prefill(tokens)
                 prefilled = time.perf_counter()
@@ -63,19 +56,21 @@ class Conversation:
                     if self.model.is_end(token):
                         finish = "stop"
                         break
-                    add(decoder.decode(self.model.piece(token, special=False)))
+                    if not text.add(self.model.piece(token, special=False)):
+                        finish = "stop"
+                        break
                     if generated == min(sampling.max_tokens, room):
                         break
                     self.context.decode([token], len(self._cached))
                     self._cached.append(token)
                 ended = time.perf_counter()
-                add(decoder.decode(b"", final=True))
             except Stopped:
                 ended = time.perf_counter()
                 finish = "interrupted"
                 self._cached = self._cached[: self.context.end_position()]
+        text.finish()
         return Answer(
-            text="".join(text),
+            text=text.text,
             finish_reason=finish,
             prompt_tokens=len(tokens),
             reused_tokens=reused,

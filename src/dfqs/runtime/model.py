@@ -88,14 +88,14 @@ class Model:
             reason = logged_reason(library, mark).replace(str(self.path), shown)
             raise RuntimeFailure(f"llama.cpp cannot load {shown}: {reason}")
         self.buffers = parse_buffers(library.log.since(mark))
-        self._vocab = library.llama_model_get_vocab(self.handle)
-        self.vocab_size: int = library.llama_vocab_n_tokens(self._vocab)
+        self.vocab = library.llama_model_get_vocab(self.handle)
+        self.vocab_size: int = library.llama_vocab_n_tokens(self.vocab)
         self.trained_context_tokens: int = library.llama_model_n_ctx_train(self.handle)
         self.layers: int = library.llama_model_n_layer(self.handle)
         self.size_bytes: int = library.llama_model_size(self.handle)
-        self.bos: int = library.llama_vocab_bos(self._vocab)
-        self.eos: int = library.llama_vocab_eos(self._vocab)
-        self.adds_bos: bool = library.llama_vocab_get_add_bos(self._vocab)
+        self.bos: int = library.llama_vocab_bos(self.vocab)
+        self.eos: int = library.llama_vocab_eos(self.vocab)
+        self.adds_bos: bool = library.llama_vocab_get_add_bos(self.vocab)
 
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Tokens of `text`.
@@ -107,14 +107,14 @@ class Model:
         Raises:
             RuntimeFailure: the model has no tokenizer.
         """
-        if self.library.llama_vocab_type(self._vocab) == 0:
+        if self.library.llama_vocab_type(self.vocab) == 0:
             raise RuntimeFailure(f"{self.path} has no tokenizer, so text cannot be turned into tokens")
         data = text.encode("utf-8", "replace")
         capacity = len(data) + 16
         for _ in range(2):
             buffer = (ctypes.c_int32 * capacity)()
             count = self.library.llama_tokenize(
-                self._vocab, data, len(data), buffer, capacity, add_special, parse_special
+                self.vocab, data, len(data), buffer, capacity, add_special, parse_special
             )
             if count >= 0:
                 return list(buffer[:count])
@@ -132,7 +132,7 @@ class Model:
         capacity = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(capacity)
-            count = self.library.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special)
+            count = self.library.llama_token_to_piece(self.vocab, token, buffer, capacity, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             capacity = -count
@@ -144,7 +144,7 @@ class Model:
 
     def is_end(self, token: int) -> bool:
         """Whether generation ends with `token` (EOS, end of turn and the like)."""
-        return bool(self.library.llama_vocab_is_eog(self._vocab, token))
+        return bool(self.library.llama_vocab_is_eog(self.vocab, token))
 
     def chat_template(self) -> str | None:
         """The Jinja template that the file carries, if any."""

@@ -28,7 +28,8 @@ class ContextSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy: the same answer every time, whatever the other settings."""
+    """How tokens are chosen, and what ends an answer. Temperature 0 is greedy: the likeliest token every
+    time, of what the grammar and the penalty leave."""
 
     max_tokens: int = 512
     temperature: float = 0.0
@@ -37,6 +38,12 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    repeat_penalty: float = 1.0
+    """Divides the logits of the last 64 tokens of the answer (multiplies negative ones); 1: none."""
+    grammar: str | None = None
+    """In llama.cpp's notation (GBNF), from its rule `root`: nothing else can be said."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ class Answer:
 
     text: str
     finish_reason: str
-    """`stop` (the model ended), `length` (max_tokens), `context` (no room left), `interrupted`."""
+    """`stop` (the model ended, or a stop string came), `length` (max_tokens), `context` (no room), `interrupted`."""
     prompt_tokens: int
     reused_tokens: int
     """Of the prompt, found in the cache and not computed again."""

@@ -5,21 +5,30 @@ from typing import Self
 
 from dfqs.errors import UsageError
 from dfqs.runtime.context import Context
-from dfqs.runtime.library import Library
+from dfqs.runtime.log_lines import logged_reason
+from dfqs.runtime.model import Model
 from dfqs.runtime.requests import Sampling
+
+PENALIZED_TOKENS = 64
+"""llama.cpp's default for how far back a repetition counts."""
 
 
 class Sampler:
-    """llama.cpp's sampler chain for `settings`: greedy at temperature 0, else top-k, top-p, min-p, temperature, seed.
+    """llama.cpp's sampler chain for `settings`: grammar and penalty, then greedy at temperature 0, else top-k, top-p,
+    min-p, temperature, seed.
 
     Raises:
-        UsageError: a setting makes no sense.
+        UsageError: a setting makes no sense, or the grammar is none.
     """
 
-    def __init__(self, library: Library, settings: Sampling) -> None:
+    def __init__(self, model: Model, settings: Sampling) -> None:
         check_sampling(settings)
-        self.library = library
+        library = self.library = model.library
         self.handle: int | None = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
+        if settings.grammar is not None:
+            self._add_grammar(model, settings.grammar)
+        if settings.repeat_penalty != 1:
+            self._add(library.llama_sampler_init_penalties(PENALIZED_TOKENS, settings.repeat_penalty, 0, 0))
         if settings.temperature == 0:
             self._add(library.llama_sampler_init_greedy())
             return
@@ -31,6 +40,16 @@ class Sampler:
             self._add(library.llama_sampler_init_min_p(settings.min_p, 1))
         self._add(library.llama_sampler_init_temp(settings.temperature))
         self._add(library.llama_sampler_init_dist(settings.seed))
+
+    def _add_grammar(self, model: Model, grammar: str) -> None:
+        # A NUL would end the text for llama.cpp.
+        text = grammar.replace("\0", " ").encode("utf-8", "replace")
+        mark = self.library.log.mark()
+        sampler = self.library.llama_sampler_init_grammar(model.vocab, text, b"root")
+        if not sampler:
+            self.close()
+            raise UsageError(f"llama.cpp cannot read the grammar: {logged_reason(self.library, mark)}")
+        self._add(sampler)
 
     def _add(self, sampler: int) -> None:
         self.library.llama_sampler_chain_add(self.handle, sampler)
@@ -63,6 +82,7 @@ def check_sampling(settings: Sampling) -> None:
         ("top-p", settings.top_p, 0, 1),
         ("min-p", settings.min_p, 0, 1),
         ("top-k", settings.top_k, 0, 1 << 31),
+        ("repeat penalty", settings.repeat_penalty, 0.01, 100),
         # The largest value means "choose a seed" to llama.cpp, which would not be repeatable.
         ("seed", settings.seed, 0, (1 << 32) - 2),
         ("number of tokens to generate", settings.max_tokens, 1, 1 << 31),
@@ -70,3 +90,5 @@ def check_sampling(settings: Sampling) -> None:
     for name, value, low, high in ranges:
         if not low <= value <= high:
             raise UsageError(f"{name} must be between {low:,} and {high:,}, not {value}")
+    if "" in settings.stop:
+        raise UsageError("a stop string is empty")

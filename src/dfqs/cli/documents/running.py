@@ -34,6 +34,10 @@ class RunSettings(Record):
     type_v: str | None = None
     tuned: bool | None = None
     """Whether `dfqs tune` found them."""
+    repeat_penalty: float | None = None
+    grammar: Text | None = None
+    """Its text; null: none."""
+    stop: tuple[Text, ...] | None = None
 
 
 class RunDocument(Document):
