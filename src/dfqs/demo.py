@@ -96,14 +96,14 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         first_shard = _split(story, built, work)
         merged = _merge(story, first_shard, work)
         hashes = _verify(story, merged, first_shard)
-        target = out / MODEL_NAME
-        _place_model(merged, hashes, target, earlier)
-        model = _inspect(story, target)
+        placed = out / MODEL_NAME
+        _place_model(merged, hashes, placed, earlier)
+        model = _inspect(story, placed)
         _plan_memory(story, model)
         answered = _run(story, model)
         report = _measure(story, model, hashes, work / "evaluation")
         record = _write_down(out, work, _describe(story.steps, model, hashes, answered), report)
-    return DemoResult(record, report, target, out / "demo.md", out / "report.html")
+    return DemoResult(record, report, placed, out / "demo.md", out / "report.html")
 
 
 def _describe(
@@ -164,12 +164,12 @@ def _earlier_files(out: Path) -> dict[str, str]:
     return known
 
 
-def _place_model(merged: Path, hashes: ModelHashes, target: Path, earlier: dict[str, str]) -> None:
+def _place_model(merged: Path, hashes: ModelHashes, placed: Path, earlier: dict[str, str]) -> None:
     """Give the model its name; the same model, which a killed run left, makes room for it."""
-    built = {target.name: hashes.file_sha256 or ""}
-    if os.path.lexists(target) and not any(_is_known(target, known) for known in (built, earlier)):
-        _refuse_stranger(target)
-    publish_file(merged, target, overwrite=True)
+    built = {placed.name: hashes.file_sha256 or ""}
+    if os.path.lexists(placed) and not any(_is_known(placed, known) for known in (built, earlier)):
+        _refuse_stranger(placed)
+    publish_file(merged, placed, overwrite=True)
 
 
 def _is_known(path: Path, known: dict[str, str]) -> bool:
@@ -318,8 +318,8 @@ def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, directory: P
             yield lambda done, total=None, note="": step.progress(done, total, stage)
 
         subject = describe_subject(model, hashes)
-        with LocalAnswerer(model, max_context=SAMPLE.context_lengths[-1]) as target:
-            evaluate(target, subject, model, Request(SAMPLE, STAGES), directory, draw)
+        with LocalAnswerer(model, max_context=SAMPLE.context_lengths[-1]) as answerer:
+            evaluate(answerer, subject, model, Request(SAMPLE, STAGES), directory, draw)
         report = build_report(directory)
         metrics = report.metrics
         step.outcome = (

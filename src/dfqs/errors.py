@@ -23,7 +23,7 @@ class DfqsError(Exception):
 
 
 class UsageError(DfqsError):
-    """The request makes no sense as given: a wrong option, a target that exists, shard 2 in place of shard 1."""
+    """The request makes no sense as given: a wrong option, an output that exists, shard 2 in place of shard 1."""
 
     exit_code = 2
     kind = "usage"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dfqs.errors import UsageError
 from dfqs.gguf.shard_names import files_of
-from dfqs.storage.atomic import check_writable_target, find_same_file
+from dfqs.storage.atomic import check_output_path, find_same_file
 
 
 def check_output(path: Path, inputs: Iterable[Path | None], *, overwrite: bool | None = None) -> None:
@@ -22,4 +22,4 @@ def check_output(path: Path, inputs: Iterable[Path | None], *, overwrite: bool |
     files = [file for entry in inputs if entry is not None for file in files_of(entry)]
     if overwrite is False and path.is_file() and find_same_file(path, files) is None:
         raise UsageError(f"{path} exists already; choose another name, or replace it with --overwrite")
-    check_writable_target(path, overwrite=bool(overwrite), inputs=files)
+    check_output_path(path, overwrite=bool(overwrite), inputs=files)

@@ -38,9 +38,9 @@ def command(
 
     Example: dfqs manifest model.gguf -o model.manifest.json
     """
-    target = output or manifest_path(model)
+    place = output or manifest_path(model)
     if not dry_run:
-        check_output(target, (model, shards), overwrite=overwrite)
+        check_output(place, (model, shards), overwrite=overwrite)
     _refuse_wrong_length(model)
     sources = None
     if shards is not None:
@@ -53,8 +53,8 @@ def command(
     with progress_bar("hashing") as progress:
         manifest = make_manifest(model, provenance=provenance, experts=experts, progress=progress)
     if not dry_run:
-        write_json(target, manifest, overwrite=overwrite)
-        note(f"wrote {target}")
+        write_json(place, manifest, overwrite=overwrite)
+        note(f"wrote {place}")
 
     def show() -> None:
         print_plain(f"file_sha256     {manifest.file_sha256}")

@@ -17,8 +17,8 @@ from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import unfinished_beside
 from dfqs.inplace.merge import MIN_WINDOW_BYTES
 from dfqs.shards import MergePlan, merge, merged_path, plan_merge
-from dfqs.shards.plain_merge import merged_already, refuse_source_as_target
-from dfqs.storage.atomic import check_writable_target
+from dfqs.shards.plain_merge import merged_already, refuse_source_as_output
+from dfqs.storage.atomic import check_output_path
 from dfqs.storage.space import require_space
 from dfqs.units import format_bytes, format_duration, format_number_of, parse_size
 
@@ -75,13 +75,13 @@ def command(
         dry_run=dry_run,
     )
     if abort:
-        abort_merge(first_shard, request.target, trust_journal=trust_journal)
-        found = MergeDocument.aborted_of(first_shard, request.target, request.mode)
+        abort_merge(first_shard, request.output, trust_journal=trust_journal)
+        found = MergeDocument.aborted_of(first_shard, request.output, request.mode)
     else:
         found = _carry_out(request, restart=restart)
     emit(found, json_, lambda: _show(found))
     if dry_run and request.mode is None and not json_:
-        require_space(request.target.parent, found.file_bytes or 0, "--in-place and --consume need no second copy")
+        require_space(request.output.parent, found.file_bytes or 0, "--in-place and --consume need no second copy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class _Request:
     """What was asked for."""
 
     first_shard: Path
-    target: Path
+    output: Path
     mode: Mode | None
     window_bytes: int
     align: int | None
@@ -100,9 +100,9 @@ class _Request:
 
 
 def _carry_out(request: _Request, *, restart: bool) -> MergeDocument:
-    if restart and not request.dry_run and is_unfinished(request.target):
-        abort_merge(request.first_shard, request.target, trust_journal=request.trust_journal)
-    found = (_resume(request) if is_unfinished(request.target) else None) or _begin(request)
+    if restart and not request.dry_run and is_unfinished(request.output):
+        abort_merge(request.first_shard, request.output, trust_journal=request.trust_journal)
+    found = (_resume(request) if is_unfinished(request.output) else None) or _begin(request)
     for path in found.left:
         warn(f"{path} is not the shard that was merged but a file put there since; it is left")
     return found
@@ -110,14 +110,14 @@ def _carry_out(request: _Request, *, restart: bool) -> MergeDocument:
 
 def _resume(request: _Request) -> MergeDocument | None:
     """Go on with an unfinished merge; None where it had not begun yet."""
-    target, mode = request.target, request.mode
+    output, mode = request.output, request.mode
     if mode is None or request.dry_run:
-        raise UsageError(f"a merge to {target} is unfinished; go on with --in-place or --consume, or --abort it")
-    note(f"an unfinished merge to {target} was found; going on with it")
+        raise UsageError(f"a merge to {output} is unfinished; go on with --in-place or --consume, or --abort it")
+    note(f"an unfinished merge to {output} was found; going on with it")
     with progress_bar("merging") as progress:
         result = resume_merge(
             request.first_shard,
-            target,
+            output,
             mode,
             window_bytes=request.window_bytes,
             trust_journal=request.trust_journal,
@@ -126,27 +126,27 @@ def _resume(request: _Request) -> MergeDocument | None:
         )
     if result is None:
         return None
-    return MergeDocument.resumed_of(request.first_shard, mode, len(read_header(target).tensors), result)
+    return MergeDocument.resumed_of(request.first_shard, mode, len(read_header(output).tensors), result)
 
 
 def _begin(request: _Request) -> MergeDocument:
     """Plan a merge and, unless it is a dry run, carry it out."""
-    plan, target, mode = _plan(request.first_shard, request.align), request.target, request.mode
-    inplace = plan_inplace(plan, target, mode, window_bytes=request.window_bytes) if mode is not None else None
+    plan, output, mode = _plan(request.first_shard, request.align), request.output, request.mode
+    inplace = plan_inplace(plan, output, mode, window_bytes=request.window_bytes) if mode is not None else None
     for line in inplace.notes if inplace is not None else plan.notes:
         warn(line)
     if request.dry_run:
-        refuse_source_as_target(plan.shards, target)
-        check_writable_target(target)
-        return MergeDocument.of(plan, inplace, target, None)
+        refuse_source_as_output(plan.shards, output)
+        check_output_path(output)
+        return MergeDocument.of(plan, inplace, output, None)
     with progress_bar("merging") as progress:
         if inplace is not None:
             result = merge_inplace(inplace, hash_first=request.hash_sources, progress=progress)
-        elif (done := merged_already(plan, target, hash_sources=request.hash_sources)) is not None:
+        elif (done := merged_already(plan, output, hash_sources=request.hash_sources)) is not None:
             result = done
         else:
-            result = merge(plan, target, hash_sources=request.hash_sources, progress=progress)
-    return MergeDocument.of(plan, inplace, target, result)
+            result = merge(plan, output, hash_sources=request.hash_sources, progress=progress)
+    return MergeDocument.of(plan, inplace, output, result)
 
 
 def _window(written: str) -> int:

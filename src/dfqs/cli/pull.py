@@ -35,7 +35,7 @@ from dfqs.pull import (
     require_room,
 )
 from dfqs.shards.hub_address import parse_hub_address
-from dfqs.storage.atomic import check_writable_target
+from dfqs.storage.atomic import check_output_path
 from dfqs.units import format_bytes, parse_size
 
 
@@ -77,22 +77,22 @@ def command(
     retry = RetryPolicy(attempts=retries, stall_s=timeout)
     hub = Hub(retry=retry)
     plan = _plan(repo, pattern, hub, chunk_bytes=parse_size(chunk), retry=retry, connections=connections)
-    target = output_path(output, plan.choice)
+    out_path = output_path(output, plan.choice)
     for line in plan.notes:
         warn(line)
     if plan_only:
-        _show_plan(plan, hub, target, use_cache=not no_cache, json_=json_)
+        _show_plan(plan, hub, out_path, use_cache=not no_cache, json_=json_)
         return
     if not no_manifest:
-        check_manifest_place(target)
+        check_manifest_place(out_path)
     recorder = None if no_manifest else ModelDigest
     options: dict[str, Any] = {"connections": connections, "retry": retry, "use_cache": not no_cache}
-    result = _fetch(plan, hub, target, restart=restart, recorder_for=recorder, **options)
+    result = _fetch(plan, hub, out_path, restart=restart, recorder_for=recorder, **options)
     for line in result.refetched_chunks:
         warn(f"fetched again: {printable(line, 200)}")
     manifest = None if no_manifest else _write_manifest(plan, result)
-    forget_pull(target)
-    found = PullDocument.of(plan, target, hub, use_cache=not no_cache, result=result, manifest=manifest)
+    forget_pull(out_path)
+    found = PullDocument.of(plan, out_path, hub, use_cache=not no_cache, result=result, manifest=manifest)
     emit(found, json_, lambda: _show_result(found))
 
 
@@ -111,12 +111,12 @@ def _show_result(found: PullDocument) -> None:
         print_plain(f"content_sha256  {found.content_sha256}")
 
 
-def _fetch(plan: PullPlan, hub: Hub, target: Path, **options: Any) -> PullResult:
+def _fetch(plan: PullPlan, hub: Hub, out_path: Path, **options: Any) -> PullResult:
     with _Bars() as bars:
         try:
-            return pull(plan, hub, target, progress=bars.of("pulling"), checking=bars.of("checking"), **options)
+            return pull(plan, hub, out_path, progress=bars.of("pulling"), checking=bars.of("checking"), **options)
         except KeyboardInterrupt:
-            note(f"what was fetched is kept in {target.name}.part; the same command goes on from there")
+            note(f"what was fetched is kept in {out_path.name}.part; the same command goes on from there")
             raise
 
 
@@ -146,16 +146,16 @@ class _Bars:
         self._stack.close()
 
 
-def _show_plan(plan: PullPlan, hub: Hub, target: Path, *, use_cache: bool, json_: bool) -> None:
-    if not target.parent.is_dir():
-        raise UsageError(f"no such directory: {target.parent}")
-    check_writable_target(target)
+def _show_plan(plan: PullPlan, hub: Hub, out_path: Path, *, use_cache: bool, json_: bool) -> None:
+    if not out_path.parent.is_dir():
+        raise UsageError(f"no such directory: {out_path.parent}")
+    check_output_path(out_path)
     room = None
     try:
-        require_room(plan, target)
+        require_room(plan, out_path)
     except SpaceError as error:
         room = error
-    found = PullDocument.of(plan, target, hub, use_cache=use_cache, fits=room is None)
+    found = PullDocument.of(plan, out_path, hub, use_cache=use_cache, fits=room is None)
 
     def show() -> None:
         print_plain(f"{found.repo}@{found.revision} (commit {found.commit}):")

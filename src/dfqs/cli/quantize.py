@@ -30,7 +30,7 @@ SHOWN_NOTES = 12
 
 def command(
     source: Model,
-    target: Annotated[Path | None, typer.Argument(help="The file to write.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Argument(help="The file to write.", show_default=False)] = None,
     class_: Annotated[
         str,
         typer.Option(
@@ -71,10 +71,10 @@ def command(
         _warn_of_refusals(read, plan, force)
         _report(plan, None, json_, check_imatrix(plan, read, imatrix) if imatrix is not None else None)
         return
-    if target is None:
+    if output is None:
         raise UsageError("name the file to write (or add --dry-run to see what it would be)")
     # What is there already is seen to beside the journal: it may be our own, of a run that was cut off.
-    check_output(target, (source, imatrix, Path(class_) if class_.endswith(".toml") else None), overwrite=True)
+    check_output(output, (source, imatrix, Path(class_) if class_.endswith(".toml") else None), overwrite=True)
     _refuse(read, plan, force)
     make = partial(
         quantize,
@@ -87,7 +87,7 @@ def command(
         overwrite=overwrite,
         restart=restart,
     )
-    _make(partial(make, source, target, recipe), plan, json_)
+    _make(partial(make, source, output, recipe), plan, json_)
 
 
 def _refuse(source: ModelFiles, plan: QuantizationPlan, force: bool) -> None:
@@ -106,7 +106,7 @@ def _make(make: Callable[..., Quantized], plan: QuantizationPlan, json_: bool) -
         emit(QuantizeDocument.of(plan, None, None, done_already=True), json_, lambda: None)
         return
     except KeyboardInterrupt:
-        note("finished tensors are kept beside the target; the same command goes on from there")
+        note("finished tensors are kept beside the output; the same command goes on from there")
         raise
     _report(plan, result, json_, result.imatrix)
 

@@ -233,7 +233,7 @@ def margins(
 
     Example: dfqs route margins model.gguf --plots pictures
     """
-    targets = plan_pictures(plots, ("margins",), svg)
+    pictures = plan_pictures(plots, ("margins",), svg)
     opened = check_model(model)
     read_identity(opened)
     (context,) = matrix_contexts(tokens)
@@ -246,11 +246,11 @@ def margins(
         note(f"{name}: {reason}")
     for text in report.notices:
         warn(text)
-    if targets:
+    if pictures:
         from dfqs.routing.plots import plot_margins  # noqa: PLC0415
 
-        plot_margins(report, targets[0])
-        note(f"picture: {targets[0]}")
+        plot_margins(report, pictures[0])
+        note(f"picture: {pictures[0]}")
 
 
 @app.command()
@@ -272,7 +272,7 @@ def pressure(
 
     Example: dfqs route pressure model.gguf --lengths 64,512,4096 --plots pictures
     """
-    targets = plan_pictures(plots, ("pressure",), svg)
+    pictures = plan_pictures(plots, ("pressure",), svg)
     wanted = [parse_tokens(length) for length in lengths.split(",")]
     perturbed = {"flash_attention": flash_attention.value, "type_k": type_k, "type_v": type_v}
     opened = check_model(model)
@@ -287,11 +287,11 @@ def pressure(
             opened, wanted, perturbed=perturbed, threads=threads, order=plan.order, progress=progress
         )
     emit(report, json_, lambda: print_parts(pressure_table(report)))
-    if targets:
+    if pictures:
         from dfqs.routing.plots import plot_pressure  # noqa: PLC0415
 
-        plot_pressure(report, targets[0])
-        note(f"picture: {targets[0]}")
+        plot_pressure(report, pictures[0])
+        note(f"picture: {pictures[0]}")
 
 
 app.command()(diff)

@@ -13,7 +13,7 @@ from dfqs.cli.route_text import percent, plain_table, share
 from dfqs.errors import UsageError
 from dfqs.routing.coherence import Coherence, RouteDiff, diff_traces
 from dfqs.routing.stats import RouteStats, measure_stats
-from dfqs.storage.atomic import check_writable_target
+from dfqs.storage.atomic import check_output_path
 from dfqs.units import format_number_of
 
 
@@ -29,19 +29,19 @@ def diff(
 
     Example: dfqs route diff bf16.route iq1.route --plots pictures
     """
-    targets = plan_pictures(plots, ("agreement-by-layer", "agreement-by-context"), svg)
+    pictures = plan_pictures(plots, ("agreement-by-layer", "agreement-by-context"), svg)
     found = diff_traces(reference, other)
     emit(found, json_, lambda: print_parts(diff_table(found), context_table(found)))
     for text in found.notices:
         warn(text)
     if found.differing_conditions:
         note("conditions that differ: " + "; ".join(found.differing_conditions))
-    if targets:
+    if pictures:
         from dfqs.routing.plots import plot_agreement_by_context, plot_agreement_by_layer  # noqa: PLC0415
 
-        plot_agreement_by_layer(found, targets[0])
-        plot_agreement_by_context(found, targets[1])
-        note(f"pictures: {', '.join(str(path) for path in targets)}")
+        plot_agreement_by_layer(found, pictures[0])
+        plot_agreement_by_context(found, pictures[1])
+        note(f"pictures: {', '.join(str(path) for path in pictures)}")
 
 
 def stats(
@@ -55,15 +55,15 @@ def stats(
 
     Example: dfqs route stats model.route --plots pictures
     """
-    targets = plan_pictures(plots, ("expert-load",), svg)
+    pictures = plan_pictures(plots, ("expert-load",), svg)
     found = measure_stats(trace)
     tables = [load_table(found), reuse_table(found), entropy_table(found)]
     emit(found, json_, lambda: print_parts(*tables, *([pair_table(found)] if found.pairs else [])))
-    if targets:
+    if pictures:
         from dfqs.routing.plots import plot_load  # noqa: PLC0415
 
-        plot_load(found, targets[0])
-        note(f"picture: {targets[0]}")
+        plot_load(found, pictures[0])
+        note(f"picture: {pictures[0]}")
 
 
 def plan_pictures(directory: Path | None, names: Sequence[str], svg: bool) -> list[Path]:
@@ -75,7 +75,7 @@ def plan_pictures(directory: Path | None, names: Sequence[str], svg: bool) -> li
     directory.mkdir(exist_ok=True)
     paths = [directory / f"{name}.{'svg' if svg else 'png'}" for name in names]
     for path in paths:
-        check_writable_target(path)
+        check_output_path(path)
     return paths
 
 

@@ -23,7 +23,7 @@ from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, TensorSource, f32, string
 from dfqs.gguf.quants import quantize
 from dfqs.progress import Progress, no_progress
 from dfqs.records import sha256_of
-from dfqs.storage.atomic import check_writable_target, write_bytes_atomic
+from dfqs.storage.atomic import check_output_path, write_bytes_atomic
 from dfqs.storage.cache import cache_directory, cache_lock
 from dfqs.storage.hashing import hash_file
 
@@ -118,7 +118,7 @@ def build_embedded_model(
         UsageError: `path` exists and `overwrite` is false, or its directory cannot be written.
         SpaceError: no room for it.
     """
-    check_writable_target(path, overwrite=overwrite)
+    check_output_path(path, overwrite=overwrite)
     model = read_dense_model(source if source is not None else cached_source(progress))
     layers = tuple(fit_layers(model, read_calibration(CALIBRATION_TOKENS), progress))
     write_gguf(path, list(_keys(model)), list(_tensors(model, layers)), overwrite=overwrite)
@@ -200,16 +200,19 @@ def _expert_tensors(name: str, weights: Float32, layer: ExpertLayer) -> Iterator
     """One tensor of all experts, and with `ffn_gate` the router."""
     members = [np.flatnonzero(layer.labels == expert) for expert in range(EXPERTS)]
     length = len(members[0])
-    target = name.replace(".weight", "_exps.weight")
+    stacked_name = name.replace(".weight", "_exps.weight")
     if "ffn_down" in name:
         # llama.cpp weighs each chosen expert by about 1/k; the sum needs them whole.
         def stacked() -> Float32:
             return np.stack([_pad(layer.down[:, index], 0) for index in members]) * np.float32(EXPERTS_USED)
 
-        yield _source(target, WEIGHT_TYPE, stacked, (length, PADDED_WIDTH, EXPERTS))
+        yield _source(stacked_name, WEIGHT_TYPE, stacked, (length, PADDED_WIDTH, EXPERTS))
         return
     yield _source(
-        target, WEIGHT_TYPE, lambda: np.stack([_pad(weights[i], 1) for i in members]), (PADDED_WIDTH, length, EXPERTS)
+        stacked_name,
+        WEIGHT_TYPE,
+        lambda: np.stack([_pad(weights[i], 1) for i in members]),
+        (PADDED_WIDTH, length, EXPERTS),
     )
     if "ffn_gate" in name:
         scale = np.float32(ROUTER_SPREAD / layer.score_deviation)

@@ -136,11 +136,11 @@ def expert_norms(hidden: Float32, down: Float32, labels: Labels, experts: int) -
     return np.stack(parts, axis=1)
 
 
-def fit_router(x: Float32, target: Float32) -> Float32:
+def fit_router(x: Float32, wanted: Float32) -> Float32:
     """Ridge regression without intercept (`llama` has no router bias), [experts, width]."""
     gram = x.T.astype(np.float64) @ x
     gram[np.diag_indices_from(gram)] += ROUTER_RIDGE * np.trace(gram) / len(gram)
-    return np.linalg.solve(gram, x.T.astype(np.float64) @ target).T.astype(np.float32)
+    return np.linalg.solve(gram, x.T.astype(np.float64) @ wanted).T.astype(np.float32)
 
 
 def top_k_mask(scores: Float32, k: int) -> Bool:
@@ -151,10 +151,10 @@ def top_k_mask(scores: Float32, k: int) -> Bool:
     return mask
 
 
-def refit_down(hidden: Float32, down: Float32, labels: Labels, mask: Bool, weight: Float32, target: Float32) -> Float32:
-    """Change `down` so that the routed sum reproduces `target`; ridge regression towards the original."""
+def refit_down(hidden: Float32, down: Float32, labels: Labels, mask: Bool, weight: Float32, wanted: Float32) -> Float32:
+    """Change `down` so that the routed sum reproduces `wanted`; ridge regression towards the original."""
     routed = hidden * mask[:, labels]
-    missing = (target - routed @ down.T) * weight[:, None]
+    missing = (wanted - routed @ down.T) * weight[:, None]
     routed *= weight[:, None]
     gram = (routed.T @ routed).astype(np.float64)
     gram[np.diag_indices_from(gram)] += REFIT_RIDGE * np.trace(gram) / len(gram)

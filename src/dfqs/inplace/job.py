@@ -122,7 +122,7 @@ class Job:
             "file_bytes": self.file_bytes,
             "header_bytes": self.header_bytes,
             "header_sha256": self.header_sha256,
-            "copies": [[c.shard, c.source_offset, c.length, c.target_offset] for c in self.copies],
+            "copies": [[c.shard, c.source_offset, c.length, c.output_offset] for c in self.copies],
             "sources": [asdict(source) for source in self.sources],
             "resident": resident,
         }
@@ -162,21 +162,21 @@ class Job:
 
 def _check_copies(job: Job) -> None:
     """Copies go through the shards one by one and through the output from its header on, and never overlap."""
-    shard, target = -1, job.header_bytes
+    shard, position = -1, job.header_bytes
     for copy in job.copies:
-        if copy.shard < shard or copy.target_offset < target or copy.target_end > job.file_bytes:
-            raise ValueError(f"a copy to byte {copy.target_offset} that is out of order or beyond the output")
+        if copy.shard < shard or copy.output_offset < position or copy.output_end > job.file_bytes:
+            raise ValueError(f"a copy to byte {copy.output_offset} that is out of order or beyond the output")
         if job.resident is not None and copy.shard == job.resident.shard:
             raise ValueError("a copy of the shard that stays where it is")
-        shard, target = copy.shard, copy.target_end
+        shard, position = copy.shard, copy.output_end
 
 
 def _copy_from_json(value: Any, sources: tuple[Source, ...]) -> Copy:
-    shard, source_offset, length, target_offset = _list(value, 4)  # a shorter one is a ValueError
+    shard, source_offset, length, output_offset = _list(value, 4)  # a shorter one is a ValueError
     shard = _count(shard, len(sources) - 1)
     if (length := _count(length, sources[shard].bytes)) == 0:
         raise ValueError("a copy of nothing")
-    return Copy(shard, _count(source_offset, sources[shard].bytes - length), length, _count(target_offset))
+    return Copy(shard, _count(source_offset, sources[shard].bytes - length), length, _count(output_offset))
 
 
 def _source_from_json(value: dict[str, Any]) -> Source:

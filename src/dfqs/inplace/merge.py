@@ -21,10 +21,10 @@ from dfqs.inplace.plan_consume import plan_consume
 from dfqs.inplace.plan_resident import JobPlan, largest_shard, plan_in_place
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import locked_for_use
-from dfqs.shards.plain_merge import MergeResult, refuse_source_as_target
+from dfqs.shards.plain_merge import MergeResult, refuse_source_as_output
 from dfqs.shards.plan import MergePlan
 from dfqs.shards.provenance import require_expected_sha256
-from dfqs.storage.atomic import check_writable_target, storage_errors
+from dfqs.storage.atomic import check_output_path, storage_errors
 from dfqs.storage.disk import Disk, LocalDisk, probe_insert_unit, probe_punch
 from dfqs.storage.hashing import hash_file
 from dfqs.storage.space import MARGIN_BYTES, require_space
@@ -64,8 +64,8 @@ def plan_inplace(
     disk = disk or LocalDisk()
     out = Path(out)
     place = Place(out, plan.shards[0].path.parent)
-    refuse_source_as_target(plan.shards, out)
-    check_writable_target(out)
+    refuse_source_as_output(plan.shards, out)
+    check_output_path(out)
     if disk.identify(working_path(out)) is not None:
         raise UsageError(f"{working_path(out)} is in the way and belongs to no merge that is known here; move it")
     refuse_in_use(disk, [shard.path for shard in plan.shards])
@@ -111,7 +111,7 @@ def merge_inplace(
         refuse_in_use(disk, [shard.path for shard in plan.merge.shards])
         plan = replace(plan, job=_with_hashes(plan.job, known))
     with locked_for_use(disk, [plan.merge.shards[0].path]):
-        check_writable_target(plan.place.out)
+        check_output_path(plan.place.out)
         journal = _begin(disk, plan)
         with _closing(journal):
             left = carry_on(

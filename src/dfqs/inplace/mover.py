@@ -76,7 +76,7 @@ class Mover:
                 copy = self.job.copies[index]
                 while done < copy.length:
                     step = min(copy.length - done, self.window_bytes - window, CHUNK_BYTES)
-                    self._transfer(file, reader, copy.source_offset + done, copy.target_offset + done, step)
+                    self._transfer(file, reader, copy.source_offset + done, copy.output_offset + done, step)
                     done += step
                     window += step
                     if done == copy.length and self.job.is_last_of_shard(index):
@@ -95,15 +95,15 @@ class Mover:
         raise AssertionError("the last copy of a shard ends the loop")
 
     def _transfer(
-        self, file: DiskFile, reader: HashingReader | None, source_offset: int, target_offset: int, length: int
+        self, file: DiskFile, reader: HashingReader | None, source_offset: int, output_offset: int, length: int
     ) -> None:
         if reader is None:
-            self.working.copy_from(file, source_offset, target_offset, length)
+            self.working.copy_from(file, source_offset, output_offset, length)
         else:
-            shift = target_offset - source_offset
+            shift = output_offset - source_offset
             reader.read_through(source_offset, _ignore)
             reader.read_through(source_offset + length, lambda piece, at: self.working.write_at(at + shift, piece))
-        self.working.begin_sync(target_offset, length)
+        self.working.begin_sync(output_offset, length)
         self.moved += length
         self.progress(self.moved, self.copied_bytes)
 

@@ -55,7 +55,7 @@ def plan_in_place(plan: MergePlan, unit: int, freeing: Freeing) -> JobPlan:
     insert_at = _insertion_point(old_header, header, unit) if index == 0 else 0
     shift = len(header) - len(plan.header)
     copies = [
-        Copy(copy.shard, copy.source_offset, copy.length, copy.target_offset + shift)
+        Copy(copy.shard, copy.source_offset, copy.length, copy.output_offset + shift)
         for copy in plan.copies
         if copy.shard != index
     ]

@@ -13,7 +13,7 @@ from dfqs.integrity.findings import Finding, Severity
 from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record, Sha256, read_json, write_json
-from dfqs.storage.atomic import check_writable_target
+from dfqs.storage.atomic import check_output_path
 
 _FETCH = "Fetch or merge the model again; `dfqs pull` and `dfqs merge` check what they write."
 _MAKE_AGAIN = "Make the manifest again (`dfqs manifest MODEL --experts`)."
@@ -132,7 +132,7 @@ def check_manifest_place(model: Path, *, overwrite: bool = False) -> Path:
         UsageError: another file is there, and `overwrite` is false.
     """
     path = manifest_path(model)
-    check_writable_target(path, overwrite=overwrite or _is_manifest_of(path, model.name))
+    check_output_path(path, overwrite=overwrite or _is_manifest_of(path, model.name))
     return path
 
 

@@ -28,7 +28,7 @@ from dfqs.pull.plan import CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, PullPlan, p
 from dfqs.pull.ranges import RangeClient
 from dfqs.pull.retry import RetryPolicy
 from dfqs.pull.transfer import Transfer
-from dfqs.storage.atomic import check_writable_target
+from dfqs.storage.atomic import check_output_path
 from dfqs.storage.space import require_space
 
 
@@ -127,13 +127,13 @@ def pull(
     if out.exists():
         # Killed after the model got its name, or asked for twice: the files themselves say whether it is all there.
         return finish.look_at_published(plan, out)
-    check_writable_target(part_path(out), overwrite=True)
+    check_output_path(part_path(out), overwrite=True)
     _refuse_foreign_parts(out, restart)
     journal = PullJournal(journal_path(out))
     try:
         if restart:
             part_path(out).unlink(missing_ok=True)
-        check_writable_target(out)
+        check_output_path(out)
         require_room(plan, out)
         known = _start_journal(journal, plan, out)
         plan = dataclasses.replace(plan, chunk_bytes=known.chunk_bytes)
@@ -196,13 +196,13 @@ def _fetch(
     finish: "_Finish",
 ) -> PullResult:
     cached = {i: cache.cached(plan.listing, layout.file) if cache else None for i, layout in enumerate(plan.layouts)}
-    target = PullOutput(plan, out)
+    output = PullOutput(plan, out)
     try:
         with client:
-            transfer = Transfer(plan, target, journal, client, known, cached)
+            transfer = Transfer(plan, output, journal, client, known, cached)
             transfer.run(connections, progress)
-        target.plan = transfer.plan
-        target.publish(lambda: finish.check(transfer.plan, target))
+        output.plan = transfer.plan
+        output.publish(lambda: finish.check(transfer.plan, output))
         return PullResult(
             out,
             plan.file_bytes,
@@ -213,7 +213,7 @@ def _fetch(
             finish.recorder,
         )
     finally:
-        target.close()
+        output.close()
 
 
 class _Finish:
@@ -236,13 +236,13 @@ class _Finish:
             IntegrityError: it is what an unfinished pull had published, and has changed since.
         """
         if not out.is_file() or out.stat().st_size != plan.file_bytes:
-            check_writable_target(out)
+            check_output_path(out)
         try:
             with FinishedModel(plan, out) as stored:
                 self.check(plan, stored)
         except IntegrityError:
             if journal_path(out).exists() and not part_path(out).exists():
                 raise IntegrityError(f"{out} changed since it was pulled; move it away and pull again") from None
-            check_writable_target(out)
+            check_output_path(out)
             raise
         return PullResult(out, plan.file_bytes, 0, plan.fetch_bytes, 0, (), self.recorder, done_already=True)

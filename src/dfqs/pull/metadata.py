@@ -74,11 +74,11 @@ class MetadataClient:
                 with self._client.stream(method, url, headers=headers) as response:
                     location = response.headers.get("Location")
                     if response.status_code in _REDIRECTS and location is not None:
-                        target = urljoin(url, location)
-                        if origin(target) == origin(url):
-                            url = target
+                        following = urljoin(url, location)
+                        if origin(following) == origin(url):
+                            url = following
                             continue
-                        location = target
+                        location = following
                     return Answer(response.status_code, response.headers, _body(response), url, location)
         raise NetworkError(f"{url} redirects without end")
 

@@ -236,7 +236,7 @@ def _layouts(files: Sequence[RemoteFile], merge: MergePlan) -> tuple[tuple[Layou
                 gap = copy.source_offset - position
                 pieces.append(Piece(position, gap, Place.REST, rest))
                 rest += gap
-            pieces.append(Piece(copy.source_offset, copy.length, Place.MODEL, copy.target_offset))
+            pieces.append(Piece(copy.source_offset, copy.length, Place.MODEL, copy.output_offset))
             position = copy.source_end
         if position < file.size:
             pieces.append(Piece(position, file.size - position, Place.REST, rest))

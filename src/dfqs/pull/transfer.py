@@ -41,14 +41,14 @@ class Transfer:
     def __init__(
         self,
         plan: PullPlan,
-        target: PullOutput,
+        output: PullOutput,
         journal: PullJournal,
         client: RangeClient,
         known: Progressed,
         cached: Mapping[int, Path | None],
     ) -> None:
         self._plan = plan
-        self._target = target
+        self._output = output
         self._journal = journal
         self._client = client
         self._cached = dict(cached)
@@ -115,7 +115,7 @@ class Transfer:
         for attempt in (1, 2):
             found = self._hash_in_order(index, progress)
             if found == file.identity:
-                plan = plan_as_verified(self._plan, self._target, index)
+                plan = plan_as_verified(self._plan, self._output, index)
                 if plan is not self._plan:
                     self.refetched.append(f"{file.name}: the header that the pull was planned with had come wrong")
                 self._plan = plan
@@ -125,7 +125,7 @@ class Transfer:
                 self._fetch_again(index)
         raise IntegrityError(
             f"{printable(file.name)}: the Hub promises {file.identity}, what it sent (twice) is {found}; nothing was "
-            f"published. Ask the repository's owner or try a mirror; {self._target.out.name}.part can be removed"
+            f"published. Ask the repository's owner or try a mirror; {self._output.out.name}.part can be removed"
         )
 
     def _hash_in_order(self, index: int, progress: Progress) -> str:
@@ -135,10 +135,10 @@ class Transfer:
             start, end = self._plan.chunk_range(index, chunk)
             while True:
                 claimed = self._wait_for(index, chunk, progress) is _State.CLAIMED
-                if not claimed or self._target.sha256(layout, start, end) == self._hashes[(index, chunk)]:
+                if not claimed or self._output.sha256(layout, start, end) == self._hashes[(index, chunk)]:
                     break
                 self._drop(index, chunk, reused=True)
-            for data in self._target.read(layout, start, end):
+            for data in self._output.read(layout, start, end):
                 digest.update(data)
         return f"{prefix}:{digest.hexdigest()}"
 
@@ -271,7 +271,7 @@ class Transfer:
         for piece in pieces:
             if self._stopped:
                 return
-            self._target.write(layout, position, piece)
+            self._output.write(layout, position, piece)
             digest.update(piece)
             position += len(piece)
             with self._changed:

@@ -25,7 +25,7 @@ from dfqs.model.hashes import content_line
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.journal import LOCK_WAIT_S, FinishedTensor, Journal
 from dfqs.quantize.kernels import Float32, Kernels
-from dfqs.storage.atomic import check_writable_target, storage_errors
+from dfqs.storage.atomic import check_output_path, storage_errors
 from dfqs.storage.files import read_at, write_at
 from dfqs.storage.locks import open_locked
 from dfqs.units import format_bytes
@@ -363,7 +363,7 @@ def _open_partial(file: OutputFile, complete: bool, overwrite: bool, stack: Exit
     # Without its partial file, a finished run has renamed it already.
     path = file.path if complete and not file.partial.exists() else file.partial
     if path is file.partial:
-        check_writable_target(file.path, overwrite=overwrite)
+        check_output_path(file.path, overwrite=overwrite)
     with storage_errors(file.path):
         # The worker of a killed run dies with its caller, but not before its last write to the disk has ended.
         handle = open_locked(path, f"another process is writing {file.path}", wait_s=LOCK_WAIT_S)

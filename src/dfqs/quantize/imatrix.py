@@ -41,7 +41,7 @@ from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
-from dfqs.storage.atomic import check_writable_target
+from dfqs.storage.atomic import check_output_path
 
 MIN_ROWS = 16
 """Inputs of fewer rows are no sample of text (llama-imatrix's own limit)."""
@@ -158,7 +158,7 @@ def measure_importance(
     if not overwrite and find_receipt(job.result_fingerprint, [job.out]) is not None:
         forget_checkpoint(job.out, job.fingerprint)
         raise AlreadyDone(f"{out} exists already, and is what this command made: done already")
-    check_writable_target(job.out, overwrite=overwrite)
+    check_output_path(job.out, overwrite=overwrite)
     with Worker(threads=threads) as worker:
         return worker.reporting(lambda event: progress(*event)).call(measure_imatrix, job)
 

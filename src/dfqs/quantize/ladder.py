@@ -27,7 +27,7 @@ from dfqs.quantize.source import read_source
 from dfqs.records import Document, Record, Text, is_document
 from dfqs.runtime import Worker
 from dfqs.runtime.loading import InMemory, LoadOrder
-from dfqs.storage.atomic import check_writable_target
+from dfqs.storage.atomic import check_output_path
 from dfqs.storage.hashing import hash_file
 from dfqs.streaming.budget import LoadPlan, choose_load
 
@@ -151,7 +151,7 @@ def _check_directory(directory: Path, others: Sequence[Path], overwrite: bool) -
     reference, table, plot = (directory / name for name in ("reference.logits.gguf", "ladder.json", "ladder.svg"))
     ours = {reference: _holds_logits(reference), table: is_document(table, SCHEMA), plot: is_document(table, SCHEMA)}
     for path, own in ours.items():
-        check_writable_target(path, overwrite=own or overwrite, inputs=others)
+        check_output_path(path, overwrite=own or overwrite, inputs=others)
     return reference
 
 

@@ -1,7 +1,7 @@
 """One model to another of a class: read, plan, check, write.
 
 What is refused is refused here, before a byte is written: low-bit input, a missing or foreign importance matrix, a
-target that exists, a disk without room. The work itself is `execute`, in a worker process.
+output that exists, a disk without room. The work itself is `execute`, in a worker process.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from dfqs.receipts import find_receipt, write_receipt
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.shards.layout import aligned_keys, check_alignment, lay_out_file, new_shard_paths, publish_shards
-from dfqs.storage.atomic import check_writable_target, fsync_directory
+from dfqs.storage.atomic import check_output_path, fsync_directory
 from dfqs.storage.space import allocated_bytes, require_space
 
 DEFAULT_MEMORY_BYTES = 2_000_000_000
@@ -121,7 +121,7 @@ def check_targets(work: Work) -> None:
     if not work.overwrite and find_receipt(work.fingerprint, [file.path for file in work.outputs]):
         raise AlreadyDone(f"{work.outputs[0].path} exists already, and is what this command made: done already")
     for file in work.outputs:
-        check_writable_target(file.path, overwrite=work.overwrite)
+        check_output_path(file.path, overwrite=work.overwrite)
         check_manifest_place(file.path, overwrite=work.overwrite)
 
 
@@ -147,16 +147,16 @@ def publish(work: Work, source: ModelFiles, outcome: Outcome) -> tuple[Path, ...
 
     Raises:
         IntegrityError: the disk holds other bytes than were written to it.
-        UsageError: a target appeared meanwhile; it is left as it is.
+        UsageError: an output appeared meanwhile; it is left as it is.
     """
     described = [(file, _read_back(file, source, outcome)) for file in work.outputs]
     whole = [(file.partial, file.path) for file in work.outputs if file.partial.exists()]
     publish_shards(whole, overwrite=work.overwrite)
-    targets = tuple(write_manifest(file.path, manifest, overwrite=work.overwrite) for file, manifest in described)
+    manifests = tuple(write_manifest(file.path, manifest, overwrite=work.overwrite) for file, manifest in described)
     write_receipt(work.fingerprint, [file.path for file in work.outputs])
     work.journal.unlink(missing_ok=True)
     fsync_directory(work.journal.parent)
-    return targets
+    return manifests
 
 
 def _read_back(file: OutputFile, source: ModelFiles, outcome: Outcome) -> Manifest:
@@ -222,7 +222,7 @@ def plan_work(
     inputs = [*sources, *([imatrix.path] if imatrix else [])]
     for file in outputs:
         for path in (file.path, file.partial):
-            check_writable_target(path, overwrite=True, inputs=inputs)
+            check_output_path(path, overwrite=True, inputs=inputs)
     return Work(
         sources=sources,
         outputs=tuple(outputs),

@@ -40,7 +40,7 @@ from dfqs.report.schema import (
     Report,
     ScoreDetail,
 )
-from dfqs.storage.atomic import check_writable_target, write_bytes_atomic
+from dfqs.storage.atomic import check_output_path, write_bytes_atomic
 
 REFERENCE_PARAMETERS = 284_300_000_000
 """Of DeepSeek-V4-Flash, the model of the specification's reference artifact."""
@@ -150,7 +150,7 @@ def check_report_place(directory: Path) -> tuple[Path, ...]:
     paths = tuple(directory / name for name in REPORT_NAMES)
     for path in paths:
         if path.exists() or path.is_symlink():
-            check_writable_target(path, overwrite=_is_own(path))
+            check_output_path(path, overwrite=_is_own(path))
     return paths
 
 

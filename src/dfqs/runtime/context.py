@@ -189,9 +189,9 @@ class Context:
         """Position after the last token of `sequence` in the cache: 0 when it is empty."""
         return int(self.library.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
-    def copy_sequence(self, source: int, target: int) -> None:
-        """Let `target` share what `source` holds (no data is copied with `kv_unified`)."""
-        self.library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+    def copy_sequence(self, source: int, destination: int) -> None:
+        """Let `destination` share what `source` holds (no data is copied with `kv_unified`)."""
+        self.library.llama_memory_seq_cp(self._memory, source, destination, -1, -1)
 
     def remove_sequence(self, sequence: int, start: int = 0, end: int = -1) -> bool:
         """Forget positions `[start, end)` of `sequence`; -1 means to its end. False: this cache cannot do that."""

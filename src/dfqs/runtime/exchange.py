@@ -280,6 +280,6 @@ def _proxy(address: Address) -> httpcore.Proxy | None:
     if not url or urllib.request.proxy_bypass(f"{address.host}:{address.port}"):
         return None
     found = parse_address(url if "://" in url else f"http://{url}")
-    target = httpcore.URL(scheme=found.scheme, host=found.host, port=found.port, target="/")
+    where = httpcore.URL(scheme=found.scheme, host=found.host, port=found.port, target="/")
     headers = [("Proxy-Authorization", f"Basic {found.credentials}")] if found.credentials else []
-    return httpcore.Proxy(target, headers=headers)
+    return httpcore.Proxy(where, headers=headers)

@@ -17,7 +17,7 @@ from dfqs.records import readable_text, sha256_of
 from dfqs.shards.locks import locked_for_reading, require_unchanged
 from dfqs.shards.plan import Copy, MergePlan
 from dfqs.shards.provenance import require_expected_sha256
-from dfqs.storage.atomic import atomic_writer, check_writable_target, find_same_file
+from dfqs.storage.atomic import atomic_writer, check_output_path, find_same_file
 from dfqs.storage.copying import RangeWriter
 from dfqs.storage.hashing import HashingReader
 from dfqs.storage.space import require_space
@@ -63,8 +63,8 @@ def merge(
     """
     out = Path(out)
     started = time.monotonic()
-    refuse_source_as_target(plan.shards, out)
-    check_writable_target(out, overwrite=overwrite)
+    refuse_source_as_output(plan.shards, out)
+    check_output_path(out, overwrite=overwrite)
     require_space(out.parent, plan.file_bytes, "--in-place and --consume need no second copy")
     hashes: list[str | None] = []
     with (
@@ -73,18 +73,18 @@ def merge(
         atomic_writer(out, overwrite=overwrite, on_whole=on_whole) as file,
     ):
         os.ftruncate(file.fileno(), plan.file_bytes)
-        target = RangeWriter(file.fileno(), plan.file_bytes, progress, note=plan.shards[0].path.name)
-        target.write(plan.header, 0)
+        writer = RangeWriter(file.fileno(), plan.file_bytes, progress, note=plan.shards[0].path.name)
+        writer.write(plan.header, 0)
         for index, shard in enumerate(plan.shards):
-            target.note = shard.path.name
+            writer.note = shard.path.name
             with open_unchanged(shard) as source:
                 if hash_sources:
-                    sha256 = _copy_and_hash(source, target, plan.copies_of(index))
+                    sha256 = _copy_and_hash(source, writer, plan.copies_of(index))
                     require_expected_sha256(shard, sha256)
                     hashes.append(sha256)
                 else:
                     for copy in plan.copies_of(index):
-                        target.copy(source.fileno(), copy.source_offset, copy.target_offset, copy.length)
+                        writer.copy(source.fileno(), copy.source_offset, copy.output_offset, copy.length)
                     hashes.append(None)
         progress(plan.file_bytes, plan.file_bytes, "making it durable")
     return MergeResult(
@@ -112,7 +112,7 @@ def _fingerprint(plan: MergePlan) -> str:
     return sha256_of({"merge": hashlib.sha256(plan.header).hexdigest(), "shards": shards})
 
 
-def refuse_source_as_target(shards: tuple[Shard, ...], out: Path) -> None:
+def refuse_source_as_output(shards: tuple[Shard, ...], out: Path) -> None:
     """Raises UsageError when `out` is one of the shards, under whatever name."""
     source = find_same_file(out, (shard.path for shard in shards))
     if source is not None:
@@ -135,14 +135,14 @@ def open_unchanged(shard: Shard) -> Iterator[FileSource]:
             raise ShardError(error.detail, path=shard.source, offset=error.offset) from None
 
 
-def _copy_and_hash(source: FileSource, target: RangeWriter, copies: tuple[Copy, ...]) -> str:
+def _copy_and_hash(source: FileSource, writer: RangeWriter, copies: tuple[Copy, ...]) -> str:
     reader = HashingReader(source.read_at)
     try:
         for copy in copies:
-            shift = copy.target_offset - copy.source_offset
+            shift = copy.output_offset - copy.source_offset
 
             def write(piece: bytes, offset: int, shift: int = shift) -> None:
-                target.write(piece, offset + shift)
+                writer.write(piece, offset + shift)
 
             reader.read_through(copy.source_offset, _ignore)
             reader.read_through(copy.source_end, write)

@@ -28,7 +28,7 @@ class Copy:
     source_offset: int
     """Bytes from the start of the shard."""
     length: int
-    target_offset: int
+    output_offset: int
     """Bytes from the start of the output."""
 
     @property
@@ -36,8 +36,8 @@ class Copy:
         return self.source_offset + self.length
 
     @property
-    def target_end(self) -> int:
-        return self.target_offset + self.length
+    def output_end(self) -> int:
+        return self.output_offset + self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +137,16 @@ def _copies(shards: tuple[Shard, ...], tensors: Sequence[TensorInfo], data_offse
     Padding is not copied: a shard may hold anything there, the output holds zeroes.
     """
     run: Copy | None = None
-    for (index, tensor), target in zip(iter_tensors(shards), tensors, strict=True):
+    for (index, tensor), placed in zip(iter_tensors(shards), tensors, strict=True):
         if tensor.length == 0:
             continue
         source_offset = shards[index].header.data_offset + tensor.offset
-        target_offset = data_offset + target.offset
-        if run and (run.shard, run.source_end, run.target_end) == (index, source_offset, target_offset):
-            run = Copy(index, run.source_offset, run.length + tensor.length, run.target_offset)
+        output_offset = data_offset + placed.offset
+        if run and (run.shard, run.source_end, run.output_end) == (index, source_offset, output_offset):
+            run = Copy(index, run.source_offset, run.length + tensor.length, run.output_offset)
             continue
         if run:
             yield run
-        run = Copy(index, source_offset, tensor.length, target_offset)
+        run = Copy(index, source_offset, tensor.length, output_offset)
     if run:
         yield run

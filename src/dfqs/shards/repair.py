@@ -23,7 +23,7 @@ from dfqs.shards.plan import merged_keys, plan_merge_of
 from dfqs.shards.rewriting import Move, RepairPlan, Rewritten, plan_rewriting
 from dfqs.shards.stacking import has_lone_experts, stack_experts
 from dfqs.shards.translate import translate
-from dfqs.storage.atomic import atomic_writer, check_writable_target
+from dfqs.storage.atomic import atomic_writer, check_output_path
 from dfqs.storage.copying import RangeWriter
 from dfqs.storage.identity import FileStamp, settled_stamp
 from dfqs.storage.space import require_space
@@ -72,7 +72,7 @@ def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> 
         SpaceError: no room.
         FormatError: a source changed meanwhile.
     """
-    check_writable_target(out)
+    check_output_path(out)
     require_space(out.parent, plan.file_bytes, "the damaged file stays as it is")
     with ExitStack() as stack:
         sources = [stack.enter_context(FileSource(path)) for path in plan.sources]
@@ -82,10 +82,10 @@ def repair(plan: RepairPlan, out: Path, *, progress: Progress = no_progress) -> 
         _require_unchanged(plan, sources)
         file = stack.enter_context(atomic_writer(out))
         os.ftruncate(file.fileno(), plan.file_bytes)
-        target = RangeWriter(file.fileno(), plan.file_bytes, progress)
-        target.write(plan.header, 0)
+        writer = RangeWriter(file.fileno(), plan.file_bytes, progress)
+        writer.write(plan.header, 0)
         for move in plan.moves:
-            target.copy(sources[move.source].fileno(), move.source_offset, move.target_offset, move.length)
+            writer.copy(sources[move.source].fileno(), move.source_offset, move.output_offset, move.length)
         _require_unchanged(plan, sources)
 
 
@@ -141,7 +141,7 @@ def _plan_separating(source: FileSource, files: Sequence[EmbeddedFile]) -> Repai
         )
     ordered = sorted(shards, key=lambda pair: pair[0].split_number(SPLIT_NO) or 0)
     plan = plan_merge_of([shard for shard, _ in ordered])
-    moves = [Move(0, ordered[c.shard][1].base + c.source_offset, c.length, c.target_offset) for c in plan.copies]
+    moves = [Move(0, ordered[c.shard][1].base + c.source_offset, c.length, c.output_offset) for c in plan.copies]
     sorted_already = [file.base for _, file in ordered] == sorted(file.base for _, file in ordered)
     order = "" if sorted_already else ", put in their right order,"
     what = f"{len(files)} shards that were joined with cat{order} become one model"

@@ -18,7 +18,7 @@ class Move:
     """Index into the plan's sources."""
     source_offset: int
     length: int
-    target_offset: int
+    output_offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,9 @@ def plan_rewriting(
     placed = tuple(place_tensors(shapes, alignment))
     moves: list[Move] = []
     for tensor, place in zip(tensors, placed, strict=True):
-        target = len(header) + place.offset
+        position = len(header) + place.offset
         for offset, length in tensor.spans:
-            moves.append(Move(0, offset, length, target))
-            target += length
+            moves.append(Move(0, offset, length, position))
+            position += length
     total = len(header) + data_section_length(placed, alignment)
     return RepairPlan((path,), (file_bytes,), what, header, tuple(moves), total, len(placed), changes=changes)

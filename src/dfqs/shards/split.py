@@ -25,7 +25,7 @@ from dfqs.shards.layout import GGUF_SPLIT_ORDER, FileLayout, lay_out_file, new_s
 from dfqs.shards.plain_merge import open_unchanged
 from dfqs.shards.plan import carried_key
 from dfqs.storage.atomic import (
-    check_writable_target,
+    check_output_path,
     partial_path,
     remove_abandoned_partials,
     storage_errors,
@@ -144,7 +144,7 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
     # A run that was killed while it gave them their names had begun with the last.
     ours = written_before(plan.fingerprint, paths)
     for path in paths:
-        check_writable_target(path, overwrite=path in ours)
+        check_output_path(path, overwrite=path in ours)
     require_space(paths[0].parent, plan.file_bytes, "free some space, or name a prefix on another disk")
     model = Shard(str(plan.model), plan.header, plan.stamp)
     with _alone(paths), _all_or_none(plan, ours) as temporaries, open_unchanged(model) as source:
@@ -153,10 +153,10 @@ def split(plan: SplitPlan, *, progress: Progress = no_progress) -> tuple[Path, .
             with storage_errors(shard.path), temporary.open("xb") as file:
                 os.ftruncate(file.fileno(), shard.file_bytes)
                 name = shard.path.name
-                target = RangeWriter(file.fileno(), plan.file_bytes, progress, done_bytes=done, note=name)
-                target.write(shard.file.header, 0)
+                writer = RangeWriter(file.fileno(), plan.file_bytes, progress, done_bytes=done, note=name)
+                writer.write(shard.file.header, 0)
                 for tensor, offset in zip(shard.tensors, shard.file.offsets, strict=True):
-                    target.copy(source.fileno(), plan.header.span(tensor).offset, offset, tensor.length)
+                    writer.copy(source.fileno(), plan.header.span(tensor).offset, offset, tensor.length)
                 os.fsync(file.fileno())
             done += shard.file_bytes
         progress(done, plan.file_bytes)

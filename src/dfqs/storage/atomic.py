@@ -39,7 +39,7 @@ def atomic_writer(path: Path, *, overwrite: bool = False, on_whole: OnWhole = te
         SpaceError: the disk is full.
     """
     path = Path(path)
-    check_writable_target(path, overwrite=overwrite)
+    check_output_path(path, overwrite=overwrite)
     remove_abandoned_partials(path)
     with storage_errors(path):
         temporary, handle = create_locked_partial(path)
@@ -155,8 +155,8 @@ def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> N
         file.write(data)
 
 
-def check_writable_target(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a target before work is spent on it.
+def check_output_path(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output before work is spent on it.
 
     Args:
         inputs: what the work reads; none of it is ever replaced, under whatever name it is given.
@@ -218,15 +218,15 @@ def fsync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _rename_without_replacing(source: Path, target: Path) -> None:
+def _rename_without_replacing(source: Path, destination: Path) -> None:
     """In one step with the check, or link and unlink where there is no such step."""
     try:
         try:
-            rename_without_replacing(source, target)
+            rename_without_replacing(source, destination)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS):
                 raise
-            os.link(source, target)
+            os.link(source, destination)
             source.unlink()
     except FileExistsError:
-        raise UsageError(f"{target} appeared while it was being written; it is left as it is") from None
+        raise UsageError(f"{destination} appeared while it was being written; it is left as it is") from None

@@ -28,11 +28,17 @@ class RangeWriter:
     """
 
     def __init__(
-        self, target: int, total_bytes: int, progress: Progress = no_progress, *, done_bytes: int = 0, note: str = ""
+        self,
+        destination: int,
+        total_bytes: int,
+        progress: Progress = no_progress,
+        *,
+        done_bytes: int = 0,
+        note: str = "",
     ) -> None:
         self.done_bytes = done_bytes
         self.note = note
-        self._target = target
+        self._target = destination
         self._total_bytes = total_bytes
         self._progress = progress
         self._unstarted_from: int | None = None
@@ -64,30 +70,30 @@ class RangeWriter:
         self._progress(self.done_bytes, self._total_bytes, self.note)
 
 
-def copy_range(source: int, target: int, source_offset: int, target_offset: int, length: int) -> None:
+def copy_range(source: int, destination: int, source_offset: int, destination_offset: int, length: int) -> None:
     """Copy `length` bytes between two file descriptors.
 
     Raises:
         ShardError: the source ends before.
         OSError: the operating system's refusal.
     """
-    done = _copy_in_kernel(source, target, source_offset, target_offset, length)
+    done = _copy_in_kernel(source, destination, source_offset, destination_offset, length)
     buffer = memoryview(bytearray(min(BUFFER_BYTES, max(length - done, 1))))
     while done < length:
         piece = buffer[: min(len(buffer), length - done)]
         got = read_into(source, piece, source_offset + done)
         if got == 0:
             raise ShardError("a source was cut short while it was read", offset=source_offset + done)
-        write_at(target, piece[:got], target_offset + done)
+        write_at(destination, piece[:got], destination_offset + done)
         done += got
 
 
-def _copy_in_kernel(source: int, target: int, source_offset: int, target_offset: int, length: int) -> int:
+def _copy_in_kernel(source: int, destination: int, source_offset: int, destination_offset: int, length: int) -> int:
     """Bytes that the kernel copied before it was done, or would not go on."""
     done = 0
     while done < length:
         try:
-            got = copy_file_range(source, target, length - done, source_offset + done, target_offset + done)
+            got = copy_file_range(source, destination, length - done, source_offset + done, destination_offset + done)
         except OSError as error:
             if error.errno in _CANNOT:
                 return done

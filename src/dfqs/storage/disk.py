@@ -133,8 +133,8 @@ class Disk(Protocol):
         """Make a new file; it must not exist."""
         ...
 
-    def rename(self, source: Path, target: Path) -> None:
-        """Rename; the target must not exist. Durable after `sync_directory`."""
+    def rename(self, source: Path, destination: Path) -> None:
+        """Rename; the destination must not exist. Durable after `sync_directory`."""
         ...
 
     def unlink(self, path: Path) -> None: ...
@@ -242,8 +242,8 @@ class LocalDisk:
     def create(self, path: Path) -> LocalFile:
         return LocalFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOEXEC | BINARY, 0o666))
 
-    def rename(self, source: Path, target: Path) -> None:
-        publish_file(source, target, durable=False)
+    def rename(self, source: Path, destination: Path) -> None:
+        publish_file(source, destination, durable=False)
 
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -48,18 +48,18 @@ def fallocate(handle: int, mode: int, offset: int, length: int) -> None:
     _call(name, handle, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
 
 
-def rename_without_replacing(source: Path, target: Path) -> None:
+def rename_without_replacing(source: Path, destination: Path) -> None:
     """Rename in one step with the check that nothing has the name yet.
 
     Raises:
         FileExistsError: something has it.
         OSError: EINVAL or ENOSYS where the file system or the system knows no such step.
     """
-    arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), ctypes.c_uint(_RENAME_NOREPLACE))
-    _call("renameat2", *arguments, path=target)
+    arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(destination), ctypes.c_uint(_RENAME_NOREPLACE))
+    _call("renameat2", *arguments, path=destination)
 
 
-def copy_file_range(source: int, target: int, length: int, source_offset: int, offset: int) -> int:
+def copy_file_range(source: int, destination: int, length: int, source_offset: int, offset: int) -> int:
     """Bytes that the kernel copied, 0 at the source's end.
 
     Raises:
@@ -68,7 +68,7 @@ def copy_file_range(source: int, target: int, length: int, source_offset: int, o
     copy = getattr(os, "copy_file_range", None)
     if copy is None:
         raise _missing("copy_file_range")
-    return int(copy(source, target, length, source_offset, offset))
+    return int(copy(source, destination, length, source_offset, offset))
 
 
 def start_writeback(handle: int, offset: int, length: int) -> None:

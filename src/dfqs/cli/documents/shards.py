@@ -54,13 +54,13 @@ class MergeDocument(Document):
 
     @classmethod
     def of(
-        cls, plan: MergePlan, inplace: InplacePlan | None, target: Path, result: MergeResult | None
+        cls, plan: MergePlan, inplace: InplacePlan | None, output: Path, result: MergeResult | None
     ) -> "MergeDocument":
         """A merge that was planned in this run. Without a result it was only planned."""
         hashes = result.shard_sha256 if result else (None,) * len(plan.shards)
         job = inplace.job.job if inplace is not None else None
         return cls(
-            output=target,
+            output=output,
             mode=job.mode if job is not None else "plain",
             freeing=job.freeing if job is not None else None,
             dry_run=result is None,
@@ -112,12 +112,12 @@ class MergeDocument(Document):
         )
 
     @classmethod
-    def aborted_of(cls, first_shard: Path, target: Path, mode: str | None) -> "MergeDocument":
+    def aborted_of(cls, first_shard: Path, output: Path, mode: str | None) -> "MergeDocument":
         """A merge that was undone."""
         name = parse_shard_name(first_shard.name)
         paths = shard_paths(first_shard, name.count) if name is not None else [first_shard]
         return cls(
-            output=target,
+            output=output,
             mode=mode,
             freeing=None,
             dry_run=False,
