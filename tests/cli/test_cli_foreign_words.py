@@ -120,6 +120,11 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             ["pressure", model, "--lengths", SAID],
         ],
         "report": [[folder], [missing], [text]],
+        "conform": [
+            [model, "--report", folder],
+            [folder / "stranger.gguf", "--report", text],
+            [missing, "--report", text],
+        ],
         "compare": [[folder, missing], [text, text], [missing]],
     }
 

@@ -47,6 +47,7 @@ VERBS: dict[str, str] = {
     "route": "Capture, check and compare expert routing.",
     "report": "Render an evaluation's report.",
     "compare": "Compare evaluations question by question, or say why they do not compare.",
+    "conform": "Hold a model against the specification, clause by clause.",
 }
 """Verb -> one line of help, in the order that the data flows. `dfqs.cli.<verb>` holds `command` (or `app`, for a verb
 with verbs of its own)."""
