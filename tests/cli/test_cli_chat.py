@@ -19,7 +19,7 @@ def chat_in_terminal(path: Path, *arguments: str) -> RunningDfqs:
 
 
 def test_a_conversation_through_pipes_is_answered_line_by_line_from_one_cache(embedded_model: Path) -> None:
-    lines = "Hello\nWhat did I say?\n/nonsense\n\n/reset\nHello\n/exit\nnever read\n"
+    lines = "Hello\nWhat did I say?\n\n/reset\nHello\n/exit\nnever read\n"
     done = run_dfqs("chat", embedded_model, "--temp", "0", "-n", "6", "--ctx", "512", "--json", stdin=lines)
 
     answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
@@ -30,7 +30,7 @@ def test_a_conversation_through_pipes_is_answered_line_by_line_from_one_cache(em
     # A new conversation is new: the same answer as at first.
     assert answers[2]["text"] == answers[0]["text"]
     assert "a new conversation" in done.stderr
-    assert "/reset starts a new conversation" in done.stderr
+    assert "/help lists what else can be said" in done.stderr
 
 
 def test_the_end_of_input_leaves(embedded_model: Path) -> None:
@@ -55,6 +55,73 @@ def test_a_message_too_long_for_the_context_is_refused_and_the_conversation_goes
     assert done.returncode == 0
     assert "the prompt has" in done.stderr
     assert len(done.stdout.splitlines()) == 1
+
+
+def converse(path: Path, *lines: str) -> tuple[list[dict[str, Any]], str]:
+    """Answers, and what was said on stderr."""
+    arguments = ("chat", path, "--temp", "0", "-n", "4", "--ctx", "512", "--json")
+    done = run_dfqs(*arguments, stdin="".join(f"{line}\n" for line in lines))
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def test_a_slash_that_begins_no_command_begins_a_message_and_a_backslash_goes_on(embedded_model: Path) -> None:
+    answers, said = converse(embedded_model, "/home/me is full", "one\\", "two\\", "three")
+
+    assert len(answers) == 2
+    assert "/home" not in said
+
+
+def test_what_is_taken_back_was_never_said(embedded_model: Path) -> None:
+    answers, said = converse(
+        embedded_model,
+        "Hello",
+        "/undo",
+        "/undo",
+        "Hello",
+        "/set temp 1.5",
+        "/regenerate",
+        "/set temp x",
+        "/set warmth 1",
+    )
+
+    assert [answer["prompt_tokens"] for answer in answers] == [answers[0]["prompt_tokens"]] * 3
+    assert answers[0]["text"] == answers[1]["text"]
+    assert (answers[2]["settings"]["temperature"], answers[2]["settings"]["seed"]) == (1.5, 1)
+    for sentence in ("taken back: Hello", "nothing was said yet", "'x' is no value for temp", "it was given 'warmth'"):
+        assert sentence in said
+
+
+def test_a_saved_conversation_goes_on_where_it_was_and_replaces_no_file(embedded_model: Path, tmp_path: Path) -> None:
+    file, strange = tmp_path / "talk.json", tmp_path / "strange.json"
+    strange.write_text(
+        '{"schema": "dfqs.conversation/1", "system": null, "messages": [{"role": "system", "content": ""}]}'
+    )
+    whole, first = converse(embedded_model, "/system Be brief.", "Hello", f"/save {file}", f"/save {file}", "And you?")
+    text = file.read_text(encoding="utf-8")
+    rest, second = converse(embedded_model, f"/load {strange}", f"/load {file}", "And you?")
+
+    assert rest[0]["text"] == whole[1]["text"]
+    assert rest[0]["prompt_tokens"] == whole[1]["prompt_tokens"]
+    assert text == file.read_text(encoding="utf-8")
+    assert "exists" in first
+    assert "1 exchange loaded" in second
+    assert "strange.json" in second
+
+
+def test_pasted_lines_are_one_message(smollm2_gguf: Path) -> None:
+    with chat_in_terminal(smollm2_gguf, "-n", "2") as running:
+        running.read_until("> ")
+        running.write("\x1b[200~" + "".join(f"line {n}\n" for n in range(200)) + "\x1b[201~\r")
+        running.read_until("cut at --max-tokens")
+        running.read_until("> ")
+        running.write("/undo\r")
+        taken = running.read_until("line 199")
+        running.read_until("> ")
+        running.write("/undo\r")
+        running.read_until("nothing was said yet")
+
+    assert "taken back: line 0" in taken
 
 
 def test_ctrl_c_interrupts_the_answer_and_not_the_program(smollm2_gguf: Path) -> None:

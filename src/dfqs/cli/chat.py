@@ -1,9 +1,8 @@
 """`dfqs chat`: a conversation in the terminal."""
 
-import contextlib
 import sys
 
-from dfqs.cli.documents.running import RunDocument
+from dfqs.cli.conversing import HELP, Conversation
 from dfqs.cli.generating import (
     Checking,
     ContextOption,
@@ -19,24 +18,20 @@ from dfqs.cli.generating import (
     TopPOption,
     accept_any_bytes_on_stdin,
     check_template,
-    describe_rates,
     make_sampling,
     open_chat,
 )
 from dfqs.cli.loading import note_streaming
 from dfqs.cli.options import Check, CheckManifest, Force, JsonLines, Model, NoTuning, Ram, Threads, Verbose
-from dfqs.cli.output import note, print_json, write_text
+from dfqs.cli.output import note
 from dfqs.cli.signals import Ended
-from dfqs.errors import UsageError
-from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.checks import check_model
-from dfqs.runtime.requests import Message, Sampling
 
-with contextlib.suppress(ImportError):
+try:
     # Line editing and history for input(); some builds of Python come without it.
-    import readline  # noqa: F401
-
-HELP = "/reset starts a new conversation, /exit (or Ctrl-D) leaves, Ctrl-C interrupts an answer"
+    import readline
+except ImportError:
+    readline = None  # type: ignore[assignment]
 
 
 def command(
@@ -72,75 +67,48 @@ def command(
     with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
         check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
-        Conversation(session, system, sampling, json_).talk()
+        allow_pasting()
+        talk(Conversation(session, system, sampling, as_json=json_, verbose=verbose))
         note_streaming(session.read_figures())
 
 
-class Conversation:
-    """Lines from stdin, answers to stdout."""
-
-    def __init__(self, session: ChatSession, system: str | None, sampling: Sampling, as_json: bool) -> None:
-        self._session = session
-        self._sampling = sampling
-        self._as_json = as_json
-        self._opening: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self._messages = list(self._opening)
-
-    def talk(self) -> None:
-        """Until /exit or the end of input."""
-        while True:
-            try:
-                line = read_line()
-            except EOFError:
-                return
-            except Ended:
-                raise
-            except KeyboardInterrupt:
-                note(f"\n{HELP}")
-                continue
-            if line == "/exit":
-                return
-            if line == "/reset":
-                self._messages = list(self._opening)
-                note("a new conversation")
-            elif line.startswith("/"):
-                note(HELP)
-            elif line:
-                self._answer(line)
-
-    def _answer(self, line: str) -> None:
-        pieces: list[str] = []
-
-        def take(piece: str) -> None:
-            pieces.append(piece)
-            if not self._as_json:
-                write_text(piece)
-
-        self._messages.append({"role": "user", "content": line})
+def talk(conversation: Conversation) -> None:
+    """Until /exit or the end of input."""
+    while True:
         try:
-            answer = self._session.answer(self._messages, self._sampling, take)
-            if self._as_json:
-                print_json(RunDocument.of(self._session, answer, self._sampling, raw=False), indent=None)
-            else:
-                write_text("\n")
-            note(describe_rates(answer, self._session))
+            text = read_message()
+            if text and not conversation.take(text):
+                return
+        except EOFError:
+            return
         except Ended:
             raise
         except KeyboardInterrupt:
-            write_text("\n")
-            note("interrupted")
-        except UsageError as error:
-            note(f"{error}. /reset starts a new conversation.")
-        if pieces:
-            self._messages.append({"role": "assistant", "content": "".join(pieces)})
-        else:
-            self._messages.pop()
+            note(f"\n{HELP}")
 
 
-def read_line() -> str:
-    """The next line from stdin, without the space around it.
+def read_message() -> str:
+    """The next message from stdin, without the space around it: a line, or several where all but the last end with a
+    backslash. In a terminal, what is pasted is one message, however many lines it has.
 
     Raises:
         EOFError: there is none.
     """
-    return input("> " if sys.stdin.isatty() else "").strip()
+    lines: list[str] = []
+    while True:
+        try:
+            line = input(("  " if lines else "> ") if sys.stdin.isatty() else "")
+        except EOFError:
+            if lines:
+                break
+            raise
+        lines.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            break
+    return "\n".join(lines).strip()
+
+
+def allow_pasting() -> None:
+    """Let the terminal tell what is pasted from what is typed; Python's readline comes with that switched off."""
+    if readline is not None and "libedit" not in (readline.__doc__ or ""):
+        readline.parse_and_bind("set enable-bracketed-paste on")

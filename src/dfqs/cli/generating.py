@@ -202,11 +202,18 @@ def describe_rates(answer: Answer, session: ChatSession) -> str:
         f"loaded in {format_duration(info.load_s)}",
         f"{format_number_of(info.threads, 'thread')}{policy}",
     ]
-    if answer.finish_reason == "length":
-        parts.append("cut at --max-tokens")
-    if answer.finish_reason == "context":
-        parts.append(f"cut: the context of {info.context_tokens:,} tokens is full (--ctx)")
+    if cut := describe_end(answer, session):
+        parts.append(cut)
     return "; ".join(parts)
+
+
+def describe_end(answer: Answer, session: ChatSession) -> str | None:
+    """Why an answer is not whole; None where it is."""
+    if answer.finish_reason == "length":
+        return "cut at --max-tokens"
+    if answer.finish_reason == "context":
+        return f"cut: the context of {session.info.context_tokens:,} tokens is full (--ctx)"
+    return None
 
 
 def _rate(tokens_per_s: float | None) -> str:

@@ -1,9 +1,9 @@
 """What `run`, `chat` and `serve` print."""
 
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dfqs.records import Document, Record, Text
 from dfqs.runtime.chat import ChatSession
@@ -95,6 +95,27 @@ class RunDocument(Document):
                 tuned=session.tuned,
             ),
         )
+
+
+class SpokenMessage(Record):
+    """What was said, and by whom."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class ConversationDocument(Document):
+    """A conversation that `/save` of `dfqs chat` wrote down: questions and answers in turn."""
+
+    schema_: Literal["dfqs.conversation/1"] = Field(default="dfqs.conversation/1", alias="schema")
+    system: str | None
+    messages: tuple[SpokenMessage, ...]
+
+    @model_validator(mode="after")
+    def _in_turn(self) -> Self:
+        if [message.role for message in self.messages] != ["user", "assistant"] * (len(self.messages) // 2):
+            raise ValueError("questions and answers do not take turns")
+        return self
 
 
 class ServeDocument(Document):
