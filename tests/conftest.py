@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cli_processes import let_signals_through
 from dfqs.embedded import cached_embedded_model, cached_source
@@ -22,6 +23,9 @@ let_signals_through()
 # Where Python is told to keep no bytecode, each of the hundreds of processes that tests start would compile dfqs anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+settings.register_profile("dfqs", deadline=None)
+settings.load_profile("dfqs")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads that spin for each other are several times slower where another test has the CPU. A session would see that
     # and choose the same, but only what goes on in the moment in which it begins.

@@ -24,12 +24,11 @@ from dfqs.quantize.logits_file import Conditions, Losses, divergence, read_losse
 from dfqs.quantize.perplexity import (
     Measured,
     PerplexityJob,
-    log_softmax,
     plan_windows,
     summarise,
 )
 from dfqs.runtime import Worker
-from dfqs.runtime.logprobs import most_probable
+from dfqs.runtime.logprobs import log_softmax, most_probable
 from quantize_inputs import WIDTH, write_model
 
 TEXT = (Path(__file__).parents[1] / "vectors" / "quantize" / "calibration.txt").read_text()

@@ -15,6 +15,7 @@ from dfqs.quantize.calibration import heldout_text
 from dfqs.records import Amount, Record, Whole
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context, Model
+from dfqs.runtime.logprobs import ROWS, log_softmax
 from dfqs.runtime.timing import spread_tokens
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -102,8 +103,8 @@ def _log_probabilities(
     ) as context:
         rows = context.decode(tokens, logits="all")
     assert rows is not None
-    rows -= rows.max(axis=1, keepdims=True)
-    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    for first in range(0, len(rows), ROWS):
+        rows[first : first + ROWS] = log_softmax(rows[first : first + ROWS])
     return rows
 
 

@@ -36,7 +36,7 @@ from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context
 from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
-from dfqs.runtime.logprobs import ROWS, most_probable
+from dfqs.runtime.logprobs import ROWS, log_softmax, most_probable
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -256,13 +256,6 @@ def summarise(measured: Measured, reference: Losses | None = None) -> Summary:
         nll_difference=difference,
         same_top=same,
     )
-
-
-def log_softmax(rows: Float32) -> Float32:
-    """Log-probabilities of logits [rows, vocabulary]; the sum over the vocabulary is taken in float64."""
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.asarray(shifted - np.log(total).astype(np.float32))
 
 
 class _Scorer:

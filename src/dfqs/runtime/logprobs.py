@@ -52,6 +52,13 @@ def log_normalizers(rows: Float32) -> Float64:
     return np.asarray(largest + np.log(total))
 
 
+def log_softmax(rows: Float32) -> Float32:
+    """Log-probabilities of logits [rows, vocabulary]; the sum over the vocabulary is taken in float64."""
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    return np.asarray(shifted - np.log(total).astype(np.float32))
+
+
 def most_probable(values: Float32, count: int) -> NDArray[np.int64]:
     """Indices of the `count` largest values (logits or log-probabilities), largest first; of equal ones the first."""
     # The count-th largest of every eighth value is not above that of all: few are left to be sorted.
