@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,12 @@ from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.quants import PLAIN_DTYPES, Float32, dequantize
 from dfqs.gguf.reader import Header, read_header
 from dfqs.gguf.source import FileSource
+from dfqs.storage.closing import Closing
 
 PIECE_BYTES = 4 << 20
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open file whose header has been checked.
 
     Raises:
@@ -62,11 +62,3 @@ class GGUFFile:
 
     def close(self) -> None:
         self.source.close()
-
-    def __enter__(self) -> "GGUFFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

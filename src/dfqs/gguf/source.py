@@ -2,10 +2,10 @@
 
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from dfqs.errors import FormatError
+from dfqs.storage.closing import Closing
 from dfqs.storage.files import open_to_read, read_at
 
 
@@ -43,7 +43,7 @@ class BytesSource:
         return self._data[offset : offset + length]
 
 
-class FileSource:
+class FileSource(Closing):
     """A local regular file, open for reading. Closes with its `with` block.
 
     Raises:
@@ -81,11 +81,3 @@ class FileSource:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-
-    def __enter__(self) -> "FileSource":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

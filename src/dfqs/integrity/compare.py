@@ -3,10 +3,8 @@
 Bytes are compared, not hashes: it is faster, and says where the first difference is and in which experts.
 """
 
-import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.shards.plan import carried_key
 from dfqs.storage.hashing import BUFFER_BYTES
 from dfqs.storage.linux import usable_cpus
+from dfqs.storage.sharing import SharedProgress, share_out
 
 _MAKE_AGAIN = "Merge the shards again, or verify them against the hashes of their source; one of the two is damaged."
 _LISTED_EXPERTS = 8
@@ -145,39 +144,13 @@ def _description_finding(header: Header, tensor: TensorInfo, path: Path) -> Find
 
 def _compare_all(ours: FileSource, pairs: Sequence[_Pair], progress: Progress) -> list[Finding]:
     """Compare on all cores; findings in the order of the shards."""
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for index in range(len(pairs)):
-        waiting.put(index)
     found: list[Finding | None] = [None] * len(pairs)
-    total, done, lock, stop = sum(pair.tensor.length for pair in pairs), 0, threading.Lock(), threading.Event()
+    done = SharedProgress(progress, sum(pair.tensor.length for pair in pairs))
 
-    def count(length: int) -> None:
-        nonlocal done
-        with lock:
-            done += length
-            progress(done, total)
+    def compare_one(index: int, stop: threading.Event) -> None:
+        found[index] = _compare(ours, pairs[index], done.add)
 
-    def work() -> None:
-        try:
-            while not stop.is_set():
-                try:
-                    index = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                found[index] = _compare(ours, pairs[index], count)
-        except BaseException:
-            stop.set()
-            raise
-
-    threads = usable_cpus()
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="compare") as pool:
-        workers = [pool.submit(work) for _ in range(threads)]
-        try:
-            for worker in workers:
-                worker.result()
-        except BaseException:
-            stop.set()
-            raise
+    share_out(range(len(pairs)), compare_one, threads=usable_cpus(), name="compare")
     return [finding for finding in found if finding is not None]
 
 

@@ -8,10 +8,8 @@ buffers. Holes of a sparse file are read and hashed as the zeroes they are.
 
 import hashlib
 import json
-import queue
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from dfqs.gguf.layout import squeeze_shape
 from dfqs.progress import Progress, no_progress
 from dfqs.storage.hashing import BUFFER_BYTES, Lane, read_pieces, read_some
 from dfqs.storage.linux import advise_sequential, advise_soon, usable_cpus
+from dfqs.storage.sharing import SharedProgress, share_out
 
 _AHEAD_BYTES = 32 << 20
 
@@ -204,56 +203,21 @@ def _hash_tensors(
     source: FileSource, header: Header, experts: bool, threads: int, progress: Progress
 ) -> tuple[TensorHash, ...]:
     """Tensors alone: each thread takes the next one, largest first so that none is left with a long last one."""
-    order = sorted(range(len(header.tensors)), key=lambda i: -header.tensors[i].length)
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for index in order:
-        waiting.put(index)
     digests = [TensorDigest(tensor, experts=experts) for tensor in header.tensors]
-    counter = _Counter(progress, source.size)
-    stop = threading.Event()
+    done = SharedProgress(progress, source.size)
 
-    def work() -> None:
+    def hash_one(digest: TensorDigest, stop: threading.Event) -> None:
         buffer = memoryview(bytearray(BUFFER_BYTES))
-        try:
-            while not stop.is_set():
-                try:
-                    index = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                span = header.span(header.tensors[index])
-                advise_soon(source.fileno(), span.offset, min(span.length, _AHEAD_BYTES))
-                offset = span.offset
-                while offset < span.end and not stop.is_set():
-                    view = buffer[: min(BUFFER_BYTES, span.end - offset)]
-                    got = read_some(source.fileno(), source.path, view, offset)
-                    digests[index].update(view[:got])
-                    offset += got
-                    counter.add(got)
-        except BaseException:
-            stop.set()
-            raise
+        span = header.span(digest.tensor)
+        advise_soon(source.fileno(), span.offset, min(span.length, _AHEAD_BYTES))
+        offset = span.offset
+        while offset < span.end and not stop.is_set():
+            view = buffer[: min(BUFFER_BYTES, span.end - offset)]
+            got = read_some(source.fileno(), source.path, view, offset)
+            digest.update(view[:got])
+            offset += got
+            done.add(got)
 
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="hash") as pool:
-        workers = [pool.submit(work) for _ in range(min(threads, max(len(order), 1)))]
-        try:
-            for worker in workers:
-                worker.result()
-        except BaseException:
-            stop.set()
-            raise
+    order = sorted(digests, key=lambda digest: -digest.tensor.length)
+    share_out(order, hash_one, threads=threads, name="hash")
     return tuple(digest.result() for digest in digests)
-
-
-class _Counter:
-    """Progress from several threads."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._progress(self._done, self._total)

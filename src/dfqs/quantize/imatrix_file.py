@@ -10,7 +10,6 @@ Source: `tools/imatrix/imatrix.cpp`, `common/imatrix-loader.cpp`, `tools/quantiz
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from dfqs.gguf.writer import TensorSource, write_gguf
 from dfqs.quantize.imatrix_sums import COUNTS, SQUARES, SUMS, Float32, open_sums
 from dfqs.quantize.legacy_imatrix import LegacySums
 from dfqs.storage.atomic import OnWhole, tell_nobody
+from dfqs.storage.closing import Closing
 
 Counts = NDArray[np.int64]
 
@@ -85,7 +85,7 @@ class Imatrix:
     """Whether stacked weights have one count for all their experts: it comes from an older file."""
 
 
-class ImatrixFile:
+class ImatrixFile(Closing):
     """An open importance-matrix file: a GGUF, or the older `.dat`.
 
     Raises:
@@ -247,14 +247,6 @@ class ImatrixFile:
 
     def close(self) -> None:
         self._sums.close()
-
-    def __enter__(self) -> "ImatrixFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read_imatrix(path: Path) -> Imatrix:

@@ -9,8 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, NoReturn, Self
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from pydantic import ValidationError
@@ -19,6 +18,7 @@ from dfqs.errors import FormatError, UsageError, printable
 from dfqs.records import compact_json, parse_json
 from dfqs.routing.trace import Trace, TraceChunk, TraceHeader, names_twice
 from dfqs.storage.atomic import atomic_writer
+from dfqs.storage.closing import Closing
 
 MAGIC = b"dfqsrtr1"
 START = struct.Struct("<8sI")
@@ -118,7 +118,7 @@ def write_trace(path: Path, header: TraceHeader, chunks: Iterable[TraceChunk], *
         return writer.finish()
 
 
-class TraceReader:
+class TraceReader(Closing):
     """A trace file open for reading: its header at once, its chunks as they are asked for.
 
     Raises:
@@ -186,14 +186,6 @@ class TraceReader:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_header(self) -> TraceHeader:
         start = self._file.read(START.size)

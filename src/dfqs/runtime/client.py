@@ -9,13 +9,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dfqs.errors import EndpointError, EndpointFault, UsageError, printable
 from dfqs.runtime.exchange import Bounds, Exchange, Response, parse_address
 from dfqs.runtime.refusals import is_context_refusal, read_refusal
 from dfqs.runtime.requests import Message
+from dfqs.storage.closing import Closing
 
 RESPONSE_LIMIT_BYTES = 64 << 20
 """Of one answer with everything around it; a token of a stream takes some 200 bytes."""
@@ -56,7 +56,7 @@ class Completion:
     """Until the first piece of text, when streamed."""
 
 
-class Client:
+class Client(Closing):
     """For use in a `with` block.
 
     Args:
@@ -171,14 +171,6 @@ class Client:
 
     def close(self) -> None:
         """Nothing is open between two requests."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _stream_chat(self, request: dict[str, Any], on_text: Callable[[str], None], started: float) -> Completion:
         text: list[str] = []

@@ -5,8 +5,7 @@ Nothing here is safe against a C assert; that is what the worker process is for.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from dfqs.runtime import abi
 from dfqs.runtime.log_lines import Buffer, logged_reason, parse_buffers, parse_graph_nodes
 from dfqs.runtime.model import Model, choice_of
 from dfqs.runtime.observe import EvalCallback, GraphCallback, TensorView, chain, read_tensor
+from dfqs.storage.closing import Closing
 
 __all__ = ["Buffer", "Context", "EvalCallback", "Model", "TensorView", "read_tensor"]
 
@@ -24,7 +24,7 @@ Logits = NDArray[np.float32]
 DEFAULT_CONTEXT_TOKENS = 4096
 
 
-class Context:
+class Context(Closing):
     """Working memory of a model: KV cache, compute buffers, threads.
 
     Args:
@@ -220,14 +220,6 @@ class Context:
         if self.handle:
             self.library.llama_free(self.handle)
             self.handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_logits(rows: Logits, position: int) -> None:

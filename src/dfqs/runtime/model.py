@@ -5,8 +5,7 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from dfqs.errors import RuntimeFailure, UsageError, printable
 from dfqs.progress import Progress, no_progress
@@ -15,13 +14,14 @@ from dfqs.runtime.library import Library
 from dfqs.runtime.log_lines import logged_reason, parse_buffers
 from dfqs.runtime.observe import GraphCallback
 from dfqs.runtime.rendering import shared
+from dfqs.storage.closing import Closing
 
 
 class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class Model:
+class Model(Closing):
     """A loaded GGUF: one file, or the first shard of a complete set.
 
     Args:
@@ -196,14 +196,6 @@ class Model:
         if self.handle:
             self.library.llama_model_free(self.handle)
             self.handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def choice_of(value: str, table: Mapping[str, int], what: str) -> int:

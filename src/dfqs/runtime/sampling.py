@@ -1,19 +1,17 @@
 """Choosing the next token, with llama.cpp's own samplers."""
 
-from types import TracebackType
-from typing import Self
-
 from dfqs.errors import UsageError
 from dfqs.runtime.context import Context
 from dfqs.runtime.log_lines import logged_reason
 from dfqs.runtime.model import Model
 from dfqs.runtime.requests import Sampling
+from dfqs.storage.closing import Closing
 
 PENALIZED_TOKENS = 64
 """llama.cpp's default for how far back a repetition counts."""
 
 
-class Sampler:
+class Sampler(Closing):
     """llama.cpp's sampler chain for `settings`: grammar and penalty, then greedy at temperature 0, else top-k, top-p,
     min-p, temperature, seed.
 
@@ -62,14 +60,6 @@ class Sampler:
         if self.handle:
             self.library.llama_sampler_free(self.handle)
             self.handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_sampling(settings: Sampling) -> None:
