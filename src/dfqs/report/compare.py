@@ -140,24 +140,30 @@ def _score(reference: Reported, other: Reported, name: str, stage: str, refused:
         return Measure(name=name, outcome=Outcome.NOT_MEASURED, reason=why, **values)
     if reference.lines is None or other.lines is None:
         return _unpaired(name, ours, theirs)
-    pairs = pair_up(reference.items, other.items, stage)
+    pairs = pair_up(reference.items, other.items, stage, scored_by=_scored_by(reference, other))
     if not pairs.total:
         return Measure(name=name, outcome=Outcome.NOT_MEASURED, reason="no question was asked of both", **values)
     return _paired(name, pairs)
 
 
 def pair_up(
-    ours: dict[tuple[str, str], ScoredItem], theirs: dict[tuple[str, str], ScoredItem], stage: str, prefix: str = ""
+    ours: dict[tuple[str, str], ScoredItem],
+    theirs: dict[tuple[str, str], ScoredItem],
+    stage: str,
+    prefix: str = "",
+    scored_by: str = "generated",
 ) -> Pairs:
     """Who was right on the questions of a stage that both were asked.
 
     Args:
         prefix: of the questions' keys, to count a part of them.
+        scored_by: as the curve counts: answers that were written, or the likeliest of those given.
     """
+    by_likelihood = stage == CONTEXT and scored_by == "likelihood"
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     for key, item in ours.items():
         if key[0] == stage and key[1].startswith(prefix) and key in theirs:
-            cells[item.right, theirs[key].right] += 1
+            cells[_is_right(item, by_likelihood), _is_right(theirs[key], by_likelihood)] += 1
     return Pairs(cells[True, True], cells[True, False], cells[False, True], cells[False, False])
 
 
@@ -207,7 +213,7 @@ def _points(reference: Reported, other: Reported) -> list[Measure]:
     lengths = {key[1].partition("/")[0] for key in ours if key[0] == CONTEXT and key in theirs}
     found = []
     for length in sorted(int(text) for text in lengths if text.isascii() and text.isdigit())[:40]:
-        pairs = pair_up(ours, theirs, CONTEXT, f"{length}/")
+        pairs = pair_up(ours, theirs, CONTEXT, f"{length}/", _scored_by(reference, other))
         measure = _paired(f"context at {length:,} tokens", pairs)
         found.append(measure.model_copy(update={"outcome": Outcome.TOLD}))
     return found
@@ -244,6 +250,18 @@ def _likelihoods(reference: Reported, other: Reported) -> list[Measure]:
             )
         )
     return found
+
+
+def _scored_by(reference: Reported, other: Reported) -> str:
+    """How both curves count; where they differ, by what was written, which both have."""
+    contexts = [side.report.details.context for side in (reference, other)]
+    told = {context.scored_by for context in contexts if context is not None}
+    return told.pop() if len(told) == 1 else "generated"
+
+
+def _is_right(item: ScoredItem, by_likelihood: bool) -> bool:
+    scored = getattr(item, "likelihood", None)
+    return bool(scored.right) if by_likelihood and scored is not None else item.right
 
 
 def right_logprob(item: ScoredItem) -> float | None:

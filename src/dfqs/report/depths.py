@@ -1,4 +1,4 @@
-"""Where in a long document facts are found: right answers by context length and depth, counted from the answers."""
+"""Where in a long document facts are found: right answers by context length and depth."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dfqs.evaluate.scores import ScoredItem
 from dfqs.evaluate.stages import CONTEXT
 from dfqs.evaluate.statistics import Count
+from dfqs.report.schema import ContextDetail
 
 BINS = 5
 LENGTHS_LIMIT = 40
@@ -21,10 +22,15 @@ class DepthGrid:
     cells: tuple[tuple[Count, ...], ...]
 
 
-def depth_grid(items: Iterable[ScoredItem]) -> DepthGrid | None:
-    """The grid of the context stages' answers; None where no answer says where its fact stood."""
+def depth_grid(context: ContextDetail | None, items: Iterable[ScoredItem]) -> DepthGrid | None:
+    """The grid as the report has it, or, of an older one, as its answers say; None where neither tells depths."""
     found: dict[int, list[list[int]]] = defaultdict(lambda: [[0, 0] for _ in range(BINS)])
-    for item in items:
+    cells = context.grid if context is not None else []
+    for told in cells:
+        cell = found[told.length_tokens][min(BINS - 1, int(told.depth * BINS))]
+        cell[0] += min(told.right, told.n)
+        cell[1] += told.n
+    for item in items if not cells else ():
         length, depth = item.place.get("length_tokens"), item.place.get("depth")
         if item.stage == CONTEXT and isinstance(length, int) and isinstance(depth, int | float) and 0 <= depth <= 1:
             cell = found[length][min(BINS - 1, int(depth * BINS))]

@@ -79,6 +79,35 @@ def context_rows(context: ContextDetail) -> list[Row]:
     return [*rows, *missing]
 
 
+KINDS_HEADER = ("questions", "tokens", "right", "of", "likeliest of those given")
+
+
+def kind_rows(context: ContextDetail) -> list[Row]:
+    """Questions by kind and length, in the columns of `KINDS_HEADER`."""
+    rows: list[Row] = []
+    for kind in context.kinds:
+        likeliest = kind.likelihood_right or [None] * len(kind.n)
+        for length, n, right, likely in zip(context.lengths_tokens, kind.n, kind.right, likeliest, strict=False):
+            rows.append((kind.kind, f"{length:,}", f"{right:,}", f"{n:,}", "" if likely is None else f"{likely:,}"))
+    return rows
+
+
+def context_words(context: ContextDetail) -> list[str]:
+    """How the curve was made, where it tells."""
+    words = []
+    if context.scored_by == "likelihood":
+        words.append("The curve counts answers that were the likeliest of those given; written ones were too few.")
+    if context.documents > 1:
+        words.append(f"Asked about {context.documents:,} documents at each length.")
+    tokens = context.tokens
+    if tokens is not None and tokens.unshared:
+        words.append(
+            f"{tokens.unshared - tokens.saved:,} tokens were computed in place of {tokens.unshared:,}: questions share "
+            f"their documents, which saves {tokens.saved / tokens.unshared:.0%}."
+        )
+    return words
+
+
 def speed_rows(speed: SpeedSummary) -> list[Row]:
     """Rates and latencies."""
     rows: list[Row] = [

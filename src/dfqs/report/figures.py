@@ -60,6 +60,10 @@ def plot_curve(report: Report, context: ContextDetail) -> Plot | None:
         shares = [min(1.0, entry.right / entry.n) for entry in others]
         axes.plot([entry.length_tokens for entry in others], shares, "D", mfc="none", color=SERIES[2], label="search")
     axes.plot(lengths, scores, "o-", color=SERIES[0], ms=5, label="score")
+    likelihood = context.likelihood
+    if likelihood is not None and len(likelihood.n) == len(lengths) and context.scored_by != "likelihood":
+        likeliest = [min(1.0, right / n) for right, n in zip(likelihood.right, likelihood.n, strict=False)]
+        axes.plot(lengths[: len(likeliest)], likeliest, "s--", color=SERIES[2], ms=4, label="likeliest of those given")
     axes.axhline(scores[0] / 2, color=QUIET, ls=":", lw=1.2, label="half of the first")
     if tokens:
         censored = boundary is not None and boundary.censored

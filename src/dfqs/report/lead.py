@@ -31,11 +31,13 @@ def describe_lead(report: Report) -> str:
     if model is not None and model.class_:
         what.append(f"class {model.class_}")
     words = f"{artifact.name} ({', '.join(what)})." if what else f"{artifact.name}."
-    metrics, told = report.metrics, []
+    metrics, told, solved = report.metrics, [], []
     for stage, noun in (("reasoning", "reasoning questions"), ("code", "programming tasks")):
         detail: ScoreDetail | None = getattr(report.details, stage)
         if detail is not None:
-            told.append(f"solves {detail.right:,} of {detail.n:,} {noun}")
+            solved.append(f"{detail.right:,} of {detail.n:,} {noun}")
+    if solved:
+        told.append(f"solves {' and '.join(solved)}")
     if metrics.cpu_tokens_per_sec is not None:
         told.append(f"writes {metrics.cpu_tokens_per_sec:.1f} tokens a second on this processor alone")
     boundary = report.details.boundary
@@ -50,7 +52,7 @@ def describe_lead(report: Report) -> str:
     if not told:
         return f"{words} Nothing was measured."
     last = told.pop()
-    return f"{words} It {', '.join(told)}{' and ' if told else ''}{last}."
+    return f"{words} It {', '.join(told)}{', and ' if told else ''}{last}."
 
 
 def describe_tiles(report: Report) -> list[Tile]:

@@ -23,13 +23,16 @@ from dfqs.report.evidence import Evidence
 from dfqs.report.extras import describe_extras
 from dfqs.report.facts import (
     CONTEXT_HEADER,
+    KINDS_HEADER,
     QUIET_CPUS,
     SCORES,
     Code,
     artifact_rows,
     condition_rows,
     context_rows,
+    context_words,
     format_interval,
+    kind_rows,
     speed_rows,
 )
 from dfqs.report.lead import describe_lead, describe_tiles
@@ -47,7 +50,7 @@ def render_page(report: Report, evidence: Evidence | None = None) -> str:
     """The page. Without matplotlib it has every table, and says where its pictures would come from."""
     evidence = evidence or Evidence()
     drawing, no_plots = find_drawing()
-    grid = depth_grid(evidence.items)
+    grid = depth_grid(report.details.context, evidence.items)
     plots = _plots(drawing, report, grid)
     extras = describe_extras(report, evidence.companions, drawing)
     items, items_cut = _items(evidence)
@@ -65,6 +68,9 @@ def render_page(report: Report, evidence: Evidence | None = None) -> str:
         "context_header": CONTEXT_HEADER,
         "boundary": _boundary_words(report),
         "looks": _look_rows(report),
+        "kinds": kind_rows(report.details.context) if report.details.context is not None else [],
+        "kinds_header": KINDS_HEADER,
+        "context_words": context_words(report.details.context) if report.details.context is not None else [],
         "depths": _depth_rows(grid),
         "depths_header": ("tokens", *(grid.depths if grid is not None else ())),
         "speed": speed_rows(report.details.speed) if report.details.speed is not None else [],
