@@ -86,7 +86,7 @@ def kind_rows(context: ContextDetail) -> list[Row]:
     """Questions by kind and length, in the columns of `KINDS_HEADER`."""
     rows: list[Row] = []
     for kind in context.kinds:
-        likeliest = kind.likelihood_right or [None] * len(kind.n)
+        likeliest: Sequence[int | None] = kind.likelihood_right or [None] * len(kind.n)
         for length, n, right, likely in zip(context.lengths_tokens, kind.n, kind.right, likeliest, strict=False):
             rows.append((kind.kind, f"{length:,}", f"{right:,}", f"{n:,}", "" if likely is None else f"{likely:,}"))
     return rows
