@@ -155,7 +155,32 @@ def test_beside_others_it_ends_in_time_though_the_defaults_crawl(model: ModelFil
     assert found.gain.mean > 10
     assert found.gain.low is not None and found.gain.low > 5
     assert pretend.now <= 185
-    assert any("x the time of omp_wait_policy adaptive" in note for note in found.notes)
+    assert any("x the time over a short request" in note for note in found.notes)
+
+
+def test_defaults_that_take_all_the_time_lose_by_the_first_look(model: ModelFiles, machine: Machine) -> None:
+    def speeds(settings: RunSettings) -> tuple[float, float]:
+        return (400.0, 40.0) if settings.omp_wait_policy in ("adaptive", "passive") else (2.0, 0.2)
+
+    found = tune_on(PretendMachine(speeds, other_cpus=1.0), job_of(model, machine, 90.0))
+
+    assert found.settings.omp_wait_policy == "adaptive"
+    assert (found.gain.pairs, found.gain.low) == (1, None)
+    assert found.gain.mean > 20
+
+
+def test_a_short_look_at_a_fast_model_settles_nothing(model: ModelFiles, machine: Machine) -> None:
+    """Milliseconds beside others differ by any factor: it was taken for a crawl, and 0.10 x for a gain."""
+
+    def speeds(settings: RunSettings) -> tuple[float, float]:
+        slow = settings.omp_wait_policy == "default" and len(pretend.measured) < 2
+        return (300.0, 30.0) if slow else (3000.0, 300.0)
+
+    pretend = PretendMachine(speeds, noise=0.05, other_cpus=1.0)
+    found = tune_on(pretend, job_of(model, machine))
+
+    assert found.settings == found.defaults
+    assert not any("short request" in note for note in found.notes)
 
 
 def test_how_experts_come_from_disk_is_tuned_where_they_do(model: ModelFiles, machine: Machine) -> None:

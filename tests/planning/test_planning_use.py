@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli_processes import run_dfqs
+from dfqs.cli import tune as command
 from dfqs.cli.main import run
 from dfqs.hardware import read_machine
 from dfqs.model.files import open_model
@@ -14,7 +15,7 @@ from dfqs.planning import tuning as kept
 from dfqs.planning import use
 from dfqs.planning.settings import RunSettings, default_settings
 from dfqs.planning.trials import Workload, run_trials
-from dfqs.planning.tuning import Tuning, find_tuning, identify_model, store_tuning
+from dfqs.planning.tuning import Gain, Tuning, describe_gain, find_tuning, identify_model, store_tuning
 from dfqs.planning.use import choose_start, choose_tuned
 from dfqs.records import read_json
 from dfqs.runtime.choice import runtime_name
@@ -170,6 +171,24 @@ def test_a_cache_that_was_tuned_smaller_than_a_token_needs_is_left_out(
     _, plain = choose_start(model, ContextSettings(n_ctx=64), ram=ram, use_tuning=False)
 
     assert plan.order == plain.order
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_cache_that_cannot_be_written_is_told_before_minutes_are_spent(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("DFQS_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(command, "tune", lambda *_: pytest.fail("it was measured"))
+
+    assert run(["tune", str(tiny)]) == 3
+
+    assert str(tmp_path / "file" / "cache") in capsys.readouterr().err.replace("\n", "")
+
+
+def test_an_interval_that_says_nothing_is_not_told_in_numbers() -> None:
+    assert describe_gain(Gain(mean=0.9, low=0.01, high=6429475.7, pairs=2)) == "0.90 x (unsure: 2 pairs that differ)"
+    assert describe_gain(Gain(mean=1.08, low=1.05, high=1.11, pairs=9)) == "1.08 x (95 %: 1.05 to 1.11)"
 
 
 @pytest.mark.usefixtures("cache", "quiet")

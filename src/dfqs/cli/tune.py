@@ -14,7 +14,14 @@ from dfqs.hardware import read_machine
 from dfqs.planning.settings import default_settings
 from dfqs.planning.trials import Workload
 from dfqs.planning.tune import REQUEST, TuneJob, tune
-from dfqs.planning.tuning import Tuning, describe_gain, describe_settings, find_tuning, store_tuning
+from dfqs.planning.tuning import (
+    Tuning,
+    describe_gain,
+    describe_settings,
+    find_tuning,
+    require_storable,
+    store_tuning,
+)
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import InMemory
 from dfqs.streaming.budget import choose_load
@@ -54,6 +61,7 @@ def command(
             raise UsageError(f"{model} was not tuned on this machine as busy as it is now; 'dfqs tune {model}' does it")
         emit(found, json_, lambda: show_tuning(found))
         return
+    require_storable()
     note(f"tuning for {format_duration(seconds)}; what else runs meanwhile is taken for what always runs here")
     with progress_bar(f"tuning {checked.name}", SHARE) as progress:
         job = TuneJob(checked, read_machine(), Workload(prompt_tokens, answer_tokens), seconds, threads, order)

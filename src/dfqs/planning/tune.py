@@ -42,15 +42,16 @@ from dfqs.streaming.layout import plan_layout
 from dfqs.units import format_duration
 
 DEFAULT_BUDGET_S = 180.0
-REQUEST, PILOT, SHORTEST = Workload(512, 64), Workload(64, 8), Workload(16, 4)
+REQUEST, PILOT, SHORTEST = Workload(512, 64), Workload(64, 4), Workload(16, 4)
 LONGEST_PART_S = 1.0
 """Of a request that is measured: neither prompt nor answer takes much longer, or few settings could be tried."""
 LEAST_PROMPT, LEAST_ANSWER = 64, 16
 LEAST_REQUESTS = 8
 """A budget must have room for: a few pairs of the defaults and one challenger."""
 FINAL_SHARE, FINAL_PAIRS = 0.35, 12
-CRAWLS = 3.0
-"""Where the defaults are so many times slower than `adaptive`, beside others, the search begins there."""
+CRAWLS, CRAWL_SHARE = 3.0, 1 / 60
+"""Where the defaults are so many times slower than `adaptive`, beside others, and a short request takes them more than
+this share of the budget, the search begins there."""
 STEADY = 1.10
 """A machine whose default request varies by more is said to change its speed."""
 _F16 = ("f16", "f16")
@@ -178,7 +179,8 @@ class _Footing:
     """To measure one request."""
     default_cost_s: float
     """Of the last one, under the defaults."""
-    note: str | None = None
+    crawling: tuple[Trial, Trial] | None = None
+    """Where the defaults crawl: the short request under `base`, and under them. That they lose is settled then."""
 
 
 def _find_footing(job: TuneJob, measure: Measure, defaults: RunSettings, clock: Callable[[], float]) -> _Footing:
@@ -197,18 +199,16 @@ def _find_footing(job: TuneJob, measure: Measure, defaults: RunSettings, clock: 
             "'dfqs run' says what is wrong"
         )
     base, trial, pilot_cost_s = defaults, found[0], clock() - begun
-    default_cost_s, busy, note = pilot_cost_s, trial.other_cpus >= BUSY_CPUS, None
+    default_cost_s, busy, crawling = pilot_cost_s, trial.other_cpus >= BUSY_CPUS, None
     if busy:
         # Threads that spin for each other beside others can take minutes over a request.
         adaptive, begun = defaults.but(omp_wait_policy="adaptive"), clock()
         others = measure([adaptive], pilot)
-        slower = timing_of(trial).total_s / timing_of(others[0]).total_s if others else 1.0
-        if slower > CRAWLS:
+        slow_s = timing_of(trial).total_s
+        crawls = slow_s > CRAWL_SHARE * job.budget_s
+        if others and crawls and slow_s > CRAWLS * timing_of(others[0]).total_s:
+            crawling = (others[0], trial)
             base, trial, pilot_cost_s = adaptive, others[0], clock() - begun
-            note = (
-                f"beside others llama.cpp's defaults take {slower:.0f} x the time of "
-                f"{describe_settings(adaptive, defaults)}: the search began there, and the gain is of a short request"
-            )
     prompt_token_s, answer_token_s = trial.prompt_s / pilot.prompt_tokens, trial.answer_s / pilot.answer_tokens
     longest_s = min(LONGEST_PART_S, job.budget_s / 120)
     answer = min(job.workload.answer_tokens, max(int(longest_s / answer_token_s), LEAST_ANSWER), max(trained // 2, 1))
@@ -224,14 +224,13 @@ def _find_footing(job: TuneJob, measure: Measure, defaults: RunSettings, clock: 
         )
     workload = Workload(prompt, answer, 2 * answer_token_s * answer)
     final, default_cost_s = (workload, cost_s) if base == defaults else (SHORTEST, default_cost_s)
-    return _Footing(base, workload, final, busy, cost_s, default_cost_s, note)
+    return _Footing(base, workload, final, busy, cost_s, default_cost_s, crawling)
 
 
 def _conclude(job: TuneJob, search: Search, footing: _Footing, found: RunSettings, noise: OutputNoise | None) -> Tuning:
     """Measure what was found against the defaults once more, and keep it only where it is faster."""
     defaults, workload = default_settings(job.threads), footing.final
-    if footing.note is not None:
-        search.notes.append(footing.note)
+    if footing.crawling is not None:
         search.expect((footing.default_cost_s + footing.cost_s) / 2)
     pairs: list[tuple[Trial, Trial]] = []
     while len(pairs) < (FINAL_PAIRS if found != defaults else 3):
@@ -242,12 +241,22 @@ def _conclude(job: TuneJob, search: Search, footing: _Footing, found: RunSetting
             break
         if found in trials and defaults in trials:
             pairs.append((trials[found], trials[defaults]))
+    if not pairs and footing.crawling is not None:
+        # It did no worse than where the search began, and that was held against the defaults at the start.
+        pairs = [footing.crawling]
     if not pairs:
         raise RuntimeFailure("the budget ended before anything could be compared; give it more (--budget)")
     result = compare(found, [(timing_of(mine), timing_of(theirs)) for mine, theirs in pairs])
-    if found != defaults and not result.is_better:
+    # Few pairs can be measured of what crawls, and few are needed.
+    is_better = result.is_better or (footing.crawling is not None and result.total.mean * CRAWLS < 1)
+    if footing.crawling is not None:
+        search.notes.append(
+            f"beside others llama.cpp's defaults take {result.total.inverse.mean:.0f} x the time over a short request; "
+            "what spins was not tried"
+        )
+    if found != defaults and not is_better:
         search.notes.append(f"{describe_settings(found, defaults)}: no faster in the end, so the defaults stay")
-    if found == defaults or not result.is_better:
+    if found == defaults or not is_better:
         pairs = [(theirs, theirs) for _, theirs in pairs]
         same = Ratio(1.0, None, None, len(pairs))
         result = Challenge(defaults, same, same, same)
@@ -269,7 +278,8 @@ def _record(
             f"the machine changed its speed while it was measured (the same request took {min(final_s):.2f} to "
             f"{max(final_s):.2f} s): tune again when it is quiet to be surer"
         )
-    others = median([trial.other_cpus for trials in search.trials.values() for trial in trials])
+    looked = [trial for pair in pairs for trial in pair]
+    others = median([trial.other_cpus for trials in (looked, *search.trials.values()) for trial in trials])
     return Tuning(
         model=identify_model(job.model),
         machine=job.machine.speed_conditions(),

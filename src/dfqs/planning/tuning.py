@@ -23,9 +23,12 @@ from dfqs.planning.settings import RunSettings
 from dfqs.records import Amount, AtLeastOne, Document, Record, Sha256, Text, Whole, read_json, sha256_of, write_json
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.omp_policy import BUSY_CPUS, LoadSample, other_cpus
+from dfqs.storage.atomic import check_output_path, storage_errors
 from dfqs.storage.cache import cache_directory
 
 SAMPLED_TENSORS, SAMPLED_BYTES = 32, 4096
+_SURE = 4
+"""An interval whose ends are further apart says nothing in numbers."""
 
 
 class TunedModel(Record):
@@ -138,6 +141,18 @@ def tuning_path(model: TunedModel, machine: dict[str, Any], runtime: str, *, bus
     return _directory() / f"{key[:32]}.json"
 
 
+def require_storable() -> None:
+    """Have a place for records, before minutes are spent on one.
+
+    Raises:
+        UsageError, OSError: the cache cannot be written.
+    """
+    directory = _directory()
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_output_path(directory / "tuning.json")
+
+
 def store_tuning(tuning: Tuning) -> Path:
     """Keep a record in place of an earlier one of the same conditions; returns its path.
 
@@ -176,6 +191,8 @@ def describe_gain(gain: Gain) -> str:
     """`1.08 x (95 %: 1.05 to 1.11)`."""
     if gain.low is None or gain.high is None:
         return f"{gain.mean:.2f} x"
+    if gain.high > _SURE * gain.low:
+        return f"{gain.mean:.2f} x (unsure: {gain.pairs} pairs that differ)"
     return f"{gain.mean:.2f} x (95 %: {gain.low:.2f} to {gain.high:.2f})"
 
 
