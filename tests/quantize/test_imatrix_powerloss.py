@@ -54,7 +54,7 @@ def measure(disk: MemoryDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, function in (
         ("write_imatrix", files.write),
         ("read_imatrix", files.read),
-        ("_sha256", files.sha256),
+        ("hash_file", files.sha256),
         ("publish_file", files.publish),
     ):
         monkeypatch.setattr(module, name, function)

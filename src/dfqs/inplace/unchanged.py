@@ -12,11 +12,11 @@ from dfqs.errors import IntegrityError
 from dfqs.inplace.job import TAIL_BYTES, Resident, Source, State
 from dfqs.inplace.journal import Journal, PendingFreeing
 from dfqs.storage.disk import Disk, DiskFile
+from dfqs.storage.hashing import hash_range
 from dfqs.storage.identity import FileStamp
 
 WAIT_FOR_OTHERS_S = 2.0
 _PROBE_BYTES = 4096
-_READ_BYTES = 8 << 20
 _EARLY_NS = 20_000_000
 """A file's time may lag behind the clock by a tick."""
 _FREEING_NS = 2_000_000_000
@@ -196,13 +196,4 @@ def require_alone(file: DiskFile, path: Path) -> None:
 
 def _has_hash(file: DiskFile, source: Source) -> bool:
     """Whether a file has the hash that is known of the whole shard."""
-    if source.sha256 is None:
-        return False
-    digest, position = hashlib.sha256(), 0
-    while position < source.bytes:
-        piece = file.read_at(position, min(_READ_BYTES, source.bytes - position))
-        if not piece:
-            return False
-        digest.update(piece)
-        position += len(piece)
-    return digest.hexdigest() == source.sha256
+    return source.sha256 is not None and hash_range(file.read_at, 0, source.bytes) == source.sha256

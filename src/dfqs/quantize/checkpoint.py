@@ -5,7 +5,6 @@ file that is there is one that the journal knows, whenever the power went; any o
 sealed: sums cannot be held against anything that is left, and the file lies beside a model.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from dfqs.errors import UsageError
 from dfqs.quantize.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from dfqs.storage.atomic import publish_file, storage_errors
 from dfqs.storage.disk import Disk, LocalDisk
+from dfqs.storage.hashing import hash_file
 from dfqs.storage.journal import Journal, JournalKind
 
 KIND = JournalKind(
@@ -95,7 +95,7 @@ class Checkpoint:
         """
         if self._disk.identify(self.path) is None:
             return None, 0
-        reached = self._reached.get(_sha256(self.path))
+        reached = self._reached.get(hash_file(self.path))
         if reached is None:
             raise UsageError(
                 f"{self.path} is of a measurement of another model, corpus or chunk size, or was changed; give "
@@ -108,7 +108,7 @@ class Checkpoint:
     def write(self, matrix: Imatrix, chunks: int) -> None:
         """Keep the sums of so many chunks."""
         write_imatrix(self._fresh, matrix, overwrite=True)
-        sha256 = _sha256(self._fresh)
+        sha256 = hash_file(self._fresh)
         self._journal.append({"checkpoint": sha256, "chunks": chunks, "tokens": matrix.tokens})
         self._reached[sha256] = _Reached(chunks, matrix.tokens)
         publish_file(self._fresh, self.path, overwrite=True)
@@ -138,8 +138,3 @@ class Checkpoint:
             return False
         self._reached[sha256] = _Reached(chunks, tokens)
         return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

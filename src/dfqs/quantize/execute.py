@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from dfqs.quantize.journal import LOCK_WAIT_S, FinishedTensor, Journal
 from dfqs.quantize.kernels import Float32, Kernels
 from dfqs.storage.atomic import check_output_path, storage_errors
 from dfqs.storage.files import read_at, write_at
+from dfqs.storage.hashing import hash_range
 from dfqs.storage.locks import open_locked
 from dfqs.units import format_bytes
 
@@ -42,7 +44,6 @@ SYNC_BYTES, SYNC_S = 256 << 20, 1.0
 ELEMENT_BYTES = 12
 """A value takes at most so much while it is converted: as read, as float32, as written."""
 PROGRESS_S = 0.1
-READ_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +227,9 @@ class _Run:
         self._resumed_parameters = self.done_parameters
         return finished
 
-    def _hash_output(self, tensor: TensorWork) -> str:
-        handle, digest = self.handles[tensor.output], hashlib.sha256()
-        position, end = tensor.offset, tensor.offset + tensor_length(tensor.type, tensor.shape)
-        while position < end:
-            data = read_at(handle, position, min(READ_BYTES, end - position))
-            if not data:
-                break
-            digest.update(data)
-            position += len(data)
-        return digest.hexdigest()
+    def _hash_output(self, tensor: TensorWork) -> str | None:
+        read = partial(read_at, self.handles[tensor.output])
+        return hash_range(read, tensor.offset, tensor_length(tensor.type, tensor.shape))
 
     def _convert_all(self, tensors: list[TensorWork]) -> Iterator[FinishedTensor]:
         """Convert `tensors` in order. Slabs of the next tensor start before the last one is written."""

@@ -14,8 +14,8 @@ from dfqs.model.files import ModelFiles
 from dfqs.model.spec import Role, tensor_layer, tensor_role
 from dfqs.records import Record, Sha256
 from dfqs.runtime.checks import check_model
+from dfqs.storage.hashing import hash_range
 
-PIECE_BYTES = 1 << 20
 MAX_WORDS_CHARS = 200
 _TOKENIZER_PREFIX = "tokenizer.ggml."
 
@@ -126,8 +126,6 @@ def _hash_routers(shards: Iterable[Shard]) -> str | None:
         with FileSource(shard.path) as source:
             for tensor in routers:
                 span = shard.header.span(tensor)
-                digest = hashlib.sha256()
-                for offset in range(span.offset, span.offset + span.length, PIECE_BYTES):
-                    digest.update(source.read_exactly(offset, min(PIECE_BYTES, span.offset + span.length - offset)))
-                lines.append(f"{tensor.name}\0{digest.hexdigest()}\n")
+                sha256 = hash_range(source.read_exactly, span.offset, span.length)
+                lines.append(f"{tensor.name}\0{sha256}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() if lines else None

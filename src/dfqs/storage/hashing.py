@@ -45,6 +45,22 @@ def hash_file(path: Path, *, progress: Progress = no_progress, note: str = "") -
         os.close(handle)
 
 
+def hash_range(read_at: Callable[[int, int], bytes], offset: int, length: int) -> str | None:
+    """SHA-256 (hex) of `length` bytes from `offset` on; None where there are fewer.
+
+    Args:
+        read_at: gives so many bytes at an offset, or what is left there.
+    """
+    digest, end = hashlib.sha256(), offset + length
+    while offset < end:
+        piece = read_at(offset, min(PIECE_BYTES, end - offset))
+        if not piece:
+            return None
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
+
+
 class Lane:
     """A thread that does one thing to pieces in the order they are given."""
 
