@@ -27,6 +27,7 @@ from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.budget import Streamed
 from dfqs.streaming.layout import plan_layout
 from dfqs.streaming.policy import Pass
+from dfqs.streaming.settings import StreamSettings
 
 OTHER_BYTES = 300_000_000
 """Of a paged process in its group: Python, the library and the context."""
@@ -49,7 +50,7 @@ def trace(worker: WorkerContext, path: Path, tokens: int) -> list[list[list[int]
 
 def stream(worker: WorkerContext, path: Path, cache_bytes: int, warm: int, tokens: int) -> float:
     """In the worker: bytes read a token, after `warm` of them."""
-    loaded = Streamed((path,), cache_bytes).load(worker.library, path, no_progress)
+    loaded = Streamed((path,), StreamSettings(cache_bytes)).load(worker.library, path, no_progress)
     assert loaded.figures is not None
     before = 0
     with Context(loaded.model, warm + tokens + 8, flash_attention="off") as context:

@@ -256,7 +256,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=("skewed", "uniform"), default=["skewed", "uniform"])
     parser.add_argument("--limits", nargs="+", type=int, default=[WHOLE, 25, 40, 60, 80], metavar="PERCENT")
-    parser.add_argument("--modes", nargs="+", choices=(*MODES, "memory"), help="default: all that make sense")
+    parser.add_argument("--modes", nargs="+", choices=(*MODES, "memory", "chosen"), help="default: all that make sense")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warm", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=20)

@@ -22,6 +22,7 @@ from dfqs.runtime.loading import InMemory, LoadOrder, Mapped, StreamFigures
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.budget import Streamed, choose_load
+from dfqs.streaming.settings import StreamSettings
 
 CONTEXT = ContextSettings(n_ctx=256, n_batch=16, n_ubatch=16, flash_attention="off")
 THREADS = 2
@@ -92,7 +93,7 @@ def decode(
         token_s=tuple(round(value, 4) for value in seconds),
         logits_sha256=digest.hexdigest(),
         load_s=load_s,
-        cache_bytes=order.cache_bytes if isinstance(order, Streamed) else None,
+        cache_bytes=order.settings.cache_bytes if isinstance(order, Streamed) else None,
         choices=choices,
         hit_rate=hit_rate,
         wait_s_per_token=wait_s / tokens if wait_s is not None else None,
@@ -136,8 +137,9 @@ def choose_order(path: Path, mode: str, ram_bytes: int) -> LoadOrder:
     order = choose_load(path, CONTEXT, str(ram_bytes)).order
     if not isinstance(order, Streamed):
         # It fits, and would be loaded whole; what streaming costs then is asked all the same.
-        return Streamed((path,), ram_bytes)
-    return replace(order, hints=mode == "hints")
+        return Streamed((path,), StreamSettings(ram_bytes))
+    settings = replace(order.settings, hints=mode == "hints", looks_ahead=mode != "chosen")
+    return replace(order, settings=settings)
 
 
 def main() -> None:

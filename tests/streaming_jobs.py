@@ -12,6 +12,7 @@ from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.cache import StreamCounts
 from dfqs.streaming.opening import open_streamed
 from dfqs.streaming.policy import CacheUse, ChoiceLog, simulate_cache
+from dfqs.streaming.settings import StreamSettings
 from dfqs.streaming.verification import Recorded
 
 PROMPT_TOKENS = 40
@@ -26,6 +27,8 @@ class Outcome:
     counts: StreamCounts | None = None
     forecast: CacheUse | None = None
     """What a simulated cache of that size makes of the choices that were recorded."""
+    guessed_bytes: tuple[int, int] | None = None
+    """Read before a layer had chosen, and of those what it chose; None where nothing was guessed."""
 
 
 def run_in_memory(worker: WorkerContext, paths: Sequence[Path], tokens: Sequence[int]) -> Outcome:
@@ -39,10 +42,13 @@ def run_streamed(
 ) -> Outcome:
     """A prompt in batches, then token by token, then a second sequence beside the first."""
     log = ChoiceLog()
-    with open_streamed(worker.library, paths, cache_bytes, hints=hints, log=log) as streamed:
+    with open_streamed(worker.library, paths, StreamSettings(cache_bytes, hints), log=log) as streamed:
         logits = _decode(streamed.model, tokens)
-        forecast = simulate_cache(streamed.layout.sizes, cache_bytes, log.passes)
-        return Outcome(logits, streamed.stream.cache.counts, forecast)
+        cache = streamed.stream.cache
+        forecast = simulate_cache(streamed.layout.sizes, cache.budget_bytes, log.passes)
+        ahead = streamed.experts.ahead
+        guesses = (ahead.read_bytes, ahead.used_bytes) if ahead is not None else None
+        return Outcome(logits, cache.counts, forecast, guesses)
 
 
 def decode_on(
@@ -60,7 +66,7 @@ def decode_on(
         gate: a file that has to be there before the first token.
     """
     with (
-        open_streamed(worker.library, paths, cache_bytes, recorded=recorded) as streamed,
+        open_streamed(worker.library, paths, StreamSettings(cache_bytes, recorded=recorded)) as streamed,
         Context(streamed.model, 256, flash_attention="off") as context,
     ):
         worker.emit("loaded")
@@ -82,7 +88,7 @@ def read_prompt(
     """A prompt in one batch; what streaming did, and which experts each layer of each pass chose."""
     log = ChoiceLog()
     with (
-        open_streamed(worker.library, paths, cache_bytes, log=log) as streamed,
+        open_streamed(worker.library, paths, StreamSettings(cache_bytes), log=log) as streamed,
         Context(streamed.model, 512, n_batch=512, n_ubatch=n_ubatch, flash_attention="off") as context,
     ):
         context.decode(tokens)
@@ -92,7 +98,7 @@ def read_prompt(
 def run_while_the_file_changes(worker: WorkerContext, path: Path, tokens: Sequence[int], how: str) -> None:
     """Decode, let something happen to the file, and decode on."""
     with (
-        open_streamed(worker.library, [path], 0 if how == "cut" else 1 << 30) as streamed,
+        open_streamed(worker.library, [path], StreamSettings(0 if how == "cut" else 1 << 30)) as streamed,
         Context(streamed.model, 256, flash_attention="off") as context,
     ):
         context.decode(tokens[:8])

@@ -47,7 +47,7 @@ def test_the_reference_model_is_loaded_whole_in_80_gb_and_streamed_in_less(stub:
         assert plan.resident_bytes is not None
         assert need.weights_bytes is not None
         assert (
-            plan.order.cache_bytes
+            plan.order.settings.cache_bytes
             == plan.cache_bytes
             == ram - plan.resident_bytes - need.total_bytes + (need.weights_bytes) - PROGRAM_BYTES
         )

@@ -17,6 +17,7 @@ from dfqs.records import write_json
 from dfqs.runtime import Worker
 from dfqs.runtime.loading import InMemory
 from dfqs.streaming.budget import LoadPlan, Streamed
+from dfqs.streaming.settings import StreamSettings
 from dfqs.streaming.verification import SAMPLED, Recorded, read_recorded
 from runtime_functions import WORKER_ENV
 from streaming_models import write_wide_moe
@@ -154,7 +155,7 @@ def test_verify_finds_hashes_of_experts_that_are_not_those_of_the_tensor(model: 
 
 def test_a_plan_takes_what_is_recorded_where_it_streams_and_only_there(model: Path) -> None:
     recorded = recorded_of(model)
-    streamed = LoadPlan(Streamed((model,), 5), 10, 5, 2)
-    assert streamed.checked_by(recorded).order == Streamed((model,), 5, recorded=recorded)
+    streamed = LoadPlan(Streamed((model,), StreamSettings(5)), 10, 5, 2)
+    assert streamed.checked_by(recorded).order == Streamed((model,), StreamSettings(5, recorded=recorded))
     whole = LoadPlan(InMemory(), 10, None, None)
     assert whole.checked_by(recorded) is whole

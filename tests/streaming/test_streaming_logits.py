@@ -10,7 +10,7 @@ from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
 from dfqs.gguf import read_header
 from dfqs.runtime import Worker
 from dfqs.shards.split import plan_split, split
-from dfqs.streaming.layout import StreamLayout, plan_layout
+from dfqs.streaming.layout import plan_layout
 from fixtures_moe import write_tiny_moe
 from runtime_functions import WORKER_ENV
 
@@ -28,13 +28,6 @@ def worker() -> Iterator[Worker]:
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Path:
     path = tmp_path_factory.mktemp("streaming") / "model.gguf"
     return write_tiny_moe(path, smollm2_gguf, request.param, alignment=4096)
-
-
-def largest_layer_bytes(layout: StreamLayout) -> int:
-    """All experts of the layer that has the largest: what a long batch needs at once."""
-    sizes = layout.sizes
-    layers = {layer for layer, _ in sizes}
-    return max(sum(size for key, size in sizes.items() if key[0] == layer) for layer in layers)
 
 
 def streamed(
@@ -66,11 +59,26 @@ def test_streamed_logits_are_those_in_memory_with_no_one_ten_and_all_experts_cac
     assert counts.uncached == 0
 
 
+def test_reading_what_is_guessed_changes_no_bit_and_no_decision_of_the_cache(worker: Worker, tiny: Path) -> None:
+    layout = plan_layout([read_header(tiny)])
+    wanted = worker.call(streaming_jobs.run_in_memory, [tiny], TOKENS)
+
+    outcome = streamed(worker, [tiny], layout.experts_bytes - layout.largest_expert_bytes)
+
+    assert outcome.logits_sha256 == wanted.logits_sha256
+    assert outcome.counts is not None
+    assert outcome.forecast is not None
+    assert (outcome.forecast.hits, outcome.forecast.misses) == (outcome.counts.hits, outcome.counts.misses)
+    assert outcome.guessed_bytes is not None
+    read, used = outcome.guessed_bytes
+    assert 0 <= used <= read
+
+
 def test_a_batch_reads_each_slice_once_however_many_of_its_tokens_chose_it(worker: Worker, tiny: Path) -> None:
     layout = plan_layout([read_header(tiny)])
 
     for n_ubatch, passes in ((128, 1), (60, 2)):
-        counts, chosen = worker.call(streaming_jobs.read_prompt, [tiny], TOKENS, largest_layer_bytes(layout), n_ubatch)
+        counts, chosen = worker.call(streaming_jobs.read_prompt, [tiny], TOKENS, layout.largest_layer_bytes, n_ubatch)
 
         assert counts.passes == len(chosen) == passes
         # Room for one layer, and none over: what a pass reads is what its layers chose, all of it once.
@@ -85,7 +93,7 @@ def test_deepseek4_with_hash_routed_layers_streams_to_the_same_logits(worker: Wo
     wanted = worker.call(streaming_jobs.run_in_memory, [tiny_deepseek4], TOKENS)
 
     assert {layer for layer, _ in layout.experts} == set(range(6))
-    assert streamed(worker, [tiny_deepseek4], largest_layer_bytes(layout)).logits_sha256 == wanted.logits_sha256
+    assert streamed(worker, [tiny_deepseek4], layout.largest_layer_bytes).logits_sha256 == wanted.logits_sha256
 
 
 def test_with_hints_alone_logits_are_those_in_memory_and_decisions_those_of_a_cache(
@@ -95,7 +103,7 @@ def test_with_hints_alone_logits_are_those_in_memory_and_decisions_those_of_a_ca
     tokens = TOKENS[:60]
     wanted = worker.call(streaming_jobs.run_in_memory, [tiny_deepseek4], tokens)
 
-    for cache_bytes in (0, largest_layer_bytes(layout)):
+    for cache_bytes in (0, layout.largest_layer_bytes):
         hinted = streamed(worker, [tiny_deepseek4], cache_bytes, hints=True, tokens=tokens)
         assert hinted.logits_sha256 == wanted.logits_sha256
         assert hinted.counts is not None
@@ -113,12 +121,12 @@ def test_the_demonstration_model_streams_from_one_file_and_from_shards(
     tokens = TOKENS[:50]
     wanted = worker.call(streaming_jobs.run_in_memory, [embedded_model], tokens)
 
-    whole = streamed(worker, [embedded_model], largest_layer_bytes(layout), tokens=tokens)
+    whole = streamed(worker, [embedded_model], layout.largest_layer_bytes, tokens=tokens)
     assert whole.logits_sha256 == wanted.logits_sha256
     assert whole.counts is not None
     assert whole.counts.uncached == 0
-    assert whole.counts.read_bytes > largest_layer_bytes(layout)
-    again = streamed(worker, shards, largest_layer_bytes(layout), tokens=tokens)
+    assert whole.counts.read_bytes > layout.largest_layer_bytes
+    again = streamed(worker, shards, layout.largest_layer_bytes, tokens=tokens)
     assert again.logits_sha256 == wanted.logits_sha256
 
 

@@ -22,6 +22,7 @@ from dfqs.runtime import Worker
 from dfqs.runtime.loading import InMemory, LoadOrder
 from dfqs.streaming.budget import Streamed
 from dfqs.streaming.layout import plan_layout
+from dfqs.streaming.settings import StreamSettings
 from fixtures_moe import write_tiny_moe
 from runtime_functions import WORKER_ENV
 
@@ -53,7 +54,7 @@ def model(
 def streamed(model: Path) -> Streamed:
     """With room for a few experts: every layer throws out what another brought."""
     experts = plan_layout([read_header(model)]).experts
-    return Streamed((model,), 3 * max(pages.length for pages in experts.values()))
+    return Streamed((model,), StreamSettings(3 * max(pages.length for pages in experts.values())))
 
 
 def test_an_importance_matrix_of_a_streamed_model_is_the_same_file(worker: Worker, model: Path, tmp_path: Path) -> None:

@@ -103,10 +103,10 @@ def test_the_reference_model_streams_within_the_usual_limit_of_maps_and_says_wha
         return made.order, made.describe() or ""
 
     order, line = plan(16 * GB)
-    assert not order.copies_borders
+    assert not order.settings.copies_borders
     assert "16.0 GB in all; vm.max_map_count is 65,530, which allows 10," in line
     whole, _ = plan(62 * GB)
-    held = whole.cache_bytes // max(pages.length for pages in layout.experts.values())
+    held = whole.settings.cache_bytes // max(pages.length for pages in layout.experts.values())
     assert held < 10_300 < len(layout.experts) == 11_008
     assert 3 * held * 2 + 2 * (cuts.parts - cuts.borders) + 1 + mechanism.MAP_RESERVE <= 65_530
 

@@ -24,6 +24,7 @@ from dfqs.runtime.server import limits_of
 from dfqs.runtime.stream_metrics import format_metrics
 from dfqs.streaming.budget import Streamed
 from dfqs.streaming.layout import plan_layout
+from dfqs.streaming.settings import StreamSettings
 from engine_requests import ask_engine, complete
 from engine_requests import post as post_to_engine
 from fixtures_moe import write_tiny_moe
@@ -55,7 +56,7 @@ def test_four_requests_at_once_are_answered_as_in_memory_with_no_few_and_all_exp
     assert nothing is None
     assert [len(tokens) for tokens, _ in wanted] == [12] * 4
     for cached in (0, 10, len(experts)):
-        answers, figures = ask_engine(settings(tiny, Streamed((tiny,), cached * one)), ask, TOKENS)
+        answers, figures = ask_engine(settings(tiny, Streamed((tiny,), StreamSettings(cached * one))), ask, TOKENS)
         # Tokens, and the log-probabilities of those that might have come instead, to the last digit.
         assert answers == wanted, f"{cached} experts cached"
         assert figures is not None and figures.tokens is not None and figures.hit_rate is not None
@@ -82,7 +83,7 @@ def test_a_deterministic_server_answers_four_at_once_as_each_alone_in_memory_and
         assert at_once == alone * 2
         return alone
 
-    orders = (InMemory("mmap", repack=False), Streamed((tiny,), 200_000))
+    orders = (InMemory("mmap", repack=False), Streamed((tiny,), StreamSettings(200_000)))
     whole, streamed = (
         ask_engine(replace(settings(tiny, order, parallel=1), deterministic=True), ask)[0] for order in orders
     )

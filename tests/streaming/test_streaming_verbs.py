@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from dfqs.cli.loading import Checking
 from dfqs.cli.main import run
 from dfqs.errors import SpaceError, UsageError
+from dfqs.model.files import ModelFiles
 from dfqs.runtime.loading import InMemory
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming import budget
@@ -153,13 +155,48 @@ def test_what_a_verb_needs_beside_the_model_is_taken_from_the_experts(embedded_m
     assert isinstance(plain.order, Streamed)
     assert isinstance(beside.order, Streamed)
     assert isinstance(larger.order, Streamed)
-    assert beside.order.cache_bytes == plain.order.cache_bytes - 10_000_000
-    assert larger.order.cache_bytes < plain.order.cache_bytes
+    assert beside.order.settings.cache_bytes == plain.order.settings.cache_bytes - 10_000_000
+    assert larger.order.settings.cache_bytes < plain.order.settings.cache_bytes
     assert plain.total_bytes == beside.total_bytes == larger.total_bytes == ram
     with pytest.raises(SpaceError, match="it needs at least"):
         choose_load(embedded_model, SETTINGS, str(ram), beside_bytes=ram)
     with pytest.raises(UsageError):
         choose_load(embedded_model, SETTINGS, "much")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "MODEL", "-p", "Hi"],
+        ["serve", "MODEL", "--ctx", "256"],
+        ["perplexity", "MODEL", "--window", "64", "--stride", "32"],
+        ["imatrix", "MODEL", "-o", "OUT", "--chunk", "64"],
+        ["route", "trace", "MODEL", "-o", "OUT", "--ctx", "256"],
+        ["route", "check", "MODEL", "--no-matrix", "--profile", "deterministic"],
+        ["route", "margins", "MODEL", "--tokens", "64"],
+        ["route", "pressure", "MODEL", "--lengths", "64"],
+        ["eval", "MODEL", "-o", "OUT", "--suite", "quick", "--only", "reasoning"],
+    ],
+)
+def test_what_is_streamed_can_be_checked_by_every_verb(
+    arguments: list[str],
+    embedded_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(checking: Checking, model: ModelFiles, plan: budget.LoadPlan) -> budget.LoadPlan:
+        raise UsageError(f"{model.name} against {checking}, {plan.total_bytes > 0}")
+
+    monkeypatch.setattr(Checking, "applied", refuse)
+    named = {"MODEL": str(embedded_model), "OUT": str(tmp_path / "out")}
+    given = [named.get(argument, argument) for argument in arguments]
+
+    code = run([*given, "--check", "all", "--manifest", "other.json"])
+
+    assert code == 2
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "against Checking(mode='all', manifest=PosixPath('other.json')), True" in told
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import sys
 
 from dfqs.cli.conversing import HELP, Conversation
 from dfqs.cli.generating import (
-    Checking,
     ContextOption,
     GrammarOption,
     MaxTokensOption,
@@ -21,7 +20,7 @@ from dfqs.cli.generating import (
     make_sampling,
     open_chat,
 )
-from dfqs.cli.loading import note_streaming
+from dfqs.cli.loading import Checking, note_streaming
 from dfqs.cli.options import Check, CheckManifest, Force, JsonLines, Model, NoTuning, Ram, Threads, Verbose
 from dfqs.cli.output import note
 from dfqs.cli.signals import Ended

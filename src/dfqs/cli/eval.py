@@ -11,8 +11,8 @@ import typer
 
 from dfqs.cli.documents.evaluate import EvalPlan
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.loading import plan_loading
-from dfqs.cli.options import DryRun, Force, Json, ModelIfAny, Ram, Threads
+from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ModelIfAny, Ram, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.evaluate.answerer import Answerer
@@ -57,6 +57,8 @@ def command(
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
     threads: Threads = None,
     ram: Ram = None,
+    check: Check = None,
+    manifest: CheckManifest = None,
     force: Force = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")
@@ -77,7 +79,7 @@ def command(
         return
     check_report_place(output)
     with ExitStack() as stack:
-        opened, request = _open_model(model, request, ram, force)
+        opened, request = _open_model(model, request, ram, force, Checking(check, manifest))
         answerer, subject = _open_answerer(stack, opened, request, output, endpoint, model_name)
         for notice in answerer.info.notices:
             warn(notice)
@@ -87,12 +89,14 @@ def command(
             if not isinstance(error, UsageError) and has_results(output):
                 note("what was measured is stored; the same command goes on with the rest")
             raise
+        figures = answerer.read_figures() if isinstance(answerer, LocalAnswerer) else None
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")
     paths = publish_report(report := build_report(directory), directory, output)
 
     def show() -> None:
         print_plain(render_summary(report))
+        note_streaming(figures)
         note(f"report: {', '.join(str(path) for path in paths)}")
 
     emit(report, json_, show)
@@ -106,13 +110,13 @@ def _check_subject(model: Path | None, endpoint: str | None, ram: str | None) ->
 
 
 def _open_model(
-    model: Path | None, request: Request, ram: str | None, force: bool
+    model: Path | None, request: Request, ram: str | None, force: bool, checking: Checking
 ) -> tuple[ModelFiles | None, Request]:
     """The local model and how it is going to be loaded; neither behind an endpoint."""
     if model is None:
         return None, request
     opened = check_model(model)
-    return opened, _look_at_memory(opened, request, ram, force)
+    return opened, _look_at_memory(opened, request, ram, force, checking)
 
 
 def _stages(only: str | None) -> tuple[str, ...]:
@@ -147,13 +151,20 @@ def _open_answerer(
         return stack.enter_context(local), subject
 
 
-def _look_at_memory(opened: ModelFiles, request: Request, ram: str | None, force: bool) -> Request:
+def _look_at_memory(opened: ModelFiles, request: Request, ram: str | None, force: bool, checking: Checking) -> Request:
     """The request, with how the model is loaded within the memory that there is."""
     contexts = [*answer_contexts(opened, request.longest)]
     if SPEED in request.stages:
         contexts.append(speed_context(request.suite, opened.spec.context_tokens or request.longest))
     plan = plan_loading(
-        opened, contexts[0], ram, force=force, others=contexts[1:], whole=CPU_ONLY, smaller="a smaller --max-context"
+        opened,
+        contexts[0],
+        ram,
+        force=force,
+        checking=checking,
+        others=contexts[1:],
+        whole=CPU_ONLY,
+        smaller="a smaller --max-context",
     )
     return replace(request, order=plan.order, memory_bytes=plan.limit_bytes)
 

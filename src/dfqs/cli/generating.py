@@ -5,14 +5,13 @@ import io
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.loading import note_plan
+from dfqs.cli.loading import NOT_ASKED, Checking, note_plan
 from dfqs.cli.output import note, warn
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles
@@ -20,8 +19,6 @@ from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
 from dfqs.storage.documents import read_bounded
-from dfqs.streaming.budget import LoadPlan, Streamed
-from dfqs.streaming.verification import CheckMode, read_recorded
 from dfqs.units import format_bytes, format_duration, format_number_of
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
@@ -92,35 +89,13 @@ def make_sampling(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Checking:
-    """What `--check` and `--manifest` ask for."""
-
-    mode: CheckMode | None = None
-    manifest: Path | None = None
-
-    def applied(self, model: ModelFiles, plan: LoadPlan) -> LoadPlan:
-        """The plan with what is streamed held against the manifest.
-
-        Raises:
-            UsageError, FormatError: as `read_recorded`.
-        """
-        if isinstance(plan.order, Streamed):
-            return plan.checked_by(read_recorded(model, self.mode, self.manifest))
-        if self.mode in ("sampled", "all"):
-            note(
-                "note: --check is for what is streamed, and this model is not; 'dfqs verify --manifest' checks the file"
-            )
-        return plan
-
-
 @contextlib.contextmanager
 def open_chat(
     model: ModelFiles,
     n_ctx: int | None,
     threads: int | None,
     ram: str | None = None,
-    checking: Checking | None = None,
+    checking: Checking = NOT_ASKED,
     *,
     use_tuning: bool = True,
     force: bool = False,
@@ -135,7 +110,7 @@ def open_chat(
         note(f"note: {model.label}")
     context = ContextSettings(n_ctx=n_ctx)
     start, plan = choose_start(model, context, threads=threads, ram=ram, force=force, use_tuning=use_tuning)
-    plan = (checking or Checking()).applied(model, plan)
+    plan = checking.applied(model, plan)
     note_plan(plan)
     if verbose:
         note(start.reason)

@@ -10,8 +10,8 @@ import typer
 from dfqs.cli.documents.imatrix import ImatrixDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.loading import note_streaming, plan_loading
-from dfqs.cli.options import DryRun, Force, Json, ModelIfAny, Overwrite, Ram, Restart, Threads
+from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ModelIfAny, Overwrite, Ram, Restart, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import AlreadyDone, UsageError
 from dfqs.model.files import ModelFiles
@@ -47,6 +47,8 @@ def command(
     chunk: Annotated[int, typer.Option(min=16, help="Tokens computed together.")] = 512,
     threads: Threads = None,
     ram: Ram = None,
+    check: Check = None,
+    manifest: CheckManifest = None,
     force: Force = False,
     overwrite: Overwrite = False,
     restart: Restart = False,
@@ -85,14 +87,14 @@ def command(
         "chunk_tokens": chunk,
     }
     beside = sums_bytes(source, chunk) + 2 * sum(path.stat().st_size for path in added)
-    limits["order"] = _plan(source, chunk, ram, force, beside).order
+    limits["order"] = _plan(source, chunk, ram, force, beside, Checking(check, manifest)).order
     measure = partial(measure_importance, model, output, corpus=text, add=added, threads=threads, **limits)
     _measure(partial(measure, overwrite=overwrite, restart=restart), output, text, min_samples, json_)
 
 
-def _plan(source: ModelFiles, chunk: int, ram: str | None, force: bool, beside: int) -> LoadPlan:
+def _plan(source: ModelFiles, chunk: int, ram: str | None, force: bool, beside: int, checking: Checking) -> LoadPlan:
     context, smaller = imatrix_context(chunk), "a smaller --chunk"
-    return plan_loading(source, context, ram, force=force, beside_bytes=beside, smaller=smaller)
+    return plan_loading(source, context, ram, force=force, checking=checking, beside_bytes=beside, smaller=smaller)
 
 
 def _measure(measure: Callable[..., ImatrixOutcome], output: Path, text: Corpus, min_samples: int, json_: bool) -> None:

@@ -1,17 +1,52 @@
 """What every verb that loads a model says about memory: before it loads, and at its end."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dfqs.cli.output import note
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import ContextSettings
-from dfqs.streaming.budget import LoadPlan, choose_load
+from dfqs.streaming.budget import LoadPlan, Streamed, choose_load
+from dfqs.streaming.verification import CheckMode, read_recorded
 from dfqs.units import format_bytes, format_duration
 
 
+@dataclass(frozen=True, slots=True)
+class Checking:
+    """What `--check` and `--manifest` ask for."""
+
+    mode: CheckMode | None = None
+    manifest: Path | None = None
+
+    def applied(self, model: ModelFiles, plan: LoadPlan) -> LoadPlan:
+        """The plan with what is streamed held against the manifest.
+
+        Raises:
+            UsageError, FormatError: as `read_recorded`.
+        """
+        if isinstance(plan.order, Streamed):
+            return plan.checked_by(read_recorded(model, self.mode, self.manifest))
+        if self.mode in ("sampled", "all"):
+            note(
+                "note: --check is for what is streamed, and this model is not; 'dfqs verify --manifest' checks the file"
+            )
+        return plan
+
+
+NOT_ASKED = Checking()
+"""Sampled where the model's manifest has hashes of experts."""
+
+
 def plan_loading(
-    model: ModelFiles, settings: ContextSettings, ram: str | None, *, force: bool, **options: Any
+    model: ModelFiles,
+    settings: ContextSettings,
+    ram: str | None,
+    *,
+    force: bool,
+    checking: Checking = NOT_ASKED,
+    **options: Any,
 ) -> LoadPlan:
     """Look at memory before a model is loaded, and say in a line what there is to say.
 
@@ -20,8 +55,9 @@ def plan_loading(
 
     Raises:
         SpaceError: it does not fit; says what to do.
+        UsageError, FormatError: as `read_recorded`.
     """
-    plan = choose_load(model, settings, ram, force=force, **options)
+    plan = checking.applied(model, choose_load(model, settings, ram, force=force, **options))
     note_plan(plan)
     return plan
 
@@ -34,7 +70,7 @@ def note_plan(plan: LoadPlan) -> None:
 
 def note_streaming(figures: StreamFigures | None) -> None:
     """Say at the end what streaming did; nothing of a model that was in memory."""
-    if figures is not None:
+    if figures is not None and figures.passes:
         note(describe_streaming(figures))
 
 
@@ -55,6 +91,8 @@ def describe_streaming(figures: StreamFigures) -> str:
     parts.append(waited)
     if figures.bound_share is not None:
         parts.append(f"{figures.bound_share:.0%} of the rate that computing and then reading at that rate would have")
+    if figures.ahead_bytes:
+        parts.append(f"{format_bytes(figures.ahead_bytes)} were there before they were chosen")
     if figures.checked is not None:
         parts.append(f"{figures.checked:,} of what was read checked against the manifest")
     return "; ".join(parts)

@@ -8,8 +8,8 @@ import typer
 from dfqs.cli.documents.perplexity import PerplexityDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.loading import note_streaming, plan_loading
-from dfqs.cli.options import DryRun, Force, Json, Model, Overwrite, Ram, Threads
+from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Model, Overwrite, Ram, Threads
 from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles
@@ -48,6 +48,8 @@ def command(
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to read at most.", show_default=False)] = None,
     threads: Threads = None,
     ram: Ram = None,
+    check: Check = None,
+    manifest: CheckManifest = None,
     force: Force = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -62,7 +64,9 @@ def command(
     source, words = read_source(model), read_text(text)
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
-    order = whole_order(stored) if dry_run else _choose_order(source, window, stored, ram, force)
+    order = (
+        whole_order(stored) if dry_run else _choose_order(source, window, stored, ram, force, Checking(check, manifest))
+    )
     job = PerplexityJob(
         model.absolute(),
         words,
@@ -96,11 +100,15 @@ def command(
     emit(PerplexityDocument.of(model, len(words), conditions, summary, measured.streaming), json_, show)
 
 
-def _choose_order(source: ModelFiles, window: int, stored: Losses | None, ram: str | None, force: bool) -> LoadOrder:
+def _choose_order(
+    source: ModelFiles, window: int, stored: Losses | None, ram: str | None, force: bool, checking: Checking
+) -> LoadOrder:
     """How the model is loaded, said in a line where there is something to say."""
     beside, smaller = logits_bytes(window, source.spec.vocabulary), "a smaller --window"
     context, whole = perplexity_context(window), whole_order(stored)
-    plan = plan_loading(source, context, ram, force=force, whole=whole, beside_bytes=beside, smaller=smaller)
+    plan = plan_loading(
+        source, context, ram, force=force, checking=checking, whole=whole, beside_bytes=beside, smaller=smaller
+    )
     return plan.order
 
 

@@ -9,8 +9,8 @@ import typer
 from dfqs.cli.documents.routing import CaptureDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.loading import note_streaming, plan_loading
-from dfqs.cli.options import DryRun, Force, Json, Overwrite, Plots, Ram, Svg, Threads
+from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Overwrite, Plots, Ram, Svg, Threads
 from dfqs.cli.output import emit, note, print_parts, print_plain, warn
 from dfqs.cli.route_compare import diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
@@ -72,6 +72,8 @@ def trace(
     type_v: Annotated[str, typer.Option(help="Type of the V cache.")] = "f16",
     threads: Threads = None,
     ram: Ram = None,
+    check_: Check = None,
+    manifest: CheckManifest = None,
     force: Force = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -94,7 +96,9 @@ def trace(
     context = trace_context(opened.spec, settings, ctx)
     beside = collected_bytes(opened.spec, settings["n_batch"], scores=weights)
     smaller = "a smaller --ctx or --ubatch"
-    plan = plan_loading(opened, context, ram, force=force, beside_bytes=beside, smaller=smaller)
+    plan = plan_loading(
+        opened, context, ram, force=force, checking=Checking(check_, manifest), beside_bytes=beside, smaller=smaller
+    )
     with Worker(threads=threads) as worker, progress_bar("routing", "tokens") as progress:
         summary = capture_trace(
             worker,
@@ -172,6 +176,8 @@ def check(
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of the text that the matrix runs on.")] = MATRIX_TOKENS,
     threads: Threads = None,
     ram: Ram = None,
+    check_: Check = None,
+    manifest: CheckManifest = None,
     force: Force = False,
     out_path: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the findings as JSON.", show_default=False)
@@ -190,7 +196,16 @@ def check(
     read_identity(opened)
     first, *others = check_contexts(opened.spec, profile.value, tokens if matrix else 0)
     beside = collected_bytes(opened.spec, 2 * tokens if matrix else 0, scores=False)
-    plan = plan_loading(opened, first, ram, force=force, others=others, beside_bytes=beside, smaller="--no-matrix")
+    plan = plan_loading(
+        opened,
+        first,
+        ram,
+        force=force,
+        checking=Checking(check_, manifest),
+        others=others,
+        beside_bytes=beside,
+        smaller="--no-matrix",
+    )
     with progress_bar("checking", "items") as progress:
         found = check_routing(
             opened,
@@ -224,6 +239,8 @@ def margins(
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of each of the two texts.")] = FORECAST_TOKENS,
     threads: Threads = None,
     ram: Ram = None,
+    check_: Check = None,
+    manifest: CheckManifest = None,
     force: Force = False,
     plots: Plots = None,
     svg: Svg = False,
@@ -238,7 +255,15 @@ def margins(
     read_identity(opened)
     (context,) = matrix_contexts(tokens)
     beside = 2 * collected_bytes(opened.spec, 2 * tokens, scores=True)
-    plan = plan_loading(opened, context, ram, force=force, beside_bytes=beside, smaller="a smaller --tokens")
+    plan = plan_loading(
+        opened,
+        context,
+        ram,
+        force=force,
+        checking=Checking(check_, manifest),
+        beside_bytes=beside,
+        smaller="a smaller --tokens",
+    )
     with progress_bar("margins", "items") as progress:
         report = forecast_routing(opened, threads=threads, tokens=tokens, order=plan.order, progress=progress)
     emit(report, json_, lambda: print_parts(margin_table(report)))
@@ -262,6 +287,8 @@ def pressure(
     type_v: Annotated[str, typer.Option(help="Of the other run.")] = "q8_0",
     threads: Threads = None,
     ram: Ram = None,
+    check_: Check = None,
+    manifest: CheckManifest = None,
     force: Force = False,
     plots: Plots = None,
     svg: Svg = False,
@@ -280,7 +307,14 @@ def pressure(
     first, *others = pressure_contexts(wanted, perturbed)
     beside = collected_bytes(opened.spec, 2 * REFERENCE["n_batch"], scores=True)
     plan = plan_loading(
-        opened, first, ram, force=force, others=others, beside_bytes=beside, smaller="shorter --lengths"
+        opened,
+        first,
+        ram,
+        force=force,
+        checking=Checking(check_, manifest),
+        others=others,
+        beside_bytes=beside,
+        smaller="shorter --lengths",
     )
     with progress_bar("routing", "tokens") as progress:
         report = measure_pressure(

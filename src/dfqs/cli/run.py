@@ -8,7 +8,6 @@ import typer
 
 from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
-    Checking,
     ContextOption,
     GrammarOption,
     MaxTokensOption,
@@ -27,7 +26,7 @@ from dfqs.cli.generating import (
     open_chat,
     read_text,
 )
-from dfqs.cli.loading import note_streaming
+from dfqs.cli.loading import Checking, note_streaming
 from dfqs.cli.options import Check, CheckManifest, Force, Json, Model, NoTuning, Ram, Threads, Verbose
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.errors import UsageError

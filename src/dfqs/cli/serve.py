@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.documents.running import ServeDocument
-from dfqs.cli.options import Json, Model, NoTuning, Ram, Threads, Verbose
+from dfqs.cli.loading import NOT_ASKED, Checking
+from dfqs.cli.options import Check, CheckManifest, Json, Model, NoTuning, Ram, Threads, Verbose
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles
@@ -59,6 +60,8 @@ def command(
         list[str] | None,
         typer.Option("--allow-origin", help="A page that may use the model; * for any.", show_default=False),
     ] = None,
+    check: Check = None,
+    manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
     verbose: Verbose = False,
     json_: Json = False,
@@ -89,7 +92,9 @@ def command(
         allow_origins=tuple(allow_origin or ()),
         deterministic=deterministic,
     )
-    settings, start, plan = plan_serving(checked, settings, threads, ram, use_tuning=not no_tuning)
+    settings, start, plan = plan_serving(
+        checked, settings, threads, ram, checking=Checking(check, manifest), use_tuning=not no_tuning
+    )
     note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
     if verbose:
         note(start.reason)
@@ -97,12 +102,18 @@ def command(
 
 
 def plan_serving(
-    checked: ModelFiles, settings: ServerSettings, threads: int | None, ram: str | None, *, use_tuning: bool
+    checked: ModelFiles,
+    settings: ServerSettings,
+    threads: int | None,
+    ram: str | None,
+    *,
+    checking: Checking = NOT_ASKED,
+    use_tuning: bool,
 ) -> tuple[ServerSettings, Start, LoadPlan]:
     """How a model is loaded for its server, tuned or not, whole or streamed; the settings with that.
 
     Raises:
-        As `choose_start`.
+        As `choose_start`, and as `read_recorded`.
     """
     start, plan = choose_start(
         checked,
@@ -113,6 +124,7 @@ def plan_serving(
         sequences=settings.parallel,
         beside_bytes=SERVING_BYTES,
     )
+    plan = checking.applied(checked, plan)
     streams = plan.cache_bytes is not None
     planned = replace(
         settings,

@@ -13,7 +13,7 @@ from typing import Any
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
 from dfqs.runtime.context import Context, Logits, Model
-from dfqs.runtime.loading import LoadOrder
+from dfqs.runtime.loading import LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.template import observe_thinking
 from dfqs.runtime.worker_context import WorkerContext
@@ -66,6 +66,12 @@ def open_model(worker: WorkerContext, path: Path, order: LoadOrder) -> OpenedMod
         hashlib.sha256(template.encode()).hexdigest() if template else None,
         {"open": "on", "closed": "off", None: None}[observe_thinking(tail)],
     )
+
+
+def read_figures(worker: WorkerContext) -> StreamFigures | None:
+    """What streaming did since the model was loaded; None where it is in memory."""
+    loaded: LoadedModel = worker.state["loaded"]
+    return loaded.read_figures()
 
 
 def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Numerics, context_tokens: int) -> Generated:

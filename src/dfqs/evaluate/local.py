@@ -19,7 +19,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
-from dfqs.runtime.loading import LoadOrder
+from dfqs.runtime.loading import LoadOrder, StreamFigures
 from dfqs.runtime.requests import ContextSettings
 
 ANSWER_CONTEXT_TOKENS = 2048
@@ -79,6 +79,12 @@ class LocalAnswerer:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
+
+    def read_figures(self) -> StreamFigures | None:
+        """What streaming did for the answers since the model was loaded (again); None where it is in memory."""
+        if self._worker is None or not self._order.is_streamed:
+            return None
+        return self._worker.call(jobs.read_figures)
 
     @property
     def path(self) -> Path:

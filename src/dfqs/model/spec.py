@@ -61,6 +61,10 @@ _IN_A_BLOCK = re.compile(r"(?:^|\.)blk\.\d+\.")
 """Encoders and decoders count their blocks apart: `enc.blk.0.`."""
 _ROUTED_MATRIX = re.compile(r"blk\.(\d+)\.ffn_(gate|up|gate_up|down)_exps\.weight")
 _EXPERT_TABLE = re.compile(r"blk\.(\d+)\.ffn_gate_tid2eid\.weight")
+_ROUTER_PARTS = re.compile(
+    r"blk\.(\d+)\.(?:(ffn_gate_inp\.weight)|(ffn_gate_inp\.bias)|(exp_probs_b\.bias)|((?:ffn|post_attention)_norm\.weight))"
+)
+_ROUTER_PART_NAMES = ("weight", "bias", "selection", "norm")
 _SHARED_EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)_shexp\.")
 
 
@@ -158,6 +162,18 @@ def expert_table_layer(name: str) -> int | None:
     """The layer whose experts the token alone decides, by this table: int32 [vocabulary, experts used]."""
     match = _EXPERT_TABLE.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def router_part(name: str) -> tuple[int, str] | None:
+    """(layer, which part of its router a tensor is): `weight`, `bias` (added to what it gives), `selection` (added for
+    choosing only), or `norm` (what its input was multiplied by, in most architectures).
+    """
+    match = _ROUTER_PARTS.fullmatch(name)
+    if match is None:
+        return None
+    return int(match[1]), next(
+        part for part, found in zip(_ROUTER_PART_NAMES, match.groups()[1:], strict=True) if found
+    )
 
 
 def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None) -> ModelSpec:

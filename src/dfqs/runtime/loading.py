@@ -32,21 +32,25 @@ class StreamFigures:
     """As measured while the part that stays was read; null where too little was read to tell."""
     checked: int | None = None
     """Slices and tensors whose bytes were held against a manifest; null where that was not done."""
+    ahead_bytes: int | None = None
+    """Of those read, what was read while the disk would have stood still, before the layer had chosen; null where
+    nothing is guessed, as below."""
+    unused_bytes: int | None = None
+    """Of those read, guesses that no layer chose."""
 
-    @property
-    def bytes_per_token(self) -> float | None:
-        """Read from disk for each token; None where nothing was computed."""
-        return self.read_bytes / self.tokens if self.tokens else None
+    bytes_per_token: float | None = None
+    """Read from disk for each token; null where nothing was computed. Follows from the others, as the next one."""
+    bound_share: float | None = None
+    """The rate, of the one that would be reached if every byte came at the disk's rate and nothing else were waited
+    for: (computing + bytes / disk rate) / (computing + waiting). Null where the disk's rate is not known."""
 
-    @property
-    def bound_share(self) -> float | None:
-        """The rate, of the one that would be reached if every byte came at the disk's rate and nothing else were waited
-        for: (computing + bytes / disk rate) / (computing + waiting). None where the disk's rate is not known.
-        """
-        if not self.passes_s or self.disk_bytes_per_s is None:
-            return None
-        computing = self.passes_s - self.wait_s
-        return (computing + self.read_bytes / self.disk_bytes_per_s) / self.passes_s
+    def __post_init__(self) -> None:
+        if self.tokens:
+            object.__setattr__(self, "bytes_per_token", self.read_bytes / self.tokens)
+        if self.passes_s and self.disk_bytes_per_s is not None:
+            computing = self.passes_s - self.wait_s
+            share = (computing + self.read_bytes / self.disk_bytes_per_s) / self.passes_s
+            object.__setattr__(self, "bound_share", share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from dfqs.streaming.layout import StreamLayout, plan_layout
 from dfqs.streaming.mechanism import Choice, Mechanism, choose_mechanism
 from dfqs.streaming.opening import open_streamed
 from dfqs.streaming.serving import ServedExperts
+from dfqs.streaming.settings import StreamSettings
 from dfqs.streaming.surroundings import read_facts
 from dfqs.streaming.verification import Recorded
 from dfqs.units import format_bytes, parse_size
@@ -35,17 +36,11 @@ _SMALL_BYTES = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """Experts from disk, as many of them cached as `cache_bytes` hold."""
+    """Experts from disk, as many of them in memory as `settings.cache_bytes` hold."""
 
     paths: tuple[Path, ...]
     """The file, or all shards of a set in their order."""
-    cache_bytes: int
-    hints: bool = False
-    """See `dfqs.streaming.cache.ExpertCache`."""
-    copies_borders: bool = True
-    """See `dfqs.streaming.mechanism`."""
-    recorded: Recorded | None = None
-    """What the bytes have to be, where they are checked."""
+    settings: StreamSettings
 
     @property
     def load_mode(self) -> str:
@@ -60,27 +55,11 @@ class Streamed:
         return True
 
     def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
-        streamed = open_streamed(
-            library,
-            self.paths,
-            self.cache_bytes,
-            hints=self.hints,
-            copies_borders=self.copies_borders,
-            recorded=self.recorded,
-            progress=progress,
-        )
+        streamed = open_streamed(library, self.paths, self.settings, progress=progress)
         return LoadedModel(streamed.model, streamed.experts.figures, streamed.close)
 
     def accompany(self, library: Library, progress: Progress) -> ServedExperts:
-        return ServedExperts(
-            library,
-            self.paths,
-            self.cache_bytes,
-            self.copies_borders,
-            progress,
-            hints=self.hints,
-            recorded=self.recorded,
-        )
+        return ServedExperts(library, self.paths, self.settings, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +82,10 @@ class LoadPlan:
 
     def checked_by(self, recorded: Recorded | None) -> "LoadPlan":
         """The same, with what is read from disk held against a manifest."""
-        return replace(self, order=replace(self.order, recorded=recorded)) if isinstance(self.order, Streamed) else self
+        if not isinstance(self.order, Streamed):
+            return self
+        settings = replace(self.order.settings, recorded=recorded)
+        return replace(self, order=replace(self.order, settings=settings))
 
     def streamed_by(self, order: Streamed) -> "LoadPlan":
         """The same model streamed in another way, or with a smaller cache."""
@@ -305,8 +287,8 @@ def weigh_load(
     if choice.most_experts is not None:
         # Of experts of several sizes the small ones could be the ones that are held.
         cache = min(cache, choice.most_experts * min(layout.sizes.values()))
-    order = Streamed(paths, cache, choice.mechanism is Mechanism.HINTS, choice.copies_borders)
-    return LoadPlan(order, fixed + cache, cache, layout.resident_bytes, choice)
+    settings = StreamSettings(cache, choice.mechanism is Mechanism.HINTS, choice.copies_borders)
+    return LoadPlan(Streamed(paths, settings), fixed + cache, cache, layout.resident_bytes, choice)
 
 
 def least_cache_bytes(layout: StreamLayout, used: int) -> int:

@@ -1,11 +1,12 @@
 """The experts that are in memory: brought in when chosen, given up when another needs the place."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from dfqs.streaming.layout import ExpertKey, PageRange, StreamLayout
+from dfqs.streaming.lookahead import LookAhead
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.policy import ChoiceLog, HeldKeys, Placement
 from dfqs.streaming.reader import Arrival, PageReader
@@ -37,7 +38,14 @@ class _Held:
         self.outer.wait()
 
 
-_Bringing = tuple[PageRange, Arrival, Callable[[], object]]
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a layer's choice is waiting for."""
+
+    first: tuple[Arrival, ...]
+    """Of matrices gate and up."""
+    last: tuple[Arrival, ...]
+    """Of matrix down, which is needed when those are multiplied."""
 
 
 class ExpertCache:
@@ -50,6 +58,7 @@ class ExpertCache:
     Args:
         budget_bytes: with hints, 0 leaves it to the kernel what is dropped.
         log: is told of every choice.
+        ahead: reads what is guessed; None where nothing is.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class ExpertCache:
         log: ChoiceLog | None = None,
         *,
         hints: bool = False,
+        ahead: LookAhead | None = None,
     ) -> None:
         self.counts = StreamCounts()
         self._layout = layout
@@ -68,6 +78,7 @@ class ExpertCache:
         self._reader = reader
         self._log = log
         self._hints = hints
+        self._ahead = ahead
         self._keys: HeldKeys[ExpertKey] = HeldKeys(layout.sizes, budget_bytes)
         self._held: dict[ExpertKey, _Held] = {}
         self._taken_from: dict[ExpertKey, _Held] = {}
@@ -77,28 +88,39 @@ class ExpertCache:
     def used_bytes(self) -> int:
         return self._keys.used_bytes
 
+    @property
+    def budget_bytes(self) -> int:
+        return self._keys.budget_bytes
+
     def begin_pass(self) -> None:
         """Another graph is about to be computed."""
         self.counts.passes += 1
         if self._log is not None:
             self._log.begin_pass()
 
-    def require(self, layer: int, experts: Sequence[int]) -> list[Arrival]:
-        """Bring the experts that a layer has chosen; returns when their first matrices are there.
-
-        Returns:
-            What must be waited for before their last matrix is used.
-
-        Raises:
-            RuntimeFailure: the disk or the file failed.
-        """
+    def require(self, layer: int, experts: Sequence[int]) -> Wanted:
+        """Begin to bring the experts that a layer has chosen."""
         if self._log is not None:
             self._log.add(layer, experts)
+        if self._ahead is not None:
+            self._ahead.settle()
         keys = [key for expert in experts if (key := (layer, expert)) in self._layout.experts]
         self._start(keys)
         held = [self._held[key] for key in keys if key in self._held]
-        self.wait([entry.inner for entry in held])
-        return [entry.outer for entry in held if not entry.outer.is_done]
+        return Wanted(tuple(entry.inner for entry in held), tuple(entry.outer for entry in held))
+
+    def guesses_for(self, layer: int) -> bool:
+        """Whether it would help to know what a layer probably chooses."""
+        return self._ahead is not None and self._ahead.is_worth(layer)
+
+    def guess(self, layer: int, experts: Sequence[int]) -> None:
+        """Read what a layer probably chooses, the surest first, while nothing that is wanted is read."""
+        if self._ahead is not None:
+            keys = [(layer, expert) for expert in experts]
+            self._ahead.begin(layer, [self._layout.experts[key] for key in keys if self._is_missing(key)])
+
+    def _is_missing(self, key: ExpertKey) -> bool:
+        return key in self._layout.experts and key not in self._keys
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Begin to bring experts that are known to be chosen soon."""
@@ -114,7 +136,7 @@ class ExpertCache:
         self.counts.wait_s += time.perf_counter() - started
 
     def _start(self, keys: Sequence[ExpertKey], counted: bool = True) -> None:
-        late: list[_Bringing] = []
+        late: list[tuple[PageRange, Arrival, PageRange | None]] = []
         hinted: list[Placement[ExpertKey]] = []
         for placement in self._keys.place(keys, self.counts.passes):
             if placement.how == "held":
@@ -128,18 +150,31 @@ class ExpertCache:
                 hinted.append(placement)
                 continue
             entry = _Held(Arrival(len(pages.inner)), Arrival(len(pages.outer)))
-            prepare = self._make_room(placement.key, placement.victims, entry)
+            left = self._make_room(placement.key, placement.victims, entry)
             self._held[placement.key] = entry
             self.counts.read_bytes += pages.length
             inner = len(pages.inner)
-            for part, exchange in zip(pages.inner, prepare[:inner], strict=True):
-                self._reader.start(part, self._files.address(part), entry.inner, exchange)
-            late += ((part, entry.outer, exchange) for part, exchange in zip(pages.outer, prepare[inner:], strict=True))
+            for part, old in zip(pages.inner, left[:inner], strict=True):
+                self._bring(part, entry.inner, old)
+            late += ((part, entry.outer, old) for part, old in zip(pages.outer, left[inner:], strict=True))
         # What is needed last is read last.
-        for part, arrival, exchange in late:
-            self._reader.start(part, self._files.address(part), arrival, exchange)
+        for part, arrival, old in late:
+            self._bring(part, arrival, old)
         if hinted:
             self._hint(hinted)
+
+    def _bring(self, part: PageRange, arrival: Arrival, old: PageRange | None) -> None:
+        """Have a range of pages read, over the memory of another (`old`) or new one; or take it from what was guessed.
+
+        Whoever reads moves the memory, beside the others: a megabyte of pages takes as long as computing with them.
+        """
+        guessed = self._ahead.take(part) if self._ahead is not None else None
+        if self._ahead is not None and guessed is not None:
+            self._reader.bring(partial(self._ahead.move_in, guessed, old), arrival)
+            return
+        files = self._files
+        prepare = partial(files.lay_over, part) if old is None else partial(files.move, old, part)
+        self._reader.start(part, files.address(part), arrival, prepare)
 
     def _hint(self, placements: Sequence[Placement[ExpertKey]]) -> None:
         """Have the kernel read what is wanted, and drop what is given up.
@@ -159,25 +194,20 @@ class ExpertCache:
                 for part in self._layout.experts[victim].ranges:
                     self._reader.do(partial(self._files.forget, part))
 
-    def _make_room(self, key: ExpertKey, victims: Sequence[ExpertKey], taker: _Held) -> list[Callable[[], object]]:
-        """What lays memory over a key's ranges, one for each: a victim's where its ranges are as long, else new.
-
-        Whoever reads does it, beside the others: moving a megabyte of pages takes as long as computing with them.
-        """
+    def _make_room(self, key: ExpertKey, victims: Sequence[ExpertKey], taker: _Held) -> tuple[PageRange | None, ...]:
+        """For each range of a key that of a victim whose memory it gets: where ranges are as long; else None."""
         pages = self._layout.experts[key]
         if (left := self._taken_from.pop(key, None)) is not None:
             # Its memory is on the way to another.
             left.wait()
-        moves: list[Callable[[], object]] = []
+        taken: tuple[PageRange, ...] = ()
         for victim in victims:
             self._held.pop(victim).wait()
-            given_up = self._layout.experts[victim]
-            if not moves and [p.length for p in given_up.ranges] == [p.length for p in pages.ranges]:
+            given_up = self._layout.experts[victim].ranges
+            if not taken and [p.length for p in given_up] == [p.length for p in pages.ranges]:
                 self._taken_from[victim] = taker
-                moves = [
-                    partial(self._files.move, old, new) for old, new in zip(given_up.ranges, pages.ranges, strict=True)
-                ]
+                taken = given_up
                 continue
-            for part in given_up.ranges:
+            for part in given_up:
                 self._files.uncover(part)
-        return moves or [partial(self._files.lay_over, part) for part in pages.ranges]
+        return taken or (None,) * len(pages.ranges)

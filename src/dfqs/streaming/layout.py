@@ -7,6 +7,7 @@ no page is shared; at llama.cpp's usual alignment of 32 bytes one page a slice i
 """
 
 import mmap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +92,14 @@ class StreamLayout:
     def experts_bytes(self) -> int:
         """Of all experts' pages."""
         return sum(self.sizes.values())
+
+    @cached_property
+    def largest_layer_bytes(self) -> int:
+        """Of all experts of the layer that has the most: what a long batch needs together."""
+        layers: Counter[int] = Counter()
+        for (layer, _), size in self.sizes.items():
+            layers[layer] += size
+        return max(layers.values(), default=0)
 
     @cached_property
     def largest_expert_bytes(self) -> int:

@@ -1,29 +1,41 @@
 """Loading a model that streams: the part that every token needs in memory, experts on disk with a cache before them."""
 
+import ctypes
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dfqs.errors import UsageError
 from dfqs.gguf.file import GGUFFile
-from dfqs.gguf.reader import read_header
-from dfqs.model.spec import expert_table_layer
+from dfqs.gguf.reader import Header, read_header
+from dfqs.model.spec import expert_table_layer, read_model_spec
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.library import Library
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.model import Model
 from dfqs.streaming.cache import ExpertCache
+from dfqs.streaming.guessing import NextChoice, find_routers
 from dfqs.streaming.layout import PAGE_BYTES, StreamLayout, plan_layout
 from dfqs.streaming.lazy_map import lazy_mapping
+from dfqs.streaming.lookahead import LookAhead
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.policy import ChoiceLog
 from dfqs.streaming.reader import Arrival, PageReader
+from dfqs.streaming.settings import StreamSettings
 from dfqs.streaming.stream import ExpertStream, ExpertTables
-from dfqs.streaming.verification import Recorded, SliceCheck
+from dfqs.streaming.verification import SliceCheck
 
 _RESIDENT_PIECE_BYTES = 16 << 20
+_AHEAD_OF_CACHE = 8
+"""Guesses may take one part in so many of the cache."""
+_MATRICES = 3
+"""Of an expert: gate, up, down."""
 _TIMED_RANGE_BYTES, _TIMED_BYTES = 1 << 20, 32 << 20
 """Reads as long as those of experts, and enough of them to tell a rate."""
 
@@ -41,21 +53,26 @@ class ExpertsOnDisk:
     _reader: PageReader
     check: SliceCheck | None = None
     """What holds the bytes against a manifest, where that was asked for."""
+    ahead: LookAhead | None = None
+    """What reads guesses, where that is done."""
 
     def figures(self) -> StreamFigures:
         """What streaming did up to now."""
         counts = self.stream.cache.counts
         choices = counts.hits + counts.misses
+        unused = self.ahead.unused_bytes if self.ahead is not None else 0
         return StreamFigures(
             passes=counts.passes,
             choices=choices,
             hit_rate=counts.hits / choices if choices else None,
-            read_bytes=counts.read_bytes,
+            read_bytes=counts.read_bytes + unused,
             wait_s=counts.wait_s,
             tokens=self.stream.tokens,
             passes_s=self.stream.passes_s,
             disk_bytes_per_s=self.disk_bytes_per_s,
             checked=self.check.checked if self.check is not None else None,
+            ahead_bytes=self.ahead.used_bytes if self.ahead is not None else None,
+            unused_bytes=unused if self.ahead is not None else None,
         )
 
     def close(self) -> None:
@@ -94,22 +111,16 @@ class StreamedModel:
 def open_streamed(
     library: Library,
     paths: Sequence[Path],
-    cache_bytes: int,
+    settings: StreamSettings,
     *,
     log: ChoiceLog | None = None,
-    copies_borders: bool = True,
-    hints: bool = False,
-    recorded: Recorded | None = None,
     progress: Progress = no_progress,
 ) -> StreamedModel:
-    """Load a model so that at most `cache_bytes` of its experts are in memory, beside the part that stays.
+    """Load a model so that at most `settings.cache_bytes` of its experts are in memory, beside the part that stays.
 
     Args:
         paths: the file, or all shards of a set in their order.
-        hints: see `ExpertCache`.
         log: is told of every choice of a layer.
-        copies_borders: copy pages that two slices share with what stays; else they are left to the page cache.
-        recorded: what the bytes that are read have to be.
         progress: in bytes of the part that stays.
 
     Raises:
@@ -122,17 +133,7 @@ def open_streamed(
         # Repacking copies weights into anonymous memory, which then holds the whole model.
         model = Model(library, paths[0], load_mode="mmap", gpu_layers=0, repack=False)
     try:
-        experts = stream_mapped(
-            layout,
-            paths,
-            cache_bytes,
-            is_lazy=is_lazy,
-            log=log,
-            hints=hints,
-            copies_borders=copies_borders,
-            recorded=recorded,
-            progress=progress,
-        )
+        experts = stream_mapped(layout, paths, settings, is_lazy=is_lazy, log=log, progress=progress)
         model.callback = experts.stream
         return StreamedModel(model, experts)
     except BaseException:
@@ -155,13 +156,10 @@ def plan_streaming(paths: Sequence[Path]) -> StreamLayout:
 def stream_mapped(
     layout: StreamLayout,
     paths: Sequence[Path],
-    cache_bytes: int,
+    settings: StreamSettings,
     *,
     is_lazy: bool,
     log: ChoiceLog | None = None,
-    hints: bool = False,
-    copies_borders: bool = True,
-    recorded: Recorded | None = None,
     progress: Progress = no_progress,
 ) -> ExpertsOnDisk:
     """Stream the experts of a model that this process has mapped.
@@ -169,7 +167,7 @@ def stream_mapped(
     Args:
         layout: of the files at `paths`.
         is_lazy: nothing was read when they were mapped.
-        log, hints, copies_borders, recorded, progress: as `open_streamed` takes them.
+        log, progress: as `open_streamed` takes them.
 
     Raises:
         RuntimeFailure: the files are not mapped, or cannot be read.
@@ -181,14 +179,53 @@ def stream_mapped(
         for expert in layout.experts.values():
             for pages in expert.ranges:
                 files.forget(pages)
-    rate = _make_resident(layout, files, reader, copies_borders, progress)
-    check = SliceCheck(recorded, layout, files, paths) if recorded is not None else None
+    rate = _make_resident(layout, files, reader, settings.copies_borders, progress)
+    check = SliceCheck(settings.recorded, layout, files, paths) if settings.recorded is not None else None
     if check is not None:
         check.check_resident()
         reader.inspect = check.check_slice
-    cache = ExpertCache(layout, files, reader, cache_bytes, log, hints=hints)
-    stream = ExpertStream(layout, files, reader, cache, _read_tables(paths))
-    return ExpertsOnDisk(stream, layout, rate, files, reader, check)
+    headers = [read_header(path) for path in paths]
+    ahead, ahead_bytes = _make_look_ahead(layout, files, reader, headers, settings)
+    cache = ExpertCache(
+        layout, files, reader, settings.cache_bytes - ahead_bytes, log, hints=settings.hints, ahead=ahead
+    )
+    guesser = _make_guesser(layout, files, headers) if ahead is not None else None
+    stream = ExpertStream(layout, files, reader, cache, _read_tables(paths), guesser)
+    return ExpertsOnDisk(stream, layout, rate, files, reader, check, ahead)
+
+
+def _make_look_ahead(
+    layout: StreamLayout,
+    files: MappedFiles,
+    reader: PageReader,
+    headers: Sequence[Header],
+    settings: StreamSettings,
+) -> tuple[LookAhead | None, int]:
+    """What reads guesses, and the memory that it takes; None where the cache is too small to spare that."""
+    length = max(pages.length for expert in layout.experts.values() for pages in expert.ranges)
+    # Half of what a layer uses: what a disk gives while a layer computes is rarely more.
+    places = max(read_model_spec(headers[0]).experts_used * _MATRICES // 2, 1)
+    taken = places * length
+    room = settings.cache_bytes
+    # Not where a batch's layer, or everything, fits without it only.
+    spoils = any(room - taken < whole <= room for whole in (layout.largest_layer_bytes, layout.experts_bytes))
+    if settings.hints or not settings.looks_ahead or taken * _AHEAD_OF_CACHE > room or spoils:
+        return None, 0
+    return LookAhead(files, reader, places, length), taken
+
+
+def _make_guesser(layout: StreamLayout, files: MappedFiles, headers: Sequence[Header]) -> NextChoice:
+    """Of the routers where they lie in memory, which stays."""
+    routers = {
+        layer: {name: _view(files.bases[part.file] + part.offset, part.shape) for name, part in parts.items()}
+        for layer, parts in find_routers(headers).items()
+    }
+    return NextChoice(routers, sorted({layer for layer, _ in layout.experts}))
+
+
+def _view(address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    buffer = (ctypes.c_char * (4 * math.prod(shape))).from_address(address)
+    return np.ndarray(shape, np.float32, memoryview(buffer))
 
 
 def _make_resident(

@@ -19,6 +19,7 @@ _MAPS = Path("/proc/self/maps")
 _READ, _WRITE = mmap.PROT_READ, mmap.PROT_WRITE
 _SHARED, _PRIVATE, _FIXED, _ANONYMOUS, _NORESERVE, _POPULATE = 0x01, 0x02, 0x10, 0x20, 0x4000, 0x8000
 _MAYMOVE, _MREMAP_FIXED, _DONTUNMAP = 1, 2, 4
+_MAP_FAILED = ctypes.c_void_p(-1).value
 _RANDOM, _WILLNEED, _DONTNEED = 1, 3, 4
 _HINT_BYTES = 128 << 10
 """The kernel cuts a hint to what the disk reads ahead or takes at once, whichever is more; so much it always takes."""
@@ -60,10 +61,26 @@ class MappedFiles:
         whatever another thread maps just then.
         """
         old, new = self.address(source), self.address(target)
-        moved = _libc().mremap(old, source.length, target.length, _MAYMOVE | _MREMAP_FIXED | _DONTUNMAP, new) == new
+        moved = self._moves(old, new, source.length)
         self.uncover(source)
-        # Before Linux 5.7 memory cannot be moved so.
         return new if moved else self.lay_over(target)
+
+    def new_memory(self, length: int) -> int:
+        """Anonymous memory that lies over no file; returns its address. It takes memory when it is first written."""
+        return self._map(None, length, _READ | _WRITE, _PRIVATE | _ANONYMOUS | _NORESERVE, -1, 0)
+
+    def move_in(self, memory: int, pages: PageRange, left: PageRange | None) -> None:
+        """Move what lies at `memory` over `pages`, and the anonymous memory over `left` to where that was."""
+        address = self.address(pages)
+        if not self._moves(memory, address, pages.length):
+            if left is None:
+                self.lay_over(pages)
+            else:
+                self.move(left, pages)
+            ctypes.memmove(address, memory, pages.length)
+        elif left is not None:
+            self._moves(self.address(left), memory, pages.length)
+            self.uncover(left)
 
     def want_soon(self, pages: PageRange) -> None:
         """Let the kernel begin to read file pages; only a hint."""
@@ -89,10 +106,17 @@ class MappedFiles:
         _libc().madvise(address, length, _RANDOM)
 
     @staticmethod
-    def _map(address: int, length: int, protection: int, flags: int, handle: int, offset: int) -> int:
-        if _libc().mmap(address, length, protection, flags, handle, offset) != address:
+    def _moves(old: int, new: int, length: int) -> bool:
+        """Move anonymous memory, zeros staying behind; False before Linux 5.7, where memory cannot be moved so."""
+        moved: bool = _libc().mremap(old, length, length, _MAYMOVE | _MREMAP_FIXED | _DONTUNMAP, new) == new
+        return moved
+
+    @staticmethod
+    def _map(address: int | None, length: int, protection: int, flags: int, handle: int, offset: int) -> int:
+        found: int | None = _libc().mmap(address, length, protection, flags, handle, offset)
+        if found in (None, _MAP_FAILED) or (address is not None and found != address):
             raise _failure("mapping pages")
-        return address
+        return found
 
 
 @dataclass(frozen=True, slots=True)

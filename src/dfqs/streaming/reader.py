@@ -5,6 +5,7 @@ import ctypes
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from dfqs.streaming.layout import PageRange
 
 THREADS = 8
 """Reads under way at once: enough to keep a fast disk busy with pieces of a megabyte."""
+
+Job = Callable[[], object]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.pread.restype = ctypes.c_ssize_t
@@ -76,7 +79,12 @@ class PageReader:
         self._direct = [open_direct(path) for path in paths]
         self._sizes = [os.fstat(handle).st_size for handle in self._buffered]
         self._stamps = [settled_stamp(handle) for handle in self._buffered]
-        self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._wanted = 0
+        """Reads that somebody waits for, or will."""
+        self._idle_jobs: deque[Job] = deque()
+        self._is_idling = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -86,17 +94,37 @@ class PageReader:
         """Whether every file is read past the page cache."""
         return all(handle is not None for handle in self._direct)
 
-    def start(
-        self, pages: PageRange, address: int, arrival: Arrival, prepare: Callable[[], object] | None = None
-    ) -> None:
+    def start(self, pages: PageRange, address: int, arrival: Arrival, prepare: Job | None = None) -> None:
         """Begin to read `pages` to `address`, which must be whole pages of memory.
 
         Args:
             prepare: done before, by the thread that reads; where it raises RuntimeFailure nothing is read.
         """
-        self._queue.put(partial(self._serve, pages, address, arrival, prepare))
+        self.bring(partial(self._read_after, prepare, pages, address), arrival)
 
-    def do(self, job: Callable[[], object]) -> None:
+    def bring(self, job: Callable[[], str | DfqsError | None], arrival: Arrival) -> None:
+        """Begin something else that is waited for as a read is; it returns what is wrong."""
+        with self._lock:
+            self._wanted += 1
+        self._queue.put(partial(self._serve, job, arrival))
+
+    def read_now(self, pages: PageRange, address: int) -> str | DfqsError | None:
+        """Read in the thread that calls; what is wrong where that failed."""
+        return self._fill(pages, address)
+
+    def offer(self, jobs: Sequence[Job]) -> list[Job]:
+        """Have these done, in their order, one at a time, while nothing is wanted; in place of those offered before.
+
+        Returns:
+            Of those offered before, what was not begun, and never will be.
+        """
+        with self._lock:
+            left = list(self._idle_jobs)
+            self._idle_jobs = deque(jobs)
+            self._begin_idle()
+        return left
+
+    def do(self, job: Job) -> None:
         """Have a thread do something else that takes its time; nobody learns when, nor whether it failed."""
         self._queue.put(job)
 
@@ -135,17 +163,39 @@ class PageReader:
             with contextlib.suppress(RuntimeFailure, OSError):
                 job()
 
-    def _serve(self, pages: PageRange, address: int, arrival: Arrival, prepare: Callable[[], object] | None) -> None:
+    def _begin_idle(self) -> None:
+        if self._idle_jobs and not self._wanted and not self._is_idling:
+            self._is_idling = True
+            self._queue.put(self._do_idle)
+
+    def _do_idle(self) -> None:
+        with self._lock:
+            job = self._idle_jobs.popleft() if self._idle_jobs and not self._wanted else None
         try:
-            if prepare is not None:
-                prepare()
-            error = self._fill(pages, address)
+            if job is not None:
+                job()
+        finally:
+            with self._lock:
+                self._is_idling = False
+                self._begin_idle()
+
+    def _serve(self, job: Callable[[], str | DfqsError | None], arrival: Arrival) -> None:
+        try:
+            error = job()
         except DfqsError as failure:
             error = failure
         except BaseException as failure:
             # Whoever waits must not wait for ever.
-            error = f"reading {self._paths[pages.file]} failed: {failure!r}"
+            error = f"reading {self._paths[0]} failed: {failure!r}"
         arrival.count_down(error)
+        with self._lock:
+            self._wanted -= 1
+            self._begin_idle()
+
+    def _read_after(self, prepare: Job | None, pages: PageRange, address: int) -> str | DfqsError | None:
+        if prepare is not None:
+            prepare()
+        return self._fill(pages, address)
 
     def _fill(self, pages: PageRange, address: int) -> str | DfqsError | None:
         """Read one range; what is wrong where that failed."""

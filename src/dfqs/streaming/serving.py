@@ -21,7 +21,7 @@ from dfqs.runtime.library import Library
 from dfqs.runtime.loading import StreamFigures
 from dfqs.streaming.lazy_map import lazy_mapping
 from dfqs.streaming.opening import ExpertsOnDisk, plan_streaming, stream_mapped
-from dfqs.streaming.verification import Recorded
+from dfqs.streaming.settings import StreamSettings
 
 
 class ServedExperts:
@@ -29,7 +29,7 @@ class ServedExperts:
 
     Args:
         paths: the file that the server loads, or all shards of the set in their order.
-        copies_borders, progress, hints, recorded: as `open_streamed` takes them.
+        settings, progress: as `open_streamed` takes them.
 
     Raises:
         UsageError: there is nothing to stream in this model.
@@ -39,20 +39,13 @@ class ServedExperts:
         self,
         library: Library,
         paths: Sequence[Path],
-        cache_bytes: int,
-        copies_borders: bool,
+        settings: StreamSettings,
         progress: Progress,
-        *,
-        hints: bool = False,
-        recorded: Recorded | None = None,
     ) -> None:
         self._library = library
         self._paths = tuple(paths)
-        self._cache_bytes = cache_bytes
-        self._copies_borders = copies_borders
+        self._settings = settings
         self._progress = progress
-        self._recorded = recorded
-        self._hints = hints
         self._layout = plan_streaming(paths)
         self._is_lazy = False
         self._is_loading = True
@@ -116,11 +109,8 @@ class ServedExperts:
         self._experts = stream_mapped(
             self._layout,
             self._paths,
-            self._cache_bytes,
+            self._settings,
             is_lazy=self._is_lazy,
-            hints=self._hints,
-            copies_borders=self._copies_borders,
-            recorded=self._recorded,
             progress=self._progress,
         )
         self._experts.stream.attach(self._library)

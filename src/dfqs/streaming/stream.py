@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime import abi
 from dfqs.streaming.cache import ExpertCache
+from dfqs.streaming.guessing import MOST_TOKENS, NextChoice
 from dfqs.streaming.layout import StreamLayout
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.reader import Arrival, PageReader
 
 _CHOICE = re.compile(rb"ffn_moe_topk-(\d+)")
-_PRODUCT_OP, _LOOKUP_OP = "MUL_MAT_ID", "GET_ROWS"
+_ROUTED = re.compile(rb"ffn_moe_logits-(\d+)")
+_PRODUCT_OP, _LOOKUP_OP, _MATRIX_OP = "MUL_MAT_ID", "GET_ROWS", "MUL_MAT"
 _UNNAMED = b"node_"
 _EMBEDDINGS, _INPUT_TOKENS = b"token_embd.weight", b"inp_tokens"
 _LAST_NORM, _LOGITS = b"result_norm", b"result_output"
@@ -38,6 +40,7 @@ class ExpertStream:
 
     Args:
         tables: of the layers whose experts the token alone decides.
+        guesser: what the next layer probably chooses; None where nothing is read ahead.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ExpertStream:
         reader: PageReader,
         cache: ExpertCache,
         tables: ExpertTables,
+        guesser: NextChoice | None = None,
     ) -> None:
         self.cache = cache
         self.tokens = 0
@@ -55,6 +59,9 @@ class ExpertStream:
         """How long that took, from a graph's first node to its logits."""
         self._reader = reader
         self._tables = tables
+        self._guesser = guesser
+        self._router_inputs: dict[int, Any] = {}
+        """Of this graph: layer -> the tensor that its router is given."""
         self._layers = {layer for layer, _ in layout.experts}
         self._addresses = {t.name.encode(): files.bases[t.file] + t.offset for t in layout.tensors}
         self._unchecked = set(self._addresses)
@@ -137,6 +144,7 @@ class ExpertStream:
     def _end_pass(self) -> None:
         self._last_layer = self._pass_started = None
         self._pending.clear()
+        self._router_inputs.clear()
 
     def _asked(self, tensor: Any, name: bytes, wanted: bool) -> bool:
         """Whether a node is of interest; remembers those that are not."""
@@ -144,6 +152,10 @@ class ExpertStream:
             self._learn(tensor)
         if self._tables and self._is_lookup(name, tensor):
             self._prefetch(tensor.src[1].contents)
+        elif self._guesser is not None and (match := _ROUTED.fullmatch(name)) is not None:
+            # Computed when the layer has chosen.
+            if tensor.src[1] and self._op_name(tensor.op) == _MATRIX_OP:
+                self._router_inputs[int(match[1])] = tensor.src[1].contents
         elif not wanted and not self._is_unnamed_product(tensor):
             self._plain[name] = tensor.op
         return wanted
@@ -168,11 +180,29 @@ class ExpertStream:
         self._last_layer = layer
         # Architectures that choose twice in a layer.
         self.cache.wait(self._pending.pop(layer, ()))
-        rest = self.cache.require(layer, _expert_ids(tensor))
+        wanted = self.cache.require(layer, _expert_ids(tensor))
+        # The disk is at work, and this thread would wait.
+        self._guess_after(layer, tensor)
+        self.cache.wait(wanted.first)
         if layer in self._learned:
-            self._pending[layer] = rest
+            self._pending[layer] = [arrival for arrival in wanted.last if not arrival.is_done]
         else:
-            self.cache.wait(rest)
+            self.cache.wait(wanted.last)
+
+    def _guess_after(self, layer: int, tensor: Any) -> None:
+        """Say what the next layer will probably choose."""
+        state = self._router_inputs.pop(layer, None)
+        if state is None or self._guesser is None or tensor.ne[1] > MOST_TOKENS:
+            return
+        after = self._guesser.layer_after(layer)
+        if after is None or after in self._tables or not self.cache.guesses_for(after):
+            return
+        width, tokens = state.ne[0], tensor.ne[1]
+        if not state.data or state.type != 0 or state.ne[1] != tokens or tuple(state.nb[:2]) != (4, 4 * width):
+            return
+        buffer = (ctypes.c_char * (4 * width * tokens)).from_address(state.data)
+        states = np.ndarray((tokens, width), np.float32, buffer)
+        self.cache.guess(after, self._guesser.guess(layer, states, tensor.ne[0]))
 
     def _learn(self, tensor: Any) -> None:
         """Check, once for each tensor of experts, that its bytes are where they are exchanged."""
