@@ -21,6 +21,7 @@ from dfqs.planning.tune import TuneJob, tune_with
 from dfqs.planning.tuning import Tuning
 from dfqs.runtime.loading import Mapped
 from dfqs.streaming.budget import Streamed
+from dfqs.streaming.settings import StreamSettings
 from planning_machine import PretendMachine, noise_of
 
 
@@ -184,7 +185,7 @@ def test_a_short_look_at_a_fast_model_settles_nothing(model: ModelFiles, machine
 
 
 def test_how_experts_come_from_disk_is_tuned_where_they_do(model: ModelFiles, machine: Machine) -> None:
-    order = Streamed((model.path,), 100_000_000)
+    order = Streamed((model.path,), StreamSettings(100_000_000))
 
     def speeds(settings: RunSettings) -> tuple[float, float]:
         prompt, answer = usual(settings)
@@ -198,17 +199,19 @@ def test_how_experts_come_from_disk_is_tuned_where_they_do(model: ModelFiles, ma
     assert (found.settings.streaming, found.settings.cache_share) == ("hints", 1.0)
     assert {one.stage for one in found.tried} >= {"threads", "streaming", "attention"}
     assert "memory" not in {one.stage for one in found.tried}
-    assert found.settings.order_within(order) == replace(order, hints=True)
+    assert found.settings.order_within(order) == replace(order, settings=replace(order.settings, hints=True))
 
 
 def test_a_cache_below_a_tokens_experts_is_no_candidate() -> None:
-    order = Streamed((Path("m.gguf"),), 1000)
+    order = Streamed((Path("m.gguf"),), StreamSettings(1000))
     holds = default_settings(2)
 
     assert [one.cache_share for one in stream_candidates(holds, order, 600)] == [1.0, 0.75]
-    hinted = stream_candidates(holds, replace(order, hints=True), 0)
+    hinted = stream_candidates(holds, replace(order, settings=replace(order.settings, hints=True)), 0)
     assert [(one.streaming, one.cache_share) for one in hinted] == [("auto", 0.75), ("auto", 0.5)]
-    assert holds.but(cache_share=0.5).order_within(order) == replace(order, cache_bytes=500)
+    assert holds.but(cache_share=0.5).order_within(order) == replace(
+        order, settings=replace(order.settings, cache_bytes=500)
+    )
     assert holds.order_within(Mapped()) == Mapped()
     assert holds.order_within(None) == holds.order
 

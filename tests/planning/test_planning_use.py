@@ -151,9 +151,9 @@ def test_a_model_that_streams_streams_as_it_was_tuned(embedded_model: Path) -> N
     start, plan = choose_start(model, ContextSettings(n_ctx=64), ram=ram)
 
     assert isinstance(plain.order, Streamed) and isinstance(plan.order, Streamed)
-    assert plain.order.hints is False
-    assert (plan.order.hints, plan.order.cache_bytes) == (True, plain.order.cache_bytes // 2)
-    assert plan.total_bytes == plain.total_bytes - plain.order.cache_bytes + plan.order.cache_bytes
+    assert plain.order.settings.hints is False
+    assert (plan.order.settings.hints, plan.order.settings.cache_bytes) == (True, plain.order.settings.cache_bytes // 2)
+    assert plan.total_bytes == plain.total_bytes - plain.order.settings.cache_bytes + plan.order.settings.cache_bytes
     assert "through the page cache" in (plan.describe() or "")
     assert start.tuned == settings
 

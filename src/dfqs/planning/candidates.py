@@ -71,8 +71,8 @@ def stream_candidates(holds: RunSettings, order: Streamed, least_bytes: int) -> 
         least_bytes: that a cache must hold.
     """
     # Where the system allows hints only, there is nothing to choose.
-    ways = [] if order.hints else [holds.but(streaming="hints")]
-    shares = (share for share in CACHE_SHARES if order.cache_bytes * share >= least_bytes)
+    ways = [] if order.settings.hints else [holds.but(streaming="hints")]
+    shares = (share for share in CACHE_SHARES if order.settings.cache_bytes * share >= least_bytes)
     return ways + [holds.but(cache_share=share) for share in shares]
 
 

@@ -74,8 +74,10 @@ class RunSettings(Record):
             return self.order
         if not isinstance(given, Streamed):
             return given
-        hints = given.hints if self.streaming == "auto" else self.streaming == "hints"
-        return replace(given, hints=hints, cache_bytes=int(given.cache_bytes * self.cache_share))
+        hints = given.settings.hints if self.streaming == "auto" else self.streaming == "hints"
+        how = given.settings
+        cache_bytes = int(how.cache_bytes * self.cache_share)
+        return replace(given, settings=replace(how, hints=hints, cache_bytes=cache_bytes))
 
     @property
     def process(self) -> tuple[str, bool, str, bool, str, float]:

@@ -101,6 +101,6 @@ def choose_start(
         if isinstance(plan.order, Streamed):
             order = start.tuned.order_within(plan.order)
             least = least_cache_bytes(plan_layout(model.headers), model.spec.experts_used)
-            if isinstance(order, Streamed) and order.cache_bytes >= least:
+            if isinstance(order, Streamed) and order.settings.cache_bytes >= least:
                 plan = plan.streamed_by(order)
     return start, plan

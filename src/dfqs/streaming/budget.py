@@ -92,12 +92,12 @@ class LoadPlan:
         if order == self.order or self.cache_bytes is None:
             return self
         choice = self.choice or Choice(Mechanism.CACHE)
-        mechanism = Mechanism.HINTS if order.hints else Mechanism.CACHE
+        mechanism = Mechanism.HINTS if order.settings.hints else Mechanism.CACHE
         return replace(
             self,
             order=order,
-            cache_bytes=order.cache_bytes,
-            total_bytes=self.total_bytes - self.cache_bytes + order.cache_bytes,
+            cache_bytes=order.settings.cache_bytes,
+            total_bytes=self.total_bytes - self.cache_bytes + order.settings.cache_bytes,
             choice=replace(choice, mechanism=mechanism, reason=choice.reason or "as it was tuned"),
         )
 
