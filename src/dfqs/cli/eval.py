@@ -11,7 +11,7 @@ import typer
 
 from dfqs.cli.documents.evaluate import EvalPlan
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.loading import Checking, Loading, note_streaming
 from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ModelIfAny, Ram, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import UsageError
@@ -79,16 +79,12 @@ def command(
         return
     check_report_place(output)
     with ExitStack() as stack:
-        opened, request = _open_model(model, request, ram, force, Checking(check, manifest))
+        opened, request = _open_model(model, request, Loading(ram, force, Checking(check, manifest)))
         answerer, subject = _open_answerer(stack, opened, request, output, endpoint, model_name)
         for notice in answerer.info.notices:
             warn(notice)
-        try:
+        with _saying_what_is_kept(output):
             directory = evaluate(answerer, subject, opened, request, output, draw_stage, restart=restart)
-        except BaseException as error:
-            if not isinstance(error, UsageError) and has_results(output):
-                note("what was measured is stored; the same command goes on with the rest")
-            raise
         figures = answerer.read_figures() if isinstance(answerer, LocalAnswerer) else None
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")
@@ -102,6 +98,16 @@ def command(
     emit(report, json_, show)
 
 
+@contextmanager
+def _saying_what_is_kept(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, UsageError) and has_results(output):
+            note("what was measured is stored; the same command goes on with the rest")
+        raise
+
+
 def _check_subject(model: Path | None, endpoint: str | None, ram: str | None) -> None:
     if (model is None) == (endpoint is None):
         raise UsageError("give a MODEL file or --endpoint URL, one of the two")
@@ -109,14 +115,12 @@ def _check_subject(model: Path | None, endpoint: str | None, ram: str | None) ->
         raise UsageError("--ram is of a MODEL that is loaded here; a server behind --endpoint has its own")
 
 
-def _open_model(
-    model: Path | None, request: Request, ram: str | None, force: bool, checking: Checking
-) -> tuple[ModelFiles | None, Request]:
+def _open_model(model: Path | None, request: Request, loading: Loading) -> tuple[ModelFiles | None, Request]:
     """The local model and how it is going to be loaded; neither behind an endpoint."""
     if model is None:
         return None, request
     opened = check_model(model)
-    return opened, _look_at_memory(opened, request, ram, force, checking)
+    return opened, _look_at_memory(opened, request, loading)
 
 
 def _stages(only: str | None) -> tuple[str, ...]:
@@ -151,21 +155,12 @@ def _open_answerer(
         return stack.enter_context(local), subject
 
 
-def _look_at_memory(opened: ModelFiles, request: Request, ram: str | None, force: bool, checking: Checking) -> Request:
+def _look_at_memory(opened: ModelFiles, request: Request, loading: Loading) -> Request:
     """The request, with how the model is loaded within the memory that there is."""
     contexts = [*answer_contexts(opened, request.longest)]
     if SPEED in request.stages:
         contexts.append(speed_context(request.suite, opened.spec.context_tokens or request.longest))
-    plan = plan_loading(
-        opened,
-        contexts[0],
-        ram,
-        force=force,
-        checking=checking,
-        others=contexts[1:],
-        whole=CPU_ONLY,
-        smaller="a smaller --max-context",
-    )
+    plan = loading.plan(opened, contexts, "a smaller --max-context", whole=CPU_ONLY)
     return replace(request, order=plan.order, memory_bytes=plan.limit_bytes)
 
 

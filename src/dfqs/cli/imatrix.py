@@ -10,7 +10,7 @@ import typer
 from dfqs.cli.documents.imatrix import ImatrixDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.loading import Checking, Loading, note_streaming
 from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ModelIfAny, Overwrite, Ram, Restart, Threads
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import AlreadyDone, UsageError
@@ -87,14 +87,13 @@ def command(
         "chunk_tokens": chunk,
     }
     beside = sums_bytes(source, chunk) + 2 * sum(path.stat().st_size for path in added)
-    limits["order"] = _plan(source, chunk, ram, force, beside, Checking(check, manifest)).order
+    limits["order"] = _plan(source, chunk, Loading(ram, force, Checking(check, manifest)), beside).order
     measure = partial(measure_importance, model, output, corpus=text, add=added, threads=threads, **limits)
     _measure(partial(measure, overwrite=overwrite, restart=restart), output, text, min_samples, json_)
 
 
-def _plan(source: ModelFiles, chunk: int, ram: str | None, force: bool, beside: int, checking: Checking) -> LoadPlan:
-    context, smaller = imatrix_context(chunk), "a smaller --chunk"
-    return plan_loading(source, context, ram, force=force, checking=checking, beside_bytes=beside, smaller=smaller)
+def _plan(source: ModelFiles, chunk: int, loading: Loading, beside: int) -> LoadPlan:
+    return loading.plan(source, [imatrix_context(chunk)], "a smaller --chunk", beside_bytes=beside)
 
 
 def _measure(measure: Callable[..., ImatrixOutcome], output: Path, text: Corpus, min_samples: int, json_: bool) -> None:

@@ -1,12 +1,12 @@
 """What every verb that loads a model says about memory: before it loads, and at its end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dfqs.cli.output import note
 from dfqs.model.files import ModelFiles
-from dfqs.runtime.loading import StreamFigures
+from dfqs.runtime.loading import InMemory, StreamFigures
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import LoadPlan, Streamed, choose_load
 from dfqs.streaming.verification import CheckMode, read_recorded
@@ -39,27 +39,47 @@ NOT_ASKED = Checking()
 """Sampled where the model's manifest has hashes of experts."""
 
 
-def plan_loading(
-    model: ModelFiles,
-    settings: ContextSettings,
-    ram: str | None,
-    *,
-    force: bool,
-    checking: Checking = NOT_ASKED,
-    **options: Any,
-) -> LoadPlan:
-    """Look at memory before a model is loaded, and say in a line what there is to say.
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What a verb that measures was told about memory: `--ram`, `--force`, `--check` and `--manifest`."""
 
-    Args:
-        options: of `choose_load`.
+    ram: str | None
+    force: bool
+    checking: Checking = NOT_ASKED
 
-    Raises:
-        SpaceError: it does not fit; says what to do.
-        UsageError, FormatError: as `read_recorded`.
-    """
-    plan = checking.applied(model, choose_load(model, settings, ram, force=force, **options))
-    note_plan(plan)
-    return plan
+    def plan(
+        self,
+        model: ModelFiles,
+        contexts: Sequence[ContextSettings],
+        smaller: str,
+        *,
+        beside_bytes: int = 0,
+        whole: InMemory | None = None,
+    ) -> LoadPlan:
+        """Look at memory before a model is loaded, and say in a line what there is to say.
+
+        Args:
+            contexts: that are made, one at a time.
+            smaller, beside_bytes, whole: as `choose_load` takes them.
+
+        Raises:
+            SpaceError: it does not fit; says what to do.
+            UsageError, FormatError: as `read_recorded`.
+        """
+        first, *others = contexts
+        chosen = choose_load(
+            model,
+            first,
+            self.ram,
+            others=others,
+            beside_bytes=beside_bytes,
+            whole=whole,
+            force=self.force,
+            smaller=smaller,
+        )
+        plan = self.checking.applied(model, chosen)
+        note_plan(plan)
+        return plan
 
 
 def note_plan(plan: LoadPlan) -> None:

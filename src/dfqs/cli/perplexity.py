@@ -8,7 +8,7 @@ import typer
 from dfqs.cli.documents.perplexity import PerplexityDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.loading import Checking, Loading, note_streaming
 from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Model, Overwrite, Ram, Threads
 from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import UsageError
@@ -64,9 +64,8 @@ def command(
     source, words = read_source(model), read_text(text)
     list(plan_windows(window + 1, window, stride))
     stored = read_losses(reference) if reference is not None else None
-    order = (
-        whole_order(stored) if dry_run else _choose_order(source, window, stored, ram, force, Checking(check, manifest))
-    )
+    loading = Loading(ram, force, Checking(check, manifest))
+    order = whole_order(stored) if dry_run else _choose_order(source, window, stored, loading)
     job = PerplexityJob(
         model.absolute(),
         words,
@@ -86,30 +85,22 @@ def command(
         return
     measured = _measure(job, save if done and reference is None else None)
     if save is not None and not done:
-        with receipt_of(job.fingerprint, save) as on_whole:
-            write_losses(save, measured.losses, overwrite=overwrite, on_whole=on_whole)
-    summary, conditions = summarise(measured, stored), measured.losses.conditions
+        _store(measured, save, job.fingerprint, overwrite)
+    summary = summarise(measured, stored)
 
     def show() -> None:
         _show(summary, stored.model_name if stored else "")
-        note_streaming(measured.streaming)
-        note(f"{summary.nll.tokens:,} tokens, windows of {window}, stride {stride}; {conditions.numerics}")
-        if save is not None:
-            note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
+        _note(measured, save, done)
 
+    conditions = measured.losses.conditions
     emit(PerplexityDocument.of(model, len(words), conditions, summary, measured.streaming), json_, show)
 
 
-def _choose_order(
-    source: ModelFiles, window: int, stored: Losses | None, ram: str | None, force: bool, checking: Checking
-) -> LoadOrder:
+def _choose_order(source: ModelFiles, window: int, stored: Losses | None, loading: Loading) -> LoadOrder:
     """How the model is loaded, said in a line where there is something to say."""
-    beside, smaller = logits_bytes(window, source.spec.vocabulary), "a smaller --window"
-    context, whole = perplexity_context(window), whole_order(stored)
-    plan = plan_loading(
-        source, context, ram, force=force, checking=checking, whole=whole, beside_bytes=beside, smaller=smaller
-    )
-    return plan.order
+    beside, whole = logits_bytes(window, source.spec.vocabulary), whole_order(stored)
+    contexts = [perplexity_context(window)]
+    return loading.plan(source, contexts, "a smaller --window", beside_bytes=beside, whole=whole).order
 
 
 def _say_plan(document: PerplexityDocument, json_: bool) -> None:
@@ -135,6 +126,21 @@ def _measure(job: PerplexityJob, kept: Path | None) -> Measured:
             order=job.order,
             progress=progress,
         )
+
+
+def _store(measured: Measured, path: Path, fingerprint: str, overwrite: bool) -> None:
+    with receipt_of(fingerprint, path) as on_whole:
+        write_losses(path, measured.losses, overwrite=overwrite, on_whole=on_whole)
+
+
+def _note(measured: Measured, save: Path | None, done: bool) -> None:
+    """How it was measured, and where it stands."""
+    conditions = measured.losses.conditions
+    note_streaming(measured.streaming)
+    windows = f"windows of {conditions.window_tokens}, stride {conditions.stride_tokens}"
+    note(f"{len(measured.losses.nll):,} tokens, {windows}; {conditions.numerics}")
+    if save is not None:
+        note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
 
 
 def _show(summary: Summary, reference: str) -> None:

@@ -9,7 +9,7 @@ import typer
 from dfqs.cli.documents.routing import CaptureDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.loading import Checking, note_streaming, plan_loading
+from dfqs.cli.loading import Checking, Loading, note_streaming
 from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Overwrite, Plots, Ram, Svg, Threads
 from dfqs.cli.output import emit, note, print_parts, print_plain, warn
 from dfqs.cli.route_compare import diff, plan_pictures, stats
@@ -95,10 +95,8 @@ def trace(
     read_identity(opened)
     context = trace_context(opened.spec, settings, ctx)
     beside = collected_bytes(opened.spec, settings["n_batch"], scores=weights)
-    smaller = "a smaller --ctx or --ubatch"
-    plan = plan_loading(
-        opened, context, ram, force=force, checking=Checking(check_, manifest), beside_bytes=beside, smaller=smaller
-    )
+    loading = Loading(ram, force, Checking(check_, manifest))
+    plan = loading.plan(opened, [context], "a smaller --ctx or --ubatch", beside_bytes=beside)
     with Worker(threads=threads) as worker, progress_bar("routing", "tokens") as progress:
         summary = capture_trace(
             worker,
@@ -113,8 +111,6 @@ def trace(
             order=plan.order,
             progress=progress,
         )
-    for text in summary.notices:
-        warn(text)
     _report_trace(summary, out_path, weights, json_)
 
 
@@ -140,6 +136,8 @@ def _plan_trace(model: Path, out_path: Path, prompts: int, weights: bool, json_:
 
 
 def _report_trace(summary: CaptureSummary, out_path: Path, weights: bool, json_: bool) -> None:
+    for text in summary.notices:
+        warn(text)
     header = summary.header
     written = CaptureDocument(
         dry_run=False,
@@ -194,18 +192,10 @@ def check(
         check_output(out_path, (model,), overwrite=overwrite)
     opened = check_model(model)
     read_identity(opened)
-    first, *others = check_contexts(opened.spec, profile.value, tokens if matrix else 0)
+    contexts = check_contexts(opened.spec, profile.value, tokens if matrix else 0)
     beside = collected_bytes(opened.spec, 2 * tokens if matrix else 0, scores=False)
-    plan = plan_loading(
-        opened,
-        first,
-        ram,
-        force=force,
-        checking=Checking(check_, manifest),
-        others=others,
-        beside_bytes=beside,
-        smaller="--no-matrix",
-    )
+    loading = Loading(ram, force, Checking(check_, manifest))
+    plan = loading.plan(opened, contexts, "--no-matrix", beside_bytes=beside)
     with progress_bar("checking", "items") as progress:
         found = check_routing(
             opened,
@@ -253,17 +243,10 @@ def margins(
     pictures = plan_pictures(plots, ("margins",), svg)
     opened = check_model(model)
     read_identity(opened)
-    (context,) = matrix_contexts(tokens)
+    contexts = matrix_contexts(tokens)
     beside = 2 * collected_bytes(opened.spec, 2 * tokens, scores=True)
-    plan = plan_loading(
-        opened,
-        context,
-        ram,
-        force=force,
-        checking=Checking(check_, manifest),
-        beside_bytes=beside,
-        smaller="a smaller --tokens",
-    )
+    loading = Loading(ram, force, Checking(check_, manifest))
+    plan = loading.plan(opened, contexts, "a smaller --tokens", beside_bytes=beside)
     with progress_bar("margins", "items") as progress:
         report = forecast_routing(opened, threads=threads, tokens=tokens, order=plan.order, progress=progress)
     emit(report, json_, lambda: print_parts(margin_table(report)))
@@ -304,18 +287,10 @@ def pressure(
     perturbed = {"flash_attention": flash_attention.value, "type_k": type_k, "type_v": type_v}
     opened = check_model(model)
     read_identity(opened)
-    first, *others = pressure_contexts(wanted, perturbed)
+    contexts = pressure_contexts(wanted, perturbed)
     beside = collected_bytes(opened.spec, 2 * REFERENCE["n_batch"], scores=True)
-    plan = plan_loading(
-        opened,
-        first,
-        ram,
-        force=force,
-        checking=Checking(check_, manifest),
-        others=others,
-        beside_bytes=beside,
-        smaller="shorter --lengths",
-    )
+    loading = Loading(ram, force, Checking(check_, manifest))
+    plan = loading.plan(opened, contexts, "shorter --lengths", beside_bytes=beside)
     with progress_bar("routing", "tokens") as progress:
         report = measure_pressure(
             opened, wanted, perturbed=perturbed, threads=threads, order=plan.order, progress=progress

@@ -74,11 +74,7 @@ def command(
     if deterministic and parallel > 1:
         raise UsageError("--deterministic computes one request at a time; leave --parallel out, others wait")
     checked = check_model(model)
-    if checked.label is not None:
-        note(f"note: {checked.label}")
-    if not is_loopback(host):
-        guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
-        warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
+    _say_beforehand(checked, host, api_key)
     settings = ServerSettings(
         path=model,
         alias=checked.name,
@@ -99,6 +95,14 @@ def command(
     if verbose:
         note(start.reason)
     _serve_until_stopped(settings, start, plan, json_)
+
+
+def _say_beforehand(checked: ModelFiles, host: str, api_key: str | None) -> None:
+    if checked.label is not None:
+        note(f"note: {checked.label}")
+    if not is_loopback(host):
+        guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
+        warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
 
 
 def plan_serving(
