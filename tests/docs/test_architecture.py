@@ -177,6 +177,31 @@ def test_one_module_of_the_command_line_writes_so_that_no_foreign_word_finds_ano
     assert not wrong, "\n".join(wrong)
 
 
+ONE_PLACE = {
+    r"\bTable\(": {"cli/output.py"},
+    r"\bflock\(|LOCK_EX": {"storage/linux.py", "storage/locks.py"},
+    r"disk_usage\(": {"storage/space.py"},
+    r"os\.copy_file_range|shutil\.copy|copyfileobj\(": {"storage/linux.py"},
+    r"get_nowait\(": {"storage/sharing.py"},
+    r"file_digest\(": {"runtime/install.py"},
+    r"\.partial\"": {"storage/atomic.py"},
+    r"else ['\"]s['\"]|\b1 else ['\"]\w*s['\"]": set(),
+}
+"""What a mechanism is known by, and the only files of it: tables, locks, free space, copies, work shared by threads,
+hashes of files, names of temporary files, plurals."""
+
+
+@pytest.mark.parametrize("pattern", ONE_PLACE)
+def test_a_mechanism_has_one_place_so_that_a_second_one_is_noticed(pattern: str) -> None:
+    found = {
+        str(path.relative_to(SOURCE))
+        for path in source_files()
+        if any(re.search(pattern, line) for line in path.read_text(encoding="utf-8").splitlines())
+    }
+
+    assert found <= ONE_PLACE[pattern]
+
+
 def test_the_native_library_is_imported_by_workers_only() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import DryRun, Json
-from dfqs.cli.output import emit, escape_controls, note, print_parts, print_plain, warn
+from dfqs.cli.output import column_table, emit, escape_controls, note, print_parts, print_plain, warn
 from dfqs.errors import UsageError
 from dfqs.report.compare import compare
 from dfqs.report.comparison import ComparisonDocument, Outcome
@@ -81,7 +80,7 @@ def _show(document: ComparisonDocument) -> None:
         print_plain(f"\n{describe_side(against.other)}: {against.outcome.value}")
         for line in difference_lines(against):
             warn(f"conditions differ, {line}")
-        table = Table(*HEADER, box=None, padding=(0, 2, 0, 0))
+        table = column_table(*HEADER, words=HEADER)
         for row in measure_rows(against):
             table.add_row(*(escape_controls(str(cell)) for cell in row))
         print_parts(table)

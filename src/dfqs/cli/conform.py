@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import Json, Model
-from dfqs.cli.output import emit, escape_controls, print_parts, print_plain, warn
+from dfqs.cli.output import column_table, emit, escape_controls, print_parts, print_plain, warn
 from dfqs.report.conform import judge
 from dfqs.report.conform_facts import gather_facts
 from dfqs.report.conformance import ConformanceDocument, Judgement
@@ -59,7 +58,8 @@ def command(
 
 
 def _show(document: ConformanceDocument) -> None:
-    table = Table("", "", "clause", "verdict", "evidence", "file", box=None, padding=(0, 2, 0, 0))
+    columns = ("", "", "clause", "verdict", "evidence", "file")
+    table = column_table(*columns, words=columns)
     for clause in document.clauses:
         words = (clause.id, clause.level, clause.clause, clause.verdict.value, clause.evidence, clause.source)
         table.add_row(*map(escape_controls, words))
@@ -68,7 +68,8 @@ def _show(document: ConformanceDocument) -> None:
     for command_ in sorted(missing):
         print_plain(f"not tested; tells more: {command_}")
     print_plain("\nClaims of the specification's card:")
-    table = Table("section", "claim", "standing", "figure", box=None, padding=(0, 2, 0, 0))
+    titles = ("section", "claim", "standing", "figure")
+    table = column_table(*titles, words=titles)
     for claim in document.claims:
         table.add_row(*map(escape_controls, (claim.section, claim.claim, claim.standing.value, claim.figure)))
     print_parts(table)

@@ -7,7 +7,7 @@ from rich.table import Table
 from dfqs.cli.output import column_table, escape_controls, key_value_table, out, print_plain
 from dfqs.model.difference import HeaderDifference
 from dfqs.model.listing import KeyListing, TensorListing, TokenizerListing
-from dfqs.units import format_bytes
+from dfqs.units import format_bytes, format_number_of
 
 _SHOWN_CHARACTERS = 120
 
@@ -29,7 +29,7 @@ def show_tensors(tensors: Sequence[TensorListing], *, shards: bool) -> None:
         table.add_row(*map(escape_controls, row))
     out.print_table(table)
     total = format_bytes(sum(tensor.bytes for tensor in tensors))
-    print_plain(f"{len(tensors):,} tensor{'' if len(tensors) == 1 else 's'}, {total}")
+    print_plain(f"{format_number_of(len(tensors), 'tensor')}, {total}")
 
 
 def show_tokenizer(tokenizer: TokenizerListing | None) -> None:
