@@ -32,7 +32,7 @@ def render_comparison(document: ComparisonDocument) -> str:
     fields = {
         "title": f"Comparison: {' and '.join(names[:4])}",
         "outcome": document.outcome.value,
-        "lead": describe_outcome(document),
+        "lead": describe_outcome(document)[:1].upper() + describe_outcome(document)[1:] + ".",
         "reference": describe_side(document.reference),
         "others": others,
         "header": HEADER,
