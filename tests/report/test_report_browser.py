@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from dfqs.records import parse_record
+from dfqs.records import parse_record, read_json
 from dfqs.report import Report
+from dfqs.report.comparison import ComparisonDocument
+from dfqs.report.comparison_page import render_comparison
 from dfqs.report.evidence import Evidence
 from dfqs.report.page import render_page
 from report_documents import report_document
-from report_pages import EVIL, answer, golden_companions
+from report_pages import EVIL, GOLDEN, answer, golden_companions
 
 CHROMIUM = os.environ.get("DFQS_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -47,9 +49,21 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def comparison_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("comparison") / "comparison.html"
+    document = read_json(GOLDEN / "comparison-1.json", ComparisonDocument)
+    path.write_text(render_comparison(document))
+    return path
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_quiet_fits_and_is_accessible(width: int, scheme: Any, browser: Any, page_file: Path) -> None:
+@pytest.mark.parametrize("which", ["page_file", "comparison_file"])
+def test_a_page_is_quiet_fits_and_is_accessible(
+    which: str, width: int, scheme: Any, browser: Any, request: pytest.FixtureRequest
+) -> None:
+    page_file: Path = request.getfixturevalue(which)
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
@@ -61,7 +75,8 @@ def test_the_page_is_quiet_fits_and_is_accessible(width: int, scheme: Any, brows
     page.on("request", lambda request: fetched.append(request.url))
 
     page.goto(page_file.as_uri())
-    page.locator("details").last.locator("summary").click()
+    if which == "page_file":
+        page.locator("details").last.locator("summary").click()
     found = axe.run(page).response["violations"]
 
     assert said == []

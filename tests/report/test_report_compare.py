@@ -3,13 +3,15 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dfqs.cli.main import run
+from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
 from dfqs.records import parse_record
-from dfqs.report.compare import compare, right_logprob
+from dfqs.report.compare import compare, compare_likelihoods, right_logprob
 from dfqs.report.comparison import ComparisonDocument, Outcome
 from dfqs.report.reading import read_reported
 from report_documents import run_documents
@@ -219,6 +221,50 @@ def test_one_evaluation_alone_is_no_comparison(tmp_path: Path, capsys: pytest.Ca
     assert run(["compare", str(write_run(tmp_path / "a"))]) == 2
     assert run(["compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+class Scored(ScoredItem):
+    """An answer beside which the right one's probability was measured."""
+
+    likelihood: Any = None
+
+
+def scored(logprobs: list[float]) -> Any:
+    """An evaluation whose right answers have these probabilities."""
+    completion = Completion(text="x", finish_reason="stop")
+    items = {
+        ("context", f"1024/{index}"): Scored(
+            stage="context",
+            item=f"1024/{index}",
+            verdict=Verdict.RIGHT,
+            completion=completion,
+            likelihood=SimpleNamespace(logprobs=(value, -9.0), right=True),
+        )
+        for index, value in enumerate(logprobs)
+    }
+    return SimpleNamespace(items=items)
+
+
+def test_likelihoods_are_compared_pair_by_pair() -> None:
+    ours = [-1.0 - index / 10 for index in range(40)]
+
+    (lower,) = compare_likelihoods(scored(ours), scored([value - 0.5 for value in ours]))
+    assert (lower.difference, lower.interval) == (pytest.approx(-0.5), pytest.approx((-0.5, -0.5)))
+    assert (lower.outcome, lower.n) == (Outcome.WORSE, 40)
+
+    # Up and down by as much: the mean of pairs is 0, and lies inside.
+    (none,) = compare_likelihoods(scored(ours), scored([v + (0.3 if i % 2 else -0.3) for i, v in enumerate(ours)]))
+    assert none.outcome == Outcome.NO_DIFFERENCE
+    assert none.interval is not None and none.interval[0] < 0 < none.interval[1]
+    assert none.interval[1] - none.interval[0] == pytest.approx(4 * 0.3 / 40**0.5, rel=0.15)
+    again = compare_likelihoods(scored(ours), scored([v + (0.3 if i % 2 else -0.3) for i, v in enumerate(ours)]))
+    assert again == [none]
+
+
+def test_an_infinitely_improbable_answer_is_no_number_to_take_a_mean_of() -> None:
+    (found,) = compare_likelihoods(scored([-1.0, -2.0, float("-inf")]), scored([-1.0, -2.0, -3.0]))
+
+    assert found.n == 2
 
 
 def test_the_probability_of_an_answer_is_known_only_where_it_was_scored() -> None:

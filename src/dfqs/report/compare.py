@@ -114,7 +114,7 @@ def _standing(outcomes: Sequence[Outcome]) -> Outcome:
 def _scores(reference: Reported, other: Reported, refused: Sequence[str]) -> list[Measure]:
     found = [_score(reference, other, name, stage, refused) for name, stage in _STAGES.items()]
     if not refused:
-        found += _likelihoods(reference, other)
+        found += compare_likelihoods(reference, other)
     tested = [index for index, measure in enumerate(found) if measure.p_value is not None]
     adjusted = holm([found[index].p_value or 0.0 for index in tested])
     for index, p in zip(tested, adjusted, strict=True):
@@ -219,7 +219,7 @@ def _points(reference: Reported, other: Reported) -> list[Measure]:
     return found
 
 
-def _likelihoods(reference: Reported, other: Reported) -> list[Measure]:
+def compare_likelihoods(reference: Reported, other: Reported) -> list[Measure]:
     """Log-likelihoods of right answers, pair by pair, where both evaluations have them."""
     ours, theirs = reference.items, other.items
     found = []
