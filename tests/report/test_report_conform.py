@@ -197,9 +197,15 @@ def other_coherence(**changes: Any) -> Change:
 
 
 NAN = in_report(details__boundary__lengths__0__failure="logits are not finite", details__boundary__cause="runtime")
+
+
+def unanswered(given: Facts) -> Facts:
+    return replace(given, questions=4, refusal="the model's logits at position 77 are NaN")
+
+
 FAILS: dict[str, list[Change]] = {
     "3.1": [lambda given: replace(given, files=3), lambda given: replace(given, findings=(BROKEN,))],
-    "3.2": [NAN],
+    "3.2": [NAN, unanswered],
     "3.3": [
         in_load(routing_identical=False),
         in_load(same_set_share=None),
@@ -208,7 +214,7 @@ FAILS: dict[str, list[Change]] = {
         in_load(same_set_share=0.5),
         NAN,
     ],
-    "3.4": [refused_by_runtime, in_report(conditions__score__runtime="another")],
+    "3.4": [refused_by_runtime, NAN, unanswered, in_report(conditions__score__runtime="another")],
     "3.5": [in_report(details__boundary=None), in_report(metrics__context_stability_curve=None)],
     "3.6": [split_that_fits_nowhere],
     "3.7": [described(context_tokens=8192), in_report(details__boundary__lengths__1__failure="no memory")],
@@ -217,7 +223,7 @@ FAILS: dict[str, list[Change]] = {
     "10.1": [in_matrix(same_set_share=0.9), in_matrix(same_set_share=None), in_check(matrix_tokens=0)],
     "10.2": [in_matrix(logits_identical=False), in_matrix(logits_identical=None), in_check(matrix_tokens=0)],
     "10.3": [in_report(metrics__context_stability_curve=[1.0, 0.4])],
-    "10.4": [in_report(metrics__cpu_tokens_per_sec=0.5), NAN],
+    "10.4": [in_report(metrics__cpu_tokens_per_sec=0.5), NAN, unanswered],
     "10.5": [other_coherence(jaccard=0.4), other_coherence(decisions=0), other_coherence(jaccard=0.1)],
     "11.1": [in_report(metrics__reasoning_score=None)],
     "11.2": [in_report(metrics__code_score=None)],
@@ -243,7 +249,7 @@ FAILS: dict[str, list[Change]] = {
     "14.6": [too_large("storage", "recommended")],
     "15.1": [lambda given: replace(given, findings=(BROKEN,)), refused_by_runtime],
     "15.2": [lambda given: replace(given, files=2)],
-    "15.3": [refused_by_runtime],
+    "15.3": [refused_by_runtime, unanswered],
     "15.4": [NAN],
 }
 """Clause -> inputs on which it fails."""

@@ -87,7 +87,9 @@ def answered(facts: Facts) -> int:
 
 
 def runtime_failure(facts: Facts) -> str | None:
-    """Why the runtime failed at the shortest length that was tried; None: it did not."""
+    """Why the runtime failed: at the shortest length that was tried, or at every question; None: it did not."""
+    if facts.refusal is not None:
+        return f"at each of {facts.questions:,} questions: {facts.refusal[:300]}"
     boundary = facts.report.details.boundary
     lengths = sorted(boundary.lengths, key=lambda entry: entry.length_tokens) if boundary is not None else []
     return f"at {lengths[0].length_tokens:,} tokens: {lengths[0].failure}" if lengths and lengths[0].failure else None

@@ -82,7 +82,9 @@ def llama_cpp(facts: Facts) -> Ruling:
     if refused is not None:
         return passes(False, f"{refused.loader}: {refused.evidence}", facts.plan_place)
     other = foreign_report(facts)
-    runtime = facts.report.conditions.score.runtime
+    runtime, failure = facts.report.conditions.score.runtime, runtime_failure(facts)
+    if other is None and failure is not None:
+        return passes(False, f"it failed {failure}", facts.report_place)
     if other is None and runtime is not None and answered(facts):
         is_it = runtime.startswith("llama.cpp")
         return passes(is_it, f"{answered(facts):,} answers judged, by {runtime}", facts.report_place)

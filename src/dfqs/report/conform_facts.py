@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import DfqsError, FormatError, UsageError
+from dfqs.evaluate.scores import Verdict
 from dfqs.integrity.findings import Finding
 from dfqs.integrity.manifest import manifest_findings, manifest_path, read_manifest
 from dfqs.integrity.structure import verify_structure
@@ -46,6 +47,10 @@ class Facts:
     diff_place: str
     strangers: tuple[str, ...]
     """Documents that are of another model, and were left out."""
+    questions: int = 0
+    """That were asked, as far as their answers lie beside the report."""
+    refusal: str | None = None
+    """What the first of them got in place of an answer, where not one got any."""
 
     @property
     def same_file(self) -> bool | None:
@@ -102,12 +107,14 @@ def gather_facts(
             and is_ours(document.other.model.header_sha256 == header_sha256, path)
         ):
             diff, places["diff"] = document, str(path)
+    asked = tuple(reported.items.values())
+    unanswered = bool(asked) and all(item.verdict is Verdict.UNUSABLE for item in asked)
     if plan is None and opened is not None:
         plan, places["plan"] = _plan(opened), "computed now"
     return Facts(
         model, len(opened.paths) if opened is not None else 1, structure.findings, description, hashes, manifest, found,
         reported.report, reported.place, plan, places["plan"], check, places["check"], diff, places["diff"],
-        tuple(strangers),
+        tuple(strangers), len(asked), asked[0].completion.text if unanswered else None,
     )  # fmt: skip
 
 
