@@ -5,9 +5,11 @@ once is built under a lock, where all of them find it.
 """
 
 import os
+import stat
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -34,6 +36,19 @@ if sys.platform == "linux":
     # Tests write and look at once, hundreds of times, and their files lie on a disk of this machine, whose kernel tells
     # its own tick (of CLOCK_REALTIME_COARSE, which file systems take their times from): shorter than the longest.
     identity._TICK_NS = int(2e9 * time.clock_getres(5))
+# No test loses power (those that do have a disk in memory), and a disk takes its time for each of thousands of syncs.
+# What is larger is synced: there are tests of its pages, which must be clean.
+SYNCED_BYTES, _fsync = 128 << 10, os.fsync
+
+
+def _sync_what_is_large(fd: Any) -> None:
+    handle = fd if isinstance(fd, int) else fd.fileno()
+    state = os.fstat(handle)
+    if stat.S_ISREG(state.st_mode) and state.st_size >= SYNCED_BYTES:
+        _fsync(handle)
+
+
+os.fsync = _sync_what_is_large
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
