@@ -3,7 +3,7 @@
 # Tests start hundreds of processes: compiled once, and not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick quick-pythons test-slow fuzz check setup clean
+.PHONY: demo test quick quick-pythons test-slow test-harnesses fuzz check setup clean
 
 demo: setup
 	@scripts/install-bubblewrap
@@ -28,6 +28,12 @@ quick-pythons: setup
 test-slow: setup
 	@scripts/install-bubblewrap
 	.venv/bin/python -m pytest -m slow --timeout 3600
+
+# Tasks of lm-evaluation-harness through our model, in an environment of their own: the harness takes 760 MB.
+test-harnesses:
+	test -d .venv-harnesses || python3 -m venv .venv-harnesses
+	.venv-harnesses/bin/pip install -q -e '.[lm-eval]' pytest pytest-timeout hypothesis gguf==0.19.0
+	.venv-harnesses/bin/python -m pytest -m harnesses --timeout 3600 tests/evaluate
 
 # Mutated documents for every reader, FUZZ_MINUTES in all (10); what is found stays in tests/fuzz/seeds.
 fuzz: setup

@@ -45,3 +45,15 @@ def plain_top(worker: WorkerContext, path: Path, tokens: Sequence[int], count: i
         rows = context.decode(tokens, logits="all")
         assert rows is not None
         return [[int(token) for token in np.argsort(-row, kind="stable")[:count]] for row in rows]
+
+
+def plain_scores_of_text(
+    worker: WorkerContext, path: Path, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[list[float], list[bool]]]:
+    """As `plain_scores`, of texts that are cut where the context's own tokens end."""
+    with Model(worker.library, path, vocab_only=True) as model:
+        split = []
+        for context, continuation in pairs:
+            before = model.tokenize(context, add_special=False)
+            split.append((before, model.tokenize(context + continuation, add_special=False)[len(before) :]))
+    return plain_scores(worker, path, split)

@@ -10,13 +10,13 @@ together and split at the length of the context's own encoding, and spaces at th
 continuation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dfqs.errors import UsageError, printable
+from dfqs.errors import UsageError
 from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
@@ -26,16 +26,19 @@ from dfqs.runtime.loading import LoadedModel, LoadOrder
 from dfqs.runtime.logprobs import TokenScore
 from dfqs.runtime.model import Model
 from dfqs.runtime.scoring import CHUNK_TOKENS, Continuation, ContinuationScore, Scorer, ScoringSettings, ScoringWork
+from dfqs.runtime.scoring_text import encode, encode_pair, prefix_token
 from dfqs.runtime.worker_context import WorkerContext
 
 __all__ = [
     "Continuation",
     "ContinuationScore",
+    "GenerationRequest",
     "LikelihoodSession",
     "ScoredText",
     "ScoringSettings",
     "ScoringWork",
     "TokenScore",
+    "Written",
 ]
 
 CONTEXT_TOKENS = 4096
@@ -51,6 +54,30 @@ class ScoredText:
     tokens: int
     windows: int
     """That it was computed in."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A text to continue greedily."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    until: tuple[str, ...] = ()
+    """Words that end it; they are not part of it."""
+    top: int = 0
+    """How many of the most probable tokens to tell at each place; of requests at once the largest holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written."""
+
+    text: str
+    finish_reason: str
+    """`stop` (the model ended, or a word of `until` came), `length`, `context` (no room left)."""
+    tokens: tuple[TokenScore, ...]
+    pieces: tuple[bytes, ...]
+    """Of each token; control tokens have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +203,29 @@ class LikelihoodSession:
             for text in found
         ]
 
+    def generate(
+        self,
+        asked: Sequence[GenerationRequest],
+        *,
+        on_text: Callable[[int, Written], object] = lambda _index, _written: None,
+    ) -> list[Written]:
+        """Continue texts greedily; those that begin alike share that.
+
+        Args:
+            on_text: called with the index in `asked` and the text, as they come; not in their order.
+
+        Raises:
+            UsageError: a prompt is empty, or longer than the context.
+        """
+        found: dict[int, Written] = {}
+
+        def take(event: tuple[int, Written]) -> None:
+            found[event[0]] = event[1]
+            on_text(*event)
+
+        self._worker.reporting(take).call(write_texts, list(asked))
+        return [found[index] for index in range(len(asked))]
+
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
         """Tokens of `(context, continuation)` pairs; an empty context is BOS (EOS where a model has none).
 
@@ -183,6 +233,18 @@ class LikelihoodSession:
             UsageError: a continuation has no token of its own.
         """
         return self._worker.call(encode_pairs, list(pairs))
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as the model's template writes it.
+
+        Raises:
+            RuntimeFailure: the model has no template, or it refuses these messages.
+        """
+        return self._worker.call(render_chat, list(messages), add_generation_prompt)
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """What each token stands for, control tokens included; it may be part of a character."""
+        return self._worker.call(read_pieces, list(tokens))
 
     def tokenize(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
         """Tokens of each text.
@@ -236,61 +298,51 @@ def score_continuations(worker: WorkerContext, asked: Sequence[Continuation], to
     return scorer.score(asked, lambda index, score: worker.emit((index, score)), top)
 
 
+def write_texts(worker: WorkerContext, asked: Sequence[GenerationRequest]) -> None:
+    """In the worker: continue texts. Emits `(index, Written)`."""
+    model = _model(worker)
+    scores: list[list[TokenScore]] = [[] for _ in asked]
+    pieces: list[list[bytes]] = [[] for _ in asked]
+
+    def text_of(index: int) -> str:
+        return b"".join(pieces[index]).decode("utf-8", "replace")
+
+    def take(index: int, score: TokenScore) -> bool:
+        worker.stop.raise_if_requested()
+        scores[index].append(score)
+        pieces[index].append(model.piece(score.token, special=False))
+        text = text_of(index) if asked[index].until else ""
+        return not any(word in text for word in asked[index].until)
+
+    def end(index: int, reason: str) -> None:
+        text = text_of(index)
+        places = [place for word in asked[index].until if (place := text.find(word)) >= 0]
+        text = text[: min(places)] if places else text
+        worker.emit((index, Written(text, reason, tuple(scores[index]), tuple(pieces[index]))))
+
+    scorer: Scorer = worker.state["scorer"]
+    top = max((each.top for each in asked), default=0)
+    scorer.generate([each.prompt for each in asked], [each.max_tokens for each in asked], take, end, top)
+
+
+def render_chat(worker: WorkerContext, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    """In the worker: a conversation as the model was trained to see it."""
+    return _model(worker).apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+
+
 def tokenize(worker: WorkerContext, texts: Sequence[str], add_special: bool) -> list[list[int]]:
     """In the worker: tokens of each text."""
     return [encode(_model(worker), text, add_special) for text in texts]
 
 
+def read_pieces(worker: WorkerContext, tokens: Sequence[int]) -> list[bytes]:
+    """In the worker: see `LikelihoodSession.pieces`."""
+    return [_model(worker).piece(token) for token in tokens]
+
+
 def encode_pairs(worker: WorkerContext, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
     """In the worker: see `LikelihoodSession.encode`."""
     return [encode_pair(_model(worker), *pair) for pair in pairs]
-
-
-def encode_pair(model: Model, context: str, continuation: str) -> Continuation:
-    """Tokens of a context and of what follows it, as lm-evaluation-harness splits them.
-
-    Raises:
-        UsageError: the continuation has no token of its own.
-    """
-    bare = context.rstrip()
-    continuation = context[len(bare) :] + continuation
-    if bare:
-        before = encode(model, bare, add_special=True)
-        after = encode(model, bare + continuation, add_special=True)[len(before) :]
-    else:
-        before, after = [prefix_token(model)], encode(model, continuation, add_special=False)
-        if len(after) > 1 and after[0] == before[0]:
-            after = after[1:]
-    if not after:
-        raise UsageError(
-            f"the continuation '{printable(continuation, 40)}' has no token of its own: it is empty, or joins the last "
-            "token of its context"
-        )
-    return Continuation(tuple(before), tuple(after))
-
-
-def encode(model: Model, text: str, add_special: bool) -> list[int]:
-    """Tokens of `text`, control tokens read as such. Never an EOS at the end: something may follow.
-
-    Args:
-        add_special: put BOS first, where the model wants it and the text does not bring it.
-    """
-    tokens = model.tokenize(text, add_special=False, parse_special=True)
-    if add_special and model.adds_bos and model.bos >= 0 and tokens[:1] != [model.bos]:
-        return [model.bos, *tokens]
-    return tokens
-
-
-def prefix_token(model: Model) -> int:
-    """What the first token of a text is predicted from: BOS, or EOS where a model has none.
-
-    Raises:
-        UsageError: it has neither.
-    """
-    token = model.bos if model.bos >= 0 else model.eos
-    if token < 0:
-        raise UsageError(f"{model.path} has neither BOS nor EOS, so the first token of a text cannot be predicted")
-    return token
 
 
 def _model(worker: WorkerContext) -> Model:

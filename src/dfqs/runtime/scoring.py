@@ -140,10 +140,7 @@ class Scorer:
             groups.setdefault(each.context, []).append(index)
         contexts = sorted(groups)
         starts = [branch_start(len(context), self.settings.chunk_tokens) for context in contexts]
-        shared = [
-            _common(first[:start], second[:then])
-            for (first, start), (second, then) in pairwise(zip(contexts, starts, strict=True))
-        ]
+        shared = _shared(contexts, starts)
         computed = 0
         try:
             for place, (context, start) in enumerate(zip(contexts, starts, strict=True)):
@@ -162,6 +159,67 @@ class Scorer:
             raise
         alone = sum(len(each.context) + len(each.continuation) - 1 for each in asked)
         return ScoringWork(len(asked), computed, alone)
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        max_tokens: Sequence[int],
+        take: Callable[[int, TokenScore], bool],
+        on_end: Callable[[int, str], object],
+        top: int = 0,
+    ) -> None:
+        """Continue each prompt greedily; prompts that begin alike share that.
+
+        Args:
+            take: called with the index in `prompts` and each token, the one that ends the text included; False ends it.
+            on_end: called with the index and why it ended: `stop` (the model, or `take`), `length` (so many tokens),
+                `context` (no room left).
+            top: how many of the most probable tokens to tell at each place.
+
+        Raises:
+            UsageError: a prompt is empty, or leaves no room for a token.
+        """
+        for prompt in prompts:
+            if not 0 < len(prompt) <= self.limit_tokens:
+                raise UsageError(
+                    f"a prompt of {len(prompt):,} tokens; from 1 to {self.limit_tokens:,} can be continued"
+                )
+        order = sorted(range(len(prompts)), key=lambda index: prompts[index])
+        ordered = [prompts[index] for index in order]
+        # What is computed last is wide too, and nothing is filled up behind it: text follows.
+        starts = [
+            branch_start(max(len(prompt) - MINIMUM_WIDTH + 1, 1), self.settings.chunk_tokens) for prompt in ordered
+        ]
+        shared = _shared(ordered, starts)
+        try:
+            for place, (index, start) in enumerate(zip(order, starts, strict=True)):
+                self._read(prompts[index], start, shared[place:])
+                on_end(index, self._write(prompts[index], start, max_tokens[index], partial(take, index), top))
+        except BaseException:
+            self._forget()
+            raise
+
+    def _write(
+        self, prompt: tuple[int, ...], start: int, max_tokens: int, take: Callable[[TokenScore], bool], top: int
+    ) -> str:
+        self._context.remove_sequence(_BRANCH)
+        self._context.copy_sequence(_CONTEXT, _BRANCH)
+        tokens: Sequence[int] = prompt[start:]
+        position, reason = start, "length"
+        for count in range(max_tokens):
+            if count and position == self.limit_tokens:
+                reason = "context"
+                break
+            logits = self._context.decode(tokens, position, _BRANCH)
+            assert logits is not None
+            position += len(tokens)
+            tokens = [int(logits.argmax())]
+            (score,) = score_rows(logits[None], tokens, top)
+            if not take(score) or self._context.model.is_end(tokens[0]):
+                reason = "stop"
+                break
+        self._context.remove_sequence(_BRANCH)
+        return reason
 
     def close(self) -> None:
         self._context.close()
@@ -294,6 +352,12 @@ def _score_batch(
     wanted = rows[first - start : end - start]
     for tokens, scores in zip(targets, found, strict=True):
         scores.extend(score_rows(wanted, tokens[first - before : end - before], top))
+
+
+def _shared(contexts: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[int]:
+    """What each of the contexts, less their ends, has in common with the next."""
+    beginnings = [context[:start] for context, start in zip(contexts, starts, strict=True)]
+    return [_common(first, second) for first, second in pairwise(beginnings)]
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -1,0 +1,41 @@
+"""A model for a harness, from the words that its command line takes."""
+
+import atexit
+from pathlib import Path
+
+from dfqs.errors import UsageError
+from dfqs.evaluate.likelihood import LikelihoodSession, likelihood_settings
+from dfqs.evaluate.speed import CPU_ONLY
+from dfqs.model.files import open_model
+from dfqs.runtime.scoring import CHUNK_TOKENS
+from dfqs.streaming.budget import choose_load
+
+
+def open_session(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    chunk: int = CHUNK_TOKENS,
+    threads: int | None = None,
+    ram: str | int | None = None,
+) -> LikelihoodSession:
+    """The session behind a harness's model; it ends with the process, for harnesses close nothing.
+
+    Args:
+        model: a GGUF file, or the first of its shards.
+        context: longest context and continuation in tokens.
+        chunk: the pieces that contexts are computed and shared in, in tokens.
+        ram: memory to keep to (`24GB`, `auto`); experts of what is larger are read from disk.
+
+    Raises:
+        DfqsError: the model cannot be loaded, or not in so much memory.
+    """
+    if not str(model):
+        raise UsageError("which model? Give model=FILE.gguf")
+    opened = open_model(Path(model))
+    settings = likelihood_settings(opened, context, chunk)
+    plan = choose_load(opened, settings.context, None if ram is None else str(ram), whole=CPU_ONLY, smaller="context=")
+    session = LikelihoodSession(opened, context_tokens=context, chunk_tokens=chunk, threads=threads, order=plan.order)
+    session.__enter__()
+    atexit.register(session.__exit__, None, None, None)
+    return session

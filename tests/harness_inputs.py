@@ -1,0 +1,67 @@
+"""What the harnesses' tests ask: a task of our own with local data, and what a harness hands to a model."""
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TASK = "dfqs_local"
+
+
+@dataclass(frozen=True)
+class Request:
+    """As `lm_eval.api.instance.Instance` hands it over."""
+
+    args: tuple[Any, ...]
+
+
+@dataclass
+class Cache:
+    """As `lm_eval.api.model.CacheHook` takes it."""
+
+    kept: list[tuple[str, tuple[Any, ...], Any]] = field(default_factory=list)
+
+    def add_partial(self, name: str, args: tuple[Any, ...], result: Any) -> None:
+        self.kept.append((name, args, result))
+
+
+def items(count: int) -> list[dict[str, Any]]:
+    """Questions with four choices each; they begin alike, as few-shot prompts do."""
+    draw = random.Random(11)
+    opening = "The following are questions about numbers and words, each with one right answer.\n\n"
+    shots = "".join(f"Question: What is {n} plus {n + 1}?\nAnswer: {2 * n + 1}\n\n" for n in range(3, 9))
+    found = []
+    for _ in range(count):
+        first, second = draw.randrange(2, 60), draw.randrange(2, 60)
+        right = first + second
+        choices = [f" {right}", f" {right + 1}", f" {right - 10}", " the number of words in this sentence"]
+        label = draw.randrange(4)
+        choices[0], choices[label] = choices[label], choices[0]
+        question = f"{opening}{shots}Question: What is {first} plus {second}?\nAnswer:"
+        found.append({"question": question, "choices": choices, "label": label})
+    return found
+
+
+def write_task(directory: Path, count: int) -> list[dict[str, Any]]:
+    """A task of lm-evaluation-harness with its data beside it; returns the items."""
+    found = items(count)
+    data = directory / "items.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in found))
+    (directory / f"{TASK}.yaml").write_text(
+        f"""task: {TASK}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: label
+target_delimiter: ""
+metric_list:
+  - metric: acc
+"""
+    )
+    return found
