@@ -57,6 +57,9 @@ class _Handler(socketserver.StreamRequestHandler):
         elif path == "/broken":
             self.wfile.write(chunked)
             self._chunk(b"data: half")
+        elif path == "/cut":
+            self.wfile.write(chunked)
+            self._chunk(b"data: whole\n\n")
         elif path == "/rubbish":
             self.wfile.write(b"hello\r\n\r\n")
         else:

@@ -1,5 +1,6 @@
 """The door of `serve`: bytes, time and connections of a client are bounded, and an answer passes as it comes."""
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -137,6 +138,20 @@ class TestAnswers:
 
         assert b"data: half" in answer
         assert not answer.endswith(b"0\r\n\r\n")
+
+    def test_a_stream_that_breaks_off_between_events_ends_with_what_happened(self, tmp_path: Path) -> None:
+        with fronted(tmp_path, FrontLimits()) as failing:
+            failing.front.failure = "the disk failed"
+            cut = failing.send(b"GET /cut HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            broken = failing.send(b"GET /broken HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+        _, said, event = cut.partition(b"data: whole\n\n\r\n")
+        assert said
+        size, _, chunk = event.partition(b"\r\n")
+        assert len(chunk) == int(size, 16) + 2
+        assert json.loads(chunk.removeprefix(b"data: "))["error"]["message"] == "the disk failed"
+        # In the middle of an event there is no place for another.
+        assert b"the disk failed" not in broken
 
     def test_an_answer_that_is_none_is_said_to_be_none(self, front: Fronted) -> None:
         assert status(front.get("/rubbish")) == 502

@@ -1,11 +1,13 @@
 """A server whose experts stream: it says what the model in memory says, and says nothing where bytes are missing."""
 
+import http.client
 import json
 import os
 import signal
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 from cli_processes import RunningDfqs
 from dfqs.errors import RuntimeFailure
 from dfqs.gguf import read_header
+from dfqs.integrity.manifest import make_manifest, manifest_path
+from dfqs.records import write_json
 from dfqs.runtime import server_watch
 from dfqs.runtime.engine import ServerSettings
 from dfqs.runtime.loading import InMemory, StreamFigures
@@ -203,6 +207,69 @@ def test_a_signal_ends_a_streaming_server_cleanly_in_the_middle_of_an_answer(
             assert running.wait() == 0
         assert time.monotonic() - started < 10
         assert running.errors().splitlines()[-1] == "stopped"
+
+
+def cut_short(model: Path) -> None:
+    os.truncate(model, model.stat().st_size // 2)
+
+
+def replace_by_another(model: Path) -> None:
+    other = model.with_name("other.gguf")
+    other.write_bytes(model.read_bytes())
+    other.replace(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("harm", "wanted"),
+    [(cut_short, "it became shorter"), (replace_by_another, "another file has taken its place")],
+)
+def test_a_stream_under_way_ends_with_an_event_that_says_what_happened_to_the_file(
+    embedded_model: Path, tmp_path: Path, harm: Callable[[Path], None], wanted: str
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(embedded_model.read_bytes())
+    body = {"prompt": "Once", "n_predict": 220, "stream": True, "ignore_eos": True}
+    with serve_streamed(model) as running:
+        url = json.loads(running.read_until("}\n"))["url"]
+        request = urllib.request.Request(
+            url + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            received = answer.read(60)
+            harm(model)
+            with pytest.raises(http.client.IncompleteRead) as broken:
+                received += answer.read()
+            received += broken.value.partial
+        assert running.wait() == 3
+        errors = running.errors()
+    events = [json.loads(line.removeprefix(b"data: ")) for line in received.splitlines() if line]
+    assert "content" in events[0]
+    assert wanted in events[-1]["error"]["message"]
+    assert wanted in json.loads(errors.splitlines()[-1])["message"]
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_served_model_of_which_a_byte_differs_from_its_manifest_answers_nothing(
+    embedded_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(embedded_model.read_bytes())
+    write_json(manifest_path(model), make_manifest(model, experts=True))
+    header = read_header(model)
+    with model.open("r+b") as file:
+        for tensor in header.tensors:
+            if tensor.name.endswith("ffn_down_exps.weight"):
+                # All experts of it, so whichever is chosen first.
+                span = header.span(tensor)
+                for expert in range(tensor.shape[-1]):
+                    file.seek(span.offset + expert * (span.length // tensor.shape[-1]) + 5_000)
+                    file.write(b"\x00\xff\x55")
+    with serve_streamed(model, "--check", "all") as running:
+        assert running.wait() == 3
+        errors = running.errors()
+    assert "are not those recorded" in json.loads(errors.splitlines()[-1])["message"]
 
 
 @pytest.mark.slow

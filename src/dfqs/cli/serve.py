@@ -94,7 +94,7 @@ def command(
     note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
     if verbose:
         note(start.reason)
-    _serve_until_stopped(settings, start, plan, json_)
+    _serve_until_stopped(checked, settings, start, plan, json_)
 
 
 def _say_beforehand(checked: ModelFiles, host: str, api_key: str | None) -> None:
@@ -139,7 +139,9 @@ def plan_serving(
     return planned, start, plan
 
 
-def _serve_until_stopped(settings: ServerSettings, start: Start, plan: LoadPlan, json_: bool) -> None:
+def _serve_until_stopped(
+    model: ModelFiles, settings: ServerSettings, start: Start, plan: LoadPlan, json_: bool
+) -> None:
     note(f"loading {settings.alias}")
     ready = False
 
@@ -153,6 +155,7 @@ def _serve_until_stopped(settings: ServerSettings, start: Start, plan: LoadPlan,
         emit(ServeDocument.of(listening, settings, plan.cache_bytes), json_, lambda: _show(listening, settings))
 
     with Worker(start.threads, start.wait_policy, start.environment) as worker:
+        worker.watch(model.paths)
         try:
             serve(worker, settings, announce)
         except KeyboardInterrupt:

@@ -22,12 +22,13 @@ from dfqs.runtime.admission import Admission
 from dfqs.runtime.http_head import HttpRefusal, RequestHead, format_head, parse_request_head
 from dfqs.runtime.incoming import Gone, Incoming
 from dfqs.runtime.page import Page
-from dfqs.runtime.upstream import WRITE_STALL_S, relay
+from dfqs.runtime.upstream import WRITE_STALL_S, format_event, relay
 
 Inspect = Callable[[RequestHead, bytes], Awaitable[None]]
 """Looks at a request before the model's server does; an `HttpRefusal` that it raises is the answer."""
 
 
+_FAILURE_LOOKS, _FAILURE_LOOK_S = 20, 0.05
 _METRICS = "/metrics"
 _AT_ONCE = 64
 """Connections taken before those taken earlier are looked at: a flood must not use up the process's files."""
@@ -277,11 +278,24 @@ class Front:
     ) -> bool:
         more = self.metrics if head.path == _METRICS else b""
         try:
-            return (await relay(self.upstream, head, body, writer, cors, more)).whole
+            relayed = await relay(self.upstream, head, body, writer, cors, more)
         except HttpRefusal as error:
-            if error.status == 502 and self.failure is not None:
-                raise HttpRefusal(500, self.failure) from None
+            if error.status == 502 and (failure := await self._learn_failure()) is not None:
+                raise HttpRefusal(500, failure) from None
             raise
+        if relayed.takes_an_event and (failure := await self._learn_failure()) is not None:
+            # Without a last chunk: the answer is not whole, and does not look so.
+            writer.write(format_event(failure))
+            await writer.drain()
+        return relayed.whole
+
+    async def _learn_failure(self) -> str | None:
+        """Why the model's server is gone; who looks for that may take a moment longer than its clients."""
+        for _ in range(_FAILURE_LOOKS):
+            if self.failure is not None:
+                break
+            await asyncio.sleep(_FAILURE_LOOK_S)
+        return self.failure
 
 
 def _cors(head: RequestHead) -> list[tuple[str, str]]:

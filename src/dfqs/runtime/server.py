@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dfqs.errors import RuntimeFailure
+from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.runtime.addresses import is_loopback, listen, urls_of
 from dfqs.runtime.admission import make_admission
 from dfqs.runtime.engine import EngineFailed, EngineListening, ServerSettings, run_server
@@ -87,6 +87,9 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         doing = f"serving {settings.path}"
         try:
             worker.reporting(hear, doing=doing).call(run_server, settings, engine)
+        except WorkerCrash as error:
+            front.failure = str(error)
+            raise
         except RuntimeFailure as error:
             # Its log is whole only then; requests under way end with it.
             worker.close()

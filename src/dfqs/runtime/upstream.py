@@ -1,6 +1,7 @@
 """The model's own server behind the front, on a socket of this user alone: one request, and its answer relayed."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from dfqs.runtime.http_head import (
 
 _PIECE = 64 << 10
 _LAST_CHUNK = b"0\r\n\r\n"
+_EVENTS = "text/event-stream"
+_BETWEEN_EVENTS = b"\n\n\r\n"
+"""An event ends, and its chunk."""
+_TAIL_BYTES = max(len(_LAST_CHUNK), len(_BETWEEN_EVENTS))
 _CORS = "access-control-"
 WRITE_STALL_S = 60.0
 """A client that takes nothing of its answer for so long is cut."""
@@ -28,6 +33,8 @@ class Relayed:
 
     whole: bool
     """The client got all of it, and the connection can take another request."""
+    takes_an_event: bool = False
+    """It is a stream of events that broke off between two of them, so one more can be sent."""
 
 
 async def relay(
@@ -61,7 +68,7 @@ async def relay(
         if answer.status != 200 or answer.body_bytes is None:
             more = b""
         client.write(_answer(answer, head, extra, len(more)))
-        return Relayed(await _relay_body(reader, answer, head, client, more))
+        return await _relay_body(reader, answer, head, client, more)
     finally:
         # Closing is what tells the server that nobody waits for the answer any more.
         writer.transport.abort()
@@ -88,24 +95,35 @@ def _answer(answer: ResponseHead, head: RequestHead, extra: Sequence[tuple[str, 
 
 async def _relay_body(
     reader: asyncio.StreamReader, answer: ResponseHead, head: RequestHead, client: asyncio.StreamWriter, more: bytes
-) -> bool:
+) -> Relayed:
     if head.method == "HEAD" or answer.status in (204, 304):
         await _drain(client)
-        return True
-    left, tail = answer.body_bytes, b""
+        return Relayed(True)
+    # An answer of which nothing came can take an event, too.
+    left, tail = answer.body_bytes, _BETWEEN_EVENTS
     while left is None or left > 0:
         piece = await reader.read(_PIECE if left is None else min(_PIECE, left))
         if not piece:
             break
         client.write(piece)
         await _drain(client)
-        tail = (tail + piece)[-len(_LAST_CHUNK) :]
+        tail = (tail + piece)[-_TAIL_BYTES:]
         if left is not None:
             left -= len(piece)
     if left == 0 and more:
         client.write(more)
         await _drain(client)
-    return tail == _LAST_CHUNK if answer.chunked else left == 0
+    if not answer.chunked:
+        return Relayed(left == 0)
+    has_events = (answer.get("content-type") or "").startswith(_EVENTS)
+    return Relayed(tail.endswith(_LAST_CHUNK), has_events and tail.endswith(_BETWEEN_EVENTS))
+
+
+def format_event(message: str) -> bytes:
+    """An error as one event of a stream, in a chunk of its own (HTML standard, "Server-sent events")."""
+    document = {"error": {"code": 500, "message": message, "type": "server_error"}}
+    event = f"data: {json.dumps(document)}\n\n".encode()
+    return b"%x\r\n%s\r\n" % (len(event), event)
 
 
 async def _drain(client: asyncio.StreamWriter) -> None:
