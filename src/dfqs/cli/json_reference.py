@@ -26,7 +26,8 @@ null. Sizes are bytes, times seconds, losses nats. Text is Unicode: of a path, b
 numbers. What an earlier version stored under another key (`schema_id`, `format`) is read as before.
 
 When a command fails under `--json`, the last line of stderr is one document `dfqs.error/1`, and stdout has none
-(`verify` and `route check`, whose answer is "no", print theirs and exit with 1).
+(`verify`, `route check`, `compare` and `conform`, whose answer is "no", print theirs and exit with 1, or with 4 where
+nobody measured what was asked).
 """
 WHERE = {
     "dfqs.calibration/1": "stored in the cache: how fast a machine does each kind of work",

@@ -93,7 +93,7 @@ def build_app(requested: str | None, *, alone: bool = False, plain_help: bool = 
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure."""
+    """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure, 4 not measured."""
     _open_missing_streams()
     try:
         code = run(sys.argv[1:], take_signals)

@@ -15,8 +15,8 @@ HEADER = """# Command line
 Written by `scripts/write-docs` from the program; a test fails when it is not current.
 
 Data goes to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 a check failed, 2 usage, 3 operational
-failure (I/O, network, runtime), 128 + signal when one ended it (130 Ctrl-C, 143 SIGTERM, 129 a
-closed terminal). `DFQS_DEBUG=1` shows a traceback with an error.
+failure (I/O, network, runtime), 4 nobody measured it (`compare`, `conform`), 128 + signal when one ended it
+(130 Ctrl-C, 143 SIGTERM, 129 a closed terminal). `DFQS_DEBUG=1` shows a traceback with an error.
 """
 
 
