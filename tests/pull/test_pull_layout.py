@@ -22,11 +22,33 @@ from shard_inputs import string_entry, u32_entry, write_shards
 ENTRIES = [string_entry("general.architecture", "llama")]
 
 
-def plan_of(shards: list[Path]) -> PullPlan:
+def plan_of(shards: list[Path], alignment: int | None = None) -> PullPlan:
     files = tuple(RemoteFile(path.name, path.stat().st_size, "0" * 64, None) for path in shards)
     listing = Listing("http://hub", "o/n", "main", COMMIT, files, ())
     choice = Choice("model.gguf", files, len(files))
-    return plan_pull_of(listing, choice, [parse_header(path) for path in shards])
+    return plan_pull_of(listing, choice, [parse_header(path) for path in shards], alignment=alignment)
+
+
+def test_aligned_it_becomes_the_aligned_merge_and_has_a_journal_of_its_own(tmp_path: Path) -> None:
+    tensors = [(f"t{i}.weight", (length,), GGMLType.F32) for i, length in enumerate((5, 90, 2000, 7))]
+    shards = write_shards(tmp_path / "s", ENTRIES, [tensors[:2], tensors[2:]])
+    merge(plan_merge(shards[0], alignment=4096), tmp_path / "merged.gguf")
+    plain, plan = plan_of(shards), plan_of(shards, 4096)
+
+    output = PullOutput(plan, tmp_path / "out.gguf")
+    for layout, shard in zip(plan.layouts, shards, strict=True):
+        output.write(layout, 0, shard.read_bytes())
+    output.publish()
+    output.close()
+
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "merged.gguf").read_bytes()
+    assert parse_header(tmp_path / "out.gguf").alignment == 4096
+    assert plan.identity() != plain.identity()
+    assert plan_of(shards, 32).file_bytes == plain.file_bytes
+    with pytest.raises(UsageError, match="--align 100: a power of two"):
+        plan_of(shards, 100)
+    with pytest.raises(UsageError, match="is one file, which is fetched as it is"):
+        plan_of([tmp_path / "merged.gguf"], 4096)
 
 
 @pytest.mark.thorough

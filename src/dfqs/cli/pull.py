@@ -8,7 +8,7 @@ import typer
 
 from dfqs.cli.documents.pull import PullDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import Json
+from dfqs.cli.options import Align, Json
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import SpaceError, UsageError, printable
 from dfqs.integrity.manifest import (
@@ -63,6 +63,7 @@ def command(
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds without a byte before a retry.")] = 30.0,
     retries: Annotated[int, typer.Option("--retries", min=0, help="Failures in a row before giving up.")] = 8,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not look into the local Hub cache.")] = False,
+    align: Align = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an unfinished pull of another version fetched.")
     ] = False,
@@ -76,7 +77,9 @@ def command(
     """
     retry = RetryPolicy(attempts=retries, stall_s=timeout)
     hub = Hub(retry=retry)
-    plan = _plan(repo, pattern, hub, chunk_bytes=parse_size(chunk), retry=retry, connections=connections)
+    plan = _plan(
+        repo, pattern, hub, chunk_bytes=parse_size(chunk), retry=retry, connections=connections, alignment=align
+    )
     out_path = output_path(output, plan.choice)
     for line in plan.notes:
         warn(line)

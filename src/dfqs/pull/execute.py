@@ -61,8 +61,12 @@ def plan_pull(
     chunk_bytes: int = CHUNK_BYTES,
     retry: RetryPolicy | None = None,
     connections: int = 8,
+    alignment: int | None = None,
 ) -> PullPlan:
     """Read the headers of the model that is meant, by ranges, and plan where every byte goes.
+
+    Args:
+        alignment: as `plan_pull_of` takes it.
 
     Raises:
         UsageError: no such repository, no permission, or several models are meant.
@@ -76,7 +80,7 @@ def plan_pull(
     listing, choice, headers = read_remote_headers(
         hub, repo, revision=revision, pattern=pattern, retry=retry, connections=connections
     )
-    plan = plan_pull_of(listing, choice, headers, chunk_bytes=chunk_bytes)
+    plan = plan_pull_of(listing, choice, headers, chunk_bytes=chunk_bytes, alignment=alignment)
     require_few_chunks(plan)
     return plan
 

@@ -171,7 +171,7 @@ def plan_as_verified(plan: PullPlan, stored: Stored, index: int) -> PullPlan:
         source: ByteSource = JoinedSource(stored, plan) if plan.joined else StoredSource(stored, plan.layouts[index])
         headers = list(plan.headers)
         headers[0 if plan.joined else index] = parse_header(source)
-        again = plan_pull_of(plan.listing, plan.choice, headers, chunk_bytes=plan.chunk_bytes)
+        again = plan_pull_of(plan.listing, plan.choice, headers, chunk_bytes=plan.chunk_bytes, alignment=plan.alignment)
     except FormatError as error:
         raise PlanIsWrong(
             f"{name}: the storage sent another header when the pull was planned, and with its own it is no model: "

@@ -17,6 +17,7 @@ from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_TENSORS_COUNT, STALE_COUNT_FIX, S
 from dfqs.gguf.shard_names import ShardName
 from dfqs.pull.hub import Listing, RemoteFile
 from dfqs.pull.selection import Choice
+from dfqs.shards.layout import check_alignment
 from dfqs.shards.plan import MergePlan, plan_merge_of
 
 CHUNK_BYTES = 16 << 20
@@ -83,6 +84,8 @@ class PullPlan:
     notes: tuple[str, ...]
     headers: tuple[Header, ...] = field(repr=False)
     """What the plan was made of, as it was read: whether those are the files' own headers only their hashes say."""
+    alignment: int | None = None
+    """That tensors were asked to be laid to, in bytes; None: as in the shards."""
 
     @property
     def fetch_bytes(self) -> int:
@@ -125,7 +128,8 @@ class PullPlan:
 
     def identity(self) -> dict[str, object]:
         """Everything that decides which bytes go where; a journal is for one identity. Chunks may be cut otherwise."""
-        return {
+        asked = {} if self.alignment is None else {"alignment": self.alignment}
+        return asked | {
             "files": [[layout.file.name, layout.file.size, layout.file.identity] for layout in self.layouts],
             "file_bytes": self.file_bytes,
             "rest_bytes": self.rest_bytes,
@@ -133,14 +137,29 @@ class PullPlan:
 
 
 def plan_pull_of(
-    listing: Listing, choice: Choice, headers: Sequence[Header], *, chunk_bytes: int = CHUNK_BYTES
+    listing: Listing,
+    choice: Choice,
+    headers: Sequence[Header],
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    alignment: int | None = None,
 ) -> PullPlan:
     """Plan from headers that have been read, one for each of the chosen files.
 
+    Args:
+        alignment: of tensors in the model, in bytes; as in the shards where nothing is said.
+
     Raises:
+        UsageError: no such alignment, or the model is fetched as it is.
         ShardError: the files do not make one model, or one is broken as it stands on the Hub.
     """
+    check_alignment(alignment)
     if not choice.sharded:
+        if alignment is not None:
+            raise UsageError(
+                f"{choice.name} is one file, which is fetched as it is; --align is for a model in shards, which "
+                "are put together anew (`dfqs quantize --align` writes an aligned one)"
+            )
         return _plan_one_file(listing, choice, headers[0], chunk_bytes)
     shards = tuple(Shard(file.name, header) for file, header in zip(choice.files, headers, strict=True))
     count = read_shard_count(shards[0])
@@ -148,7 +167,7 @@ def plan_pull_of(
         raise ShardError(f"split.count is {count:,}, the repository has {len(shards):,}", path=shards[0].source)
     for shard in shards:
         check_layout(shard)
-    merge = plan_merge_of(shards)
+    merge = plan_merge_of(shards, alignment=alignment)
     layouts, rest_bytes = _layouts(choice.files, merge)
     if rest_bytes > REST_LIMIT_BYTES:
         raise ShardError(f"headers and padding take {rest_bytes:,} bytes, more than any model's", path=choice.name)
@@ -163,6 +182,7 @@ def plan_pull_of(
         chunk_bytes,
         merge.notes,
         tuple(headers),
+        alignment,
     )
 
 
