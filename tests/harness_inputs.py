@@ -26,11 +26,11 @@ class Cache:
         self.kept.append((name, args, result))
 
 
-def items(count: int) -> list[dict[str, Any]]:
+def items(count: int, shots: int = 6) -> list[dict[str, Any]]:
     """Questions with four choices each; they begin alike, as few-shot prompts do."""
     draw = random.Random(11)
     opening = "The following are questions about numbers and words, each with one right answer.\n\n"
-    shots = "".join(f"Question: What is {n} plus {n + 1}?\nAnswer: {2 * n + 1}\n\n" for n in range(3, 9))
+    examples = "".join(f"Question: What is {n} plus {n + 1}?\nAnswer: {2 * n + 1}\n\n" for n in range(3, 3 + shots))
     found = []
     for _ in range(count):
         first, second = draw.randrange(2, 60), draw.randrange(2, 60)
@@ -38,14 +38,14 @@ def items(count: int) -> list[dict[str, Any]]:
         choices = [f" {right}", f" {right + 1}", f" {right - 10}", " the number of words in this sentence"]
         label = draw.randrange(4)
         choices[0], choices[label] = choices[label], choices[0]
-        question = f"{opening}{shots}Question: What is {first} plus {second}?\nAnswer:"
+        question = f"{opening}{examples}Question: What is {first} plus {second}?\nAnswer:"
         found.append({"question": question, "choices": choices, "label": label})
     return found
 
 
 def write_task(directory: Path, count: int) -> list[dict[str, Any]]:
     """A task of lm-evaluation-harness with its data beside it; returns the items."""
-    found = items(count)
+    found = items(count, shots=1)
     data = directory / "items.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in found))
     (directory / f"{TASK}.yaml").write_text(

@@ -28,7 +28,7 @@ def test_every_choice_has_the_likelihood_that_a_plain_loop_finds(tmp_path: Path,
     if find_spec("lm_eval") is None:
         pytest.skip("lm-evaluation-harness is not installed; make test-harnesses")
     items = write_task(tmp_path, 40)
-    arguments = ["--model", "dfqs", "--model_args", f"model={embedded_model},context=512,chunk=64,threads=2"]
+    arguments = ["--model", "dfqs", "--model_args", f"model={embedded_model},context=512,chunk=16,threads=2"]
     task = ["--tasks", TASK, "--include_path", str(tmp_path), "--log_samples", "--output_path", str(tmp_path / "out")]
     command = [sys.executable, "-m", "dfqs.evaluate.harnesses.lm_eval", "run", *arguments, *task]
     offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}

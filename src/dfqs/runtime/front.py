@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dfqs.errors import DfqsError
 from dfqs.runtime.admission import Admission
@@ -26,6 +26,18 @@ from dfqs.runtime.upstream import WRITE_STALL_S, format_event, relay
 
 Inspect = Callable[[RequestHead, bytes], Awaitable[None]]
 """Looks at a request before the model's server does; an `HttpRefusal` that it raises is the answer."""
+
+
+class OwnAnswers(Protocol):
+    """Answers some requests in place of the model's server."""
+
+    def wants(self, head: RequestHead, body: bytes) -> bool:
+        """Whether this is one of them."""
+        ...
+
+    async def answer(self, head: RequestHead, body: bytes) -> bytes:
+        """The JSON of the answer; an `HttpRefusal` that it raises is one too."""
+        ...
 
 
 _FAILURE_LOOKS, _FAILURE_LOOK_S = 20, 0.05
@@ -85,6 +97,8 @@ class Front:
     """Method and path -> what is answered there without the model's server."""
     metrics: bytes = b""
     """Lines after those of the model's server at /metrics."""
+    own: OwnAnswers | None = None
+    """What is answered without the model's server, after inspection."""
     failure: str | None = None
     """Why the model's server answers no more."""
     _connections: list[_Connection] = field(default_factory=list)
@@ -271,6 +285,8 @@ class Front:
                     await self.inspect(head, body)
                 except DfqsError as error:
                     raise HttpRefusal(400, str(error)) from None
+            if self.own is not None and self.own.wants(head, body):
+                return await _write_own(await self.own.answer(head, body), writer, cors)
             return await self._relay(head, body, writer, cors)
 
     async def _relay(
@@ -296,6 +312,14 @@ class Front:
                 break
             await asyncio.sleep(_FAILURE_LOOK_S)
         return self.failure
+
+
+async def _write_own(body: bytes, writer: asyncio.StreamWriter, cors: list[tuple[str, str]]) -> bool:
+    headers = [("content-type", "application/json; charset=utf-8"), ("content-length", str(len(body)))]
+    writer.write(format_head("HTTP/1.1 200 OK", [*headers, *cors]) + body)
+    async with asyncio.timeout(WRITE_STALL_S):
+        await writer.drain()
+    return True
 
 
 def _cors(head: RequestHead) -> list[tuple[str, str]]:

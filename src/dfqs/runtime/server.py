@@ -17,6 +17,7 @@ from dfqs.runtime.engine import EngineFailed, EngineListening, ServerSettings, r
 from dfqs.runtime.engine_directory import engine_directory
 from dfqs.runtime.front import Front, FrontLimits
 from dfqs.runtime.inspection import ChatInspection
+from dfqs.runtime.likelihood_door import LikelihoodDoor
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.log_lines import server_errors
 from dfqs.runtime.page import own_pages
@@ -64,7 +65,9 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         stack.callback(inspection.close)
         inspection.probe()
         engine = stack.enter_context(engine_directory()) / "engine.sock"
-        front = Front(listener, engine, admission, inspection, limits_of(settings))
+        door = LikelihoodDoor(settings, worker.threads)
+        stack.callback(door.close)
+        front = Front(listener, engine, admission, inspection, limits_of(settings), own=door)
         stack.callback(front.stop)
         begun = False
 

@@ -100,6 +100,11 @@ class Worker:
         self.close()
 
     @property
+    def threads(self) -> int | None:
+        """That contexts made in it take; None: one a physical core."""
+        return self._threads
+
+    @property
     def pid(self) -> int:
         return self._running().pid
 
