@@ -118,10 +118,19 @@ def oracle() -> Answer:
 
 
 def looked_up(prompt: str) -> str:
-    """The code that a document gives for what its question asks."""
-    name = re.search(r"What is the code of the (.*)\? Reply", prompt)
-    found = re.search(rf"code of the {re.escape(name[1])} is (\d+)", prompt) if name else None
-    return f"The code is {found[1]}." if found else "Hello."
+    """What a document says about what its question asks."""
+    asked = prompt.rpartition("\n\n")[2]
+    sang = re.search(r"say that the (.*) sang\?", asked)
+    if sang:
+        return f"{prompt.count(f'The {sang[1]} sang.')} times."
+    name = re.search(r"What is the (code|key|value) of (.*)\? Reply", asked)
+    if not name:
+        return "Hello."
+    of = name[2]
+    while copied := re.search(rf"\n{re.escape(of)} has the same value as (\w+)\.", prompt):
+        of = copied[1]
+    found = re.search(rf"The {name[1]} of {re.escape(of)} is (\d+)", prompt)
+    return f"The {name[1]} is {found[1]}." if found else "Hello."
 
 
 def _events(reply: Reply, prompt: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,3 +106,69 @@ def test_small_random_changes_are_not_a_boundary() -> None:
     boundary, _ = search(lambda length: 20 if length == 1024 else 13)
 
     assert boundary.censored
+
+
+def simulated(scores: Any, rng: Any, chance: float, lengths: Any = (1024, 1536, 2048, 3072, 4096, 6144, 8192)) -> Any:
+    """A run on questions that come out right with `scores(length)`, above chance where that is not 0."""
+
+    def measure(length: int) -> LengthResult:
+        count = Count(int(rng.binomial(40, chance + (1 - chance) * scores(length))), 40)
+        if chance:
+            return LengthResult(length, Count(0, 40), likelihood=count, chance=chance)
+        return LengthResult(length, count)
+
+    return find_boundary(measure, lengths)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.14], ids=["written", "by likelihood"])
+@pytest.mark.parametrize("score", [0.15, 0.5, 0.9])
+def test_a_thousand_runs_without_degradation_give_hardly_a_false_alarm(score: float, chance: float) -> None:
+    rng = np.random.default_rng(13)
+
+    found = [simulated(lambda _length: score, rng, chance) for _ in range(1000)]
+
+    # A score from which no fall could be shown is 0 with that as the reason, and no alarm.
+    assert sum(bool(boundary.tokens) and not boundary.censored for boundary in found) <= 50
+
+
+@pytest.mark.parametrize(
+    ("after", "least"), [pytest.param(0.0, 0.95, id="gone"), pytest.param(0.1, 0.9, id="to a ninth")]
+)
+def test_a_fall_of_a_good_score_is_found_within_a_step_of_the_bisection(after: float, least: float) -> None:
+    rng = np.random.default_rng(13)
+
+    found = [simulated(lambda length: 0.9 if length < 2600 else after, rng, 0.0) for _ in range(300)]
+
+    near = [not boundary.censored and 2560 <= (boundary.tokens or 0) <= 3072 for boundary in found]
+    assert sum(near) >= least * len(near)
+
+
+def test_likelihoods_decide_where_written_answers_are_at_the_floor() -> None:
+    def measure(length: int) -> LengthResult:
+        likely = Count(36 if length < 3000 else 5, 40)
+        return LengthResult(length, Count(1, 40), likelihood=likely, chance=0.14)
+
+    boundary = find_boundary(measure, LENGTHS)
+
+    assert (boundary.scored_by, boundary.chance, boundary.tokens) == ("likelihood", 0.14, 3072)
+    assert "guessing scores 0.140" in boundary.reason
+
+
+def test_written_answers_decide_where_they_can_whatever_likelihoods_say() -> None:
+    def measure(length: int) -> LengthResult:
+        return LengthResult(length, Count(36 if length < 3000 else 0, 40), likelihood=Count(40, 40), chance=0.14)
+
+    boundary = find_boundary(measure, LENGTHS)
+
+    assert (boundary.scored_by, boundary.chance, boundary.tokens) == ("generated", 0.0, 3072)
+
+
+def test_a_failure_of_the_runtime_is_told_with_its_kind() -> None:
+    def measure(length: int) -> LengthResult:
+        if length < 3000:
+            return LengthResult(length, Count(36, 40))
+        return LengthResult(length, Count(0, 0), "logits are NaN", failure_kind="not-finite")
+
+    boundary = find_boundary(measure, LENGTHS)
+
+    assert (boundary.cause, boundary.failure_kind, boundary.tokens) == ("runtime", "not-finite", 3072)

@@ -6,6 +6,7 @@
 import json
 import random
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -74,10 +75,13 @@ def test_an_oracle_scores_one_on_every_set(tmp_path: Path) -> None:
 
     assert report.metrics.reasoning_score == 1.0
     assert report.metrics.code_score == 1.0
-    assert report.metrics.context_stability_curve == [1.0, 1.0, 1.0, 1.0]
-    assert report.metrics.failure_boundary_tokens == 8192
+    assert report.metrics.context_stability_curve == [1.0] * 8
+    assert report.metrics.failure_boundary_tokens == 65_536
     assert report.details.boundary.censored
-    assert (report.details.reasoning.n, report.details.code.n, report.details.context.n) == (64, 32, [40] * 4)
+    assert (report.details.reasoning.n, report.details.code.n, report.details.context.n) == (64, 32, [40] * 8)
+    assert [kind.right for kind in report.details.context.kinds] == [[10] * 8] * 4
+    assert {(cell.n, cell.right) for cell in report.details.context.grid} == {(8, 8)}
+    assert len(report.details.context.grid) == 8 * 5
 
 
 def test_an_endpoint_has_no_speed_and_the_report_says_why(tmp_path: Path) -> None:
@@ -107,11 +111,11 @@ def test_random_answers_score_chance(tmp_path: Path) -> None:
         choices = item.choices if item and item.choices else [str(draw.randrange(10_000))]
         return Reply(f"Answer: {draw.choice(list(choices))}")
 
-    report = run(guess, tmp_path, suite=STANDARD, stages=(REASONING, CONTEXT))
+    report = run(guess, tmp_path, suite=replace(STANDARD, context_lengths=(1024, 2048)), stages=(REASONING, CONTEXT))
 
     low, high = report.details.reasoning.interval_95
     assert low <= mean(item.chance for item in items) <= high
-    assert report.metrics.context_stability_curve == [0.0] * 4
+    assert report.metrics.context_stability_curve == [0.0] * 2
 
 
 def test_empty_answers_score_zero_and_are_counted_as_empty(tmp_path: Path) -> None:
@@ -247,12 +251,13 @@ def test_a_model_that_forgets_has_its_boundary_found_by_score(tmp_path: Path) ->
     def forgets(prompt: str) -> Reply:
         return right(prompt) if len(prompt) // 4 < 2600 else Reply("I do not remember.")
 
-    report = run(forgets, tmp_path, suite=STANDARD, stages=(CONTEXT, BOUNDARY))
+    lengths = (1024, 2048, 4096, 8192)
+    report = run(forgets, tmp_path, suite=replace(STANDARD, context_lengths=lengths), stages=(CONTEXT, BOUNDARY))
 
     assert report.metrics.context_stability_curve == [1.0, 1.0, 0.0, 0.0]
     assert (report.details.boundary.cause, report.details.boundary.censored) == ("score", False)
-    # bisection: an eighth of the doubling it lies in
-    assert 2048 < report.metrics.failure_boundary_tokens <= 4096
+    # It forgets at 2,600 and says so from the first step of the bisection on that is not shorter.
+    assert 2600 <= report.metrics.failure_boundary_tokens <= 2600 + (4096 - 2048) // 8
     assert len(report.details.boundary.lengths) == 7
 
 

@@ -11,11 +11,15 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dfqs.evaluate.answerer import LengthFailure
+from dfqs.errors import RuntimeFailure
+from dfqs.evaluate import jobs
+from dfqs.evaluate.answerer import Asking, LengthFailure, LengthFault
+from dfqs.evaluate.context import GrowingDocument, plan_questions
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.run import Request, evaluate
@@ -38,30 +42,81 @@ def model(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-def ask(target: Any, length: int, keep: Any = slice(None)) -> list[Completion]:
-    questions = target.plan_length(VOCABULARY, length, 3)[keep]
-    answers: dict[int, Completion] = {}
-    target.ask(VOCABULARY, length, questions, 16, lambda index, completion: answers.update({index: completion}))
+DOCUMENT = GrowingDocument(VOCABULARY, 0)
+
+
+def ask(
+    target: Any, length: int, keep: Any = slice(None), shorter: tuple[int, ...] = (), count: int = 4
+) -> list[tuple[Completion, Any]]:
+    """Answers with their likelihoods, to questions that are spread over kinds and depths."""
+    lines = target.size(DOCUMENT, length).lines
+    stops = tuple(target.size(DOCUMENT, each).lines for each in shorter)
+    questions = plan_questions([DOCUMENT], [lines], count)[keep]
+    answers: dict[int, Any] = {}
+    target.ask(
+        Asking(length, DOCUMENT, lines, stops, questions, 16), lambda index, *said: answers.update({index: said})
+    )
     return [answers[index] for index in range(len(questions))]
 
 
 def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model: Any) -> None:
     with LocalAnswerer(model, threads=1, max_context=2048) as target:
-        short, long = ask(target, 560), ask(target, 1100)
+        short, long = ask(target, 560), ask(target, 1100, shorter=(560,))
         again = ask(target, 560)
     with LocalAnswerer(model, threads=1, max_context=2048) as fresh:
-        resumed = ask(fresh, 1100, slice(2, None))
+        resumed = ask(fresh, 1100, slice(2, None), shorter=(560,))
 
     assert again == short
     assert resumed == long[2:]
-    assert len({answer.text for answer in long}) > 1
+    assert len({answer.text for answer, _ in long}) > 1
+
+
+def test_a_curve_reads_each_document_once_and_answers_as_a_run_that_reads_it_for_every_question(model: Any) -> None:
+    lengths = tuple(range(320, 1281, 137))
+    assert len(lengths) == 8
+    with LocalAnswerer(model, threads=1, max_context=2048) as target:
+        read, shared = 0, []
+        for place, length in enumerate(lengths):
+            shared.append(ask(target, length, shorter=lengths[:place]))
+            read += target.work.document
+        longest = target.size(DOCUMENT, lengths[-1]).tokens
+    with LocalAnswerer(model, threads=1, max_context=2048) as naive:
+        for place in (0, 3, 7):
+            for index in range(2):
+                naive.ask(Asking(64, GrowingDocument(VOCABULARY, 1), 1, (), (), 16), lambda *_: None)
+                alone = ask(naive, lengths[place], slice(index, index + 1), shorter=lengths[:place])
+                assert alone == [shared[place][index]]
+                assert naive.work.document == naive.size(DOCUMENT, lengths[place]).tokens
+
+    assert read == longest <= lengths[-1]
 
 
 def test_a_length_includes_its_question_and_answer(tiny_deepseek4: Path) -> None:
     with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
-        used = [answer.prompt_tokens + answer.generated_tokens for answer in ask(target, 400)]
+        used = [answer.prompt_tokens + answer.generated_tokens for answer, _ in ask(target, 400)]
 
     assert 400 - 120 < max(used) <= 400
+
+
+def test_a_context_that_there_is_no_memory_for_is_made_smaller_and_only_longer_lengths_fail(
+    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalAnswerer(smollm2_gguf, threads=1, max_context=2048) as target:
+        running = target._running
+
+        def small(job: Any, *arguments: Any) -> Any:
+            if job is jobs.open_context and arguments[1] > 1100:
+                raise RuntimeFailure("cannot make a context")
+            return running().call(job, *arguments)
+
+        worker = SimpleNamespace(call=small, reporting=lambda *rest, **named: running().reporting(*rest, **named))
+        monkeypatch.setattr(target, "_running", lambda: worker)
+        ask(target, 600, count=1)
+        with pytest.raises(LengthFailure) as failure:
+            ask(target, 1500, count=1)
+
+    assert target._context_tokens == 1024
+    assert failure.value.fault is LengthFault.ALLOCATE
 
 
 def test_answers_to_prompts_do_not_depend_on_their_order(tiny_deepseek4: Path) -> None:
@@ -80,7 +135,7 @@ def test_a_length_beyond_the_trained_context_is_refused_and_reported(smollm2_ggu
         assert target.info.context_tokens == trained
         assert f"{trained:,}" in target.info.notices[0]
         with pytest.raises(LengthFailure, match="trained for"):
-            target.plan_length(VOCABULARY, trained + 1, 4)
+            target.size(DOCUMENT, trained + 1)
 
 
 def test_a_prompt_longer_than_the_context_is_cut_off_and_not_right(smollm2_gguf: Path) -> None:

@@ -14,10 +14,9 @@ from test_evaluate_endpoint import run
 
 from dfqs.errors import EndpointError, EndpointFault
 from dfqs.evaluate import endpoint as endpoint_module
-from dfqs.evaluate.answerer import LengthFailure
+from dfqs.evaluate.answerer import Asking, LengthFailure, LengthFault
 from dfqs.evaluate.boundary import LengthResult, find_boundary
 from dfqs.evaluate.endpoint import EndpointAnswerer
-from dfqs.evaluate.prompts import ContextVocabulary
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.stages import BOUNDARY, CONTEXT, REASONING
 from dfqs.evaluate.statistics import Count
@@ -197,11 +196,11 @@ def test_a_runtime_that_is_killed_once_is_asked_again_before_the_length_has_fail
     left = [crashes]
 
     class Dies(EndpointAnswerer):
-        def ask(self, vocabulary: ContextVocabulary, length_tokens: int, *rest: Any, **named: Any) -> None:
-            if length_tokens == 1536 and left[0]:
+        def ask(self, asking: Asking, *rest: Any, **named: Any) -> None:
+            if asking.length_tokens == 1536 and left[0]:
                 left[0] -= 1
-                raise LengthFailure("the worker was killed (SIGKILL)", may_pass=True)
-            super().ask(vocabulary, length_tokens, *rest, **named)
+                raise LengthFailure("the worker was killed (SIGKILL)", LengthFault.DIED, may_pass=True)
+            super().ask(asking, *rest, **named)
 
     with serve(oracle()) as endpoint, Dies(endpoint.url, max_context=3072) as target:
         subject = Subject(kind="endpoint", name="fake", location="here")

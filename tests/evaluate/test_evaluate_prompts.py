@@ -20,8 +20,21 @@ from hypothesis import strategies as st
 
 from dfqs.errors import IntegrityError
 from dfqs.evaluate import prompts
-from dfqs.evaluate.context import document, fitting_notes, is_right, note, plan_questions
+from dfqs.evaluate.context import (
+    CODE_OPTIONS,
+    COUNT,
+    KEYS,
+    KINDS,
+    MOST_COUNTED,
+    SINGLE,
+    GrowingDocument,
+    Question,
+    fitting_lines,
+    is_right,
+    plan_questions,
+)
 from dfqs.evaluate.prompts import freeze, generate
+from evaluate_server import looked_up
 
 READERS: dict[str, Callable[..., Any]] = {
     "reasoning": prompts.read_reasoning_set,
@@ -31,7 +44,7 @@ READERS: dict[str, Callable[..., Any]] = {
 PUBLISHED = {
     "reasoning": "4909efc0d1254d946946dcc278bdfbaa0114f8f78d0648ea5136ffef42f3c6cb",
     "code": "79191d23e2416d4023b9cfeb95539d226d5081f858da5bbcfd16a4a3a3fefcb9",
-    "context": "0b2b2daabdd9bcc16af616f484dc300b69c21b65ac8125305f36696c4cf197c6",
+    "context": "f4409c57ca84ad58fb7eb1eebd3e7ee35d439e8c9f0ac59efe42eb2815e695de",
 }
 
 
@@ -132,54 +145,87 @@ def test_code_tests_are_python_that_only_asserts() -> None:
 
 
 VOCABULARY = prompts.read_context_set().items[0]
+DOCUMENTS = [GrowingDocument(VOCABULARY, number) for number in range(2)]
 
 
-@settings(deadline=None)
-@given(st.integers(0, 60_000), st.integers(1, 100))
-def test_no_two_notes_of_a_document_share_a_name(index: int, distance: Any) -> None:
-    assert note(VOCABULARY, index).question != note(VOCABULARY, index + distance).question
+def test_no_two_questions_of_a_document_ask_for_the_same_thing() -> None:
+    asked = [DOCUMENTS[0].question(kind, block, 3000).text for kind in KINDS for block in range(3000)]
+
+    assert len(set(asked)) == len(asked)
 
 
-def test_the_document_made_of_the_frozen_words_is_frozen_too() -> None:
-    digest = hashlib.sha256(document(VOCABULARY, 1000).encode()).hexdigest()
+def test_the_documents_made_of_the_frozen_words_are_frozen_too() -> None:
+    digests = [hashlib.sha256(document.text(700).encode()).hexdigest()[:16] for document in DOCUMENTS]
 
-    assert digest == "b7ac1786fa2479fdc5e4f56661210ad678a88bb5c6b8cedd630449c26996b3a6"
+    assert digests == ["391a785f49008b4d", "4fef2930696aa03e"]
 
 
-def test_a_shorter_document_is_the_beginning_of_a_longer_one() -> None:
-    assert document(VOCABULARY, 200).startswith(document(VOCABULARY, 50))
+def test_a_shorter_document_is_the_beginning_of_a_longer_one_and_documents_differ() -> None:
+    assert DOCUMENTS[0].text(200).startswith(GrowingDocument(VOCABULARY, 0).text(50))
+    assert DOCUMENTS[0].text(50) != DOCUMENTS[1].text(50)
+
+
+@pytest.mark.parametrize("lines", [7, 40, 700])
+def test_every_answer_can_be_read_in_the_document_and_no_near_miss_is_right(lines: int) -> None:
+    texts = [document.text(lines) for document in DOCUMENTS]
+    for question in plan_questions(DOCUMENTS, [lines, lines], 40):
+        said = looked_up(f"{texts[question.document]}\n\n{question.text}")
+        assert is_right(said, question), (question, said)
+        assert question.answer not in question.near_misses
+        assert len(set(question.near_misses)) == (MOST_COUNTED if question.kind == COUNT else CODE_OPTIONS) - 1
+        assert not any(is_right(wrong, question) for wrong in question.near_misses)
+
+
+def test_a_key_has_two_near_misses_that_differ_in_one_word() -> None:
+    question = DOCUMENTS[0].question(KEYS, 9, 20)
+    name = re.search("key of the (.*) from (.*)\\?", question.text)
+    assert name is not None
+    text = DOCUMENTS[0].text(140)
+    (quality, animal), place = name[1].split(), name[2]
+    others = re.findall(rf"key of the {quality} {animal} from (\\w+) is (\\d+)", text)
+    others += re.findall(rf"key of the (\\w+) {animal} from {place} is (\\d+)", text)
+
+    assert sum(word not in (quality, place) for word, _ in others) == 2
+    assert {code for word, code in others if word not in (quality, place)} == set(question.near_misses[:2])
 
 
 @settings(deadline=None)
 @given(st.integers(0, 5000))
-def test_a_document_fits_its_budget_and_one_more_note_would_not(budget: Any) -> None:
-    notes = fitting_notes(VOCABULARY, lambda text: len(text.split()), budget)
+def test_a_document_fits_its_budget_and_one_more_line_would_not(budget: Any) -> None:
+    lines = fitting_lines(DOCUMENTS[0], lambda _index, text: len(text.split()), budget)
 
-    used = sum(len(note(VOCABULARY, index).text.split()) for index in range(notes + 1))
-    assert used - len(note(VOCABULARY, notes).text.split()) <= budget < used
+    used = sum(len(DOCUMENTS[0].line(index).split()) for index in range(lines + 1))
+    assert used - len(DOCUMENTS[0].line(lines).split()) <= budget < used
 
 
-def test_questions_cover_depths_from_0_to_100_percent_and_ask_for_different_facts() -> None:
-    questions = plan_questions(VOCABULARY, 55, 40)
+def test_forty_questions_are_five_depths_of_four_kinds_about_two_documents() -> None:
+    questions = plan_questions(DOCUMENTS, [40, 41], 40)
 
-    depths = [question.depth for question in questions]
-    assert (depths[0], depths[-1], len(depths)) == (0.0, 1.0, 40)
-    assert depths == sorted(depths)
-    assert len({question.note.index for question in questions}) == 40
+    assert {(q.document, q.kind, q.depth) for q in questions} == {
+        (document, kind, depth) for document in (0, 1) for kind in KINDS for depth in (0.0, 0.25, 0.5, 0.75, 1.0)
+    }
+    assert len(questions) == len({(q.document, q.kind, q.place) for q in questions}) == 40
+    assert len(plan_questions(DOCUMENTS, [700, 700], 80)) == 80
+    assert len({q.kind for q in plan_questions(DOCUMENTS, [700, 700], 8)}) == 4
 
 
 def test_a_document_with_fewer_facts_than_questions_gets_fewer_questions() -> None:
-    assert len(plan_questions(VOCABULARY, 7, 40)) == 7
-    assert plan_questions(VOCABULARY, 0, 40) == ()
-    assert [question.depth for question in plan_questions(VOCABULARY, 1, 40)] == [0.0]
+    assert len(plan_questions(DOCUMENTS, [1, 0], 40)) == 1
+    assert plan_questions(DOCUMENTS, [0, 0], 40) == ()
 
 
-def test_an_answer_that_lists_several_codes_is_wrong() -> None:
-    assert is_right("The code is 4821.", "4821")
-    assert is_right("4821, yes 4821", "4821")
-    assert not is_right("4821 or 4822", "4821")
-    assert not is_right("14821", "4821")
-    assert not is_right("", "4821")
+def test_an_answer_that_lists_several_values_is_wrong() -> None:
+    code, count = (Question(0, kind, 0, 0.0, "", answer, ()) for kind, answer in ((SINGLE, "4821"), (COUNT, "3")))
+
+    assert is_right("The code is 4821.", code)
+    assert is_right("4821, yes 4821", code)
+    assert not is_right("4821 or 4822", code)
+    assert not is_right("14821", code)
+    assert not is_right("", code)
+    assert is_right("It sang three times: 3.", count)
+    assert not is_right("3 or 4", count)
+    assert not is_right("3.5", count)
+    assert not is_right("13", count)
 
 
 def _orders(item: Any) -> Any:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfqs.evaluate.answerer import Asking
+from dfqs.evaluate.context import GrowingDocument, plan_questions
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.prompts import read_context_set
-from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.scores import Completion, LikelihoodScore
 from dfqs.gguf import read_header
 from dfqs.quantize.calibration import read_corpus
 from dfqs.quantize.imatrix import ImatrixJob, measure_imatrix
@@ -127,16 +129,26 @@ def test_losses_of_a_streamed_model_are_those_in_memory_and_say_how_they_came_ab
 
 
 def test_a_document_with_questions_on_branches_is_answered_the_same_when_streamed(model: Path) -> None:
-    vocabulary = read_context_set().items[0]
+    document = GrowingDocument(read_context_set().items[0], 0)
     answers: list[dict[int, Completion]] = []
+    likely: list[list[LikelihoodScore | None]] = []
     for order in (IN_MEMORY, streamed(model)):
         with LocalAnswerer(model, threads=2, max_context=1024, order=order) as target:
             assert target.info.numerics is not None
             assert target.info.numerics.repack is False
-            questions = target.plan_length(vocabulary, 800, 3)
+            size = target.size(document, 800)
+            questions = plan_questions([document], [size.lines], 3)
             found: dict[int, Completion] = {-1: target.complete("Name three colours.", 8)}
-            target.ask(vocabulary, 800, questions, 6, found.__setitem__)
+            scores: list[LikelihoodScore | None] = []
+
+            def take(index: int, answer: Completion, score: LikelihoodScore | None) -> None:
+                found[index] = answer  # noqa: B023
+                scores.append(score)  # noqa: B023
+
+            target.ask(Asking(800, document, size.lines, (), questions, 6), take)
+            likely.append(scores)
             answers.append(found)
 
     assert answers[0] == answers[1]
+    assert likely[0] == likely[1]
     assert len(answers[0]) == 4

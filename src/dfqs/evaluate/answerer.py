@@ -1,27 +1,76 @@
 """What is evaluated, seen from the stages: something that answers prompts, and questions about a growing document."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from dfqs.errors import RuntimeFailure
 from dfqs.evaluate.conditions import Numerics
-from dfqs.evaluate.context import Question
-from dfqs.evaluate.prompts import ContextVocabulary
-from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.context import GrowingDocument, Question
+from dfqs.evaluate.scores import Completion, LikelihoodScore
 from dfqs.progress import Progress, no_progress
 
 
 class LengthFailure(RuntimeFailure):
-    """The runtime cannot work at this context length: no memory, a truncated prompt, numbers that are not finite.
+    """The runtime cannot work at this context length.
 
     Args:
+        fault: what it is, for the report.
         may_pass: a second attempt can end otherwise (a process that was killed); False: the runtime said so itself.
     """
 
-    def __init__(self, message: str, may_pass: bool = False) -> None:
+    def __init__(self, message: str, fault: "LengthFault", may_pass: bool = False) -> None:
+        self.fault = fault
         self.may_pass = may_pass
         super().__init__(message)
+
+
+class LengthFault(StrEnum):
+    """How a runtime fails at a length."""
+
+    ALLOCATE = "allocate"
+    """There is no memory for its context."""
+    TRUNCATED = "truncated"
+    """The prompt was cut."""
+    NOT_FINITE = "not-finite"
+    """Its logits are NaN or infinite."""
+    REFUSED = "refused"
+    """It says that the length is too much for it, or that it failed."""
+    DIED = "died"
+    UNANSWERED = "unanswered"
+    """No question of the length is answered, while shorter ones are."""
+    TRAINED = "trained"
+    """Longer than the model was trained for, or than an endpoint was said to have: not tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSize:
+    """How much of a document a length has room for."""
+
+    lines: int
+    tokens: int | None
+    """With the template's beginning; None where only the other side counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How questions about a document are asked."""
+
+    length_tokens: int
+    document: GrowingDocument
+    lines: int
+    stops: tuple[int, ...]
+    """Lines of the document at the shorter lengths of the curve; it is read in pieces that end there."""
+    questions: tuple[Question, ...]
+    max_tokens: int
+    """Of a written answer."""
+    written: bool = True
+    """Whether answers are written; where not, they are chosen by likelihood, if that can be measured."""
+
+
+Answered = Callable[[int, Completion, LikelihoodScore | None], None]
+"""Called with the index of a question, its answer, and how likely it was beside near misses where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +84,8 @@ class AnswererInfo:
     runtime: str | None
     context_tokens: int | None
     """Longest context it can be asked at; None: not known."""
+    tells_likelihoods: bool = False
+    """Of given answers, beside those that it writes."""
     notices: tuple[str, ...] = ()
     """For the report: no chat template, a shorter context than asked."""
 
@@ -53,27 +104,18 @@ class Answerer(Protocol):
         """
         ...
 
-    def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
-        """The questions to ask at a length; the document, question and answer take at most `length_tokens`.
+    def size(self, document: GrowingDocument, length_tokens: int) -> DocumentSize:
+        """How much of a document leaves room for a question and its answer in `length_tokens`.
 
         Raises:
             LengthFailure: the runtime refuses the length.
         """
         ...
 
-    def ask(
-        self,
-        vocabulary: ContextVocabulary,
-        length_tokens: int,
-        questions: Sequence[Question],
-        max_tokens: int,
-        on_answer: Callable[[int, Completion], None],
-        progress: Progress = no_progress,
-    ) -> None:
-        """Ask `questions` (those of `plan_length` that are still open), each on its own branch of the document.
+    def ask(self, asking: Asking, on_answer: Answered, progress: Progress = no_progress) -> None:
+        """Ask questions, each on its own branch of the document.
 
         Args:
-            on_answer: called with the index in `questions` and the answer, as they come.
             progress: called with the tokens of the document that are read, where the answerer tells.
 
         Raises:

@@ -21,6 +21,12 @@ class LengthResult:
     """False: no question got an answer, and nothing shows that it is for the length: that decides nothing."""
     unanswered: int = 0
     """Of the count's total: got no answer, and count as wrong. An outage must not pass for a fall."""
+    failure_kind: str | None = None
+    """A `LengthFault`."""
+    likelihood: Count | None = None
+    """The same questions, right where the answer is likelier than every near miss."""
+    chance: float = 0.0
+    """Score of guessing in that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,12 @@ class Boundary:
     """Everything measured, shortest first."""
     confidence: float
     """Of each look, corrected for their number."""
+    scored_by: str = "generated"
+    """What was counted: answers that were written, or `likelihood`."""
+    chance: float = 0.0
+    """Score of guessing at the shortest length; 0 for written answers."""
+    failure_kind: str | None = None
+    """Of the runtime, at the boundary."""
 
 
 def find_boundary(measure: Callable[[int], LengthResult], lengths: Sequence[int]) -> Boundary:
@@ -45,6 +57,10 @@ def find_boundary(measure: Callable[[int], LengthResult], lengths: Sequence[int]
 
     A length fails when its score is below half of the shortest length's (`below_half`) and the next longer length
     measured fails too, or when the runtime fails at it. Growth stops at the first failure that is confirmed.
+
+    Written answers decide. Where their score at the shortest length is so low that no fall could be shown, or none were
+    written, likelihoods do, if there are any: of a model that answers no question it can still be told from where on it
+    finds the answer no likelier than its near misses.
 
     Args:
         measure: called with a length in tokens; at least `MINIMUM_QUESTIONS` questions make a decision.
@@ -64,16 +80,20 @@ def _find_boundary(search: "_Search", lengths: Sequence[int]) -> Boundary:
     """
     shortest = search.at(lengths[0])
     if shortest.failure is not None:
-        return search.found(0, "runtime", f"the runtime fails at the shortest length already: {shortest.failure}")
-    if shortest.count.total < MINIMUM_QUESTIONS:
-        reason = f"questions a length: {shortest.count.total}; at least {MINIMUM_QUESTIONS} are needed to decide"
+        return search.found(
+            0, "runtime", f"the runtime fails at the shortest length already: {shortest.failure}", shortest.failure_kind
+        )
+    search.choose_score(shortest)
+    count = search.count(shortest)
+    if count.total < MINIMUM_QUESTIONS:
+        reason = f"questions a length: {count.total}; at least {MINIMUM_QUESTIONS} are needed to decide"
         return search.undecided(reason)
-    if shortest.unanswered and not can_show_a_fall(shortest.count, MINIMUM_QUESTIONS, search.confidence):
-        raise _UndecidedError(_too_few(shortest))
-    if not can_show_a_fall(shortest.count, MINIMUM_QUESTIONS, search.confidence):
+    if not can_show_a_fall(count, MINIMUM_QUESTIONS, search.confidence, search.chance):
+        if shortest.unanswered:
+            raise _UndecidedError(_too_few(shortest))
         reason = (
-            f"{shortest.count.right} of {shortest.count.total} right at the shortest length: the model cannot do the "
-            "task there, and from such a score no fall to half could be shown"
+            f"{count.right} of {count.total} right at the shortest length: the model cannot do the "
+            f"task there, and from such a score no fall to half could be shown{search.guessing}"
         )
         return search.found(0, "score", reason)
     low = lengths[0]
@@ -101,6 +121,25 @@ class _Search:
         self._measure = measure
         self.confidence = confidence
         self.results: dict[int, LengthResult] = {}
+        self.scored_by = "generated"
+        self.chance = 0.0
+
+    def choose_score(self, shortest: LengthResult) -> None:
+        """What is counted from here on: likelihoods where written answers could show nothing."""
+        if shortest.likelihood is None or can_show_a_fall(shortest.count, MINIMUM_QUESTIONS, self.confidence):
+            return
+        self.scored_by, self.chance = "likelihood", shortest.chance
+
+    def count(self, result: LengthResult) -> Count:
+        """What decides of a length."""
+        if self.scored_by == "likelihood" and result.likelihood is not None:
+            return result.likelihood
+        return result.count
+
+    @property
+    def guessing(self) -> str:
+        """For a reason's end."""
+        return f" (by likelihood; guessing scores {self.chance:.3f})" if self.scored_by == "likelihood" else ""
 
     def at(self, length: int) -> LengthResult:
         if length not in self.results:
@@ -116,9 +155,10 @@ class _Search:
         shortest = self.results[min(self.results)]
         if result.failure is not None:
             return True
-        fails = below_half(shortest.count, result.count, self.confidence)
-        at_best = Count(result.count.right + result.unanswered, result.count.total)
-        if fails and not below_half(shortest.count, at_best, self.confidence):
+        first, count = self.count(shortest), self.count(result)
+        fails = below_half(first, count, self.confidence, self.chance)
+        at_best = Count(min(count.right + result.unanswered, count.total), count.total)
+        if fails and not below_half(first, at_best, self.confidence, self.chance):
             raise _UndecidedError(_too_few(result))
         return fails
 
@@ -132,11 +172,11 @@ class _Search:
                 high = middle
             else:
                 low = middle
-        failure = self.at(high).failure
-        if failure is not None:
-            return self.found(high, "runtime", failure)
-        count, first = self.at(high).count, self.results[min(self.results)].count
-        reason = f"{count.right} of {count.total} right, below half of {first.right} of {first.total}"
+        result = self.at(high)
+        if result.failure is not None:
+            return self.found(high, "runtime", result.failure, result.failure_kind)
+        count, first = self.count(result), self.count(self.results[min(self.results)])
+        reason = f"{count.right} of {count.total} right, below half of {first.right} of {first.total}{self.guessing}"
         return self.found(high, "score", reason)
 
     def confirm_last(self, low: int, last: int) -> Boundary:
@@ -146,17 +186,22 @@ class _Search:
             return self.refine(low, middle)
         return self.censored(last, "only the longest length tested fails, and one length alone does not decide")
 
-    def found(self, tokens: int, cause: str, reason: str) -> Boundary:
-        return Boundary(tokens, False, cause, reason, self._sorted(), self.confidence)
+    def found(self, tokens: int, cause: str, reason: str, failure_kind: str | None = None) -> Boundary:
+        return self._boundary(tokens, False, cause, reason, failure_kind)
 
     def censored(self, tokens: int, reason: str) -> Boundary:
-        return Boundary(tokens, True, "none", reason, self._sorted(), self.confidence)
+        return self._boundary(tokens, True, "none", reason + self.guessing)
 
     def undecided(self, reason: str) -> Boundary:
-        return Boundary(None, False, "undecided", reason, self._sorted(), self.confidence)
+        return self._boundary(None, False, "undecided", reason)
 
-    def _sorted(self) -> tuple[LengthResult, ...]:
-        return tuple(self.results[length] for length in sorted(self.results))
+    def _boundary(
+        self, tokens: int | None, censored: bool, cause: str, reason: str, failure_kind: str | None = None
+    ) -> Boundary:
+        lengths = tuple(self.results[length] for length in sorted(self.results))
+        return Boundary(
+            tokens, censored, cause, reason, lengths, self.confidence, self.scored_by, self.chance, failure_kind
+        )
 
 
 def _too_few(result: LengthResult) -> str:

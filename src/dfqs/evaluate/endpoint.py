@@ -1,14 +1,12 @@
 """An OpenAI-compatible server as something to evaluate. Nothing that it answers is believed without a look."""
 
 import time
-from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from dfqs.errors import EndpointError, EndpointFault, UsageError, printable
-from dfqs.evaluate.answerer import AnswererInfo, LengthFailure
-from dfqs.evaluate.context import Question, document, fitting_notes, note, plan_questions
-from dfqs.evaluate.prompts import ContextVocabulary
+from dfqs.evaluate.answerer import Answered, AnswererInfo, Asking, DocumentSize, LengthFailure, LengthFault
+from dfqs.evaluate.context import GrowingDocument, fitting_lines
 from dfqs.evaluate.scores import Completion
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.client import Client
@@ -35,7 +33,7 @@ ASKED_AGAIN = frozenset(
 """What can be otherwise a second later. What took all of its time or bytes is left to the next run."""
 FRAME_TOKENS = 64
 """Assumed for a template that cannot be seen."""
-_SAMPLE_NOTES = 64
+_SAMPLE_LINES = 64
 
 
 class EndpointAnswerer:
@@ -52,7 +50,7 @@ class EndpointAnswerer:
         self._max_context = max_context
         self._patient = True
         """Whether waiting may help: not right after a question that was asked in vain to the last time."""
-        self._tokens_per_note: float | None = None
+        self._tokens_per_line: float | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -160,53 +158,42 @@ class EndpointAnswerer:
             generated_tokens=answer.completion_tokens,
         )
 
-    def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
+    def size(self, document: GrowingDocument, length_tokens: int) -> DocumentSize:
         """As near to the length as the server's own token counts allow."""
         if length_tokens > self._max_context:
-            raise LengthFailure(f"{length_tokens:,} tokens are more than the context that was given for this endpoint")
-        return plan_questions(vocabulary, self._notes(vocabulary, length_tokens), questions)
+            message = f"{length_tokens:,} tokens are more than the context that was given for this endpoint"
+            raise LengthFailure(message, LengthFault.TRAINED)
+        budget = length_tokens - FRAME_TOKENS - 2 * 32
+        per_line = self._measure_tokens_per_line(document)
+        return DocumentSize(fitting_lines(document, lambda _index, _text: 1, int(budget / per_line)), None)
 
-    def ask(
-        self,
-        vocabulary: ContextVocabulary,
-        length_tokens: int,
-        questions: Sequence[Question],
-        max_tokens: int,
-        on_answer: Callable[[int, Completion], None],
-        progress: Progress = no_progress,
-    ) -> None:
+    def ask(self, asking: Asking, on_answer: Answered, progress: Progress = no_progress) -> None:
         """The whole document with every question; a server that caches prefixes computes it once.
 
         Raises:
             LengthFailure: the server refuses the length, or cuts the document.
         """
-        notes = self._notes(vocabulary, length_tokens)
-        text = document(vocabulary, notes)
-        for index, question in enumerate(questions):
+        text = asking.document.text(asking.lines)
+        for index, question in enumerate(asking.questions):
             try:
-                answer = self._answer(f"{text}\n\n{question.note.question}", max_tokens, no_progress)
+                answer = self._answer(f"{text}\n\n{question.text}", asking.max_tokens, no_progress)
             except EndpointError as error:
                 if error.fault is EndpointFault.CONTEXT_EXCEEDED:
-                    raise LengthFailure(str(error)) from None
+                    raise LengthFailure(str(error), LengthFault.REFUSED) from None
                 if error.fault is EndpointFault.UNREACHABLE:
                     raise
                 answer = Completion(text=str(error), finish_reason="error")
-            # Each note has more than five tokens in any tokenizer: fewer in all means that the prompt was cut.
-            if answer.prompt_tokens is not None and answer.prompt_tokens < 5 * notes:
-                raise LengthFailure(f"the server cut the prompt to {answer.prompt_tokens:,} tokens", may_pass=True)
-            on_answer(index, answer)
+            # Each line has more than five tokens in any tokenizer: fewer in all means that the prompt was cut.
+            if answer.prompt_tokens is not None and answer.prompt_tokens < 5 * asking.lines:
+                message = f"the server cut the prompt to {answer.prompt_tokens:,} tokens"
+                raise LengthFailure(message, LengthFault.TRUNCATED, may_pass=True)
+            on_answer(index, answer, None)
 
-    def _notes(self, vocabulary: ContextVocabulary, length_tokens: int) -> int:
-        budget = length_tokens - FRAME_TOKENS - 2 * 32
-        per_note = self._measure_tokens_per_note(vocabulary)
-        return fitting_notes(vocabulary, lambda _text: 1, int(budget / per_note))
-
-    def _measure_tokens_per_note(self, vocabulary: ContextVocabulary) -> float:
-        """From /tokenize where there is one; else from what the server says the notes took; else by characters."""
-        if self._tokens_per_note is None:
-            texts = "".join(note(vocabulary, index).text for index in range(_SAMPLE_NOTES))
-            self._tokens_per_note = self._count(texts) / _SAMPLE_NOTES
-        return self._tokens_per_note
+    def _measure_tokens_per_line(self, document: GrowingDocument) -> float:
+        """From /tokenize where there is one; else from what the server says the lines took; else by characters."""
+        if self._tokens_per_line is None:
+            self._tokens_per_line = self._count("".join(map(document.line, range(_SAMPLE_LINES)))) / _SAMPLE_LINES
+        return self._tokens_per_line
 
     def _count(self, text: str) -> int:
         try:

@@ -1,7 +1,8 @@
 """What an evaluation asks of a worker. Every function here runs in the worker process.
 
-Greedy decoding with one fixed set of numerics, and every prompt from an empty cache in the same batches: an answer
-depends on the prompt alone, not on what was asked before it, so that a resumed evaluation equals an uninterrupted one.
+Greedy decoding with one fixed set of numerics, and every prompt in the same batches, what all prompts begin with in one
+of its own: an answer depends on the prompt alone, not on what was asked before it, so that a resumed evaluation equals
+an uninterrupted one.
 """
 
 import hashlib
@@ -12,16 +13,18 @@ from typing import Any
 
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
+from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, DocumentJob, TokenWork, document_reader
 from dfqs.runtime.context import Context, Logits, Model
 from dfqs.runtime.loading import LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.requests import ContextSettings
+from dfqs.runtime.scoring import MINIMUM_WIDTH
 from dfqs.runtime.template import observe_thinking
 from dfqs.runtime.worker_context import WorkerContext
 
 PLACEHOLDER = "DFQS-PLACE-OF-THE-TEXT"
-_DOCUMENT, _LENGTH, _QUESTION = 0, 1, 2
-"""Sequences: whole batches of the document, the rest of it at one length, one question."""
-DOCUMENT_SEQUENCES = 3
+_HEAD, _PROMPT = 0, 1
+"""Sequences: what all prompts begin with, one prompt."""
+PROMPT_SEQUENCES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,6 @@ class Generated:
     prompt_tokens: int
     generated_tokens: int
     failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReadSoFar:
-    """How much of a document is in the cache."""
-
-    tokens: int
-    of_tokens: int
 
 
 def open_model(worker: WorkerContext, path: Path, order: LoadOrder) -> OpenedModel:
@@ -79,16 +74,35 @@ def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Nume
     model: Model = worker.state["model"]
     head, tail = _frame(model)
     tokens = model.tokenize_chat(head + prompt + tail) if tail else model.tokenize(prompt + "\n")
-    context = _context(worker, numerics, context_tokens, sequences=1)
-    context.clear()
+    context = _context(worker, numerics, context_tokens, PROMPT_SEQUENCES)
     if len(tokens) >= context.n_ctx_sequence:
         return Generated("", "context", len(tokens), 0, f"the prompt alone has {len(tokens):,} tokens")
+    shared = _read_head(worker, context, model.tokenize_chat(head) if tail else [], tokens)
     try:
-        logits = context.decode(tokens)
+        logits = context.decode(tokens[shared:], shared, _PROMPT)
         assert logits is not None
-        return _generate(model, context, logits, len(tokens), 0, max_tokens, worker.emit)
+        return _generate(model, context, logits, len(tokens), _PROMPT, max_tokens, worker.emit)
     except NonFiniteLogits as error:
         return Generated("", "error", len(tokens), 0, str(error))
+
+
+def _read_head(worker: WorkerContext, context: Context, head: list[int], tokens: list[int]) -> int:
+    """Put what every prompt begins with into the prompt's sequence; returns how many tokens it has.
+
+    It is computed once, by itself: a prompt's computation is the same whatever was asked before it. None where it is
+    too short to be worth a batch, or where the prompt's first word changes its tokens.
+    """
+    if len(head) < MINIMUM_WIDTH or tokens[: len(head)] != head or len(tokens) < len(head) + MINIMUM_WIDTH:
+        context.clear()
+        worker.state["head_of"] = None
+        return 0
+    if worker.state.get("head_of") != (context, head):
+        context.clear()
+        context.decode(head, 0, _HEAD, logits="none")
+        worker.state["head_of"] = (context, head)
+    context.remove_sequence(_PROMPT)
+    context.copy_sequence(_HEAD, _PROMPT)
+    return len(head)
 
 
 def count_tokens(worker: WorkerContext, texts: Sequence[str]) -> list[int]:
@@ -97,67 +111,36 @@ def count_tokens(worker: WorkerContext, texts: Sequence[str]) -> list[int]:
     return [len(model.tokenize(text, add_special=False, parse_special=False)) for text in texts]
 
 
-def frame_tokens(worker: WorkerContext) -> int:
-    """Tokens that the chat template puts around a message."""
+def frame_tokens(worker: WorkerContext) -> tuple[int, int]:
+    """Tokens that the chat template puts before a message, and around it."""
     model: Model = worker.state["model"]
     head, tail = _frame(model)
-    return len(model.tokenize_chat(head)) + len(model.tokenize(tail, add_special=False)) if tail else 4
+    before = len(model.tokenize_chat(head) if tail else model.tokenize(""))
+    return before, before + (len(model.tokenize(tail, add_special=False)) if tail else 4)
 
 
-def ask_document(
-    worker: WorkerContext,
-    notes: Sequence[str],
-    questions: Sequence[str],
-    max_tokens: int,
-    numerics: Numerics,
-    context_tokens: int,
-) -> None:
-    """Ask each question after the document of `notes`. Emits `ReadSoFar`, then `(index, Generated)`.
+def open_context(worker: WorkerContext, numerics: Numerics, context_tokens: int) -> None:
+    """Make the context that documents are read in.
 
-    The document is computed once in whole batches and kept: a longer one later only adds to it. Its rest is computed
-    once a length, each question on a branch that is then forgotten, so that batches depend on the length alone.
+    Raises:
+        RuntimeFailure: there is no memory for it.
+    """
+    _context(worker, numerics, context_tokens, DOCUMENT_SEQUENCES)
+
+
+def ask_document(worker: WorkerContext, job: DocumentJob, numerics: Numerics, context_tokens: int) -> TokenWork:
+    """Ask about a document; emits what `DocumentReader.ask` emits, written answers as `Generated`.
 
     Raises:
         RuntimeFailure: the context cannot be made, or its numbers are not finite.
     """
     model: Model = worker.state["model"]
     context = _context(worker, numerics, context_tokens, DOCUMENT_SEQUENCES)
-    head, tail = _frame(model)
-    document = model.tokenize_chat(head) if tail else model.tokenize("")
-    for note in notes:
-        document += model.tokenize(note, add_special=False, parse_special=False)
-    whole = len(document) // context.n_batch * context.n_batch
-    _grow(worker, context, document[:whole])
-    for sequence in (_LENGTH, _QUESTION):
-        context.remove_sequence(sequence)
-    if whole:
-        context.copy_sequence(_DOCUMENT, _LENGTH)
-    if whole < len(document):
-        context.decode(document[whole:], whole, _LENGTH, logits="none")
-    for index, question in enumerate(questions):
-        context.copy_sequence(_LENGTH, _QUESTION)
-        asked = model.tokenize(f"\n\n{question}", add_special=False, parse_special=False)
-        asked += model.tokenize(tail or "\n", add_special=False)
-        logits = context.decode(asked, len(document), _QUESTION)
-        assert logits is not None
-        position = len(document) + len(asked)
-        worker.emit((index, _generate(model, context, logits, position, _QUESTION, max_tokens)))
-        context.remove_sequence(_QUESTION)
-    context.remove_sequence(_LENGTH)
 
+    def write(logits: Any, position: int, sequence: int, max_tokens: int) -> Generated:
+        return _generate(model, context, logits, position, sequence, max_tokens)
 
-def _grow(worker: WorkerContext, context: Context, document: list[int]) -> None:
-    """Bring the document's sequence to exactly these whole batches."""
-    done: int = worker.state.get("document_tokens", 0)
-    if done > len(document) or worker.state.get("document_context") is not context:
-        context.clear()
-        done = 0
-    # Should this be interrupted, the cache holds something else than what is written down here.
-    worker.state["document_tokens"], worker.state["document_context"] = 0, None
-    for start in range(done, len(document), context.n_batch):
-        worker.emit(ReadSoFar(start, len(document)))
-        context.decode(document[start : start + context.n_batch], start, _DOCUMENT, logits="none")
-    worker.state["document_tokens"], worker.state["document_context"] = len(document), context
+    return document_reader(worker, model, context, _frame(model)).ask(job, write, worker.emit)
 
 
 def _generate(

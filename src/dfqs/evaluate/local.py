@@ -1,18 +1,17 @@
 """A GGUF file in a worker process, as something to evaluate."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
+from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError, WorkerCrash
 from dfqs.evaluate import jobs
-from dfqs.evaluate.answerer import AnswererInfo, LengthFailure
+from dfqs.evaluate.answerer import Answered, AnswererInfo, Asking, DocumentSize, LengthFailure, LengthFault
 from dfqs.evaluate.conditions import Numerics
-from dfqs.evaluate.context import Question, fitting_notes, note, plan_questions
-from dfqs.evaluate.jobs import Generated, OpenedModel, ReadSoFar
-from dfqs.evaluate.prompts import ContextVocabulary
-from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.context import GrowingDocument, Question, fitting_lines
+from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, AnswerScores, AskedQuestion, DocumentJob, ReadSoFar, TokenWork
+from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, OpenedModel
+from dfqs.evaluate.scores import CHOSEN, Completion, LikelihoodScore
 from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
@@ -26,15 +25,15 @@ ANSWER_CONTEXT_TOKENS = 2048
 """Of the context that reasoning and code are answered in: the longest prompt and the longest answer fit."""
 QUESTION_TOKENS = 64
 """Room that a length keeps for its question and answer beside the template's own tokens."""
-_BATCH_NOTES = 256
+_BATCH_LINES = 256
 
 
 def answer_contexts(model: ModelFiles, max_context: int) -> tuple[ContextSettings, ContextSettings]:
     """The contexts that questions are answered in, one at a time: of single prompts, and of the longest document."""
     trained = model.spec.context_tokens or max_context
     return (
-        jobs.context_settings(Numerics(), min(ANSWER_CONTEXT_TOKENS, trained), 1),
-        jobs.context_settings(Numerics(), min(max_context, trained), jobs.DOCUMENT_SEQUENCES),
+        jobs.context_settings(Numerics(), min(ANSWER_CONTEXT_TOKENS, trained), PROMPT_SEQUENCES),
+        jobs.context_settings(Numerics(), min(max_context, trained), DOCUMENT_SEQUENCES),
     )
 
 
@@ -62,8 +61,13 @@ class LocalAnswerer:
         self._progress = progress
         self._worker: Worker | None = None
         self._opened: OpenedModel | None = None
-        self._frame_tokens = 0
-        self._note_tokens: list[int] = []
+        self._head_tokens = self._frame_tokens = 0
+        self._line_tokens: dict[int, list[int]] = {}
+        """Of each document's lines as far as they were counted, by its number."""
+        self._context_tokens: int | None = None
+        """Of the context that documents are read in, once there was memory for one."""
+        self.work = TokenWork()
+        """What the last questions took."""
 
     def __enter__(self) -> Self:
         self._start()
@@ -105,6 +109,7 @@ class LocalAnswerer:
             numerics=self._numerics,
             runtime=f"llama.cpp in {runtime_name()}",
             context_tokens=min(self._opened.trained_context_tokens, self._max_context),
+            tells_likelihoods=True,
             notices=tuple(notices),
         )
 
@@ -114,61 +119,83 @@ class LocalAnswerer:
         generated = worker.call(jobs.complete, prompt, max_tokens, self._numerics, self._answer_context())
         return _completion(generated)
 
-    def plan_length(self, vocabulary: ContextVocabulary, length_tokens: int, questions: int) -> Sequence[Question]:
-        """Questions on the longest document that leaves room for one of them and its answer."""
+    def size(self, document: GrowingDocument, length_tokens: int) -> DocumentSize:
+        """The longest document that leaves room for a question and its answer."""
         if length_tokens > (self.info.context_tokens or 0):
-            raise LengthFailure(f"{length_tokens:,} tokens are more than the model is trained for")
-        return plan_questions(vocabulary, self._notes(vocabulary, length_tokens), questions)
+            message = f"{length_tokens:,} tokens are more than the model is trained for"
+            raise LengthFailure(message, LengthFault.TRAINED)
+        self._running()
+        opening = self._count([document.vocabulary.opening])[0]
+        frame = self._frame_tokens + opening + QUESTION_TOKENS
+        counts = self._line_tokens.setdefault(document.number, [])
 
-    def ask(
-        self,
-        vocabulary: ContextVocabulary,
-        length_tokens: int,
-        questions: Sequence[Question],
-        max_tokens: int,
-        on_answer: Callable[[int, Completion], None],
-        progress: Progress = no_progress,
-    ) -> None:
-        """One prefill of the document, and every question on a branch of it."""
-        notes = [note(vocabulary, index).text for index in range(self._notes(vocabulary, length_tokens))]
+        def count(index: int, _text: str) -> int:
+            while len(counts) <= index:
+                first = len(counts)
+                counts.extend(self._count([document.line(first + offset) for offset in range(_BATCH_LINES)]))
+            return counts[index]
 
-        def take(event: ReadSoFar | tuple[int, Generated]) -> None:
+        lines = fitting_lines(document, count, length_tokens - frame)
+        return DocumentSize(lines, self._head_tokens + opening + sum(counts[:lines]))
+
+    def ask(self, asking: Asking, on_answer: Answered, progress: Progress = no_progress) -> None:
+        """One prefill of the document as far as it is not read yet, and every question on a branch of it."""
+        document, questions = asking.document, asking.questions
+
+        def take(event: ReadSoFar | tuple[int, int, Generated | None, AnswerScores | None]) -> None:
             if isinstance(event, ReadSoFar):
                 progress(event.tokens, event.of_tokens)
-            else:
-                on_answer(event[0], _completion(event[1]))
-
-        texts = [question.note.question for question in questions]
-        context_tokens = self.info.context_tokens
-        assert context_tokens is not None, "a file tells what its model was trained for"
-        try:
-            self._running().reporting(take).call(
-                jobs.ask_document, [vocabulary.opening, *notes], texts, max_tokens, self._numerics, context_tokens
+                return
+            index, prompt_tokens, written, scores = event
+            likelihood = _likelihood(questions[index], scores) if scores is not None else None
+            completion = (
+                _completion(written) if written is not None else _chosen(questions[index], scores, prompt_tokens)
             )
+            on_answer(index, completion, likelihood)
+
+        job = DocumentJob(
+            (document.vocabulary.opening, *map(document.line, range(asking.lines))),
+            tuple(1 + stop for stop in asking.stops),
+            tuple(AskedQuestion(each.text, (each.answer, *each.near_misses)) for each in questions),
+            asking.max_tokens if asking.written else 0,
+        )
+        try:
+            context_tokens = self._open_context(asking.length_tokens)
+            self.work = self._running().reporting(take).call(jobs.ask_document, job, self._numerics, context_tokens)
         except (RuntimeFailure, UsageError, WorkerCrash) as error:
             self.close()
-            raise LengthFailure(error.sentence, isinstance(error, WorkerCrash)) from error
+            if isinstance(error, LengthFailure):
+                raise
+            fault = LengthFault.NOT_FINITE if isinstance(error, NonFiniteLogits) else LengthFault.REFUSED
+            fault = LengthFault.DIED if isinstance(error, WorkerCrash) else fault
+            raise LengthFailure(error.sentence, fault, isinstance(error, WorkerCrash)) from error
+
+    def _open_context(self, length_tokens: int) -> int:
+        """Make the context that documents are read in; returns its tokens.
+
+        One for the longest length serves all. Where there is no memory for it, halves are tried: a length fails for
+        want of memory only where its own context cannot be made.
+
+        Raises:
+            LengthFailure: there is no memory for this length.
+        """
+        longest = self._context_tokens or self.info.context_tokens
+        assert longest is not None, "a file tells what its model was trained for"
+        wanted = max(longest, length_tokens)
+        while True:
+            try:
+                self._running().call(jobs.open_context, self._numerics, wanted)
+            except (RuntimeFailure, WorkerCrash) as error:
+                self.close()
+                if wanted <= length_tokens:
+                    raise LengthFailure(error.sentence, LengthFault.ALLOCATE) from error
+                wanted = max(length_tokens, wanted // 2)
+            else:
+                self._context_tokens = wanted
+                return wanted
 
     def _answer_context(self) -> int:
         return min(ANSWER_CONTEXT_TOKENS, self._opened.trained_context_tokens if self._opened else 0)
-
-    def _notes(self, vocabulary: ContextVocabulary, length_tokens: int) -> int:
-        """How many notes fit a length; token counts are asked for once."""
-        self._running()
-        opening = self._count([vocabulary.opening])[0]
-        budget = length_tokens - self._frame_tokens - opening - QUESTION_TOKENS
-
-        def count(text: str) -> int:
-            index = cursor[0]
-            cursor[0] += 1
-            while len(self._note_tokens) <= index:
-                first = len(self._note_tokens)
-                batch = [note(vocabulary, first + offset).text for offset in range(_BATCH_NOTES)]
-                self._note_tokens += self._count(batch)
-            return self._note_tokens[index]
-
-        cursor = [0]
-        return fitting_notes(vocabulary, count, budget)
 
     def _count(self, texts: list[str]) -> list[int]:
         return self._running().call(jobs.count_tokens, texts)
@@ -186,7 +213,7 @@ class LocalAnswerer:
         try:
             loading = worker.reporting(lambda event: self._progress(*event))
             self._opened = loading.call(jobs.open_model, self._model.path, self._order)
-            self._frame_tokens = worker.call(jobs.frame_tokens)
+            self._head_tokens, self._frame_tokens = worker.call(jobs.frame_tokens)
         except BaseException:
             self.close()
             raise
@@ -199,3 +226,21 @@ def _completion(generated: Generated) -> Completion:
         prompt_tokens=generated.prompt_tokens,
         generated_tokens=generated.generated_tokens,
     )
+
+
+def _likelihood(question: Question, scores: AnswerScores) -> LikelihoodScore:
+    first, *others = scores.logprobs
+    return LikelihoodScore(
+        right=all(first > other for other in others),
+        chance=question.chance,
+        logprobs=scores.logprobs,
+        greedy=scores.greedy,
+        computed_tokens=scores.computed_tokens,
+    )
+
+
+def _chosen(question: Question, scores: AnswerScores | None, prompt_tokens: int) -> Completion:
+    assert scores is not None, "an answer that is not written is chosen"
+    given = (question.answer, *question.near_misses)
+    text = max(zip(scores.logprobs, given, strict=True), key=lambda pair: pair[0])[1]
+    return Completion(text=text, finish_reason=CHOSEN, prompt_tokens=prompt_tokens, generated_tokens=0)

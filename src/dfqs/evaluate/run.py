@@ -17,6 +17,7 @@ from dfqs.evaluate.asker import Asker, is_open
 from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, find_boundary
 from dfqs.evaluate.code import score_code
 from dfqs.evaluate.conditions import ScoreConditions
+from dfqs.evaluate.context import DOCUMENTS
 from dfqs.evaluate.prompts import CodeItem, ReasoningItem, read_code_set, read_context_set, read_reasoning_set
 from dfqs.evaluate.reasoning import score_reasoning
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
@@ -78,7 +79,7 @@ class Request:
     def most_tokens(self) -> tuple[int, int]:
         """How many tokens are generated at most, and how many read (prompts, documents) about: what a slow model takes.
 
-        Documents dominate what is read: one pass to the longest length, and one for each bisection of the boundary.
+        Documents dominate what is read: each once to the longest length, and once for each bisection of the boundary.
         """
         suite, stages = self.sized, self.stages
         caps = {
@@ -91,9 +92,11 @@ class Request:
         repeats = suite.decode_repeats if SPEED in stages else 0
         items = {REASONING: suite.reasoning_items, CODE: suite.code_items}
         generated = sum(items[stage] * caps[stage] for stage in items if stage in stages)
-        generated += questions * caps[CONTEXT] + repeats * (suite.decode_tokens + DEPTH_DECODE_TOKENS)
+        generated += questions * caps[CONTEXT] * suite.context_written + repeats * (
+            suite.decode_tokens + DEPTH_DECODE_TOKENS
+        )
         read = sum(items[stage] * PROMPT_TOKENS for stage in items if stage in stages)
-        read += max(lengths, default=0) * (1 + bisections) + questions * QUESTION_TOKENS
+        read += max(lengths, default=0) * DOCUMENTS * (1 + bisections) + questions * QUESTION_TOKENS
         return generated, read + repeats * (suite.prefill_tokens + suite.depth_tokens)
 
     @property
@@ -152,8 +155,7 @@ def evaluate(
         if CONTEXT in request.stages:
             with draw(CONTEXT) as progress:
                 asker = Asker(answerer, store, request.sized, progress, request.suite.context_lengths)
-                for length in request.suite.context_lengths:
-                    asker.measure(length)
+                asker.measure_curve(request.suite.context_lengths)
         if BOUNDARY in request.stages:
             with draw(BOUNDARY) as progress:
                 _measure_boundary(answerer, store, request, progress)

@@ -34,18 +34,21 @@ def wilson_interval(count: Count, confidence: float = CONFIDENCE) -> tuple[float
     return _wilson(count, NormalDist().inv_cdf((1 + confidence) / 2))
 
 
-def below_half(shortest: Count, longer: Count, confidence: float = CONFIDENCE) -> bool:
+def below_half(shortest: Count, longer: Count, confidence: float = CONFIDENCE, chance: float = 0.0) -> bool:
     """Whether `longer`'s proportion is below half of `shortest`'s, with one-sided `confidence`.
 
     The upper limit of p_longer - p_shortest / 2 must be below zero; its square-and-add interval (Zou and Donner) is
     made of one-sided Wilson limits, which stay sensible at 0 and at 1.
+
+    Args:
+        chance: score of guessing; halved is what lies above it.
     """
     if longer.total < 2 or shortest.total < 2:
         return False
     z = NormalDist().inv_cdf(confidence)
     p, p0 = longer.right / longer.total, shortest.right / shortest.total
     upper, lower0 = _wilson(longer, z)[1], _wilson(shortest, z)[0]
-    return p - p0 / 2 + math.hypot(upper - p, (p0 - lower0) / 2) < 0
+    return p - (p0 + chance) / 2 + math.hypot(upper - p, (p0 - lower0) / 2) < 0
 
 
 def corrected_confidence(looks: int, confidence: float = CONFIDENCE) -> float:
@@ -53,9 +56,9 @@ def corrected_confidence(looks: int, confidence: float = CONFIDENCE) -> float:
     return 1 - (1 - confidence) / max(looks, 1)
 
 
-def can_show_a_fall(shortest: Count, longer_total: int, confidence: float) -> bool:
-    """Whether any result at all of `longer_total` questions could be shown to be below half of `shortest`."""
-    return below_half(shortest, Count(0, longer_total), confidence)
+def can_show_a_fall(shortest: Count, longer_total: int, confidence: float, chance: float = 0.0) -> bool:
+    """Whether a fall to what guessing scores could be shown to be below half of `shortest`."""
+    return below_half(shortest, Count(round(chance * longer_total), longer_total), confidence, chance)
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:

@@ -1,4 +1,7 @@
-"""How much is measured: two suites of the same sets."""
+"""How much is measured: two suites of the same sets.
+
+A suite's lengths are not changed for a model: what is longer than it was trained for is told as not measured.
+"""
 
 from dataclasses import dataclass
 
@@ -21,10 +24,15 @@ class Suite:
     prefill_tokens: int
     depth_tokens: int
     """Where the rate at depth is measured."""
+    context_written: bool = True
+    """Whether answers about documents are written, where they can be chosen by likelihood: that takes less time, and
+    tells something of models that write none that is right."""
 
 
 QUICK = Suite("quick", 16, 12, (1024, 1536, 2048, 3072), 40, 128, 3, 512, 2048)
-STANDARD = Suite("standard", 64, 32, (1024, 2048, 4096, 8192), 40, 128, 5, 512, 4096)
+STANDARD = Suite(
+    "standard", 64, 32, (1024, 1536, 2048, 4096, 8192, 16_384, 32_768, 65_536), 40, 128, 5, 512, depth_tokens=4096
+)
 SUITES = {suite.name: suite for suite in (QUICK, STANDARD)}
 
 

@@ -57,11 +57,20 @@ class ContextVocabulary(Record):
     verbs: tuple[str, ...]
     objects: tuple[str, ...]
     times: tuple[str, ...]
+    syllables: tuple[str, ...]
+    """Of names that mean nothing."""
     opening: str
     fact: str
     question: str
+    key_fact: str
+    key_question: str
+    chain_value: str
+    chain_copy: str
+    chain_question: str
+    counted: str
+    count_question: str
     filler_every: int
-    """Every so many notes one is followed by a sentence of filler."""
+    """Every so many lines one is followed by a sentence of filler."""
 
 
 class SetEntry(Record):

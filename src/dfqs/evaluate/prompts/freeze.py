@@ -22,14 +22,14 @@ CONTEXT = "{item}"
 def build_manifest(directory: Path) -> Manifest:
     """The manifest of the files in `directory` as they are."""
     sets = []
-    for name, file, instruction, max_tokens in (
-        ("reasoning", "reasoning.jsonl", REASONING, 512),
-        ("code", "code.jsonl", CODE, 768),
-        ("context", "context.json", CONTEXT, 32),
+    for name, version, file, instruction, max_tokens in (
+        ("reasoning", 1, "reasoning.jsonl", REASONING, 512),
+        ("code", 1, "code.jsonl", CODE, 768),
+        ("context", 2, "context.json", CONTEXT, 32),
     ):
         data = (directory / file).read_bytes()
         items = len(data.splitlines()) if file.endswith(".jsonl") else 1
-        sets.append(build_entry(name, 1, file, data, items, instruction, max_tokens))
+        sets.append(build_entry(name, version, file, data, items, instruction, max_tokens))
     return Manifest(sets=tuple(sets))
 
 
