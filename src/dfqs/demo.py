@@ -19,7 +19,6 @@ from dfqs.embedded import cached_embedded_model
 from dfqs.errors import FormatError, IntegrityError, UsageError, printable
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
-from dfqs.evaluate.stages import CODE, CONTEXT, REASONING, SPEED
 from dfqs.evaluate.subject import describe_subject
 from dfqs.evaluate.suites import Suite
 from dfqs.integrity import ModelHashes, hash_model, verify_against
@@ -48,10 +47,20 @@ CONTEXTS = (2048, 8192)
 WORK_NAME = ".dfqs-demo-work"
 WRITTEN = (*REPORT_NAMES, "demo.md")
 STEPS = 8
-SAMPLE = Suite("demo", 3, 3, (512, 1024), 3, decode_tokens=128, decode_repeats=2, prefill_tokens=128, depth_tokens=0)
-"""What the demonstration measures: enough to see how it is done, too little to say anything."""
-STAGES = (REASONING, CODE, CONTEXT, SPEED)
-"""The failure boundary takes longer than everything else together; `dfqs eval` measures it."""
+SAMPLE = Suite(
+    "demo",
+    reasoning_items=3,
+    code_items=3,
+    context_lengths=(1024, 2048),
+    context_questions=40,
+    decode_tokens=128,
+    decode_repeats=2,
+    prefill_tokens=128,
+    depth_tokens=0,
+    context_written=False,
+)
+"""What the demonstration measures: enough to see how it is done, too little to say anything. Answers about documents
+are chosen by likelihood, so that as many can be asked as the failure boundary needs."""
 
 
 class Narrator(Protocol):
@@ -310,6 +319,13 @@ def _run(story: _Story, model: ModelFiles) -> tuple[Answer, SessionInfo]:
         return answer, session.info
 
 
+def _boundary(report: Report) -> str:
+    tokens, found = report.metrics.failure_boundary_tokens, report.details.boundary
+    if tokens is None or found is None:
+        return "not decided"
+    return f"{'beyond ' if found.censored else ''}{tokens:,} tokens"
+
+
 def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, directory: Path) -> Report:
     with story.step("Measure it on a small sample") as step:
 
@@ -319,13 +335,13 @@ def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, directory: P
 
         subject = describe_subject(model, hashes)
         with LocalAnswerer(model, max_context=SAMPLE.context_lengths[-1]) as answerer:
-            evaluate(answerer, subject, model, Request(SAMPLE, STAGES), directory, draw)
+            evaluate(answerer, subject, model, Request(SAMPLE), directory, draw)
         report = build_report(directory)
         metrics = report.metrics
         step.outcome = (
             f"reasoning {_figure(metrics.reasoning_score)}, code {_figure(metrics.code_score)}, "
-            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s; {SAMPLE.reasoning_items} items a set, "
-            "far too few to say anything (`dfqs eval` measures more, and the failure boundary)"
+            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s, failure boundary {_boundary(report)}; {SAMPLE.reasoning_items} items a set, "
+            "far too few to say anything (`dfqs eval` measures more)"
         )
     return report
 

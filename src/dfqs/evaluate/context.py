@@ -6,7 +6,7 @@ curve costs one prefill. Every block brings one of each kind of question:
 - `single`: one fact, a code of four digits;
 - `keys`: the same among near misses, two others that differ in one word;
 - `chain`: a name that has the value of another, which has that of a third;
-- `count`: how many sentences say one thing, one to six of them.
+- `count`: how many sentences say one thing, one to five of them.
 
 What a question needs lies up to 64 blocks before its block and never behind it, so it is whole at every length that has
 the block. A question's depth is that of its block. Draws come from SHA-256.
@@ -29,7 +29,7 @@ ENDS = {SINGLE: 0, KEYS: 6, CHAIN: 5, COUNT: 6}
 """The line of its block with which a question can be answered."""
 REACH_BLOCKS = 64
 """How far before its block a question's parts can lie."""
-CODE_OPTIONS, MOST_COUNTED = 8, 6
+CODE_OPTIONS, MOST_COUNTED = 8, 5
 """Answers that are held against each other by likelihood."""
 
 _CODE = re.compile(r"(?<!\d)\d{4}(?!\d)")
