@@ -340,7 +340,8 @@ def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, directory: P
         metrics = report.metrics
         step.outcome = (
             f"reasoning {_figure(metrics.reasoning_score)}, code {_figure(metrics.code_score)}, "
-            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s, failure boundary {_boundary(report)}; {SAMPLE.reasoning_items} items a set, "
+            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s, failure boundary {_boundary(report)}; "
+            f"{SAMPLE.reasoning_items} items a set, "
             "far too few to say anything (`dfqs eval` measures more)"
         )
     return report

@@ -3,13 +3,12 @@
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dfqs.errors import DfqsError, UsageError
-from dfqs.evaluate.context import note
-from dfqs.evaluate.prompts import PromptSet, read_code_set, read_context_set, read_reasoning_set
+from dfqs.evaluate.context import KINDS, GrowingDocument
+from dfqs.evaluate.prompts import ContextVocabulary, PromptSet, read_code_set, read_context_set, read_reasoning_set
 from dfqs.evaluate.scores import ScoredItem
 from dfqs.evaluate.stages import CODE, CONTEXT, REASONING
 from dfqs.planning.document import PlanDocument
@@ -109,15 +108,23 @@ def _prompts_of(sets: Mapping[str, str], lines: Lines) -> dict[tuple[str, str], 
     if _is_here(sets, code := read_code_set()):
         found |= {(CODE, item.id): code.prompt(item.prompt) for item in code.items}
     if _is_here(sets, context := read_context_set()):
-        question = partial(note, context.items[0])
         for item in scored_items(lines).values():
-            length, _, index = item.item.partition("/")
-            if item.stage == CONTEXT and index.isascii() and index.isdigit() and len(index) < 10:
-                found[CONTEXT, item.item] = (
-                    f"[a document of notes, {length} tokens with this question and its answer]\n\n"
-                    + question(int(index)).question
-                )
+            asked = _context_question(context.items[0], item.item) if item.stage == CONTEXT else None
+            if asked is not None:
+                found[CONTEXT, item.item] = asked
     return found
+
+
+def _context_question(vocabulary: ContextVocabulary, key: str) -> str | None:
+    """What was asked under the key of a stored answer; None: it is the key of none."""
+    length, *place = key.split("/")
+    if len(place) != 3 or place[1] not in KINDS:
+        return None
+    document, kind, block = place
+    if not all(number.isascii() and number.isdigit() and len(number) < 10 for number in (document, block)):
+        return None
+    question = GrowingDocument(vocabulary, int(document)).question(kind, int(block), 1)
+    return f"[a document of notes, {length} tokens with this question and its answer]\n\n{question.text}"
 
 
 def _is_here(sets: Mapping[str, str], set_: PromptSet[Any]) -> bool:
