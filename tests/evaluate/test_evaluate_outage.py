@@ -80,7 +80,9 @@ def test_an_outage_in_the_middle_is_null_with_the_reason_and_the_next_run_asks_a
     report = run(answer, tmp_path, stages=(CONTEXT, BOUNDARY))
     assert report.metrics.failure_boundary_tokens is None
     assert "context canceled" in report.reasons["failure_boundary_tokens"]
-    assert report.metrics.context_stability_curve == [1.0, 1.0]
+    # All lengths of the first document come first: the second was never answered.
+    assert report.details.context.unusable[:2] == [20, 20]
+    assert report.details.context.right[:2] == [20, 20]
 
     report = run(right, tmp_path, stages=(CONTEXT, BOUNDARY))
     assert report.metrics.context_stability_curve == [1.0] * 4

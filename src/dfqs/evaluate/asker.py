@@ -1,5 +1,6 @@
 """Asks the questions of the context stages, and stores every answer before the next."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from dfqs.evaluate.answerer import Answerer, Asking, DocumentSize, LengthFailure, LengthFault
@@ -36,6 +37,8 @@ class Asker:
         self._set = read_context_set()
         self._documents = [GrowingDocument(self._set.items[0], number) for number in range(DOCUMENTS)]
         self._sizes: dict[int, tuple[DocumentSize, ...]] = {}
+        self._tried: Counter[int] = Counter()
+        """Attempts at each length that ended in a failure."""
         self._last_asked = 0
         """The document that may still be in somebody's cache."""
         stored = {key.partition("/")[0] for key in store.stage(CONTEXT) if key.endswith("/plan")}
@@ -52,8 +55,7 @@ class Asker:
                     try:
                         self._ask(length, [each for each in self._open(length) if each.document == number])
                     except LengthFailure as error:
-                        if not error.may_pass:
-                            self._store_failure(length, error)
+                        self._failed(length, error)
         for length in lengths:
             self.measure(length)
 
@@ -93,6 +95,12 @@ class Asker:
         self._store.append(CONTEXT, f"{length}/failure", {"reason": str(error), "kind": str(error.fault)})
         self._tell(length)
 
+    def _failed(self, length: int, error: LengthFailure) -> None:
+        """Remember a failure, if it is the last attempt's or one that no other attempt changes."""
+        self._tried[length] += 1
+        if self._tried[length] >= ATTEMPTS or not error.may_pass:
+            self._store_failure(length, error)
+
     def _ask_what_is_open(self, length: int) -> bool:
         """Ask, and once more what got no answer.
 
@@ -100,16 +108,15 @@ class Asker:
             Whether an answerer that answered none of them did answer a shorter one, each time.
         """
         alive = False
-        for attempt in range(ATTEMPTS):
-            last = attempt + 1 == ATTEMPTS
+        for _ in range(self._tried[length], ATTEMPTS):
             try:
                 still_open = self._open(length)
                 # The one in the cache first: the other's takes its place.
                 for number in sorted({each.document for each in still_open}, key=lambda n: n != self._last_asked):
                     self._ask(length, [each for each in still_open if each.document == number])
             except LengthFailure as error:
-                if last or not error.may_pass:
-                    self._store_failure(length, error)
+                self._failed(length, error)
+                if self._failure(length) is not None:
                     break
                 continue
             if not self._open(length):
