@@ -31,8 +31,9 @@ from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
 from dfqs.runtime.loading import LoadOrder
 
-PROMPT_TOKENS, QUESTION_TOKENS = 150, 30
-"""About, for an estimate: of a reasoning or code prompt, and of a question about a document."""
+PROMPT_TOKENS, QUESTION_TOKENS = 150, 100
+"""About, for an estimate: of a reasoning or code prompt, and of a question about a document with the answers that are
+scored by likelihood."""
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]
 """Opens a stage by name for drawing; its progress counts items."""
