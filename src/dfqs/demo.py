@@ -51,7 +51,7 @@ SAMPLE = Suite(
     "demo",
     reasoning_items=3,
     code_items=3,
-    context_lengths=(1024, 2048),
+    context_lengths=(1024, 1536),
     context_questions=40,
     decode_tokens=128,
     decode_repeats=2,

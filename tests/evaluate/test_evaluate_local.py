@@ -72,21 +72,20 @@ def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model: 
 
 
 def test_a_curve_reads_each_document_once_and_answers_as_a_run_that_reads_it_for_every_question(model: Any) -> None:
-    lengths = tuple(range(320, 1281, 137))
+    lengths = tuple(range(256, 677, 60))
     assert len(lengths) == 8
     with LocalAnswerer(model, threads=1, max_context=2048) as target:
         read, shared = 0, []
         for place, length in enumerate(lengths):
-            shared.append(ask(target, length, shorter=lengths[:place]))
+            shared.append(ask(target, length, shorter=lengths[:place], count=2))
             read += target.work.document
         longest = target.size(DOCUMENT, lengths[-1]).tokens
     with LocalAnswerer(model, threads=1, max_context=2048) as naive:
-        for place in (0, 3, 7):
-            for index in range(2):
-                naive.ask(Asking(64, GrowingDocument(VOCABULARY, 1), 1, (), (), 16), lambda *_: None)
-                alone = ask(naive, lengths[place], slice(index, index + 1), shorter=lengths[:place])
-                assert alone == [shared[place][index]]
-                assert naive.work.document == naive.size(DOCUMENT, lengths[place]).tokens
+        for place in (1, 7):
+            naive.ask(Asking(64, GrowingDocument(VOCABULARY, 1), 1, (), (), 16), lambda *_: None)
+            alone = ask(naive, lengths[place], slice(1, 2), shorter=lengths[:place], count=2)
+            assert alone == [shared[place][1]]
+            assert naive.work.document == naive.size(DOCUMENT, lengths[place]).tokens
 
     assert read == longest <= lengths[-1]
 
