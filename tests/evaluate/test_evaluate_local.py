@@ -46,7 +46,7 @@ DOCUMENT = GrowingDocument(VOCABULARY, 0)
 
 
 def ask(
-    target: Any, length: int, keep: Any = slice(None), shorter: tuple[int, ...] = (), count: int = 4
+    target: Any, length: int, keep: Any = slice(None), shorter: tuple[int, ...] = (), count: int = 3
 ) -> list[tuple[Completion, Any]]:
     """Answers with their likelihoods, to questions that are spread over kinds and depths."""
     lines = target.size(DOCUMENT, length).lines
