@@ -6,7 +6,7 @@ Run: python benchmarks/forecast.py make DIR                 (random models of ge
 
 The machine is calibrated with random models of other geometries (`dfqs.planning.probe_models`); none of the models here
 is among them. Rates are of llama.cpp's defaults (flash attention auto, ubatch 512), threads waiting as when calibrated;
-the best of two repeats, as the calibration is.
+the best of the repeats, as the calibration is.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from dfqs.gguf import GGMLType
 from dfqs.model.files import open_model
 from dfqs.planning.calibration import WAIT_POLICY, calibrate
 from dfqs.planning.forecast import ForecastRequest, forecast
-from dfqs.planning.probe_models import ProbeShape, write_probe
 from dfqs.planning.speed import wanted_types
 from dfqs.planning.work import count_work
 from dfqs.quantize.kernels import Kernels
@@ -29,36 +28,50 @@ from dfqs.runtime import Worker
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
+from random_models import RandomModel
 
-SHALLOW, DEEP, TOKENS, REPEATS = 64, 1024, 24, 2
+SHALLOW, DEEP, TOKENS, REPEATS = 64, 1024, 14, 3
+Q8_0, Q4_K, MXFP4, IQ1_S, IQ2_XXS = (getattr(GGMLType, name) for name in ("Q8_0", "Q4_K", "MXFP4", "IQ1_S", "IQ2_XXS"))
+LATENT = {"rank": 512, "rope": 64}
 MODELS = {
-    "qwen3moe-Q8_0": (ProbeShape("qwen3moe", 14, 1536, 768, 12, 4, 128, 16, 4, 2048), GGMLType.Q8_0),
-    "qwen3moe-Q4_K": (ProbeShape("qwen3moe", 12, 2048, 768, 16, 4, 128, 24, 6, 2048), GGMLType.Q4_K),
-    "qwen3moe-IQ1_S": (ProbeShape("qwen3moe", 12, 2048, 1024, 16, 4, 128, 40, 4, 2048), GGMLType.IQ1_S),
-    "llama-Q8_0": (ProbeShape("llama", 14, 1536, 4096, 12, 4, 128, vocabulary=2048), GGMLType.Q8_0),
-    "llama-Q4_K": (ProbeShape("llama", 12, 2048, 5632, 16, 4, 128, vocabulary=2048), GGMLType.Q4_K),
+    "qwen3moe-Q8_0": RandomModel("qwen3moe", Q8_0, Q8_0, 16, 1024, 640, 8, 2, 128, 20, 5),
+    "qwen3moe-IQ1_S": RandomModel("qwen3moe", IQ1_S, Q8_0, 8, 2560, 1280, 20, 4, 128, 32, 2),
+    "gpt-oss-MXFP4": RandomModel("gpt-oss", MXFP4, Q8_0, 10, 1152, 1152, 18, 3, 64, 24, 4, more={"window": 128}),
+    "gpt-oss-Q8_0": RandomModel("gpt-oss", Q8_0, Q8_0, 12, 960, 960, 15, 5, 64, 12, 4, more={"window": 128}),
+    "llama4-Q4_K": RandomModel("llama4", Q4_K, Q4_K, 10, 1536, 2048, 12, 4, 128, 8, 1),
+    "deepseek2-IQ2_XXS": RandomModel(
+        "deepseek2", IQ2_XXS, Q8_0, 8, 1280, 768, 10, 1, 128, 24, 4, more={"q_rank": 512, **LATENT}
+    ),
+    "deepseek2-Q4_K": RandomModel(
+        "deepseek2", Q4_K, Q8_0, 7, 2048, 1024, 16, 1, 128, 16, 4, more={"q_rank": 768, **LATENT}
+    ),
+    "llama-IQ2_XXS": RandomModel("llama", IQ2_XXS, IQ2_XXS, 6, 2560, 6912, 20, 4, 128),
 }
 
 
 def make(worker: WorkerContext, directory: Path) -> None:
     """In the worker."""
     kernels = Kernels(worker.library)
-    for name, (shape, type_) in MODELS.items():
+    for name, model in MODELS.items():
         path = directory / f"{name}.gguf"
         if not path.exists():
-            write_probe(path, kernels, shape, type_, GGMLType.Q8_0 if "IQ1" in name else None)
+            model.write(path, kernels)
 
 
 def measure(worker: WorkerContext, path: Path) -> dict[str, list[float]]:
     """In the worker: tokens a second of each repeat."""
-    rates: dict[str, list[float]] = {"decode 64": [], f"decode {DEEP}": [], f"prefill {DEEP}": []}
-    with Model(worker.library, path) as model, Context(model, DEEP + TOKENS + 8, n_batch=2048) as context:
+    rates: dict[str, list[float]] = {}
+    with (
+        Model(worker.library, path) as model,
+        Context(model, DEEP + (REPEATS + 1) * TOKENS, n_batch=2048, threads=worker.threads) as context,
+    ):
         time_prefill(context, 32)
-        for _ in range(REPEATS):
-            time_prefill(context, SHALLOW)
-            rates["decode 64"].append(1 / statistics.median(time_decode(context, SHALLOW, TOKENS)))
-            rates[f"prefill {DEEP}"].append(DEEP / time_prefill(context, DEEP))
-            rates[f"decode {DEEP}"].append(1 / statistics.median(time_decode(context, DEEP, TOKENS)))
+        for tokens in (SHALLOW, DEEP):
+            repeats = REPEATS if tokens == SHALLOW else 1
+            rates[f"prefill {tokens}"] = [tokens / time_prefill(context, tokens) for _ in range(repeats)]
+            places = range(tokens, tokens + REPEATS * TOKENS, TOKENS)
+            seconds = [statistics.median(time_decode(context, place, TOKENS)) for place in places]
+            rates[f"decode {tokens}"] = [1 / one for one in seconds]
     return rates
 
 
@@ -69,17 +82,14 @@ def freeze(paths: list[Path]) -> dict[str, Any]:
         for model in models
         for key in wanted_types(count_work(model.tensors, model.spec.experts, model.spec.experts_used))
     }
-    calibration = calibrate(wanted, 2)
+    calibration = calibrate(wanted, 2, again=True)
     found: dict[str, Any] = {"calibration": calibration.model_dump(mode="json")}
     for path, model in zip(paths, models, strict=True):
         document = forecast(model, ForecastRequest((SHALLOW, DEEP), 2, curve=False, calibration=calibration))
-        shallow, deep = document.contexts
-        found[path.stem] = {
-            "path": str(path),
-            "decode 64": shallow.decode.model_dump(),
-            f"decode {DEEP}": deep.decode.model_dump(),
-            f"prefill {DEEP}": deep.prefill.model_dump(),
-            "parts": [deep.weights_s, deep.graph_s, deep.attention_s],
+        found[path.stem] = {"path": str(path)} | {
+            f"{what} {one.context_tokens}": getattr(one, what).model_dump()
+            for one in document.contexts
+            for what in ("decode", "prefill")
         }
     return found
 

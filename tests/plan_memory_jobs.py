@@ -25,10 +25,18 @@ def allocate(
         return weights, parts
 
 
-def fill_context(worker: WorkerContext, path: Path, tokens: int) -> tuple[int, int]:
-    """(resident bytes before a model is loaded, at the most after a full context was decoded)."""
-    library = worker.library
+def fill_context(worker: WorkerContext, path: Path, tokens: int, small: Path) -> tuple[int, int]:
+    """(resident bytes at the most before the model is loaded, and after a full context was decoded).
+
+    Args:
+        small: a model that is run before, so that what the library takes once is there.
+    """
+    _fill(worker, small, 16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-    with Model(library, path) as model, Context(model, tokens) as context:
-        context.decode([7 + i % 900 for i in range(tokens)])
+    _fill(worker, path, tokens)
     return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+
+
+def _fill(worker: WorkerContext, path: Path, tokens: int) -> None:
+    with Model(worker.library, path) as model, Context(model, tokens) as context:
+        context.decode([7 + i % 900 for i in range(tokens)], logits="none")

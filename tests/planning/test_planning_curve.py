@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from dfqs.planning.curve import Choices, CurveModel, draw_choices, draw_curve, plot_points
+from dfqs.planning.curve import Choices, CurveModel, draw_choices, draw_curve, plot_points, simulate_lru
 from dfqs.planning.disk_probe import DiskRate, DiskSpeed
+from dfqs.streaming.policy import Pass
 
 MB = 1_000_000
 DISK = DiskSpeed(MB, DiskRate(1e9, 0.9e9, 1.1e9, 1.0), DiskRate(0.4e9, 0.3e9, 0.5e9, 1.2), 131_072)
@@ -60,6 +61,39 @@ def test_memory_that_has_no_room_for_an_expert_has_no_rate() -> None:
     point = draw_curve(model_of(2, 8), draw_choices(range(2), 8, 2), DISK, [60 * MB])[0]
 
     assert (point.streamed, point.paged, point.cache_bytes, point.hit_share) == (None, None, None, None)
+
+
+def test_read_ahead_takes_room_from_what_is_wanted_and_is_read_besides() -> None:
+    passes = tuple([(0, [token % 4])] for token in range(120))
+    choices = Choices(passes, "in turn", 4, (0,), 1)
+    memory = 70 * MB + 4 * 3 * MB - 1
+
+    def paged(ahead: float) -> float | None:
+        disk = replace(DISK, paged=DiskRate(0.4e9, 0.3e9, 0.5e9, ahead))
+        return draw_curve(model_of(1, 8), choices, disk, [memory + 2])[0].paged_bytes_per_token
+
+    # Four experts in turn, and room for just these: any more that is read pushes out the one that comes next.
+    assert paged(1.0) == 0
+    assert paged(1.5) == pytest.approx(1.5 * 3 * MB)
+
+
+def test_the_least_recently_used_leaves_first_and_sizes_count() -> None:
+    sizes = {(0, 0): 4, (0, 1): 2, (0, 2): 2}
+    passes: list[Pass] = [[(0, [0])], [(0, [1])], [(0, [0])], [(0, [2])], [(0, [1])], [(0, [0])], [(1, [7])]]
+
+    # Room for six: 2 pushes out 1, 1 pushes out 0, and 0 comes back.
+    assert simulate_lru(sizes, 6, passes, warm=3) == (2 + 2 + 4) / 4
+    assert simulate_lru(sizes, 8, passes, warm=3) == 2 / 4
+    assert simulate_lru(sizes, 8, passes, warm=7) is None
+
+
+def test_a_model_that_is_not_here_has_bytes_streamed_and_no_rates() -> None:
+    point = draw_curve(model_of(4, 32), draw_choices(range(4), 32, 4), None, [200 * MB, 600 * MB])
+
+    assert point[0].streamed_bytes_per_token and point[0].hit_share
+    assert (point[0].streamed, point[0].paged, point[0].paged_bytes_per_token) == (None, None, None)
+    assert point[1].streamed is not None
+    assert point[1].paged is not None
 
 
 def test_a_slower_disk_makes_fewer_tokens_and_no_other_bytes() -> None:

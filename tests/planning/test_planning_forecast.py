@@ -1,56 +1,116 @@
 """Forecasts of speed: what a token touches is counted right, and a forecast is made of that and of a calibration."""
 
 import json
+from dataclasses import replace
+from math import prod
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dfqs.cli.main import run
-from dfqs.gguf import GGMLType, read_header
+from dfqs.gguf import GGMLType, encode_header, read_header, string, u32
 from dfqs.model.files import open_model
 from dfqs.model.spec import bytes_per_token
 from dfqs.planning import calibration as calibrating
 from dfqs.planning import disk_probe
 from dfqs.planning import forecast as forecasting
-from dfqs.planning.calibration import Calibration, TypeSpeed, measure_probe
+from dfqs.planning.calibration import Calibration
+from dfqs.planning.forecast import graph_size
 from dfqs.planning.probe_models import EXPERTS, ProbeShape
-from dfqs.planning.speed import GraphSize, forecast_speed, nearest, wanted_types
-from dfqs.planning.work import Work, count_work
+from dfqs.planning.probing import Probe, run_probe
+from dfqs.planning.rates import seconds_of, solve_rates
+from dfqs.planning.speed import forecast_speed, slowest, wanted_types
+from dfqs.planning.work import GraphSize, Work, WorkKey, count_work
 from dfqs.records import read_json
 from dfqs.runtime import Worker
+from dfqs.runtime.memory import MemoryNeed, MemoryPart
+from fixtures_moe import write_tiny_moe
 from planning_jobs import make_probe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = ProbeShape("qwen3moe", 2, 256, 256, 2, 1, 64, experts=4, used=2, context=512)
 
 
+DECODE_NS = {"Q8_0 dense": 0.1, "IQ1_S experts": 0.5, "node": 700.0, "attended entry": 40.0, "attended element": 0.1}
+PROMPT_NS = {
+    "Q8_0 dense": 0.02,
+    "IQ1_S experts": 0.03,
+    "IQ1_S experts, a batch": 0.3,
+    "node": 40_000.0,
+    "attended entry": 3.0,
+    "attended element": 0.08,
+}
+
+
 @pytest.fixture
 def known() -> Calibration:
-    speeds = (
-        TypeSpeed(type="Q8_0", kind="dense", decode_ns_per_byte=0.1, prefill_ns_per_weight=0.02),
-        TypeSpeed(type="IQ1_S", kind="experts", decode_ns_per_byte=0.5, prefill_ns_per_weight=0.04),
-    )
-    changes = {"node_ns": 2000.0, "batch_node_ns": 100.0, "attention_ns": 0.5, "types": speeds}
-    return read_json(GOLDEN / "calibration-1.json", Calibration).model_copy(update=changes)
+    record = read_json(GOLDEN / "calibration-1.json", Calibration)
+    return record.model_copy(update={"decode_ns": DECODE_NS, "prompt_ns": PROMPT_NS})
 
 
 def test_a_tokens_time_is_its_weights_its_graph_and_its_attention(known: Calibration) -> None:
-    work = {(GGMLType.Q8_0, "dense"): Work(10**8, 10**8), (GGMLType.IQ1_S, "experts"): Work(2 * 10**7, 10**8)}
-    graph = GraphSize(nodes=1000, cells=4096.0, heads=8, head_length=64)
+    work: dict[WorkKey, Work] = {
+        (GGMLType.Q8_0, "dense"): Work(10**8, 10**8, 10**8),
+        (GGMLType.IQ1_S, "experts"): Work(2 * 10**7, 10**8, 8 * 10**8),
+    }
+    graph = GraphSize(nodes=1000, attended=4096 * 8, attended_elements=4096 * 8 * 64)
+    middle = GraphSize(nodes=1000, attended=2048 * 8, attended_elements=2048 * 8 * 64)
 
-    found = forecast_speed(work, graph, 512, known)  # type: ignore[arg-type]
+    found = forecast_speed(work, graph, middle, 1024, known)
 
     assert found.weights_s == pytest.approx(0.01 + 0.01)
-    assert found.graph_s == pytest.approx(0.002)
-    assert found.attention_s == pytest.approx(4096 * 8 * 64 * 0.5e-9)
-    assert found.decode.tokens_per_s == pytest.approx(1 / (0.022 + found.attention_s))
-    assert found.prefill.tokens_per_s == pytest.approx(1 / (0.002 + 0.004 + 0.0001 + found.attention_s / 2))
+    assert found.graph_s == pytest.approx(1000 * 700e-9)
+    assert found.attention_s == pytest.approx(4096 * 8 * (40 + 64 * 0.1) * 1e-9)
+    assert found.decode.tokens_per_s == pytest.approx(1 / (0.02 + found.graph_s + found.attention_s))
+    # One of eight experts each: of a batch of 512 nearly all are chosen, and got ready once for all of it.
+    ready = 8e8 * (1 - (7 / 8) ** 512) / 512 * 0.3e-9
+    attention = 2048 * 8 * (3 + 64 * 0.08) * 1e-9
+    prompt = 1e8 * 0.02e-9 + 1e8 * 0.03e-9 + ready + 1000 / 512 * 40e-6 + attention
+    assert found.prefill.tokens_per_s == pytest.approx(1 / prompt)
     assert found.decode.high / found.decode.low <= 1.6
 
 
-def test_a_type_that_was_not_measured_is_taken_for_the_slowest_of_its_kind(known: Calibration) -> None:
-    assert nearest(known, GGMLType.IQ1_M, "experts").type == "IQ1_S"
-    assert nearest(known, GGMLType.F32, "dense").type == "Q8_0"
+def test_a_machine_whose_speed_changes_gets_wider_intervals(known: Calibration) -> None:
+    work: dict[WorkKey, Work] = {(GGMLType.Q8_0, "dense"): Work(10**8, 10**8, 10**8)}
+    graph = GraphSize(0, 0.0, 0.0)
+    steady = forecast_speed(work, graph, graph, 512, known).decode
+    changing = forecast_speed(work, graph, graph, 512, known.model_copy(update={"change": 1.4})).decode
+
+    assert steady.tokens_per_s == changing.tokens_per_s
+    assert changing.high / changing.low == pytest.approx(1.4**2 * steady.high / steady.low)
+
+
+def test_a_type_that_was_not_measured_is_taken_for_the_slowest_of_its_kind() -> None:
+    assert slowest("IQ1_M experts", DECODE_NS) == "IQ1_S experts"
+    assert slowest("IQ1_M experts, a batch", PROMPT_NS) == "IQ1_S experts, a batch"
+    assert slowest("F32 dense", DECODE_NS) == "Q8_0 dense"
+    assert slowest("F32 dense", {"IQ1_S experts": 0.5}) == "IQ1_S experts"
+    assert slowest("node", {"Q8_0 dense": 0.1}) is None
+
+
+@given(st.lists(st.floats(0.01, 50), min_size=3, max_size=3), st.randoms(use_true_random=False))
+def test_rates_are_found_again_from_times_that_are_sums_of_them(rates: list[float], random: Random) -> None:
+    names = ("a", "b", "c")
+    observed = []
+    for one in range(6):
+        # Each probe does mostly one kind of work, as those of a calibration do.
+        terms = {name: random.uniform(1, 2) * (1e6 if one % 3 == i else 1e5) for i, name in enumerate(names)}
+        observed.append((terms, sum(terms[name] * rate for name, rate in zip(names, rates, strict=True)) / 1e9))
+
+    found = solve_rates(observed)
+
+    assert [found[name] for name in names] == pytest.approx(rates, rel=1e-3)
+    assert seconds_of({"a": 2e9, "c": 1e9}, found) == pytest.approx(2 * rates[0] + rates[2], rel=1e-3)
+
+
+def test_no_rate_is_below_zero_where_times_contradict_each_other() -> None:
+    found = solve_rates([({"a": 1e9}, 1.0), ({"a": 1e9, "b": 1e9}, 0.9)])
+
+    assert found["b"] == 0
+    assert 0.9 < found["a"] < 1
 
 
 def test_what_a_token_touches_is_what_the_model_says(embedded_model: Path) -> None:
@@ -64,27 +124,52 @@ def test_what_a_token_touches_is_what_the_model_says(embedded_model: Path) -> No
 
 
 def test_random_models_load_decode_and_are_measured(tmp_path: Path) -> None:
+    probe = Probe("tiny", TINY, GGMLType.Q4_K, GGMLType.Q8_0, (8, 32))
     with Worker(1) as worker:
-        found = worker.call(measure_probe, tmp_path / "p.gguf", TINY, GGMLType.Q4_K, GGMLType.Q8_0, 0)
+        found = run_probe(worker, tmp_path / "p.gguf", probe)
     make_probe(tmp_path / "tiny.gguf", TINY, GGMLType.Q8_0)
 
-    assert found.decode_s > 0
-    assert found.prefill_s > 0
-    assert found.nodes > 50
+    assert [(one.what, one.tokens) for one in found.times] == [
+        ("prompt", 8),
+        ("decode", 8),
+        ("prompt", 32),
+        ("decode", 32),
+    ]
+    assert all(one.seconds > 0 and one.spread >= 1 for one in found.times)
+    assert all(one.terms["Q4_K experts"] > 0 and one.terms["node"] > 0 for one in found.times)
     assert not (tmp_path / "p.gguf").exists()
     spec = open_model(tmp_path / "tiny.gguf").spec
     assert (spec.experts, spec.experts_used, spec.attention_heads, spec.attention_head_length) == (4, 2, 2, 64)
 
 
-def test_a_probe_is_as_large_as_it_should_be_in_any_type() -> None:
-    for type_ in (GGMLType.F16, GGMLType.Q8_0, GGMLType.Q4_K):
-        shape = EXPERTS.with_bytes(type_, 256 << 20)
-        assert 2 <= shape.layers <= 48
+@pytest.mark.parametrize("type_", [GGMLType.F32, GGMLType.Q8_0, GGMLType.IQ1_S], ids=lambda type_: type_.name)
+def test_a_probe_is_as_large_as_it_should_be_in_any_type(type_: GGMLType) -> None:
+    shape = EXPERTS.with_weights(type_, 160_000_000, 320 << 20)
+    weights = sum(prod(one) for layer in range(shape.layers) for one in shape.tensors(layer).values())
+    assert 100_000_000 < weights <= 230_000_000 or (type_ is GGMLType.F32 and shape.layers == 2)
+
+
+def test_what_a_graph_attends_to_follows_windows_and_latent_caches(smollm2_gguf: Path, tmp_path: Path) -> None:
+    oss = open_model(write_tiny_moe(tmp_path / "oss.gguf", smollm2_gguf, "gpt-oss"))
+    parts = (
+        MemoryPart("kv", "full attention", 1, 1024, 2),
+        MemoryPart("kv", "sliding window", 1, 768, 1),
+        MemoryPart("compute", "compute", 1),
+    )
+    need = MemoryNeed(1024, 0, 0, 0, 0, parts=parts, graph_nodes=99)
+
+    # The window is 32 tokens; its cache has room for a batch as well. Two heads of 32.
+    assert graph_size(oss, need, 1000) == GraphSize(99, (2 * 1000 + 32) * 2, (2 * 1000 + 32) * 2 * 32)
+    assert graph_size(oss, need, 10) == GraphSize(99, 3 * 10 * 2, 3 * 10 * 2 * 32)
+    latent = open_model(write_tiny_moe(tmp_path / "ds.gguf", smollm2_gguf, "deepseek2"))
+    one = MemoryNeed(512, 0, 0, 0, 0, parts=(MemoryPart("kv", "attention", 1, 512, 4),), graph_nodes=9)
+    # Keys of 64 + 32, values of 64.
+    assert graph_size(latent, one, 100) == GraphSize(9, 100 * 4 * 2, 100 * 4 * 2 * 80)
 
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch, known: Calibration) -> None:
-    monkeypatch.setattr(forecasting, "calibrate", lambda *_: known)
+    monkeypatch.setattr(forecasting, "calibrate", lambda *_, **__: known)
     monkeypatch.setattr(disk_probe, "LONGEST_S", 0.05)
 
 
@@ -121,28 +206,92 @@ def test_a_trace_of_another_model_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "is of a model with" in capsys.readouterr().err
 
 
+def test_a_model_that_the_runtime_does_not_know_is_named_with_what_can_still_be_said(
+    smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = read_header(smollm2_gguf)
+    keys = [header.raw_entry(e) for e in header.entries if not e.name.startswith(("general.arch", "llama."))]
+    keys = [string("general.architecture", "gibberish"), u32("gibberish.block_count", 2), *keys]
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(encode_header(keys, [(t.name, t.shape, t.type) for t in header.tensors]))
+    with path.open("ab") as file:
+        file.truncate(path.stat().st_size + header.file_size - header.data_offset)
+    monkeypatch.setattr(forecasting, "measure_read_bandwidth", lambda _: 2e10)
+    monkeypatch.setattr(forecasting, "calibrate", None)
+
+    assert run(["forecast", str(path), "--json"]) == 1
+
+    found = json.loads(capsys.readouterr().out)
+    assert "gibberish" in found["unknown"]
+    assert (found["contexts"], found["curve"], found["calibration"]) == ([], None, None)
+    assert found["at_most_tokens_per_s"] == pytest.approx(2e10 / found["decode_bytes_per_token"])
+    assert "architecture gibberish" in found["notes"][0]
+    assert "inspect --runtimes" in found["notes"][0]
+    assert run(["forecast", str(path)]) == 1
+    assert "at most" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("probed")
+def test_contexts_are_written_as_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_probe(tmp_path / "model.gguf", replace(TINY, context=4096), GGMLType.Q8_0)
+
+    assert run(["forecast", str(path), "--ctx", "1k,2k", "--ram", "400MB", "--json"]) == 0
+
+    assert [one["context_tokens"] for one in json.loads(capsys.readouterr().out)["contexts"]] == [1024, 2048]
+
+
 @pytest.mark.parametrize("wrong", [["--ctx", "0"], ["--ctx", "512,"], ["--ram", "x"], ["--plot", "p.bmp"]])
 @pytest.mark.usefixtures("probed")
 def test_words_that_make_no_sense_are_usage_errors(smollm2_gguf: Path, wrong: list[str]) -> None:
     assert run(["forecast", str(smollm2_gguf), *wrong]) == 2
 
 
-def test_a_busy_machines_calibration_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DFQS_CACHE", str(tmp_path))
-    monkeypatch.setattr(calibrating, "DENSE", ProbeShape("llama", 1, 256, 256, 2, 1))
+    dense = ProbeShape("llama", 1, 256, 256, 4, 1, context=512)
+    for name in ("DENSE", "PULSE"):
+        monkeypatch.setattr(calibrating, name, dense)
     monkeypatch.setattr(calibrating, "NODES", TINY)
-    monkeypatch.setattr(calibrating, "ATTENTION", ProbeShape("llama", 1, 256, 256, 2, 1))
-    monkeypatch.setattr(calibrating, "PROBE_BYTES", 1 << 20)
+    monkeypatch.setattr(calibrating, "ATTENTION", (dense,))
+    monkeypatch.setattr(calibrating, "PROBE_WEIGHTS", 1 << 16)
+    for name, tokens in (("SHORT", 8), ("BATCH", 16), ("DEEP", 64)):
+        monkeypatch.setattr(calibrating, f"{name}_TOKENS", tokens)
     monkeypatch.setattr(calibrating, "measure_read_bandwidth", lambda _: 1e10)
+    # Such small probes say nothing of a machine's speed.
+    monkeypatch.setattr(calibrating, "OTHER_MACHINE", 1e9)
+    monkeypatch.setattr(calibrating, "BUSY_CPUS", 1e9)
+    return tmp_path / "calibrations"
+
+
+def test_a_busy_machines_calibration_is_not_kept(small_probes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrating, "BUSY_CPUS", 0.0)
 
     calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1)
-    assert not list(tmp_path.glob("calibrations/*"))
 
-    monkeypatch.setattr(calibrating, "BUSY_CPUS", 100.0)
+    assert not list(small_probes.glob("*"))
+
+
+def test_what_is_known_of_a_machine_is_not_measured_again_until_it_is_another(
+    small_probes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1)
-    assert calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1) == first
-    assert first.find("Q8_0", "dense") is not None
+    assert len(list(small_probes.glob("*"))) == 1
+    again = calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1)
+    assert again.observations == first.observations
+    more = calibrating.calibrate([(GGMLType.Q4_0, "dense")], 1)
+    assert more.observations[: len(first.observations)] == first.observations
+    assert more.has((GGMLType.Q4_0, "dense"))
+
+    monkeypatch.setattr(calibrating, "OTHER_MACHINE", 0.0)
+    other = calibrating.calibrate([(GGMLType.Q5_0, "dense")], 1)
+
+    assert other.observations[0] not in more.observations
+    assert not other.has((GGMLType.Q4_0, "dense"))
+    # What is all known stays in use, with a word about it and a wider interval.
+    kept = calibrating.calibrate([(GGMLType.Q4_0, "dense")], 1)
+    assert kept.observations == more.observations
+    assert kept.change >= more.change
 
 
 def test_a_disk_is_measured_with_pieces_of_the_model_itself(embedded_model: Path) -> None:

@@ -2,10 +2,10 @@
 
 Pure. Choices come from a routing trace, token by token, or are drawn with a skew that is made up and says so. Streamed,
 the cache makes the decisions that it would make (`simulate_cache`); paged by the kernel, what was used least recently
-is gone (LRU stack distances over the same choices).
+is gone, and what is read ahead takes room from the rest.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ import numpy as np
 from dfqs.planning.disk_probe import DiskSpeed
 from dfqs.planning.speed import INTERVAL, Rate
 from dfqs.records import Amount, Record, Share, Whole
-from dfqs.routing.reuse import StackDistances
 from dfqs.routing.trace import TraceChunk, TraceHeader
 from dfqs.streaming.policy import Pass, simulate_cache
 
@@ -117,20 +116,24 @@ def plot_points(model: CurveModel, shares: Sequence[float] = POINTS) -> list[int
 
 
 def draw_curve(
-    model: CurveModel, choices: Choices, disk: DiskSpeed, memory: Sequence[int], warm: int | None = None
+    model: CurveModel, choices: Choices, disk: DiskSpeed | None, memory: Sequence[int], warm: int | None = None
 ) -> list[CurvePoint]:
     """Rates at each amount of memory.
 
     Args:
+        disk: None: not known, and neither are rates where something is read.
         warm: tokens that fill the cache and are not counted; None: the first third.
     """
-    distances = _stack_distances(choices)
     counted = choices.warm if warm is None else warm
-    return [_point(model, choices, distances, disk, bytes_, counted) for bytes_ in memory]
+    return [_point(model, choices, disk, bytes_, counted) for bytes_ in memory]
 
 
 def _point(
-    model: CurveModel, choices: Choices, distances: StackDistances, disk: DiskSpeed, memory_bytes: int, warm: int
+    model: CurveModel,
+    choices: Choices,
+    disk: DiskSpeed | None,
+    memory_bytes: int,
+    warm: int,
 ) -> CurvePoint:
     room = memory_bytes - model.resident_bytes - model.other_bytes
     everything = sum(model.sizes.values())
@@ -139,7 +142,7 @@ def _point(
     if 0 < room < everything:
         use = simulate_cache(model.sizes, room, choices.passes, warm_passes=warm)
     streamed_bytes = 0.0 if whole else (use.bytes_per_pass if use is not None else None)
-    paged_bytes = 0.0 if whole else _paged_bytes(model, distances, len(choices.passes), disk, memory_bytes)
+    paged_bytes = 0.0 if whole else _paged_bytes(model, choices, disk, memory_bytes, warm)
     return CurvePoint(
         memory_bytes=memory_bytes,
         of_file=memory_bytes / model.file_bytes,
@@ -152,15 +155,23 @@ def _point(
     )
 
 
-def _streamed_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed) -> Rate:
-    computed = model.token_s * (WATCHED if read_bytes else 1.0)
+def _streamed_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed | None) -> Rate | None:
+    if not read_bytes:
+        return Rate.around(model.token_s)
+    if disk is None:
+        return None
+    computed = model.token_s * WATCHED
     fast = computed / INTERVAL + OVERLAP[0] * read_bytes / disk.direct.high
     slow = computed * INTERVAL + OVERLAP[1] * read_bytes / disk.direct.low
     middle = computed + sum(OVERLAP) / 2 * read_bytes / disk.direct.bytes_per_s
     return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
 
 
-def _paged_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed) -> Rate:
+def _paged_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed | None) -> Rate | None:
+    if not read_bytes:
+        return Rate.around(model.token_s)
+    if disk is None:
+        return None
     wanted = read_bytes / disk.paged.read_per_wanted
     fast = model.token_s / INTERVAL + wanted / disk.paged.high
     slow = model.token_s * INTERVAL + wanted / disk.paged.low
@@ -169,24 +180,37 @@ def _paged_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed) -> Rate:
 
 
 def _paged_bytes(
-    model: CurveModel, distances: StackDistances, tokens: int, disk: DiskSpeed, memory_bytes: int
+    model: CurveModel, choices: Choices, disk: DiskSpeed | None, memory_bytes: int, warm: int
 ) -> float | None:
     """Experts that the page cache no longer holds, with what read-ahead adds. None where not even the rest fits."""
-    expert = sum(model.sizes.values()) / len(model.sizes)
-    places = int((memory_bytes - model.other_bytes - model.resident_bytes) // expert)
-    if places <= 0 or not distances.touches:
+    room = memory_bytes - model.other_bytes - model.resident_bytes
+    if disk is None or room <= 0:
         return None
-    warm = distances.touches - distances.cold
-    if not warm:
-        return None
-    # First touches belong to the beginning, not to what goes on.
-    misses = 1 - distances.hits(places) / warm
-    touched = distances.touches / tokens * expert
-    return misses * touched * disk.paged.read_per_wanted
+    ahead = disk.paged.read_per_wanted
+    # What is read ahead and never wanted takes room too, but leaves first: about half as long as the rest.
+    missed = simulate_lru(model.sizes, room / (1 + (ahead - 1) / 2), choices.passes, warm)
+    return None if missed is None else missed * ahead
 
 
-def _stack_distances(choices: Choices) -> StackDistances:
-    found = StackDistances(len(choices.layers), choices.experts, choices.used)
-    ids = np.array([[experts for _, experts in token] for token in choices.passes])
-    found.add(ids.transpose(1, 0, 2))
-    return found
+def simulate_lru(
+    sizes: Mapping[tuple[int, int], int], room_bytes: float, passes: Sequence[Pass], warm: int
+) -> float | None:
+    """Bytes a pass of experts that are not among those used last, after `warm` passes. None where there are no more."""
+    held: dict[tuple[int, int], None] = {}
+    free, missed = room_bytes, 0
+    for number, one in enumerate(passes):
+        for key in ((layer, expert) for layer, experts in one for expert in experts if (layer, expert) in sizes):
+            size = sizes[key]
+            if key in held:
+                del held[key]
+            else:
+                missed += size if number >= warm else 0
+                free -= size
+            # Dictionaries keep their order: what was used longest ago comes first.
+            held[key] = None
+            while free < 0 and held:
+                oldest = next(iter(held))
+                del held[oldest]
+                free += sizes[oldest]
+    counted = len(passes) - warm
+    return missed / counted if counted > 0 else None

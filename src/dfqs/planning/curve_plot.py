@@ -20,7 +20,8 @@ def plot_curve(document: ForecastDocument, path: Path, *, overwrite: bool = Fals
     """
     curve = document.curve
     if curve is None:
-        raise UsageError(f"{document.path} has no experts, so there is no curve to draw")
+        why = "the runtime does not load it" if document.unknown is not None else "it has no experts"
+        raise UsageError(f"{document.path}: {why}, so there is no curve to draw")
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path}: a picture's name ends in {' or '.join(FORMATS)}")
     figure = Figure(figsize=(8, 4.5), layout="constrained")

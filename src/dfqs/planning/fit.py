@@ -12,7 +12,7 @@ from typing import Any
 
 from dfqs.errors import RuntimeFailure
 from dfqs.planning.document import NeededSetting
-from dfqs.runtime.memory import MemoryNeed
+from dfqs.runtime.memory import SLIDING, MemoryNeed
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import PROGRAM_BYTES
 
@@ -183,4 +183,4 @@ def _with(settings: ContextSettings, levers: Iterable[Lever]) -> ContextSettings
 
 
 def _has_window(need: MemoryNeed) -> bool:
-    return any(part.name == "sliding window" for part in need.parts)
+    return any(part.name == SLIDING for part in need.parts)

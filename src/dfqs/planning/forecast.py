@@ -1,24 +1,27 @@
 """`dfqs.forecast/1`: how fast a model will be on this machine, before it is run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from dfqs.errors import UsageError
+from dfqs.errors import RuntimeFailure, UsageError, printable
+from dfqs.hardware import default_threads, measure_read_bandwidth
 from dfqs.model.files import ModelFiles
-from dfqs.planning.calibration import Calibration, calibrate
+from dfqs.planning.asking import Asker
+from dfqs.planning.calibration import OTHER_MACHINE, Calibration, calibrate
 from dfqs.planning.curve import Choices, CurveModel, CurvePoint, draw_choices, draw_curve, plot_points, read_choices
 from dfqs.planning.disk_probe import DiskSpeed, measure_disk
-from dfqs.planning.speed import GraphSize, SpeedForecast, forecast_speed, wanted_types
-from dfqs.planning.work import count_work
+from dfqs.planning.speed import SpeedForecast, forecast_speed, wanted_types
+from dfqs.planning.work import GraphSize, Work, WorkKey, count_work
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Amount, Document, Record, Text, Whole
 from dfqs.routing.tracefile import TraceReader
-from dfqs.runtime.memory import MemoryNeed, measure_memory_curve
+from dfqs.runtime.memory import SLIDING, MemoryNeed
 from dfqs.runtime.omp_policy import BUSY_CPUS
+from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import PROGRAM_BYTES
 from dfqs.streaming.layout import plan_layout
 
@@ -47,7 +50,8 @@ class Curve(Record):
     tokens: Whole
     """Of it."""
     context_tokens: Whole
-    disk: DiskRecord
+    disk: DiskRecord | None
+    """Null for a model that is not here: no rates then."""
     points: tuple[CurvePoint, ...]
 
 
@@ -58,7 +62,13 @@ class ForecastDocument(Document):
     model: Text
     path: Text
     basis: Literal["computed"] = "computed"
-    calibration: Calibration
+    calibration: Calibration | None
+    """Null where the runtime does not know the model."""
+    unknown: Text | None
+    """Why the runtime did not answer; what is said then is from the header alone."""
+    memory_bytes_per_s: Amount
+    """Measured here: no token is decoded faster than this reads its weights."""
+    at_most_tokens_per_s: Amount | None
     decode_bytes_per_token: Whole
     """Weights: of experts those in use."""
     missing_types: tuple[str, ...]
@@ -82,57 +92,119 @@ class ForecastRequest:
     curve: bool = True
     calibration: Calibration | None = None
     """Of this machine; None: its record, or measured."""
+    again: bool = False
+    """Measure the machine anew, whatever record there is."""
 
 
 def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = no_progress) -> ForecastDocument:
     """Say how fast a model will be here.
 
     Args:
+        model: of which headers are read; its disk is measured where it lies here.
         progress: in probes.
 
     Raises:
         UsageError: a trace of another model.
-        RuntimeFailure: llama.cpp does not know the model.
     """
+    model.require_loadable()
     spec = model.spec
     work = count_work(model.tensors, spec.experts, spec.experts_used, spec.layers)
-    calibration = request.calibration or calibrate(wanted_types(work), request.threads, progress)
     trained = spec.context_tokens
     lengths = sorted({length if trained is None else min(length, trained) for length in request.contexts})
-    needs = measure_memory_curve(model, lengths)
+    # Before the machine is measured, which takes longer.
+    try:
+        with Asker(model) as asker:
+            needs = [asker.ask(ContextSettings(n_ctx=length)) for length in lengths]
+    except RuntimeFailure as error:
+        return _unknown(model, request, work, str(error))
+    calibration = request.calibration or calibrate(wanted_types(work), request.threads, progress, again=request.again)
     contexts = tuple(
-        forecast_speed(work, graph_size(model, need, length), length, calibration)
+        forecast_speed(work, graph_size(model, need, length), graph_size(model, need, length / 2), length, calibration)
         for length, need in zip(lengths, needs, strict=True)
     )
-    known = {(one.type, one.kind) for one in calibration.types}
-    curve, notes = None, []
-    if calibration.other_cpus >= BUSY_CPUS:
-        notes.append("the machine was busy while it was calibrated; run it again when it is quiet")
-    if request.curve and spec.is_moe:
-        curve = _draw(model, request, contexts[0], needs[-1])
-        if curve.disk.paged_read_per_wanted > _MUCH_READ_AHEAD:
-            notes.append(
-                f"the kernel reads {curve.disk.paged_read_per_wanted:.1f} bytes for each that is wanted when it pages "
-                "experts: a smaller read_ahead_kb of the disk makes that less; streaming does not depend on it"
-            )
-    return ForecastDocument(
-        model=model.name,
-        path=model.path,
+    curve = _draw(model, request, contexts[0], needs[-1]) if request.curve and spec.is_moe else None
+    missing = {type_.name for type_, kind in work if not calibration.has((type_, kind))}
+    return _document(
+        model,
+        work,
+        calibration.read_bytes_per_s,
         calibration=calibration,
-        decode_bytes_per_token=sum(one.bytes for one in work.values()),
-        missing_types=tuple(sorted({type_.name for type_, kind in work if (type_.name, kind) not in known})),
+        missing_types=tuple(sorted(missing)),
         contexts=contexts,
         curve=curve,
-        notes=tuple(notes),
+        notes=tuple(_notes(calibration, curve)),
     )
 
 
-def graph_size(model: ModelFiles, need: MemoryNeed, context_tokens: int) -> GraphSize:
-    """What of a graph is not weights, as the runtime itself has it."""
-    spec = model.spec
-    share = context_tokens / need.context_tokens
-    cells = sum((part.cells or 0) * (part.layers or 0) for part in need.parts if part.kind == "kv")
-    return GraphSize(need.graph_nodes or 0, cells * share, spec.attention_heads or 0, spec.attention_head_length or 0)
+def _unknown(
+    model: ModelFiles, request: ForecastRequest, work: Mapping[WorkKey, Work], refusal: str
+) -> ForecastDocument:
+    """What can be said of a model that the runtime does not know: its bytes, and how fast memory gives them."""
+    note = (
+        f"this runtime does not load a model of the architecture {printable(model.spec.architecture)} as this file has "
+        "it, so what its graph and attention take is not known, and only memory bounds the rate; `dfqs inspect "
+        "--runtimes` says which programs are known to load it, `dfqs runtime` which build is used here"
+    )
+    rate = measure_read_bandwidth(request.threads or default_threads())
+    return _document(model, work, rate, unknown=refusal, notes=(note,))
+
+
+def _document(
+    model: ModelFiles, work: Mapping[WorkKey, Work], memory_bytes_per_s: float, **known: Any
+) -> ForecastDocument:
+    bytes_ = sum(one.bytes for one in work.values())
+    said = {"calibration": None, "unknown": None, "missing_types": (), "contexts": (), "curve": None} | known
+    return ForecastDocument(
+        model=model.name,
+        path=model.shards[0].source,
+        memory_bytes_per_s=memory_bytes_per_s,
+        at_most_tokens_per_s=memory_bytes_per_s / bytes_ if bytes_ else None,
+        decode_bytes_per_token=bytes_,
+        **said,
+    )
+
+
+def _notes(calibration: Calibration, curve: Curve | None) -> Iterator[str]:
+    if calibration.other_cpus >= BUSY_CPUS:
+        yield "the machine was busy while it was calibrated; run it again when it is quiet"
+    if calibration.change >= OTHER_MACHINE:
+        yield (
+            f"this machine's speed changed by a factor of {calibration.change:.2f} while it was calibrated or since: "
+            "the intervals are as much wider; --again measures it anew"
+        )
+    if curve is None:
+        return
+    if curve.disk is None:
+        yield "the model is not here, so its disk was not measured: bytes a token are told, and no rates of them"
+    elif curve.disk.paged_read_per_wanted > _MUCH_READ_AHEAD:
+        yield (
+            f"the kernel reads {curve.disk.paged_read_per_wanted:.1f} bytes for each that is wanted when it pages "
+            "experts: a smaller read_ahead_kb of the disk makes that less; streaming does not depend on it"
+        )
+
+
+def graph_size(model: ModelFiles, need: MemoryNeed, behind_tokens: float) -> GraphSize:
+    """What of a graph is not weights, as the runtime itself has it.
+
+    Args:
+        need: of a context that has room for them.
+        behind_tokens: in the cache before the token that is computed.
+    """
+    spec, metadata = model.spec, model.header.metadata
+    window = metadata.integer(f"{spec.architecture}.attention.sliding_window")
+    heads, key = spec.attention_heads or 0, spec.attention_head_length or 0
+    value = metadata.integer(f"{spec.architecture}.attention.value_length") or key
+    attended = 0.0
+    for part in need.parts:
+        if part.kind != "kv" or not part.cells or not part.layers:
+            continue
+        # A compressed cache has so many entries for each token.
+        reached = min(behind_tokens * min(1.0, part.cells / need.context_tokens), part.cells)
+        if window and part.name == SLIDING:
+            # There is room for a batch beside the window.
+            reached = min(behind_tokens, window)
+        attended += reached * part.layers * heads
+    return GraphSize(need.graph_nodes or 0, attended, attended * (key + value) / 2)
 
 
 def _draw(model: ModelFiles, request: ForecastRequest, speed: SpeedForecast, need: MemoryNeed) -> Curve:
@@ -142,7 +214,7 @@ def _draw(model: ModelFiles, request: ForecastRequest, speed: SpeedForecast, nee
     sizes = {key: pages.length for key, pages in layout.experts.items()}
     choices = _choices(model, request, sorted({layer for layer, _ in sizes}))
     piece = max(pages.ranges[0].length for pages in layout.experts.values())
-    disk = measure_disk(model.path, piece, 2)
+    disk = measure_disk(model.path, piece, 2) if model.path.exists() else None
     curve_model = CurveModel(
         sizes,
         layout.resident_bytes,
@@ -155,7 +227,7 @@ def _draw(model: ModelFiles, request: ForecastRequest, speed: SpeedForecast, nee
         choices=choices.source,
         tokens=len(choices.passes) - choices.warm,
         context_tokens=need.context_tokens,
-        disk=_disk_record(disk),
+        disk=None if disk is None else _disk_record(disk),
         points=tuple(draw_curve(curve_model, choices, disk, memory)),
     )
 

@@ -5,8 +5,9 @@ noise. Weights are a few rows, quantized by llama.cpp's own loops and laid out a
 does not depend on the values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from dfqs.gguf import GGMLType, KeyValue, TensorSource, f32, string, u32, write_
 from dfqs.gguf.layout import tensor_length
 from dfqs.quantize.kernels import Kernels
 
+RandomTensor = tuple[str, tuple[int, ...], GGMLType]
+"""Name, shape in GGUF order, type."""
 _ROWS = 64
 _LEAST_LAYERS, _MOST_LAYERS = 2, 48
 
@@ -53,17 +56,26 @@ class ProbeShape:
             f"{prefix}ffn_down{suffix}.weight": (self.length, width, *stack),
         }
 
-    def with_bytes(self, type_: GGMLType, total: int) -> "ProbeShape":
-        """The same with as many layers as `total` bytes make."""
-        layer = sum(tensor_length(type_, shape) for shape in self.tensors(0).values())
-        layers = min(max(round(total / layer), _LEAST_LAYERS), _MOST_LAYERS)
+    def with_weights(self, type_: GGMLType, wanted: int, most_bytes: int) -> "ProbeShape":
+        """The same with as many layers as `wanted` weights make, in the file no more than `most_bytes`."""
+        shapes = self.tensors(0).values()
+        weights, bytes_ = sum(map(prod, shapes)), sum(tensor_length(type_, shape) for shape in shapes)
+        layers = min(max(round(min(wanted / weights, most_bytes / bytes_)), _LEAST_LAYERS), _MOST_LAYERS)
         return replace(self, layers=layers)
 
 
 DENSE = ProbeShape("llama", 1, 1024, 2816, 16, 4)
 EXPERTS = ProbeShape("qwen3moe", 1, 1024, 1024, 4, 2, experts=16, used=4)
+PULSE = ProbeShape("llama", 6, 1024, 2816, 16, 4)
+"""Small and much like the others: measured whenever it is asked whether the machine is as fast as it was."""
 NODES = ProbeShape("qwen3moe", 24, 256, 256, 4, 2, experts=4, used=1)
-ATTENTION = ProbeShape("llama", 16, 256, 256, 16, 8)
+"""Many nodes and hardly any weights."""
+ATTENTION = (
+    ProbeShape("llama", 8, 1024, 2816, 16, 4),
+    ProbeShape("llama", 6, 1024, 2816, 8, 2, head=128),
+    ProbeShape("llama", 4, 1024, 2816, 8, 1, head=512),
+)
+"""Heads of several lengths, among weights that push the cache's entries out of the CPU's as those of a model do."""
 
 
 def write_probe(
@@ -75,49 +87,54 @@ def write_probe(
         type_: of its matrices.
         dense: of those that are no experts; `type_` by default.
     """
+    f32_type = GGMLType.F32
+    tensors: list[RandomTensor] = [
+        ("token_embd.weight", (shape.width, shape.vocabulary), f32_type),
+        ("output.weight", (shape.width, shape.vocabulary), f32_type),
+        ("output_norm.weight", (shape.width,), f32_type),
+    ]
+    for layer in range(shape.layers):
+        prefix = f"blk.{layer}."
+        tensors += [(f"{prefix}{name}.weight", (shape.width,), f32_type) for name in ("attn_norm", "ffn_norm")]
+        if shape.experts:
+            norms = ("attn_q_norm", "attn_k_norm")
+            tensors += [(f"{prefix}{name}.weight", (shape.head,), f32_type) for name in norms]
+            tensors.append((f"{prefix}ffn_gate_inp.weight", (shape.width, shape.experts), f32_type))
+        for name, dimensions in shape.tensors(layer).items():
+            tensors.append((name, dimensions, type_ if "_exps" in name or dense is None else dense))
+    return write_random(path, kernels, _keys(shape), tensors)
+
+
+def write_random(path: Path, kernels: Kernels, keys: list[KeyValue], tensors: Iterable[RandomTensor]) -> Path:
+    """Write a model of these tensors: matrices of a few random rows again and again, vectors of ones."""
     random = np.random.default_rng(3)
     made: dict[tuple[GGMLType, int], bytes] = {}
 
     def rows_of(kind: GGMLType, columns: int) -> bytes:
         if (kind, columns) not in made:
             values = random.standard_normal((_ROWS, columns), np.float32) * np.float32(columns**-0.5)
-            out = np.empty(tensor_length(kind, (columns, _ROWS)), np.uint8)
-            kernels.prepare(kind)
-            kernels.quantize(kind, values, np.ones(columns, np.float32), out)
-            made[kind, columns] = out.tobytes()
+            if kind is GGMLType.F32:
+                made[kind, columns] = values.tobytes()
+            else:
+                out = np.empty(tensor_length(kind, (columns, _ROWS)), np.uint8)
+                kernels.prepare(kind)
+                kernels.quantize(kind, values, np.ones(columns, np.float32), out)
+                made[kind, columns] = out.tobytes()
         return made[kind, columns]
 
-    def matrix(name: str, dimensions: tuple[int, ...], kind: GGMLType) -> TensorSource:
+    def source(name: str, dimensions: tuple[int, ...], kind: GGMLType) -> TensorSource:
         def read() -> Iterator[bytes]:
-            piece, left = rows_of(kind, dimensions[0]), tensor_length(kind, dimensions)
+            left = tensor_length(kind, dimensions)
+            piece = (
+                np.ones(dimensions[0], np.float32).tobytes() if len(dimensions) == 1 else rows_of(kind, dimensions[0])
+            )
             while left > 0:
                 yield piece[:left]
                 left -= len(piece)
 
         return TensorSource(name, dimensions, kind, read)
 
-    def plain(name: str, *dimensions: int, ones: bool = False) -> TensorSource:
-        def read() -> Iterator[bytes]:
-            count = int(np.prod(dimensions))
-            yield (np.ones(count) if ones else random.standard_normal(count) * 0.05).astype(np.float32).tobytes()
-
-        return TensorSource(name, dimensions, GGMLType.F32, read)
-
-    tensors = [
-        plain("token_embd.weight", shape.width, shape.vocabulary),
-        plain("output.weight", shape.width, shape.vocabulary),
-        plain("output_norm.weight", shape.width, ones=True),
-    ]
-    for layer in range(shape.layers):
-        prefix = f"blk.{layer}."
-        tensors += [plain(f"{prefix}{name}.weight", shape.width, ones=True) for name in ("attn_norm", "ffn_norm")]
-        if shape.experts:
-            norms = ("attn_q_norm", "attn_k_norm")
-            tensors += [plain(f"{prefix}{name}.weight", shape.head, ones=True) for name in norms]
-            tensors.append(plain(f"{prefix}ffn_gate_inp.weight", shape.width, shape.experts))
-        for name, dimensions in shape.tensors(layer).items():
-            tensors.append(matrix(name, dimensions, type_ if "_exps" in name or dense is None else dense))
-    write_gguf(path, _keys(shape), tensors)
+    write_gguf(path, keys, [source(*tensor) for tensor in tensors])
     return path
 
 

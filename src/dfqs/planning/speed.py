@@ -6,26 +6,26 @@ prompt behind it. Pure: rates come from a `Calibration`, sizes from the header a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from dfqs.gguf import GGMLType
-from dfqs.planning.calibration import Calibration, TypeSpeed
-from dfqs.planning.work import Kind, Work, WorkKey
+from dfqs.planning.calibration import Calibration
+from dfqs.planning.rates import seconds_of
+from dfqs.planning.work import (
+    ATTENDED,
+    ATTENDED_ELEMENT,
+    NODE,
+    GraphSize,
+    Terms,
+    Work,
+    WorkKey,
+    decode_terms,
+    prompt_terms,
+)
 from dfqs.records import Amount, Record
 
 INTERVAL = 1.25
-"""A rate's interval reaches from so much less to so much more: an assumption (docs/forecast.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GraphSize:
-    """What a graph is made of beside weights."""
-
-    nodes: int
-    cells: float
-    """Cached entries that a token attends to at the end of the context, summed over layers."""
-    heads: int
-    head_length: int
+"""A rate's interval reaches from so much less to so much more: how often that held is in docs/forecast.md."""
+STEADY = 1.1
+"""A machine whose speed changes by less than this is steady; one that changes more widens the interval by as much."""
 
 
 class Rate(Record):
@@ -34,7 +34,7 @@ class Rate(Record):
     tokens_per_s: Amount
     low: Amount
     high: Amount
-    """Meant to hold 95 of 100 rates; how often it does was not measured yet (docs/forecast.md)."""
+    """Meant to hold 95 of 100 rates; how often it did is in docs/forecast.md."""
 
     @classmethod
     def around(cls, seconds: float, factor: float = INTERVAL) -> "Rate":
@@ -57,24 +57,27 @@ class SpeedForecast(Record):
 
 
 def forecast_speed(
-    work: Mapping[WorkKey, Work], graph: GraphSize, context_tokens: int, calibration: Calibration
+    work: Mapping[WorkKey, Work], graph: GraphSize, middle: GraphSize, context_tokens: int, calibration: Calibration
 ) -> SpeedForecast:
-    """Decode and prefill at one context length."""
-    weights_s = prefill_s = 0.0
-    for (type_, kind), one in work.items():
-        speed = nearest(calibration, type_, kind)
-        weights_s += one.bytes * speed.decode_ns_per_byte / 1e9
-        prefill_s += one.weights * speed.prefill_ns_per_weight / 1e9
-    graph_s = graph.nodes * calibration.node_ns / 1e9
-    attention_s = graph.cells * graph.heads * graph.head_length * calibration.attention_ns / 1e9
-    prefill_s += graph.nodes * calibration.batch_node_ns / 1e9 + attention_s / 2
+    """Decode and prefill at one context length.
+
+    Args:
+        graph: at the end of the context.
+        middle: in the middle of it.
+    """
+    decode = _known(decode_terms(work, graph), calibration.decode_ns)
+    prompt = _known(prompt_terms(work, middle, context_tokens), calibration.prompt_ns)
+    attention = {name: decode.pop(name, 0.0) for name in (ATTENDED, ATTENDED_ELEMENT)}
+    nodes = {NODE: decode.pop(NODE, 0.0)}
+    parts = [seconds_of(terms, calibration.decode_ns) for terms in (decode, nodes, attention)]
+    factor = INTERVAL * (max(calibration.change, 1.0) if calibration.change > STEADY else 1.0)
     return SpeedForecast(
         context_tokens=context_tokens,
-        decode=Rate.around(weights_s + graph_s + attention_s),
-        prefill=Rate.around(prefill_s),
-        weights_s=weights_s,
-        graph_s=graph_s,
-        attention_s=attention_s,
+        decode=Rate.around(sum(parts), factor),
+        prefill=Rate.around(seconds_of(prompt, calibration.prompt_ns), factor),
+        weights_s=parts[0],
+        graph_s=parts[1],
+        attention_s=parts[2],
     )
 
 
@@ -84,10 +87,21 @@ def wanted_types(work: Mapping[WorkKey, Work]) -> set[WorkKey]:
     return {key for key, one in work.items() if one.bytes * 100 > total}
 
 
-def nearest(calibration: Calibration, type_: GGMLType, kind: Kind) -> TypeSpeed:
-    """The speed of a type; of one that was not measured, that of the slowest of its kind by the byte."""
-    exact = calibration.find(type_.name, kind)
-    if exact is not None:
-        return exact
-    alike = [one for one in calibration.types if one.kind == kind] or list(calibration.types)
-    return max(alike, key=lambda one: one.decode_ns_per_byte)
+def _known(terms: Terms, rates_ns: Mapping[str, float]) -> Terms:
+    """Work in types that were not measured as work in the slowest of their kind."""
+    known: Terms = {}
+    for name, amount in terms.items():
+        stands_for = name if name in rates_ns else slowest(name, rates_ns)
+        if stands_for is not None:
+            known[stands_for] = known.get(stands_for, 0.0) + amount
+    return known
+
+
+def slowest(name: str, rates_ns: Mapping[str, float]) -> str | None:
+    """The slowest kind of work that differs from `name` in its type only, else of weights at all; None where there is
+    none (a graph's nodes and attention took no time)."""
+    kind = name.partition(" ")[2]
+    alike = [other for other in rates_ns if other.partition(" ")[2] == kind and kind]
+    if not alike and kind in ("dense", "experts"):
+        alike = [other for other in rates_ns if other.partition(" ")[2] in ("dense", "experts")]
+    return max(alike, key=lambda other: rates_ns[other], default=None)

@@ -1,6 +1,6 @@
-"""What computing a token touches: weights by type, in plain matrices and in experts' stacks."""
+"""What computing a token touches: weights by type, in plain matrices and in experts' stacks, and the graph around."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,14 +10,32 @@ from dfqs.model.spec import INTEGER_TYPES, Role, tensor_layer, tensor_role
 
 Kind = Literal["dense", "experts"]
 WorkKey = tuple[GGMLType, Kind]
+Terms = dict[str, float]
+"""How much of each kind of work; `dfqs.planning.rates` has what one of each takes."""
+NODE, ATTENDED, ATTENDED_ELEMENT = "node", "attended entry", "attended element"
+COMPUTED_AT_A_TIME = 512
+"""Tokens of a prompt: llama.cpp's ubatch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one token."""
+    """Of one token, in one type and kind of matrix."""
 
     bytes: int
     weights: int
+    all_weights: int
+    """Of all experts, of which `weights` are in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSize:
+    """What a graph is made of beside weights."""
+
+    nodes: int
+    attended: float
+    """Cached entries that a token attends to, summed over layers and heads."""
+    attended_elements: float
+    """The same, times the length of a head (of K and V, their mean)."""
 
 
 def count_work(
@@ -41,9 +59,47 @@ def count_work(
         routed = role is Role.ROUTED_EXPERT and experts
         share = (used, experts) if routed else (1, 1)
         key: WorkKey = (tensor.type, "experts" if routed else "dense")
-        before = counted.get(key, Work(0, 0))
+        before = counted.get(key, Work(0, 0, 0))
         counted[key] = Work(
             before.bytes + tensor.length * share[0] // share[1],
             before.weights + tensor.elements * share[0] // share[1],
+            before.all_weights + tensor.elements,
         )
     return counted
+
+
+def decode_terms(work: Mapping[WorkKey, Work], graph: GraphSize) -> Terms:
+    """Of a token that is computed alone: bytes of weights by type and kind, nodes, entries attended to."""
+    return {weights_term(*key): one.bytes for key, one in work.items()} | {
+        NODE: graph.nodes,
+        ATTENDED: graph.attended,
+        ATTENDED_ELEMENT: graph.attended_elements,
+    }
+
+
+def prompt_terms(work: Mapping[WorkKey, Work], graph: GraphSize, tokens: int) -> Terms:
+    """Of one token of a prompt, on average: weights that it is multiplied with; its share of getting each expert ready
+    that any token of its batch chose, and of the batch's nodes; entries attended to.
+
+    Args:
+        graph: with the entries of a token in the middle of the prompt.
+        tokens: of the prompt.
+    """
+    batch = min(tokens, COMPUTED_AT_A_TIME)
+    terms: Terms = {NODE: graph.nodes / batch, ATTENDED: graph.attended, ATTENDED_ELEMENT: graph.attended_elements}
+    for (type_, kind), one in work.items():
+        terms[weights_term(type_, kind)] = one.weights
+        if kind == "experts" and one.all_weights:
+            # Chosen by none of the batch, were every expert equally likely.
+            idle = (1 - one.weights / one.all_weights) ** batch
+            terms[pass_term(type_)] = one.all_weights * (1 - idle) / batch
+    return terms
+
+
+def weights_term(type_: GGMLType, kind: Kind) -> str:
+    return f"{type_.name} {kind}"
+
+
+def pass_term(type_: GGMLType) -> str:
+    """Getting experts of a type ready for a batch, whatever the number of its tokens."""
+    return f"{type_.name} experts, a batch"

@@ -27,6 +27,8 @@ _STATE = "memory stub"
 """Under which the worker keeps the loaded stub."""
 _REPACKED = frozenset({GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ4_NL})
 """Types that llama.cpp b11549 repacks on x86-64 (ggml-cpu/repack.cpp); only where it says that it repacks at all."""
+SLIDING = "sliding window"
+"""What the cache of layers is called that attend to a window."""
 _ONE_CACHE = "attention"
 """What a cache is called that is the only one."""
 
