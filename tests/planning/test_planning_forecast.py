@@ -210,8 +210,8 @@ def test_a_model_that_the_runtime_does_not_know_is_named_with_what_can_still_be_
     smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     header = read_header(smollm2_gguf)
-    keys = [header.raw_entry(e) for e in header.entries if not e.name.startswith(("general.arch", "llama."))]
-    keys = [string("general.architecture", "gibberish"), u32("gibberish.block_count", 2), *keys]
+    own = [header.raw_entry(e) for e in header.entries if not e.name.startswith(("general.arch", "llama."))]
+    keys = [string("general.architecture", "gibberish"), u32("gibberish.block_count", 2), *own]
     path = tmp_path / "odd.gguf"
     path.write_bytes(encode_header(keys, [(t.name, t.shape, t.type) for t in header.tensors]))
     with path.open("ab") as file:

@@ -1,7 +1,7 @@
 """How fast a file's disk gives single experts: past the page cache by several threads, and by faults through a map.
 
-Reads pieces of the model's own file at random places. Pieces are put out of the page cache first (only those), so that
-the disk is asked and not memory.
+Reads pieces of the model's own file at random places. Pieces are put out of the page cache first, with what is read
+ahead around them and nothing else, so that the disk is asked and not memory.
 """
 
 import contextlib
@@ -61,16 +61,16 @@ def measure_disk(path: Path, piece_bytes: int, threads: int, seconds: float = LO
     Raises:
         UsageError: the file is smaller than two pieces.
     """
-    size = path.stat().st_size
+    size, ahead = path.stat().st_size, read_ahead_bytes(path)
     piece = max(piece_bytes // mmap.PAGESIZE, 1) * mmap.PAGESIZE
     if size < 2 * piece:
         raise UsageError(f"{path} is too small to measure its disk with pieces of {piece:,} bytes")
     with contextlib.ExitStack() as stack:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, handle)
-        direct = _measure(handle, size, piece, THREADS, seconds, _direct_reader(path, handle, piece, stack))
-        paged = _measure(handle, size, piece, threads, seconds, _map_reader(handle, piece))
-    return DiskSpeed(piece, direct, paged, read_ahead_bytes(path))
+        direct = _measure(handle, size, piece, 0, THREADS, seconds, _direct_reader(path, handle, piece, stack))
+        paged = _measure(handle, size, piece, ahead or 0, threads, seconds, _map_reader(handle, piece))
+    return DiskSpeed(piece, direct, paged, ahead)
 
 
 def read_ahead_bytes(path: Path) -> int | None:
@@ -115,8 +115,10 @@ def _map_reader(handle: int, piece: int) -> Callable[[int], None]:
     return touch
 
 
-def _measure(handle: int, size: int, piece: int, threads: int, seconds: float, read: Callable[[int], None]) -> DiskRate:
-    """Random pieces, none twice, in windows of time."""
+def _measure(
+    handle: int, size: int, piece: int, around: int, threads: int, seconds: float, read: Callable[[int], None]
+) -> DiskRate:
+    """Random pieces, none twice, in windows of time; `around` bytes before and behind each are forgotten with it."""
     chosen = list(range(0, size - piece, piece))
     random.Random(_SEED).shuffle(chosen)
     places = iter(chosen)
@@ -132,7 +134,7 @@ def _measure(handle: int, size: int, piece: int, threads: int, seconds: float, r
                 offset = next(places, None)
             if offset is None:
                 break
-            os.posix_fadvise(handle, offset, piece, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(handle, max(0, offset - around), piece + 2 * around, os.POSIX_FADV_DONTNEED)
             read(offset)
             done += piece
         return done
