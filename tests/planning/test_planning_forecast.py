@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfqs.cli.main import run
-from dfqs.gguf import GGMLType, encode_header, read_header, string, u32
+from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, encode_header, read_header, string, u32
 from dfqs.model.files import open_model
 from dfqs.model.spec import bytes_per_token
 from dfqs.planning import calibration as calibrating
@@ -211,7 +211,8 @@ def test_a_model_that_the_runtime_does_not_know_is_named_with_what_can_still_be_
 ) -> None:
     header = read_header(smollm2_gguf)
     own = [header.raw_entry(e) for e in header.entries if not e.name.startswith(("general.arch", "llama."))]
-    keys = [string("general.architecture", "gibberish"), u32("gibberish.block_count", 2), *own]
+    keys: list[KeyValue | RawKeyValue] = [string("general.architecture", "gibberish"), *own]
+    keys.append(u32("gibberish.block_count", 2))
     path = tmp_path / "odd.gguf"
     path.write_bytes(encode_header(keys, [(t.name, t.shape, t.type) for t in header.tensors]))
     with path.open("ab") as file:
