@@ -141,10 +141,15 @@ def calibrate(
         spread=median(one.spread for one in observations),
     )
     if calibration.other_cpus < BUSY_CPUS and calibration.change < OTHER_MACHINE:
-        with contextlib.suppress(DfqsError, OSError):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_json(path, calibration, overwrite=True)
+        _keep(path, calibration)
     return calibration
+
+
+def _keep(path: Path, calibration: Calibration) -> None:
+    """For the next time; a machine that keeps nothing is measured again."""
+    with contextlib.suppress(DfqsError, OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(path, calibration, overwrite=True)
 
 
 def calibration_path(machine: dict[str, Any], runtime: str, threads: int) -> Path:
