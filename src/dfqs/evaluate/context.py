@@ -29,7 +29,7 @@ ENDS = {SINGLE: 0, KEYS: 6, CHAIN: 5, COUNT: 6}
 """The line of its block with which a question can be answered."""
 REACH_BLOCKS = 64
 """How far before its block a question's parts can lie."""
-CODE_OPTIONS, MOST_COUNTED = 8, 5
+CODE_OPTIONS, MOST_COUNTED = 5, 5
 """Answers that are held against each other by likelihood."""
 
 _CODE = re.compile(r"(?<!\d)\d{4}(?!\d)")
