@@ -3,11 +3,12 @@
     python3 -m venv /tmp/gym && /tmp/gym/bin/pip install reasoning-gym==0.1.25
     /tmp/gym/bin/python scripts/freeze_reasoning_gym.py OUT.jsonl
 
-Users do not need the package: what counts is the file and its hash in the manifest. Taken are families whose output is the
-same in every process and whose answers can be computed again another way (the tests do it for all but the word problems,
-which were read one by one). Left out for wrong answers in this version: `syllogism` (lets "some A are not C" follow from
-"all A are B, some B are not C"), `family_relationships` (calls a daughter-in-law a mother-in-law), and for doubtful ones
-`number_sequence`. Sentences that forbid to show any steps are cut off, because every set asks in its own words.
+Users do not need the package: what counts is the file and its hash in the manifest. Taken are families whose output is
+the same in every process and whose answers can be computed again another way (the tests do it for all but the word
+problems, which were read one by one). Left out for wrong answers in this version: `syllogism` (lets "some A are not C"
+follow from "all A are B, some B are not C"), `family_relationships` (calls a daughter-in-law a mother-in-law), and for
+doubtful ones `number_sequence`. Sentences that forbid to show any steps are cut off, because every set asks in its own
+words.
 """
 
 import json

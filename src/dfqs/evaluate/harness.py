@@ -7,6 +7,8 @@ come back, and the comparison happens here. It imports nothing from where the ca
 only; any Python from 3.9.
 """
 
+import __future__
+
 import ast
 import ctypes
 import json
@@ -17,6 +19,7 @@ import select
 import signal
 import struct
 import sys
+import types
 from typing import Any, NoReturn
 
 REPLY_LIMIT_BYTES = 1 << 20
@@ -86,22 +89,54 @@ def read_exactly(descriptor: int, count: int) -> bytes:
     return data
 
 
+class Unread(Exception):
+    """This Python cannot read the source."""
+
+
+def define_candidate(source: str, entry_point: str, namespace: dict[str, Any]) -> None:
+    """Run a module statement by statement. What stands behind the function that is asked for may fail: examples of its
+    use raise on purpose, ask for input, or end the program."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise Unread(f"SyntaxError: {error}") from None
+    flags = 0
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            for alias in node.names:
+                flags |= getattr(getattr(__future__, alias.name, None), "compiler_flag", 0)
+            continue
+        code = compile(ast.Module([node], []), "<candidate>", "exec", flags, True)
+        try:
+            exec(code, namespace)
+        except MemoryError:
+            raise
+        except BaseException:
+            if entry_point not in namespace:
+                raise
+
+
 def serve_candidate(requests: int, replies: int) -> NoReturn:
     """Define the candidate, then answer calls until the pipe closes."""
-    namespace: dict[str, Any] = {"__name__": "candidate"}
+    # As a module is found under its name: dataclasses look there for their annotations.
+    module = sys.modules["candidate"] = types.ModuleType("candidate")
+    namespace = module.__dict__
     while True:
         (length,) = struct.unpack("!I", read_exactly(requests, 4))
         request = read_exactly(requests, length)
         kind, text = request[:1], request[1:].decode("utf-8", "surrogatepass")
         try:
             if kind == b"D":
-                exec(compile(text, "<candidate>", "exec"), namespace)
+                name, source = ast.literal_eval(text)
+                define_candidate(source, name, namespace)
                 answer = "None"
             else:
                 name, arguments, keywords = ast.literal_eval(text)
                 answer = encode(namespace[name](*arguments, **keywords))
         except MemoryError:
             send(replies, b"M", "out of memory")
+        except Unread as error:
+            send(replies, b"U", str(error)[:MAXIMUM_DETAIL])
         except BaseException as error:
             send(replies, b"E", f"{type(error).__name__}: {error}"[:MAXIMUM_DETAIL])
         else:
@@ -125,7 +160,7 @@ class Candidate:
 
     def define(self, source: str, entry_point: str) -> None:
         self.entry_point = entry_point
-        self.ask(b"D", source)
+        self.ask(b"D", encode((entry_point, source)))
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         answer = self.ask(b"C", encode((self.entry_point, arguments, keywords)))
@@ -146,7 +181,7 @@ class Candidate:
         answer = reply[1:].decode("utf-8", "surrogatepass")
         if reply[:1] == b"R":
             return answer
-        raise CandidateError("memory" if reply[:1] == b"M" else "failed", answer)
+        raise CandidateError({b"M": "memory", b"U": "unread"}.get(reply[:1], "failed"), answer)
 
     def read(self, count: int) -> bytes:
         """Waits for bytes or for the candidate's death: its children may hold the pipe open after it."""
@@ -186,8 +221,12 @@ def run_tests(job: dict[str, Any], candidate: Candidate) -> tuple[str, str]:
     try:
         candidate.define(job["source"], job["entry_point"])
         namespace: dict[str, Any] = {"__name__": "tests"}
-        exec(compile(job["prelude"], "<prelude>", "exec"), namespace)
-        exec(compile(job["tests"], "<tests>", "exec"), namespace)
+        for part in ("prelude", "tests"):
+            try:
+                code = compile(job[part], f"<{part}>", "exec")
+            except SyntaxError as error:
+                return "unread", f"the {part} of the problem: {error}"
+            exec(code, namespace)
         namespace[job["entry_point"]] = candidate
         namespace["check"](candidate)
     except CandidateError as error:

@@ -47,6 +47,8 @@ class Outcome(StrEnum):
     OUTPUT_LIMIT = "output-limit"
     FILE_LIMIT = "file-limit"
     KILLED = "killed"
+    UNREAD = "unread"
+    """The sandbox's Python is too old for the source or for the problem: no verdict on either."""
 
 
 @dataclass(frozen=True, slots=True)

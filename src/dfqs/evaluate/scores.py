@@ -25,6 +25,10 @@ class Verdict(StrEnum):
     """Cut off at the token cap, or by the context's end."""
     EMPTY = "empty"
     """The model ended at once."""
+    NO_ANSWER = "no-answer"
+    """The model thought, and ended without saying anything outside of its thoughts."""
+    UNJUDGED = "unjudged"
+    """Nothing here can judge it (code that the sandbox's Python cannot read); it is left out of the score."""
     UNUSABLE = "unusable"
     """The endpoint gave something that is no answer (HTML, an error); `detail` says what."""
 

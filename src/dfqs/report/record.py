@@ -244,19 +244,28 @@ def _score_detail(
     if verdicts[Verdict.UNUSABLE] == len(items):
         reasons[metric] = f"no usable answer; the last: {list(items.values())[-1]['completion']['text']}"
         return None
+    judged = {key: item for key, item in items.items() if item["verdict"] != Verdict.UNJUDGED}
+    if not judged:
+        reasons[metric] = f"no answer could be judged here; the last: {list(items.values())[-1]['detail']}"
+        return None
+    if verdicts[Verdict.NO_ANSWER] == len(judged):
+        reasons[metric] = "every answer stood in a thought only: the model thought up to its end and then said nothing"
+        return None
     groups: dict[str, tuple[int, int]] = {}
-    for item in items.values():
+    for item in judged.values():
         name = f"{group_by} {item['place'][group_by]}" if group_by == "level" else str(item["place"][group_by])
         right, total = groups.get(name, (0, 0))
         groups[name] = (right + (item["verdict"] == Verdict.RIGHT), total + 1)
     return ScoreDetail(
-        n=len(items),
+        n=len(judged),
         right=verdicts[Verdict.RIGHT],
         wrong=verdicts[Verdict.WRONG],
         truncated=verdicts[Verdict.TRUNCATED],
         empty=verdicts[Verdict.EMPTY],
         unusable=verdicts[Verdict.UNUSABLE],
-        interval_95=wilson_interval(Count(verdicts[Verdict.RIGHT], len(items))),
+        no_answer=verdicts[Verdict.NO_ANSWER],
+        unjudged=verdicts[Verdict.UNJUDGED],
+        interval_95=wilson_interval(Count(verdicts[Verdict.RIGHT], len(judged))),
         groups=dict(sorted(groups.items())),
     )
 

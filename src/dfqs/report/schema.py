@@ -53,6 +53,10 @@ class ScoreDetail(Record):
     truncated: Whole
     empty: Whole
     unusable: Whole
+    no_answer: Whole = 0
+    """Thought, and ended without saying anything outside of the thoughts. Counts as wrong."""
+    unjudged: Whole = 0
+    """Could not be judged here (code that the sandbox's Python cannot read); not among the n."""
     interval_95: tuple[Share, Share] | None
     """Wilson; null with fewer than two items."""
     groups: dict[str, tuple[Whole, Whole]]
@@ -60,7 +64,7 @@ class ScoreDetail(Record):
 
     @model_validator(mode="after")
     def _counts_add_up(self) -> Self:
-        if self.right + self.wrong + self.truncated + self.empty + self.unusable != self.n:
+        if self.right + self.wrong + self.truncated + self.empty + self.unusable + self.no_answer != self.n:
             raise ValueError("counts that do not add up to n")
         return self
 
