@@ -55,6 +55,12 @@ def command(
         typer.Option("--endpoint", help=f"OpenAI-compatible server; its key in {API_KEY_VARIABLE}."),
     ] = None,
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
+    thinking_budget: Annotated[
+        int | None,
+        typer.Option(
+            "--thinking-budget", help="Let the model think, with so many tokens beside those of the answer.", min=1
+        ),
+    ] = None,
     threads: Threads = None,
     ram: Ram = None,
     check: Check = None,
@@ -73,7 +79,7 @@ def command(
     _check_subject(model, endpoint, ram)
     if output is None:
         raise UsageError("say where the results go: -o DIRECTORY")
-    request = Request(find_suite(suite), _stages(only), limit, max_context, threads)
+    request = Request(find_suite(suite), _stages(only), limit, max_context, threads, thinking_budget)
     if dry_run:
         _describe(request, json_)
         return
@@ -143,21 +149,30 @@ def _open_answerer(
     if opened is None:
         assert endpoint is not None
         remote = EndpointAnswerer(
-            endpoint, model=model_name, api_key=os.environ.get(API_KEY_VARIABLE), max_context=request.longest
+            endpoint,
+            model=model_name,
+            api_key=os.environ.get(API_KEY_VARIABLE),
+            max_context=request.longest,
+            thinking_tokens=request.thinking_tokens,
         )
         answerer = stack.enter_context(remote)
         return answerer, Subject(kind="endpoint", name=answerer.info.name, location=remote.location)
     subject = identify(opened, output)
     with progress_bar(f"loading {subject.name}") as progress:
         local = LocalAnswerer(
-            opened, threads=request.threads, max_context=request.longest, order=request.order, progress=progress
+            opened,
+            threads=request.threads,
+            max_context=request.longest,
+            order=request.order,
+            progress=progress,
+            thinking_tokens=request.thinking_tokens,
         )
         return stack.enter_context(local), subject
 
 
 def _look_at_memory(opened: ModelFiles, request: Request, loading: Loading) -> Request:
     """The request, with how the model is loaded within the memory that there is."""
-    contexts = [*answer_contexts(opened, request.longest)]
+    contexts = [*answer_contexts(opened, request.longest, request.thinking_tokens)]
     if SPEED in request.stages:
         contexts.append(speed_context(request.suite, opened.spec.context_tokens or request.longest))
     plan = loading.plan(opened, contexts, "a smaller --max-context", whole=CPU_ONLY)

@@ -80,7 +80,7 @@ class Asker:
         return LengthResult(
             length,
             Count(sum(item.right for item in written), len(written)),
-            unanswered=verdicts.count(Verdict.UNUSABLE),
+            unanswered=verdicts.count(Verdict.UNUSABLE) + verdicts.count(Verdict.NO_ANSWER),
             likelihood=Count(sum(score.right for score in likely), len(likely)) if likely else None,
             chance=sum(score.chance for score in likely) / len(likely) if likely else 0.0,
         )

@@ -34,8 +34,11 @@ class ScoreConditions(Record):
     max_tokens: dict[str, AtLeastOne]
     sampling: str = "greedy"
     thinking: str | None
-    """As the rendered prompt shows it: `off` (a thought was closed for the model) or `on` (one was opened); None: the
-    prompt shows nothing. Behind an endpoint `server default`."""
+    """As the rendered prompt shows it: `off` (a thought was closed for the model), `on` (one was opened when asked
+    for), `always` (the template opens one by itself); None: the prompt shows nothing. Behind an endpoint
+    `server default`."""
+    thinking_tokens: AtLeastOne | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
+    """Budget of thoughts, beside the caps of answers; None: the model was asked not to think."""
     template_sha256: str | None
     """Of the chat template; None: plain text, or an endpoint that does not tell."""
     numerics: Numerics | None

@@ -8,6 +8,7 @@ from dfqs.errors import EndpointError, EndpointFault, UsageError, printable
 from dfqs.evaluate.answerer import Answered, AnswererInfo, Asking, DocumentSize, LengthFailure, LengthFault
 from dfqs.evaluate.context import GrowingDocument, fitting_lines
 from dfqs.evaluate.scores import Completion
+from dfqs.evaluate.thoughts import split_thinking
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.client import Client
 
@@ -43,11 +44,20 @@ class EndpointAnswerer:
         EndpointError: the server does not answer.
     """
 
-    def __init__(self, url: str, *, model: str = "", api_key: str | None = None, max_context: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "",
+        api_key: str | None = None,
+        max_context: int,
+        thinking_tokens: int | None = None,
+    ) -> None:
         # A server that reads thousands of tokens before it answers says nothing meanwhile.
         self._client = Client(url, api_key=api_key, timeout_s=ANSWER_TIME_LIMIT_S, answer_s=ANSWER_TIME_LIMIT_S)
         self._model = model
         self._max_context = max_context
+        self._thinking_tokens = thinking_tokens
         self._patient = True
         """Whether waiting may help: not right after a question that was asked in vain to the last time."""
         self._tokens_per_line: float | None = None
@@ -122,6 +132,7 @@ class EndpointAnswerer:
         return completion
 
     def _attempt(self, prompt: str, max_tokens: int, progress: Progress) -> Completion:
+        max_tokens += self._thinking_tokens or 0
         limit = max_tokens * CHARACTERS_PER_TOKEN
         received: list[str] = []
         characters = 0
@@ -137,7 +148,11 @@ class EndpointAnswerer:
 
         try:
             answer = self._client.chat(
-                [{"role": "user", "content": prompt}], model=self._model, max_tokens=max_tokens, on_text=take
+                [{"role": "user", "content": prompt}],
+                model=self._model,
+                max_tokens=max_tokens,
+                on_text=take,
+                extra={"chat_template_kwargs": {"enable_thinking": True}} if self._thinking_tokens else None,
             )
         except _Endless:
             return Completion(text="".join(received)[:limit], finish_reason="length")
@@ -151,8 +166,10 @@ class EndpointAnswerer:
             return Completion(text=f"no complete answer: {said}", finish_reason="error")
         if answer.completion_tokens is not None and answer.completion_tokens > max_tokens:
             finish = "length"
+        thought, said = split_thinking(answer.text)
         return Completion(
-            text=answer.text,
+            reasoning="\n".join(part for part in (answer.reasoning, thought) if part),
+            text=said,
             finish_reason=finish,
             prompt_tokens=answer.prompt_tokens,
             generated_tokens=answer.completion_tokens,

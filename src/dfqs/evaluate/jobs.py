@@ -14,6 +14,7 @@ from typing import Any
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, DocumentJob, TokenWork, document_reader
+from dfqs.evaluate.thoughts import MARKS, Cap
 from dfqs.runtime.context import Context, Logits, Model
 from dfqs.runtime.loading import LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.requests import ContextSettings
@@ -34,7 +35,22 @@ class OpenedModel:
     trained_context_tokens: int
     template_sha256: str | None
     thinking: str | None
-    """`off` or `on`, as the end of a rendered prompt shows it; None: it shows nothing, and the model decides."""
+    """As the end of a rendered prompt shows it: `off` (a thought was closed for the model), `on` (one was opened
+    because it was asked for), `always` (one is opened although it was asked not to be); None: nothing is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How the model is asked to think."""
+
+    tokens: int | None
+    """At most; None: it is asked not to think, and what it thinks all the same counts as its answer's tokens."""
+    begun: bool
+    """The prompt opens a thought."""
+
+    @property
+    def asked(self) -> bool:
+        return self.tokens is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +64,23 @@ class Generated:
     failure: str | None = None
 
 
-def open_model(worker: WorkerContext, path: Path, order: LoadOrder) -> OpenedModel:
-    """Load the model for the calls that follow. Emits `(done, total)` while loading."""
+def open_model(worker: WorkerContext, path: Path, order: LoadOrder, thinking_tokens: int | None = None) -> OpenedModel:
+    """Load the model for the calls that follow. Emits `(done, total)` while loading.
+
+    Args:
+        thinking_tokens: the model is asked to think, with so many tokens at most; None: it is asked not to.
+    """
     loaded = order.load(worker.library, path, lambda done, total=None, note="": worker.emit((done, total)))
     # What streams it must live as long as the model does.
     worker.state["loaded"] = loaded
     worker.state["model"] = model = loaded.model
     template = model.chat_template()
-    _, tail = _frame(model)
+    thinking = _observe(model, thinking_tokens is not None)
+    worker.state["thinking"] = Thinking(thinking_tokens, thinking in ("on", "always"))
     return OpenedModel(
         model.trained_context_tokens,
         hashlib.sha256(template.encode()).hexdigest() if template else None,
-        {"open": "on", "closed": "off", None: None}[observe_thinking(tail)],
+        thinking,
     )
 
 
@@ -69,10 +90,19 @@ def read_figures(worker: WorkerContext) -> StreamFigures | None:
     return loaded.read_figures()
 
 
+def _observe(model: Model, asked: bool) -> str | None:
+    """What rendered prompts show of thinking; see `OpenedModel.thinking`."""
+    quiet = observe_thinking(_frame(model, False)[1])
+    if quiet == "open":
+        return "always"
+    shown = observe_thinking(_frame(model, True)[1]) if asked else quiet
+    return {"open": "on", "closed": "off", None: None}[shown]
+
+
 def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Numerics, context_tokens: int) -> Generated:
     """Answer one user message; plain continuation where the model has no chat template. Emits the tokens so far."""
     model: Model = worker.state["model"]
-    head, tail = _frame(model)
+    head, tail = _frame(model, _thinking(worker).asked)
     tokens = model.tokenize_chat(head + prompt + tail) if tail else model.tokenize(prompt + "\n")
     context = _context(worker, numerics, context_tokens, PROMPT_SEQUENCES)
     if len(tokens) >= context.n_ctx_sequence:
@@ -81,7 +111,7 @@ def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Nume
     try:
         logits = context.decode(tokens[shared:], shared, _PROMPT)
         assert logits is not None
-        return _generate(model, context, logits, len(tokens), _PROMPT, max_tokens, worker.emit)
+        return _generate(model, context, logits, len(tokens), _PROMPT, max_tokens, _thinking(worker), worker.emit)
     except NonFiniteLogits as error:
         return Generated("", "error", len(tokens), 0, str(error))
 
@@ -114,7 +144,7 @@ def count_tokens(worker: WorkerContext, texts: Sequence[str]) -> list[int]:
 def frame_tokens(worker: WorkerContext) -> tuple[int, int]:
     """Tokens that the chat template puts before a message, and around it."""
     model: Model = worker.state["model"]
-    head, tail = _frame(model)
+    head, tail = _frame(model, _thinking(worker).asked)
     before = len(model.tokenize_chat(head) if tail else model.tokenize(""))
     return before, before + (len(model.tokenize(tail, add_special=False)) if tail else 4)
 
@@ -138,9 +168,9 @@ def ask_document(worker: WorkerContext, job: DocumentJob, numerics: Numerics, co
     context = _context(worker, numerics, context_tokens, DOCUMENT_SEQUENCES)
 
     def write(logits: Any, position: int, sequence: int, max_tokens: int) -> Generated:
-        return _generate(model, context, logits, position, sequence, max_tokens)
+        return _generate(model, context, logits, position, sequence, max_tokens, _thinking(worker))
 
-    return document_reader(worker, model, context, _frame(model)).ask(job, write, worker.emit)
+    return document_reader(worker, model, context, _frame(model, _thinking(worker).asked)).ask(job, write, worker.emit)
 
 
 def _generate(
@@ -150,10 +180,12 @@ def _generate(
     position: int,
     sequence: int,
     max_tokens: int,
+    thinking: Thinking,
     on_token: Callable[[int], None] = lambda _tokens: None,
 ) -> Generated:
     """Greedy tokens after `logits`, to the model's end, the cap, or the context's end."""
     text = b""
+    cap = Cap(max_tokens, thinking.tokens, thinking.begun)
     prompt_tokens, generated = position, 0
     while True:
         token = int(logits.argmax())
@@ -161,8 +193,8 @@ def _generate(
         on_token(generated)
         if model.is_end(token):
             return Generated(text.decode("utf-8", "replace"), "stop", prompt_tokens, generated)
-        text += model.piece(token, special=False)
-        if generated == max_tokens:
+        text += model.piece(token, special=False) or _mark(model, token)
+        if cap.reached(text.decode("utf-8", "replace")):
             return Generated(text.decode("utf-8", "replace"), "length", prompt_tokens, generated)
         if position == context.n_ctx_sequence:
             return Generated(text.decode("utf-8", "replace"), "context", prompt_tokens, generated)
@@ -172,12 +204,27 @@ def _generate(
         position += 1
 
 
-def _frame(model: Model) -> tuple[str, str]:
-    """What the chat template writes before and after a user's message; both empty without a template."""
+def _mark(model: Model, token: int) -> bytes:
+    """The text of a special token that begins or ends a thought; empty for others, which are nothing that was said."""
+    text = model.piece(token, special=True)
+    return text if text.decode("utf-8", "replace") in MARKS else b""
+
+
+def _thinking(worker: WorkerContext) -> Thinking:
+    thinking: Thinking = worker.state["thinking"]
+    return thinking
+
+
+def _frame(model: Model, asked: bool) -> tuple[str, str]:
+    """What the chat template writes before and after a user's message; both empty without a template.
+
+    Args:
+        asked: whether the model is asked to think.
+    """
     if model.chat_template() is None:
         return "", ""
     # Templates that know no such variable ignore it.
-    rendered = model.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], enable_thinking=False)
+    rendered = model.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], enable_thinking=asked)
     head, found, tail = rendered.partition(PLACEHOLDER)
     if not found:
         raise RuntimeFailure("the model's chat template drops the user's message")

@@ -13,6 +13,7 @@ from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, AnswerScores, AskedQuest
 from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, OpenedModel
 from dfqs.evaluate.scores import CHOSEN, Completion, LikelihoodScore
 from dfqs.evaluate.speed import CPU_ONLY
+from dfqs.evaluate.thoughts import split_output
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
@@ -28,11 +29,13 @@ QUESTION_TOKENS = 64
 _BATCH_LINES = 256
 
 
-def answer_contexts(model: ModelFiles, max_context: int) -> tuple[ContextSettings, ContextSettings]:
+def answer_contexts(
+    model: ModelFiles, max_context: int, thinking_tokens: int | None = None
+) -> tuple[ContextSettings, ContextSettings]:
     """The contexts that questions are answered in, one at a time: of single prompts, and of the longest document."""
     trained = model.spec.context_tokens or max_context
     return (
-        jobs.context_settings(Numerics(), min(ANSWER_CONTEXT_TOKENS, trained), PROMPT_SEQUENCES),
+        jobs.context_settings(Numerics(), min(ANSWER_CONTEXT_TOKENS + (thinking_tokens or 0), trained), PROMPT_SEQUENCES),
         jobs.context_settings(Numerics(), min(max_context, trained), DOCUMENT_SEQUENCES),
     )
 
@@ -52,6 +55,7 @@ class LocalAnswerer:
         max_context: int,
         order: LoadOrder = CPU_ONLY,
         progress: Progress = no_progress,
+        thinking_tokens: int | None = None,
     ) -> None:
         self._model = check_model(model)
         self._threads = threads
@@ -59,6 +63,7 @@ class LocalAnswerer:
         self._order = order
         self._numerics = Numerics(repack=order.repack)
         self._progress = progress
+        self._thinking_tokens = thinking_tokens
         self._worker: Worker | None = None
         self._opened: OpenedModel | None = None
         self._head_tokens = self._frame_tokens = 0
@@ -117,7 +122,7 @@ class LocalAnswerer:
         """Answer one user message. A crash of the runtime is raised, not scored."""
         worker = self._running().reporting(lambda tokens: progress(tokens, max_tokens))
         generated = worker.call(jobs.complete, prompt, max_tokens, self._numerics, self._answer_context())
-        return _completion(generated)
+        return _completion(generated, self._thinks)
 
     def size(self, document: GrowingDocument, length_tokens: int) -> DocumentSize:
         """The longest document that leaves room for a question and its answer."""
@@ -126,7 +131,7 @@ class LocalAnswerer:
             raise LengthFailure(message, LengthFault.TRAINED)
         self._running()
         opening = self._count([document.vocabulary.opening])[0]
-        frame = self._frame_tokens + opening + QUESTION_TOKENS
+        frame = self._frame_tokens + opening + QUESTION_TOKENS + (self._thinking_tokens or 0)
         counts = self._line_tokens.setdefault(document.number, [])
 
         def count(index: int, _text: str) -> int:
@@ -149,7 +154,7 @@ class LocalAnswerer:
             index, prompt_tokens, written, scores = event
             likelihood = _likelihood(questions[index], scores) if scores is not None else None
             completion = (
-                _completion(written) if written is not None else _chosen(questions[index], scores, prompt_tokens)
+                _completion(written, self._thinks) if written is not None else _chosen(questions[index], scores, prompt_tokens)
             )
             on_answer(index, completion, likelihood)
 
@@ -194,8 +199,16 @@ class LocalAnswerer:
                 self._context_tokens = wanted
                 return wanted
 
+    @property
+    def _thinks(self) -> bool:
+        """Whether the prompt opens a thought."""
+        return self._opened is not None and self._opened.thinking in ("on", "always")
+
     def _answer_context(self) -> int:
-        return min(ANSWER_CONTEXT_TOKENS, self._opened.trained_context_tokens if self._opened else 0)
+        return min(
+            ANSWER_CONTEXT_TOKENS + (self._thinking_tokens or 0),
+            self._opened.trained_context_tokens if self._opened else 0,
+        )
 
     def _count(self, texts: list[str]) -> list[int]:
         return self._running().call(jobs.count_tokens, texts)
@@ -212,16 +225,18 @@ class LocalAnswerer:
         self._worker = worker
         try:
             loading = worker.reporting(lambda event: self._progress(*event))
-            self._opened = loading.call(jobs.open_model, self._model.path, self._order)
+            self._opened = loading.call(jobs.open_model, self._model.path, self._order, self._thinking_tokens)
             self._head_tokens, self._frame_tokens = worker.call(jobs.frame_tokens)
         except BaseException:
             self.close()
             raise
 
 
-def _completion(generated: Generated) -> Completion:
+def _completion(generated: Generated, begun: bool) -> Completion:
+    reasoning, text = split_output(generated.text, begun)
     return Completion(
-        text=generated.failure or generated.text,
+        reasoning=reasoning,
+        text=generated.failure or text,
         finish_reason=generated.finish_reason,
         prompt_tokens=generated.prompt_tokens,
         generated_tokens=generated.generated_tokens,

@@ -54,6 +54,8 @@ class Request:
     max_context: int | None = None
     """Longest context that the search for the boundary goes to; None: the suite's longest."""
     threads: int | None = None
+    thinking_tokens: int | None = None
+    """Budget of thoughts, beside the caps of answers; None: the model is asked not to think."""
     order: LoadOrder = CPU_ONLY
     """How the model's weights come into memory."""
     memory_bytes: int | None = None
@@ -199,6 +201,7 @@ def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | No
         context_lengths=request.lengths,
         max_tokens={set_.name: set_.entry.max_tokens for set_ in sets},
         thinking=info.thinking,
+        thinking_tokens=request.thinking_tokens,
         template_sha256=info.template_sha256,
         numerics=info.numerics,
         runtime=info.runtime,

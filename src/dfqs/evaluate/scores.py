@@ -1,5 +1,6 @@
 """One scored answer, the same for every set."""
 
+import operator
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
@@ -16,6 +17,11 @@ ANSWER_LIMIT_CHARACTERS = 1 << 17
 CHOSEN = "chosen"
 
 
+NOTHING_SAID = (
+    "no answer was given: every one stood in thoughts only. Give thoughts tokens of their own with --thinking-budget"
+)
+
+
 class Verdict(StrEnum):
     """What became of one item. Only RIGHT counts; the others are kept apart because their causes differ."""
 
@@ -26,7 +32,7 @@ class Verdict(StrEnum):
     EMPTY = "empty"
     """The model ended at once."""
     NO_ANSWER = "no-answer"
-    """The model thought, and ended without saying anything outside of its thoughts."""
+    """The model thought, and said nothing outside of its thoughts, whether it ended by itself or was cut off."""
     UNJUDGED = "unjudged"
     """Nothing here can judge it (code that the sandbox's Python cannot read); it is left out of the score."""
     UNUSABLE = "unusable"
@@ -42,11 +48,15 @@ class Completion(Record):
     `chosen`: nothing was written, and `text` is the likeliest of the answers given."""
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
+    reasoning: str = Field(default="", exclude_if=operator.not_)
+    """What it thought; kept, and never judged."""
 
     def refusal(self) -> Verdict | None:
         """Why this counts as wrong whatever it says; None when its text is to be judged."""
         if self.finish_reason == "error":
             return Verdict.UNUSABLE
+        if self.reasoning and not self.text.strip():
+            return Verdict.NO_ANSWER
         if self.finish_reason not in ("stop", CHOSEN):
             return Verdict.TRUNCATED
         return None if self.text.strip() else Verdict.EMPTY
@@ -94,6 +104,8 @@ def judged(
     Raises:
         SandboxUnavailable: no judge, and so no verdict.
     """
+    if len(completion.reasoning) > ANSWER_LIMIT_CHARACTERS:
+        completion = completion.model_copy(update={"reasoning": completion.reasoning[:ANSWER_LIMIT_CHARACTERS]})
     if len(completion.text) > ANSWER_LIMIT_CHARACTERS:
         finish_reason = "error" if completion.finish_reason == "error" else "length"
         cut = {"text": completion.text[:ANSWER_LIMIT_CHARACTERS], "finish_reason": finish_reason}

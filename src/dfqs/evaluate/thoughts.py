@@ -4,6 +4,15 @@ import re
 
 from dfqs.runtime.template import THINKING_MARKS
 
+MARKS = frozenset(
+    {mark for pair in THINKING_MARKS for mark in pair} | {"<|channel|>", "<|message|>", "<|start|>", "<|end|>"}
+)
+"""Texts of tokens that are written out, although they are special ones, because they tell where a thought is."""
+
+LONGEST_MARK = max(map(len, MARKS))
+OPENING_TOKENS = 8
+"""An opening mark that is no token of its own takes a few."""
+
 _SPECIAL = re.compile(
     r"<\|(?:start|end|channel|message|return|constrain|START_RESPONSE|END_RESPONSE|begin_of_solution|end_of_solution)\|>"
 )
@@ -25,9 +34,53 @@ def split_thinking(output: str) -> tuple[str, str]:
     return "\n".join(thought for thought in said if thought), rest
 
 
+def split_output(output: str, begun: bool) -> tuple[str, str]:
+    """As `split_thinking`, of what was generated behind a prompt.
+
+    Args:
+        begun: the prompt itself opened a thought; without an end all of the output belongs to it.
+    """
+    if begun and not any(ending in output for _, ending in THINKING_MARKS):
+        return output.strip(), ""
+    return split_thinking(output)
+
+
 def without_thinking(output: str) -> str:
     """What stands outside of thoughts; nothing, when one was begun and never ended."""
     return split_thinking(output)[1]
+
+
+class Cap:
+    """Counts tokens of thoughts and of what is said, each against its own limit.
+
+    Args:
+        answer_tokens: of what is said; of everything where there is no limit of its own for thoughts.
+        thinking_tokens: of thoughts; None: no limit of their own.
+        begun: the prompt opened a thought.
+    """
+
+    def __init__(self, answer_tokens: int, thinking_tokens: int | None, begun: bool) -> None:
+        self._answer_tokens, self._thinking_tokens = answer_tokens, thinking_tokens
+        self._thinks = begun
+        self._thought = self._said = 0
+
+    def reached(self, text: str) -> bool:
+        """Whether the token that ended `text` was the last that is allowed."""
+        if self._thinking_tokens is None:
+            self._said += 1
+            return self._said >= self._answer_tokens
+        tail = text[-LONGEST_MARK * 2 :]
+        if self._thinks:
+            self._thought += 1
+            self._thinks = not any(tail.endswith(ending) or ending in tail for _, ending in THINKING_MARKS)
+            return self._thinks and self._thought >= self._thinking_tokens
+        # Only a thought at the beginning is one; later marks are quoted.
+        begins = self._said <= OPENING_TOKENS and text.lstrip().startswith(tuple(mark for mark, _ in THINKING_MARKS))
+        if begins and not any(ending in text for _, ending in THINKING_MARKS):
+            self._thinks, self._thought, self._said = True, self._said + 1, 0
+            return False
+        self._said += 1
+        return self._said >= self._answer_tokens
 
 
 def _take(text: str, opening: str, ending: str, thoughts: list[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfqs.evaluate.scores import CHOSEN, ScoredItem, Verdict
+from dfqs.evaluate.scores import CHOSEN, NOTHING_SAID, ScoredItem, Verdict
 from dfqs.evaluate.statistics import Count, wilson_interval
 from dfqs.evaluate.stored import StoredBoundary, StoredPlan, plan_keys
 from dfqs.report.schema import (
@@ -116,6 +116,8 @@ def _length(length: int, results: Results) -> _Length | str:
     answered = [ScoredItem.model_validate(results[key]) for key in keys if key in results]
     if len(answered) < len(keys):
         return f"{len(answered)} of {len(keys)} questions asked; run the same command again"
+    if all(item.verdict is Verdict.NO_ANSWER for item in answered):
+        return NOTHING_SAID
     if all(item.verdict is Verdict.UNUSABLE for item in answered):
         return f"no usable answer; the last: {answered[-1].completion.text}"
     return _Length(length, plan, tuple(answered))

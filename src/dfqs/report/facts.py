@@ -165,7 +165,7 @@ def condition_rows(report: Report) -> list[Row]:
         ("suite", f"{score.suite}: {_amounts(score)}"),
         ("prompt sets", sets),
         ("sampling", f"{score.sampling}; at most {caps} tokens"),
-        ("thinking", score.thinking or "the prompt shows nothing of it"),
+        ("thinking", _thinking(score)),
         ("chat template", Code(score.template_sha256[:12]) if score.template_sha256 else "none, or not known"),
         ("numerics", _numerics(score.numerics)),
         ("runtime", score.runtime or "not known"),
@@ -220,6 +220,11 @@ def _amounts(score: ScoreConditions) -> str:
     """`16 reasoning, 12 code, 40 context questions at each of 1,024 2,048 tokens`."""
     amounts = [f"{count} {name}" for name, count in score.items.items()]
     return ", ".join(amounts) + f" questions at each of {' '.join(f'{n:,}' for n in score.context_lengths)} tokens"
+
+
+def _thinking(score: ScoreConditions) -> str:
+    budget = f", at most {score.thinking_tokens:,} tokens of it" if score.thinking_tokens is not None else ""
+    return (score.thinking or "the prompt shows nothing of it") + budget
 
 
 def _numerics(numerics: Numerics | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from dfqs import __version__
 from dfqs.errors import DfqsError, FormatError, UsageError, printable
 from dfqs.evaluate.conditions import SpeedConditions
-from dfqs.evaluate.scores import Verdict
+from dfqs.evaluate.scores import NOTHING_SAID, Verdict
 from dfqs.evaluate.speed import (
     BATCH,
     FLASH_ATTENTION,
@@ -249,7 +249,7 @@ def _score_detail(
         reasons[metric] = f"no answer could be judged here; the last: {list(items.values())[-1]['detail']}"
         return None
     if verdicts[Verdict.NO_ANSWER] == len(judged):
-        reasons[metric] = "every answer stood in a thought only: the model thought up to its end and then said nothing"
+        reasons[metric] = NOTHING_SAID
         return None
     groups: dict[str, tuple[int, int]] = {}
     for item in judged.values():
@@ -265,6 +265,7 @@ def _score_detail(
         unusable=verdicts[Verdict.UNUSABLE],
         no_answer=verdicts[Verdict.NO_ANSWER],
         unjudged=verdicts[Verdict.UNJUDGED],
+        thought=sum(bool(item["completion"].get("reasoning")) for item in items.values()),
         interval_95=wilson_interval(Count(verdicts[Verdict.RIGHT], len(judged))),
         groups=dict(sorted(groups.items())),
     )

@@ -55,6 +55,8 @@ class ScoreDetail(Record):
     unusable: Whole
     no_answer: Whole = 0
     """Thought, and ended without saying anything outside of the thoughts. Counts as wrong."""
+    thought: Whole = 0
+    """Answers before which the model thought, as far as its thoughts were seen; whatever became of them."""
     unjudged: Whole = 0
     """Could not be judged here (code that the sandbox's Python cannot read); not among the n."""
     interval_95: tuple[Share, Share] | None

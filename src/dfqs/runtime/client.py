@@ -54,6 +54,8 @@ class Completion:
     wall_s: float
     first_text_s: float | None
     """Until the first piece of text, when streamed."""
+    reasoning: str = ""
+    """What the server gave apart from the text as the model's thoughts (`reasoning_content`, `reasoning`)."""
 
 
 class Client(Closing):
@@ -154,6 +156,7 @@ class Client(Closing):
             logprobs=self._logprobs(choice.get("logprobs")),
             wall_s=time.perf_counter() - started,
             first_text_s=None,
+            reasoning=_reasoning(message),
         )
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int] | None:
@@ -174,6 +177,7 @@ class Client(Closing):
 
     def _stream_chat(self, request: dict[str, Any], on_text: Callable[[str], None], started: float) -> Completion:
         text: list[str] = []
+        thoughts: list[str] = []
         logprobs: list[TokenLogprob] = []
         finish: str | None = None
         usage: dict[str, Any] = {}
@@ -189,6 +193,7 @@ class Client(Closing):
             if "logprobs" in request:
                 logprobs.extend(self._logprobs(choice.get("logprobs")) or ())
             delta = choice.get("delta")
+            thoughts.append(_reasoning(delta))
             piece = delta.get("content") if isinstance(delta, dict) else None
             if isinstance(piece, str) and piece:
                 first_text_s = first_text_s or time.perf_counter() - started
@@ -202,6 +207,7 @@ class Client(Closing):
             logprobs=tuple(logprobs) or None,
             wall_s=time.perf_counter() - started,
             first_text_s=first_text_s,
+            reasoning="".join(thoughts),
         )
 
     def _events(self, path: str, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -297,6 +303,13 @@ def _encoded(body: Any) -> bytes:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _reasoning(message: Any) -> str:
+    """The thoughts in a message or in a piece of one, under the names that servers give them."""
+    if not isinstance(message, dict):
+        return ""
+    return _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or ""
 
 
 def _usage(document: dict[str, Any], key: str) -> int | None:
