@@ -16,7 +16,7 @@ def score_code(item: CodeItem, completion: Completion, sandbox: Sandbox) -> Scor
     Raises:
         SandboxUnavailable: it could not be run; that is no verdict on the candidate.
     """
-    place = {"level": item.level}
+    place = code_place(item)
     refusal = completion.refusal()
     if refusal is not None:
         return ScoredItem(stage=CODE, item=item.id, verdict=refusal, completion=completion, place=place)
@@ -33,7 +33,8 @@ def score_code(item: CodeItem, completion: Completion, sandbox: Sandbox) -> Scor
             completion=completion,
             place=place,
         )
-    result = sandbox.run(source, item.entry_point, item.tests)
+    source = f"{item.helpers}\n\n{source}" if item.helpers.strip() else source
+    result = sandbox.run(source, item.entry_point, item.tests, item.prelude)
     return ScoredItem(
         stage=CODE,
         item=item.id,
@@ -43,6 +44,11 @@ def score_code(item: CodeItem, completion: Completion, sandbox: Sandbox) -> Scor
         completion=completion,
         place=place,
     )
+
+
+def code_place(item: CodeItem) -> dict[str, str | int | float]:
+    """Where a problem belongs: one of ours to a level, one of HumanEval to that."""
+    return {"level": item.level} if item.level else {"family": "HumanEval"}
 
 
 def extract_code(output: str, entry_point: str) -> str | None:

@@ -6,6 +6,13 @@ from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
 from dfqs.evaluate.stages import REASONING
 
 
+def is_same(answer: str | None, item: ReasoningItem) -> bool:
+    """Letters' case does not matter in a text."""
+    if item.kind == "text":
+        return answer is not None and answer.casefold() == item.answer.casefold()
+    return answer == item.answer
+
+
 def score_reasoning(item: ReasoningItem, completion: Completion) -> ScoredItem:
     """Right, wrong, or why it was not judged."""
     place = {"family": item.family, "level": item.level}
@@ -16,7 +23,7 @@ def score_reasoning(item: ReasoningItem, completion: Completion) -> ScoredItem:
     return ScoredItem(
         stage=REASONING,
         item=item.id,
-        verdict=Verdict.RIGHT if answer == item.answer else Verdict.WRONG,
+        verdict=Verdict.RIGHT if is_same(answer, item) else Verdict.WRONG,
         answer=answer,
         detail="" if answer is not None else "no final answer found",
         completion=completion,

@@ -4,26 +4,23 @@ The same call goes on where a killed one stopped. A stage that cannot be measure
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dfqs.errors import SandboxUnavailable, UsageError
 from dfqs.evaluate.answerer import Answerer
-from dfqs.evaluate.asker import Asker, is_open
+from dfqs.evaluate.asker import Asker
 from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, find_boundary
-from dfqs.evaluate.code import score_code
 from dfqs.evaluate.conditions import ScoreConditions
 from dfqs.evaluate.context import DOCUMENTS
-from dfqs.evaluate.prompts import CodeItem, ReasoningItem, read_code_set, read_context_set, read_reasoning_set
-from dfqs.evaluate.reasoning import score_reasoning
+from dfqs.evaluate.items import item_sets, measure_items, why_no_humaneval
+from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
-from dfqs.evaluate.scores import ScoredItem, judged
 from dfqs.evaluate.speed import CPU_ONLY, DEPTH_DECODE_TOKENS, DecodeRun, measure_runs, used_memory
-from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED, STAGES
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, ITEM_STAGES, NOTES, SPEED, STAGES
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
 from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
@@ -75,6 +72,10 @@ class Request:
             self.suite,
             reasoning_items=min(self.limit, self.suite.reasoning_items),
             code_items=min(self.limit, self.suite.code_items),
+            gym_items=min(self.limit, self.suite.gym_items),
+            humaneval_items=min(self.limit, self.suite.humaneval_items),
+            tool_items=min(self.limit, self.suite.tool_items),
+            profile_items=min(self.limit, self.suite.profile_items),
             context_questions=min(self.limit, self.suite.context_questions),
         )
 
@@ -85,20 +86,18 @@ class Request:
         Documents dominate what is read: each once to the longest length, and once for each bisection of the boundary.
         """
         suite, stages = self.sized, self.stages
-        caps = {
-            set_.name: set_.entry.max_tokens for set_ in (read_reasoning_set(), read_code_set(), read_context_set())
-        }
+        sets = [each for each in item_sets(suite) if each.stage in stages]
+        context_cap = read_context_set().entry.max_tokens
         lengths = set(suite.context_lengths if CONTEXT in stages else ())
         lengths |= set(self.lengths if BOUNDARY in stages else ())
         bisections = REFINE_STEPS if BOUNDARY in stages else 0
         questions = (len(lengths) + bisections) * suite.context_questions
         repeats = suite.decode_repeats if SPEED in stages else 0
-        items = {REASONING: suite.reasoning_items, CODE: suite.code_items}
-        generated = sum(items[stage] * caps[stage] for stage in items if stage in stages)
-        generated += questions * caps[CONTEXT] * suite.context_written + repeats * (
-            suite.decode_tokens + DEPTH_DECODE_TOKENS
-        )
-        read = sum(items[stage] * PROMPT_TOKENS for stage in items if stage in stages)
+        thinking = self.thinking_tokens or 0
+        generated = sum(each.count * (each.set_.entry.max_tokens + thinking) for each in sets)
+        generated += questions * (context_cap + thinking) * suite.context_written
+        generated += repeats * (suite.decode_tokens + DEPTH_DECODE_TOKENS)
+        read = sum(each.count * PROMPT_TOKENS for each in sets)
         read += max(lengths, default=0) * DOCUMENTS * (1 + bisections) + questions * QUESTION_TOKENS
         return generated, read + repeats * (suite.prefill_tokens + suite.depth_tokens)
 
@@ -143,18 +142,24 @@ def evaluate(
     opened = None if model is None else open_model(model)
     if opened is not None and subject.model is None:
         subject = subject.model_copy(update={"model": opened.description})
+    sets = item_sets(request.sized)
     conditions = score_conditions(answerer, request, sandbox)
     with open_store(out, _plan_run(subject, conditions, request), restart=restart) as store:
         _note(store, "machine", read_machine().model_dump(mode="json"))
-        _note(store, "target", {"notices": list(answerer.info.notices), "context_tokens": answerer.info.context_tokens})
-        if REASONING in request.stages:
-            with draw(REASONING) as progress:
-                _measure_reasoning(answerer, store, request.sized, progress)
+        _note(
+            store,
+            "target",
+            {
+                "notices": [*answerer.info.notices, *_missing_sets(request)],
+                "context_tokens": answerer.info.context_tokens,
+            },
+        )
         if CODE in request.stages:
             _note(store, "code_unavailable", {"reason": refusal})
-            if sandbox is not None:
-                with draw(CODE) as progress:
-                    _measure_code(answerer, store, request.sized, sandbox, progress)
+        for stage in ITEM_STAGES:
+            if stage in request.stages and (stage != CODE or sandbox is not None):
+                with draw(stage) as progress:
+                    measure_items(answerer, store, stage, sets, sandbox, progress)
         if CONTEXT in request.stages:
             with draw(CONTEXT) as progress:
                 asker = Asker(answerer, store, request.sized, progress, request.suite.context_lengths)
@@ -193,13 +198,14 @@ def _require_work(request: Request) -> None:
 def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | None) -> ScoreConditions:
     """What the scores will depend on, besides the model."""
     suite, info = request.sized, answerer.info
-    sets = (read_reasoning_set(), read_code_set(), read_context_set())
+    sets = item_sets(suite)
+    entries = [*(each.set_.entry for each in sets), read_context_set().entry]
     return ScoreConditions(
         suite=suite.name,
-        prompt_sets={set_.name: set_.sha256 for set_ in sets},
-        items={REASONING: suite.reasoning_items, CODE: suite.code_items, CONTEXT: suite.context_questions},
+        prompt_sets={entry.name: entry.set_sha256 for entry in entries},
+        items={**{each.set_.name: each.count for each in sets}, CONTEXT: suite.context_questions},
         context_lengths=request.lengths,
-        max_tokens={set_.name: set_.entry.max_tokens for set_ in sets},
+        max_tokens={entry.name: entry.max_tokens for entry in entries},
         thinking=info.thinking,
         thinking_tokens=request.thinking_tokens,
         template_sha256=info.template_sha256,
@@ -209,55 +215,9 @@ def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | No
     )
 
 
-def _measure_reasoning(answerer: Answerer, store: Store, suite: Suite, progress: Progress) -> None:
-    set_ = read_reasoning_set()
-
-    def measure(item: ReasoningItem, progress: Progress) -> ScoredItem:
-        completion = answerer.complete(set_.prompt(item.question), set_.entry.max_tokens, progress)
-        place = {"family": item.family, "level": item.level}
-        return judged(partial(score_reasoning, item), REASONING, item.id, completion, place)
-
-    _measure_items(store, REASONING, set_.items[: suite.reasoning_items], measure, progress)
-
-
-def _measure_code(answerer: Answerer, store: Store, suite: Suite, sandbox: Sandbox, progress: Progress) -> None:
-    set_ = read_code_set()
-
-    def measure(item: CodeItem, progress: Progress) -> ScoredItem:
-        completion = answerer.complete(set_.prompt(item.prompt), set_.entry.max_tokens, progress)
-        return judged(partial(score_code, item, sandbox=sandbox), CODE, item.id, completion, {"level": item.level})
-
-    _measure_items(store, CODE, set_.items[: suite.code_items], measure, progress)
-
-
-Item = TypeVar("Item", ReasoningItem, CodeItem)
-
-
-def _measure_items(
-    store: Store,
-    stage: str,
-    items: Sequence[Item],
-    measure: Callable[[Item, Progress], ScoredItem],
-    progress: Progress,
-) -> None:
-    """Measure and store what is still open. What was there before is reported at once: it tells nothing of the rate."""
-    still_open = [item for item in items if is_open(store, stage, item.id)]
-    done = len(items) - len(still_open)
-    progress(done, len(items))
-    for item in still_open:
-        scored = measure(item, _within(progress, done, len(items), item.id))
-        store.append(stage, item.id, scored.model_dump(mode="json"))
-        done += 1
-        progress(done, len(items), item.id)
-
-
-def _within(progress: Progress, measured: int, items: int, name: str) -> Progress:
-    """Progress inside one item: the count stands still, the note moves."""
-
-    def tell(done: int, total: int | None = None, note: str = "") -> None:
-        progress(measured, items, f"{name}, token {done:,} of {total:,}")
-
-    return tell
+def _missing_sets(request: Request) -> tuple[str, ...]:
+    missing = why_no_humaneval() if CODE in request.stages and request.sized.humaneval_items else None
+    return (f"code was measured without HumanEval: {missing}",) if missing is not None else ()
 
 
 def _measure_speed(path: Path, store: Store, request: Request, progress: Progress) -> None:

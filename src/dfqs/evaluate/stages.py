@@ -2,10 +2,15 @@
 
 REASONING = "reasoning"
 CODE = "code"
+TOOLS = "tools"
+PROFILE = "profile"
 CONTEXT = "context"
 BOUNDARY = "boundary"
 SPEED = "speed"
-STAGES = (REASONING, CODE, CONTEXT, BOUNDARY, SPEED)
+STAGES = (REASONING, CODE, TOOLS, PROFILE, CONTEXT, BOUNDARY, SPEED)
+
+ITEM_STAGES = (REASONING, CODE, TOOLS, PROFILE)
+"""Those that ask one prompt after the other."""
 
 NOTES = "notes"
 """Not a stage: what a run writes down about its machine and its answerer."""

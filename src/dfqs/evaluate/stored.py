@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from dfqs.errors import FormatError, printable
 from dfqs.evaluate.scores import ScoredItem
-from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
+from dfqs.evaluate.stages import BOUNDARY, CONTEXT, ITEM_STAGES, NOTES, SPEED
 from dfqs.hardware import Machine
 from dfqs.records import Amount, AtLeastOne, Record, Share, Whole
 
@@ -142,7 +142,7 @@ _OTHERS: dict[str, type[Record]] = {BOUNDARY: StoredBoundary, SPEED: StoredRepea
 
 def model_of(stage: str, key: str) -> type[Record] | None:
     """The form of a line; None: of no stage that there is."""
-    if stage in (REASONING, CODE):
+    if stage in ITEM_STAGES:
         return ScoredItem
     if stage == CONTEXT:
         return _CONTEXT.get(key.rpartition("/")[2], ScoredItem)

@@ -27,11 +27,29 @@ class Suite:
     context_written: bool = True
     """Whether answers about documents are written, where they can be chosen by likelihood: that takes less time, and
     tells something of models that write none that is right."""
+    gym_items: int = 0
+    humaneval_items: int = 0
+    tool_items: int = 0
+    profile_items: int = 0
 
 
-QUICK = Suite("quick", 16, 12, (1024, 1536, 2048, 3072), 40, 128, 3, 512, 2048)
+QUICK = Suite(
+    "quick", 16, 12, (1024, 1536, 2048, 3072), 40, 128, 3, 512, 2048, gym_items=12, tool_items=12, profile_items=12
+)
 STANDARD = Suite(
-    "standard", 64, 32, (1024, 1536, 2048, 4096, 8192, 16_384, 32_768, 65_536), 40, 128, 5, 512, depth_tokens=4096
+    "standard",
+    64,
+    32,
+    (1024, 1536, 2048, 4096, 8192, 16_384, 32_768, 65_536),
+    40,
+    128,
+    5,
+    512,
+    depth_tokens=4096,
+    gym_items=96,
+    humaneval_items=164,
+    tool_items=24,
+    profile_items=39,
 )
 SUITES = {suite.name: suite for suite in (QUICK, STANDARD)}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.speed import SpeedSummary
 from dfqs.model.description import ModelDescription
-from dfqs.report.schema import ContextDetail, Report, ScoreDetail
+from dfqs.report.schema import ContextDetail, ProfileRow, Report, ScoreDetail, ToolDetail
 from dfqs.units import format_bytes, format_count
 
 QUIET_CPUS = 0.1
@@ -106,6 +106,52 @@ def context_words(context: ContextDetail) -> list[str]:
             f"their documents, which saves {tokens.saved / tokens.unshared:.0%}."
         )
     return words
+
+
+def tool_rows(tools: ToolDetail) -> list[Row]:
+    """Trigger, schema, and the whole call."""
+    score = tools.score
+    shares = f"precision {_share(tools.trigger_precision)}, recall {_share(tools.trigger_recall)}"
+    return [
+        (
+            "called where needed (F1)",
+            _share(tools.trigger_f1),
+            f"needed {tools.needed}, called {tools.called}, rightly {tools.called_rightly}; {shares}",
+        ),
+        (
+            "valid by the schema",
+            _share(tools.schema_accuracy),
+            f"{tools.valid} of {tools.called} calls, {format_interval(tools.schema_interval_95)}",
+        ),
+        (
+            "right altogether",
+            f"{score.right / score.n:.3f}",
+            f"{score.right} of {score.n}, {format_interval(score.interval_95)}",
+        ),
+    ]
+
+
+PROFILE_HEADER = ("task", "claimed for the reference", "measured here", "score", "95 % interval", "n", "by")
+
+
+def profile_rows(rows: Sequence[ProfileRow]) -> list[Row]:
+    """The capability profile, in the columns of `PROFILE_HEADER`."""
+    return [
+        (
+            row.row,
+            row.claimed,
+            row.level or f"not measured: {row.reason}",
+            _share(row.score),
+            format_interval(row.interval_95),
+            str(row.n),
+            row.measured_by,
+        )
+        for row in rows
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "null" if value is None else f"{value:.3f}"
 
 
 def speed_rows(speed: SpeedSummary) -> list[Row]:

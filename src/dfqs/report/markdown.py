@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dfqs.errors import printable
 from dfqs.report.facts import (
     CONTEXT_HEADER,
+    PROFILE_HEADER,
     SCORES,
     Cell,
     Code,
@@ -13,7 +14,9 @@ from dfqs.report.facts import (
     condition_rows,
     context_rows,
     metric_rows,
+    profile_rows,
     speed_rows,
+    tool_rows,
 )
 from dfqs.report.schema import ContextDetail, Report, ScoreDetail
 
@@ -28,6 +31,8 @@ def render_markdown(report: Report) -> str:
         *_score_sections(report),
         _context(report.details.context),
         _boundary(report),
+        _tools(report),
+        _profile(report),
         _speed(report),
         "## What was measured",
         _table(("", ""), artifact_rows(report)),
@@ -59,6 +64,11 @@ def _score_sections(report: Report) -> Iterable[str]:
             f"{detail.right} of {detail.n} right; {detail.wrong} wrong, {detail.truncated} cut off at the token cap, "
             f"{detail.empty} empty, {detail.unusable} without a usable answer (all of these count as wrong)."
         )
+        if detail.thought or detail.unjudged:
+            wrong += (
+                f" {detail.thought} thought first, {detail.no_answer} of all said nothing outside of thoughts (wrong, "
+                f"too); {detail.unjudged} could not be judged here and are left out."
+            )
         groups = ", ".join(f"{_text(group)} {right}/{total}" for group, (right, total) in detail.groups.items())
         yield f"**{name}**: {wrong} By group: {groups}."
 
@@ -79,6 +89,22 @@ def _boundary(report: Report) -> str:
         for entry in boundary.lengths
     )
     return f"**Failure boundary.** {_sentence(_text(boundary.reason))} Lengths looked at: {looked}."
+
+
+def _tools(report: Report) -> str:
+    tools = report.details.tools
+    return "" if tools is None else f"**Tool calls.**\n\n{_table(('', '', ''), tool_rows(tools))}"
+
+
+def _profile(report: Report) -> str:
+    rows = report.details.profile
+    if rows is None:
+        return ""
+    told = (
+        "**Capability profile.** Beside what the specification claims for its reference artifact: full from 0.9, "
+        "limited from 0.5, little below, of small sets whose answers a program can check."
+    )
+    return f"{told}\n\n{_table(PROFILE_HEADER, profile_rows(rows))}"
 
 
 def _speed(report: Report) -> str:

@@ -24,11 +24,12 @@ from dfqs.evaluate.speed import (
     summarise,
     used_memory,
 )
-from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, REASONING, SPEED
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, PROFILE, REASONING, SPEED, TOOLS
 from dfqs.evaluate.statistics import Count, wilson_interval
 from dfqs.evaluate.store import RunRecord, Subject, read_lines, read_run, runs_of
 from dfqs.hardware import Machine
 from dfqs.records import is_document, write_json
+from dfqs.report.capability import profile_rows, tool_detail
 from dfqs.report.context import boundary_detail, context_detail
 from dfqs.report.markdown import render_markdown
 from dfqs.report.schema import (
@@ -182,8 +183,11 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     score = record.conditions
     reasons: dict[str, str] = {}
     expected = score.items
-    reasoning = _score_detail("reasoning_score", stages[REASONING], expected.get(REASONING), "family", reasons)
-    code = _score_detail("code_score", stages[CODE], expected.get(CODE), "level", reasons)
+    reasoning = _score_detail("reasoning_score", stages[REASONING], _expected(expected, REASONING, "gym"), reasons)
+    code = _score_detail("code_score", stages[CODE], _expected(expected, CODE, "humaneval"), reasons)
+    tools = None
+    if TOOLS in expected:
+        tools = tool_detail(stages[TOOLS], _score_detail("tools", stages[TOOLS], expected[TOOLS], reasons))
     refusal = notes.get("code_unavailable", {}).get("reason")
     if code is None and refusal:
         reasons["code_score"] = refusal
@@ -223,18 +227,30 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
             context=context,
             speed=speed,
             boundary=boundary_detail(boundary) if boundary is not None else None,
+            tools=tools,
+            profile=profile_rows(stages[PROFILE], expected.get(PROFILE), code, context),
         ),
         notices=[*notes.get("target", {}).get("notices", []), *(f"began anew: {why}" for why in record.began_anew)],
     )
+
+
+def _expected(items: Mapping[str, int], *sets: str) -> int | None:
+    """How many items a stage has, over its sets; None: none of them."""
+    counts = [items[name] for name in sets if name in items]
+    return sum(counts) if counts else None
+
+
+def _groups(place: Mapping[str, Any]) -> list[str]:
+    """Family and difficulty, apart from each other."""
+    family = [str(place["family"])] if "family" in place else []
+    return [*family, f"level {place['level']}"] if "level" in place else family
 
 
 def _value(detail: ScoreDetail | None) -> float | None:
     return detail.right / detail.n if detail is not None else None
 
 
-def _score_detail(
-    metric: str, items: Results, expected: int | None, group_by: str, reasons: dict[str, str]
-) -> ScoreDetail | None:
+def _score_detail(metric: str, items: Results, expected: int | None, reasons: dict[str, str]) -> ScoreDetail | None:
     """None, with the reason, when the stage was not run to its end or gave no usable answer at all."""
     if expected is None or len(items) < expected:
         done = f"{len(items)} of {expected} items measured; run the same command again" if items else "not measured"
@@ -253,9 +269,9 @@ def _score_detail(
         return None
     groups: dict[str, tuple[int, int]] = {}
     for item in judged.values():
-        name = f"{group_by} {item['place'][group_by]}" if group_by == "level" else str(item["place"][group_by])
-        right, total = groups.get(name, (0, 0))
-        groups[name] = (right + (item["verdict"] == Verdict.RIGHT), total + 1)
+        for name in _groups(item["place"]):
+            right, total = groups.get(name, (0, 0))
+            groups[name] = (right + (item["verdict"] == Verdict.RIGHT), total + 1)
     return ScoreDetail(
         n=len(judged),
         right=verdicts[Verdict.RIGHT],

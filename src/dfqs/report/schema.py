@@ -71,6 +71,42 @@ class ScoreDetail(Record):
         return self
 
 
+class ToolDetail(Record):
+    """Tool calls: called where needed, valid by their schema, and the one asked for."""
+
+    score: ScoreDetail
+    """Right: no call where none is needed, or the valid call with the arguments asked for."""
+    needed: Whole
+    called: Whole
+    called_rightly: Whole
+    """Called where a call was needed, whatever the call."""
+    valid: Whole
+    """Calls that their tool's schema allows."""
+    trigger_precision: Share | None
+    """Null where nothing was called."""
+    trigger_recall: Share | None
+    trigger_f1: Share | None
+    schema_accuracy: Share | None
+    """Valid of the calls made; null where none was."""
+    schema_interval_95: tuple[Share, Share] | None
+
+
+class ProfileRow(Record):
+    """One row of the capability profile: what the specification claims for its reference, and what was measured here."""
+
+    row: str
+    claimed: str
+    measured_by: str
+    n: Whole
+    right: Whole
+    score: Share | None
+    interval_95: tuple[Share, Share] | None
+    level: Literal["full", "limited", "little"] | None
+    """From 0.9, from 0.5, below; of the score, whatever its interval."""
+    reason: str | None
+    """Why it was not measured."""
+
+
 class ContextCell(Record):
     """Questions of one depth at one length."""
 
@@ -193,6 +229,8 @@ class Details(Record):
     context: ContextDetail | None
     speed: SpeedSummary | None
     boundary: BoundaryDetail | None
+    tools: ToolDetail | None = None
+    profile: list[ProfileRow] | None = None
 
 
 class Conditions(Record):

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dfqs.evaluate.items import why_no_humaneval
 from dfqs.evaluate.run import Request
 from dfqs.records import Document
 
@@ -16,6 +17,11 @@ class EvalPlan(Document):
     stages: tuple[str, ...]
     reasoning_items: int
     code_items: int
+    gym_items: int
+    humaneval_items: int
+    """0 also where the package with its data is not installed."""
+    tool_items: int
+    profile_items: int
     context_lengths: tuple[int, ...]
     """In tokens."""
     context_questions: int
@@ -36,6 +42,10 @@ class EvalPlan(Document):
             stages=request.stages,
             reasoning_items=suite.reasoning_items,
             code_items=suite.code_items,
+            gym_items=suite.gym_items,
+            humaneval_items=suite.humaneval_items if why_no_humaneval() is None else 0,
+            tool_items=suite.tool_items,
+            profile_items=suite.profile_items,
             context_lengths=suite.context_lengths,
             context_questions=suite.context_questions,
             boundary_lengths=request.lengths,

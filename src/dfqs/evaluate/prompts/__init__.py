@@ -27,7 +27,7 @@ class ReasoningItem(Record):
     level: int
     question: str
     answer: str
-    kind: Literal["number", "time", "word"]
+    kind: Literal["number", "time", "word", "text"]
     choices: tuple[str, ...]
 
     @property
@@ -44,6 +44,48 @@ class CodeItem(Record):
     entry_point: str
     prompt: str
     tests: str
+    helpers: str = ""
+    """Definitions that the problem gives beside the function."""
+    prelude: str = ""
+    """Definitions that the tests use."""
+
+
+class ToolItem(Record):
+    """One message, and the call that it needs."""
+
+    id: str
+    level: int
+    question: str
+    tools: tuple[dict[str, Any], ...]
+    """Name, description and parameters (JSON Schema) of each."""
+    call: dict[str, Any] | None
+    """`name` and `arguments`; None: it is to be answered without a call."""
+
+
+class Check(Record):
+    """One rule that an answer must keep; which fields count depends on the kind (`dfqs.evaluate.profile`)."""
+
+    kind: str
+    values: tuple[str, ...] = ()
+    value: Any = None
+    count: int = 0
+    least: int = 0
+    most: int = 10**9
+
+    def describe(self) -> str:
+        """In a few words, for whoever reads results."""
+        fields = self.model_dump(exclude_defaults=True)
+        return ", ".join(f"{name} {value}" for name, value in fields.items())[:300]
+
+
+class ProfileItem(Record):
+    """One request of a row of the capability profile."""
+
+    id: str
+    row: str
+    level: int
+    prompt: str
+    checks: tuple[Check, ...]
 
 
 class ContextVocabulary(Record):
@@ -124,6 +166,21 @@ class PromptSet(Generic[ItemT]):
 def read_reasoning_set(directory: Path = DIRECTORY) -> PromptSet[ReasoningItem]:
     """The 64 reasoning questions. Raises IntegrityError when a byte of them or of their entry changed."""
     return _read_set("reasoning", ReasoningItem, directory)
+
+
+def read_gym_set(directory: Path = DIRECTORY) -> PromptSet[ReasoningItem]:
+    """96 questions of reasoning-gym. Raises IntegrityError when a byte of them or of their entry changed."""
+    return _read_set("gym", ReasoningItem, directory)
+
+
+def read_tool_set(directory: Path = DIRECTORY) -> PromptSet[ToolItem]:
+    """24 messages with tools. Raises IntegrityError when a byte of them or of their entry changed."""
+    return _read_set("tools", ToolItem, directory)
+
+
+def read_profile_set(directory: Path = DIRECTORY) -> PromptSet[ProfileItem]:
+    """39 requests of four rows. Raises IntegrityError when a byte of them or of their entry changed."""
+    return _read_set("profile", ProfileItem, directory)
 
 
 def read_code_set(directory: Path = DIRECTORY) -> PromptSet[CodeItem]:

@@ -17,6 +17,12 @@ CODE = (
     "in one code block.\n\n```python\n{item}```"
 )
 CONTEXT = "{item}"
+TOOLS = (
+    "You can call these tools (one JSON object a line, with the JSON Schema of its parameters). If the message below "
+    'needs one, reply only with the call, as JSON in the form {"name": ..., "arguments": {...}}. If it needs none, '
+    "answer it in plain words.\n\n{item}"
+)
+PROFILE = "{item}"
 
 
 def build_manifest(directory: Path) -> Manifest:
@@ -26,6 +32,9 @@ def build_manifest(directory: Path) -> Manifest:
         ("reasoning", 1, "reasoning.jsonl", REASONING, 512),
         ("code", 1, "code.jsonl", CODE, 768),
         ("context", 2, "context.json", CONTEXT, 32),
+        ("gym", 1, "gym.jsonl", REASONING, 512),
+        ("tools", 1, "tools.jsonl", TOOLS, 256),
+        ("profile", 1, "profile.jsonl", PROFILE, 256),
     ):
         data = (directory / file).read_bytes()
         items = len(data.splitlines()) if file.endswith(".jsonl") else 1
