@@ -54,6 +54,11 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+(?:['’]\w+)?", bare)).replace("’", "'")
 
 
+def _has_word(text: str, word: str) -> bool:
+    """As a word of its own, also in the plural."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?:s|es|'s)?(?!\w)", text, re.IGNORECASE) is not None
+
+
 def _is_fluent(check: Check, text: str) -> bool:
     words = _words(text)
     runs = [tuple(words[place : place + 4]) for place in range(len(words) - 3)]
@@ -72,7 +77,7 @@ def _is_json(check: Check, text: str) -> bool:
 
 _RULES: dict[str, Callable[[Check, str], bool]] = {
     "equals": lambda check, text: text.strip() in check.values,
-    "contains": lambda check, text: all(value.lower() in text.lower() for value in check.values),
+    "contains": lambda check, text: all(_has_word(text, value) for value in check.values),
     "contains_any": lambda check, text: any(f" {_plain(value)} " in f" {_plain(text)} " for value in check.values),
     "lacks": lambda check, text: not any(value.lower() in text.lower() for value in check.values),
     "starts": lambda check, text: text.startswith(tuple(check.values)),

@@ -92,7 +92,7 @@ class ToolDetail(Record):
 
 
 class ProfileRow(Record):
-    """One row of the capability profile: what the specification claims for its reference, and what was measured here."""
+    """One row of the capability profile: what the specification claims for its reference, and what was measured."""
 
     row: str
     claimed: str
