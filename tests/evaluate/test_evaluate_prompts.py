@@ -40,11 +40,17 @@ READERS: dict[str, Callable[..., Any]] = {
     "reasoning": prompts.read_reasoning_set,
     "code": prompts.read_code_set,
     "context": prompts.read_context_set,
+    "gym": prompts.read_gym_set,
+    "tools": prompts.read_tool_set,
+    "profile": prompts.read_profile_set,
 }
 PUBLISHED = {
     "reasoning": "4909efc0d1254d946946dcc278bdfbaa0114f8f78d0648ea5136ffef42f3c6cb",
     "code": "79191d23e2416d4023b9cfeb95539d226d5081f858da5bbcfd16a4a3a3fefcb9",
     "context": "077c2026bfa792e6159c67a208163710534febc90259b67256878e2a182036ce",
+    "gym": "4ed515dee4c763865275956d4a2f58ff950a0e8d81bf13209e0929863e3c5565",
+    "tools": "0864bf427634430a928a9ab672152139e5689f1fb44af4faa7eefddaff485f4c",
+    "profile": "0a6480a77b6882fdeeeaec02bd117c172589c9717172afd51d61173c0ff014f6",
 }
 
 
