@@ -9,14 +9,14 @@ from dfqs.planning.document import PlanDocument
 from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.ladder import LadderDocument
 from dfqs.records import Document
-from dfqs.report.facts import Row
+from dfqs.report.facts import PROFILE_HEADER, PROFILE_WORDS, Row, profile_rows, tool_rows
 from dfqs.report.schema import Report
 from dfqs.routing.determinism import RouteCheck
 from dfqs.routing.stats import RouteStats
 from dfqs.units import format_bytes
 
 ROWS_LIMIT = 100
-ORDER = ("memory", "determinism", "experts", "ladder")
+ORDER = ("tools", "profile", "memory", "determinism", "experts", "ladder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Extra:
 
 def describe_extras(report: Report, companions: Sequence[Document], drawing: ModuleType | None) -> list[Extra]:
     """A section for each document, in the order of `ORDER`."""
-    found: list[Extra] = []
+    found = _own(report)
     for document in companions:
         if isinstance(document, PlanDocument):
             found.append(_memory(document, drawing))
@@ -45,6 +45,18 @@ def describe_extras(report: Report, companions: Sequence[Document], drawing: Mod
         elif isinstance(document, LadderDocument):
             found.append(_ladder(document, noise_floor(report), drawing))
     return sorted(found, key=lambda extra: ORDER.index(extra.id))
+
+
+def _own(report: Report) -> list[Extra]:
+    """Tool calls and the capability profile, of the report itself."""
+    found: list[Extra] = []
+    tools, profile = report.details.tools, report.details.profile
+    if tools is not None:
+        words = "Whether it calls a tool where one is needed, and whether the call is valid by its schema."
+        found.append(Extra("tools", "Tool calls", words, ("", "", ""), tool_rows(tools), ()))
+    if profile is not None:
+        found.append(Extra("profile", "Capability profile", PROFILE_WORDS, PROFILE_HEADER, profile_rows(profile), ()))
+    return found
 
 
 def noise_floor(report: Report) -> float | None:

@@ -131,6 +131,10 @@ def tool_rows(tools: ToolDetail) -> list[Row]:
     ]
 
 
+PROFILE_WORDS = (
+    "Beside what the specification claims for its reference artifact: full from 0.9, limited from 0.5, little below, "
+    "of small sets whose answers a program can check."
+)
 PROFILE_HEADER = ("task", "claimed for the reference", "measured here", "score", "95 % interval", "n", "by")
 
 

@@ -6,6 +6,7 @@ from dfqs.errors import printable
 from dfqs.report.facts import (
     CONTEXT_HEADER,
     PROFILE_HEADER,
+    PROFILE_WORDS,
     SCORES,
     Cell,
     Code,
@@ -100,10 +101,7 @@ def _profile(report: Report) -> str:
     rows = report.details.profile
     if rows is None:
         return ""
-    told = (
-        "**Capability profile.** Beside what the specification claims for its reference artifact: full from 0.9, "
-        "limited from 0.5, little below, of small sets whose answers a program can check."
-    )
+    told = f"**Capability profile.** {PROFILE_WORDS}"
     return f"{told}\n\n{_table(PROFILE_HEADER, profile_rows(rows))}"
 
 
