@@ -30,10 +30,19 @@ from dfqs.report.evaluation import publish_report
 from dfqs.report.markdown import render_summary
 from dfqs.report.record import build_report, check_report_place
 from dfqs.runtime.checks import check_model
+from dfqs.runtime.loading import StreamFigures
 from dfqs.units import format_duration
 
 API_KEY_VARIABLE = "DFQS_API_KEY"
 UNITS = {"speed": "repeats", "context": "questions", "boundary": "questions"}
+
+
+ThinkingBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--thinking-budget", help="Let the model think, with so many tokens beside those of the answer.", min=1
+    ),
+]
 
 
 def command(
@@ -55,12 +64,7 @@ def command(
         typer.Option("--endpoint", help=f"OpenAI-compatible server; its key in {API_KEY_VARIABLE}."),
     ] = None,
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
-    thinking_budget: Annotated[
-        int | None,
-        typer.Option(
-            "--thinking-budget", help="Let the model think, with so many tokens beside those of the answer.", min=1
-        ),
-    ] = None,
+    thinking_budget: ThinkingBudget = None,
     threads: Threads = None,
     ram: Ram = None,
     check: Check = None,
@@ -92,6 +96,11 @@ def command(
         with _saying_what_is_kept(output):
             directory = evaluate(answerer, subject, opened, request, output, draw_stage, restart=restart)
         figures = answerer.read_figures() if isinstance(answerer, LocalAnswerer) else None
+    _publish(directory, output, figures, json_)
+
+
+def _publish(directory: Path, output: Path, figures: StreamFigures | None, json_: bool) -> None:
+    """Write the run's report, and say what is in it, and what streaming did."""
     for why in read_run(directory).began_anew:
         warn(f"began a new run in {directory.name}: {why}")
     paths = publish_report(report := build_report(directory), directory, output)
