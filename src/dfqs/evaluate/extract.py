@@ -23,11 +23,15 @@ SAID_AGAIN_WORDS = 3
 STATEMENTS, STATEMENT_CHARACTERS = 200, 4096
 """Looked at: of the statements that call themselves the answer the last, and of each the beginning. A text that is made
 to take long has a statement in every ten characters, each of them as long as the rest of the text."""
+TEXT_CHARACTERS = 1 << 14
+"""Looked at, from the end: no answer within the caps is longer, thoughts left out."""
+CORRECTIONS = 5
+"""Looked for behind so many of the last statements."""
 SENTENCES = 400
 """Looked at, from the last, where no statement calls itself the answer."""
 
 _LINE = re.compile(
-    r"^[^\S\n]*(?:[>#*\-\d.)\"({]+[^\S\n]*){0,3}(?:(?:so|thus|therefore|hence),?[^\S\n]+)?(?:(?:the|my|your)[^\S\n]+)?"
+    r"^[^\S\n]*(?:[>#*\-\d.)\"({]{1,8}[^\S\n]{0,8}){0,3}(?:(?:so|thus|therefore|hence),?[^\S\n]+)?(?:(?:the|my|your)[^\S\n]+)?"
     r"(?:(?:final|correct|corrected|revised|updated|right)[^\S\n]+)?(?:_?answer\"?|ans|(?<=final )result|"
     r"correction|antwort|réponse|respuesta|risposta|resposta|答案|答え|ответ)[^\S\n]*(?:[:：=]|[-–—](?=[^\S\n]))"
     r"|^[^\S\n]*####",
@@ -55,7 +59,7 @@ _CONFIRMED = re.compile(
     re.IGNORECASE,
 )
 _NEXT_QUESTION = re.compile(
-    r"^\W*(?:(?:(?:next|new|another)\s+)?(?:question|problem|exercise|example|task)\b[^\n:]{0,20}[:.]|(?:q|human|user|"
+    r"^[^\w\n]{0,12}(?:(?:(?:next|new|another)\s+)?(?:question|problem|exercise|example|task)\b[^\n:]{0,20}[:.]|(?:q|human|user|"
     r"assistant|instruction)\s*\d*\s*:)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -95,13 +99,13 @@ def extract_answer(output: str, kind: str, question: str, choices: Sequence[str]
         question: as asked; its sentences are ignored when the output repeats them.
     """
     asked = _Asked(kind, question, choices)
-    text = plain_text(_own_turn(without_thinking(output)))
+    text = plain_text(_own_turn(without_thinking(output))[-TEXT_CHARACTERS:])
     text = _without_next_question(text)
     stated = False
     for pattern in (_LINE, _HEADING, _SAID):
-        for end, statement in reversed(list(_statements(text, pattern))):
+        for count, (start, statement) in enumerate(reversed(list(_statements(text, pattern)))):
             stated = True
-            corrected = _correction(text, end, asked)
+            corrected = _correction(text, start, asked) if count < CORRECTIONS else None
             if corrected is not None:
                 return corrected
             found = asked.read(statement)

@@ -19,7 +19,7 @@ _WORDS = (
     (re.compile(r"\\(?:leq?|leqslant)\b"), "≤"),
     (re.compile(r"\\(?:geq?|geqslant)\b"), "≥"),
     (re.compile(r"\\(?:rightarrow|to|implies|Rightarrow)\b"), "→"),
-    (re.compile(r"(?<=\d)\s*(?:\\[,;:! ]|\{[,.']\})\s*(?=\d{3}(?!\d))"), " "),
+    (re.compile(r"(?<=\d)\s{0,3}(?:\\[,;:! ]|\{[,.']\})\s*(?=\d{3}(?!\d))"), " "),
     (re.compile(r"\\[,;:! ]|~"), " "),
     (re.compile(r"\\([%$&#_])"), r"\1"),
     (re.compile(r"\\[a-zA-Z]+\s?"), ""),
@@ -36,7 +36,7 @@ _WORDS = (
     (re.compile(r"[\u200b-\u200f\u2060\ufeff]"), ""),
     (re.compile("−"), "-"),
 )
-_VULGAR = re.compile(r"(\d*)([½⅓⅔¼¾⅕⅛])")
+_VULGAR = re.compile(r"(?<!\d)(\d{0,12})([½⅓⅔¼¾⅕⅛])")
 
 
 def plain_text(text: str) -> str:

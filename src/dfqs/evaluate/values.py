@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from enum import Enum
+from itertools import islice
 
 from dfqs.evaluate.number_words import number_of_words
 
@@ -22,6 +23,9 @@ class Unread(Enum):
 NOTHING, UNCLEAR = Unread.NOTHING, Unread.UNCLEAR
 Reading = str | Unread
 
+VALUES = 50
+"""Looked at in one part of a statement."""
+JOINED_CHARACTERS = 80
 LONGEST_NUMBER = 60
 """Characters; a longer one is no answer of ours, and some have a million digits."""
 
@@ -55,12 +59,12 @@ _DATE = re.compile(
 )
 _BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
 _REASONS = re.compile(
-    r"\s*(?:\b(?:because|since|as (?:the|there|it|he|she|they|we|this|you)|which|where|given that|for a total|due to|"
+    r"(?:\b(?:because|since|as (?:the|there|it|he|she|they|we|this|you)|which|where|given that|for a total|due to|"
     r"considering|not counting|excluding|after (?:\w+ing|she|he|they|\w+ (?:gives|gave|loses|lost)))\b|;).*",
     re.IGNORECASE | re.DOTALL,
 )
 _IN_OTHER_WORDS = re.compile(
-    r",?\s*\b(?:i\.e\.|that is|in other words|so|thus|therefore|hence|or rather)(?:,|:)?\s", re.IGNORECASE
+    r",? ?\b(?:i\.e\.|that is|in other words|so|thus|therefore|hence|or rather)(?:,|:)?\s", re.IGNORECASE
 )
 _RESULTS = re.compile(
     r"=|→|⇒|->|=>|:(?=\s)|\b(?:is|are|was|were|equals?|equal to|(?<!she )(?<!he )(?<!who )gives?|gets?|makes?|"
@@ -191,7 +195,7 @@ def normalise_number(text: str) -> str | None:
 
 
 def _number(part: str, percent: bool) -> Reading:
-    found = list(NUMBER.finditer(part))
+    found = list(islice(NUMBER.finditer(part), VALUES))
     if not found:
         spoken = number_of_words(part)
         if spoken is None:
@@ -208,7 +212,7 @@ def _number(part: str, percent: bool) -> Reading:
     if match["value"] == "10" and (power := re.match(r"\s*\^\s*(\d{1,2})(?!\d)", behind)):
         return str(10 ** int(power[1]))
     if len(said) > 1:
-        between = part[match.end() : said[1].start("value")]
+        between = _between(part, match.end(), said[1].start("value"))
         if _OPERATOR.search(between):
             return UNCLEAR
         if _ALTERNATIVE.search(between):
@@ -240,13 +244,18 @@ def _value(match: "re.Match[str]", percent: bool) -> Reading:
     return normalise_number(str(-value if (match["sign"] or "+")[0] in "-mn" else value)) or UNCLEAR
 
 
+def _between(part: str, start: int, end: int) -> str:
+    """What joins two values; of far ones nothing does."""
+    return part[start:end] if end - start <= JOINED_CHARACTERS else "."
+
+
 def _denied(part: str, place: int) -> bool:
     return any(negation.end() >= place - 1 for negation in _NEGATION.finditer(part[:place]))
 
 
 def _time(part: str) -> Reading:
     said, denied = [], False
-    for match in TIME.finditer(part):
+    for match in islice(TIME.finditer(part), VALUES):
         if _denied(part, match.start()):
             denied = True
             continue
@@ -263,7 +272,7 @@ def _time(part: str) -> Reading:
     if value is None or _BOUND.search(part[: match.start()].rstrip() + " "):
         return UNCLEAR
     if len(said) > 1:
-        between = part[match.end() : said[1][0].start()]
+        between = _between(part, match.end(), said[1][0].start())
         if (_ALTERNATIVE.search(between) or _OPERATOR.search(between)) and said[1][1] != value:
             return UNCLEAR
     return value
@@ -283,7 +292,7 @@ def _clock(match: "re.Match[str]") -> str | None:
 
 
 _AFTER_CHOICE = re.compile(
-    r"\s*(?:\b(?:than|after|before|from|followed|ahead|behind|one day|because|since|beats|comes (?:after|"
+    r"(?:\b(?:than|after|before|from|followed|ahead|behind|one day|because|since|beats|comes (?:after|"
     r"before))\b|>).*",
     re.IGNORECASE | re.DOTALL,
 )
