@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dfqs.evaluate.prompts import read_code_set, read_reasoning_set
+from dfqs.evaluate.prompts import read_code_set, read_gym_set, read_profile_set, read_reasoning_set, read_tool_set
+from dfqs.evaluate.tools import tool_prompt
 
+PROFILE_ORACLES = Path(__file__).parent / "data" / "profile_oracles.jsonl"
 SOLUTIONS = Path(__file__).parent / "data" / "code_solutions.jsonl"
 
 
@@ -105,9 +107,14 @@ def serve(answer: Answer) -> Iterator[Any]:
 
 def oracle() -> Answer:
     """Answers everything right."""
-    reasoning, code = read_reasoning_set(), read_code_set()
+    reasoning, code, gym = read_reasoning_set(), read_code_set(), read_gym_set()
+    tools, profile = read_tool_set(), read_profile_set()
+    written = {row["id"]: row["text"] for row in map(json.loads, PROFILE_ORACLES.read_text().splitlines())}
     bodies = {row["id"]: row["body"] for row in map(json.loads, SOLUTIONS.read_text().splitlines())}
     known = {reasoning.prompt(item.question): f"Answer: {item.answer}" for item in reasoning.items}
+    known |= {gym.prompt(item.question): f"Answer: {item.answer}" for item in gym.items}
+    known |= {tool_prompt(tools, item): json.dumps(item.call) if item.call else "Yes." for item in tools.items}
+    known |= {profile.prompt(item.prompt): written[item.id] for item in profile.items}
     for item in code.items:
         known[code.prompt(item.prompt)] = f"```python\n{item.prompt}{bodies[item.id]}```"
 

@@ -19,7 +19,7 @@ from dfqs.evaluate import endpoint as endpoint_module
 from dfqs.evaluate.endpoint import EndpointAnswerer
 from dfqs.evaluate.prompts import read_code_set, read_reasoning_set
 from dfqs.evaluate.run import Request, evaluate
-from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, REASONING
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, PROFILE, REASONING, TOOLS
 from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import QUICK, STANDARD, Suite
 from dfqs.progress import no_progress
@@ -30,6 +30,8 @@ from dfqs.runtime.client import Client
 from evaluate_server import Answer, Reply, oracle, serve
 
 ALL = (REASONING, CODE, CONTEXT, BOUNDARY)
+OWN = replace(QUICK, gym_items=0, tool_items=0, profile_items=0)
+"""Our first sets alone."""
 SCHEMA = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_bytes()))
 
 
@@ -42,7 +44,7 @@ def run(
     answer: Answer,
     out: Path,
     stages: Any = ALL,
-    suite: Suite = QUICK,
+    suite: Suite = OWN,
     limit: int | None = None,
     max_context: int | None = None,
 ) -> Report:
@@ -59,7 +61,7 @@ def run_at(
     url: str,
     out: Path,
     stages: Any = ALL,
-    suite: Suite = QUICK,
+    suite: Suite = OWN,
     limit: int | None = None,
     max_context: int | None = None,
 ) -> None:
@@ -71,17 +73,19 @@ def run_at(
 
 
 def test_an_oracle_scores_one_on_every_set(tmp_path: Path) -> None:
-    report = run(oracle(), tmp_path, suite=STANDARD)
+    report = run(oracle(), tmp_path, (*ALL, TOOLS, PROFILE), replace(STANDARD, humaneval_items=0))
 
     assert report.metrics.reasoning_score == 1.0
     assert report.metrics.code_score == 1.0
     assert report.metrics.context_stability_curve == [1.0] * 8
     assert report.metrics.failure_boundary_tokens == 65_536
     assert report.details.boundary.censored
-    assert (report.details.reasoning.n, report.details.code.n, report.details.context.n) == (64, 32, [40] * 8)
+    assert (report.details.reasoning.n, report.details.code.n, report.details.context.n) == (160, 32, [40] * 8)
     assert [kind.right for kind in report.details.context.kinds] == [[10] * 8] * 4
     assert {(cell.n, cell.right) for cell in report.details.context.grid} == {(8, 8)}
     assert len(report.details.context.grid) == 8 * 5
+    assert report.details.tools.score.right == report.details.tools.score.n == 24
+    assert [row.score for row in report.details.profile] == [1.0] * 6
 
 
 def test_an_endpoint_has_no_speed_and_the_report_says_why(tmp_path: Path) -> None:
@@ -111,7 +115,8 @@ def test_random_answers_score_chance(tmp_path: Path) -> None:
         choices = item.choices if item and item.choices else [str(draw.randrange(10_000))]
         return Reply(f"Answer: {draw.choice(list(choices))}")
 
-    report = run(guess, tmp_path, suite=replace(STANDARD, context_lengths=(1024, 2048)), stages=(REASONING, CONTEXT))
+    suite = replace(STANDARD, context_lengths=(1024, 2048), gym_items=0)
+    report = run(guess, tmp_path, suite=suite, stages=(REASONING, CONTEXT))
 
     low, high = report.details.reasoning.interval_95
     assert low <= mean(item.chance for item in items) <= high

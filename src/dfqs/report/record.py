@@ -185,9 +185,11 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     expected = score.items
     reasoning = _score_detail("reasoning_score", stages[REASONING], _expected(expected, REASONING, "gym"), reasons)
     code = _score_detail("code_score", stages[CODE], _expected(expected, CODE, "humaneval"), reasons)
+    # Not a metric: it stands among the notes why there is none of it.
+    no_tools: dict[str, str] = {}
     tools = None
-    if TOOLS in expected:
-        tools = tool_detail(stages[TOOLS], _score_detail("tools", stages[TOOLS], expected[TOOLS], reasons))
+    if TOOLS in expected and stages[TOOLS]:
+        tools = tool_detail(stages[TOOLS], _score_detail("tools", stages[TOOLS], expected[TOOLS], no_tools))
     refusal = notes.get("code_unavailable", {}).get("reason")
     if code is None and refusal:
         reasons["code_score"] = refusal
@@ -230,7 +232,11 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
             tools=tools,
             profile=profile_rows(stages[PROFILE], expected.get(PROFILE), code, context),
         ),
-        notices=[*notes.get("target", {}).get("notices", []), *(f"began anew: {why}" for why in record.began_anew)],
+        notices=[
+            *notes.get("target", {}).get("notices", []),
+            *(f"tool calls: {why}" for why in no_tools.values()),
+            *(f"began anew: {why}" for why in record.began_anew),
+        ],
     )
 
 
