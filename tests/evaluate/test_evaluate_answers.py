@@ -45,9 +45,9 @@ def disagreements(part: str) -> Iterator[str]:
 
 
 def test_answers_that_were_held_out_are_read_as_a_person_reads_them() -> None:
-    # Of 157 and 172; what stays wrong is not tuned away: docs/evaluation.md reports the share.
-    assert len(list(disagreements("held out"))) <= 5
-    assert len(list(disagreements("seen"))) <= 2
+    # Of 161 and 179; what stays wrong is not tuned away: docs/evaluation.md reports the share.
+    assert len(list(disagreements("held out"))) <= 6
+    assert len(list(disagreements("seen"))) <= 3
 
 
 def test_code_is_judged_as_a_person_judges_it(sandbox: Sandbox) -> None:

@@ -188,7 +188,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     # Not a metric: it stands among the notes why there is none of it.
     no_tools: dict[str, str] = {}
     tools = None
-    if TOOLS in expected and stages[TOOLS]:
+    if TOOLS in expected and stages.get(TOOLS):
         tools = tool_detail(stages[TOOLS], _score_detail("tools", stages[TOOLS], expected[TOOLS], no_tools))
     refusal = notes.get("code_unavailable", {}).get("reason")
     if code is None and refusal:
@@ -230,7 +230,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
             speed=speed,
             boundary=boundary_detail(boundary) if boundary is not None else None,
             tools=tools,
-            profile=profile_rows(stages[PROFILE], expected.get(PROFILE), code, context),
+            profile=profile_rows(stages.get(PROFILE, {}), expected.get(PROFILE), code, context),
         ),
         notices=[
             *notes.get("target", {}).get("notices", []),
