@@ -35,7 +35,9 @@ def answer_contexts(
     """The contexts that questions are answered in, one at a time: of single prompts, and of the longest document."""
     trained = model.spec.context_tokens or max_context
     return (
-        jobs.context_settings(Numerics(), min(ANSWER_CONTEXT_TOKENS + (thinking_tokens or 0), trained), PROMPT_SEQUENCES),
+        jobs.context_settings(
+            Numerics(), min(ANSWER_CONTEXT_TOKENS + (thinking_tokens or 0), trained), PROMPT_SEQUENCES
+        ),
         jobs.context_settings(Numerics(), min(max_context, trained), DOCUMENT_SEQUENCES),
     )
 
@@ -154,7 +156,9 @@ class LocalAnswerer:
             index, prompt_tokens, written, scores = event
             likelihood = _likelihood(questions[index], scores) if scores is not None else None
             completion = (
-                _completion(written, self._thinks) if written is not None else _chosen(questions[index], scores, prompt_tokens)
+                _completion(written, self._thinks)
+                if written is not None
+                else _chosen(questions[index], scores, prompt_tokens)
             )
             on_answer(index, completion, likelihood)
 
