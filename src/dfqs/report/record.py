@@ -40,6 +40,7 @@ from dfqs.report.schema import (
     Metrics,
     Report,
     ScoreDetail,
+    ToolDetail,
 )
 from dfqs.storage.atomic import check_output_path, write_bytes_atomic
 
@@ -185,11 +186,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     expected = score.items
     reasoning = _score_detail("reasoning_score", stages[REASONING], _expected(expected, REASONING, "gym"), reasons)
     code = _score_detail("code_score", stages[CODE], _expected(expected, CODE, "humaneval"), reasons)
-    # Not a metric: it stands among the notes why there is none of it.
-    no_tools: dict[str, str] = {}
-    tools = None
-    if TOOLS in expected and stages.get(TOOLS):
-        tools = tool_detail(stages[TOOLS], _score_detail("tools", stages[TOOLS], expected[TOOLS], no_tools))
+    tools, no_tools = _tools(stages.get(TOOLS, {}), expected)
     refusal = notes.get("code_unavailable", {}).get("reason")
     if code is None and refusal:
         reasons["code_score"] = refusal
@@ -234,10 +231,18 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
         ),
         notices=[
             *notes.get("target", {}).get("notices", []),
-            *(f"tool calls: {why}" for why in no_tools.values()),
+            *(f"tool calls: {why}" for why in no_tools),
             *(f"began anew: {why}" for why in record.began_anew),
         ],
     )
+
+
+def _tools(items: Results, expected: Mapping[str, int]) -> tuple[ToolDetail | None, tuple[str, ...]]:
+    """What is known of tool calls, and why nothing is: no metric, and so among the notes."""
+    why: dict[str, str] = {}
+    if TOOLS not in expected or not items:
+        return None, ()
+    return tool_detail(items, _score_detail(TOOLS, items, expected[TOOLS], why)), tuple(why.values())
 
 
 def _expected(items: Mapping[str, int], *sets: str) -> int | None:
