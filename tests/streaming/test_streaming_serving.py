@@ -214,9 +214,7 @@ def cut_short(model: Path) -> None:
 
 
 def replace_by_another(model: Path) -> None:
-    other = model.with_name("other.gguf")
-    other.write_bytes(model.read_bytes())
-    other.replace(model)
+    model.with_name("other.gguf").replace(model)
 
 
 @pytest.mark.slow
@@ -228,7 +226,8 @@ def test_a_stream_under_way_ends_with_an_event_that_says_what_happened_to_the_fi
     embedded_model: Path, tmp_path: Path, harm: Callable[[Path], None], wanted: str
 ) -> None:
     model = tmp_path / "model.gguf"
-    model.write_bytes(embedded_model.read_bytes())
+    for path in (model, model.with_name("other.gguf")):
+        path.write_bytes(embedded_model.read_bytes())
     body = {"prompt": "Once", "n_predict": 220, "stream": True, "ignore_eos": True}
     with serve_streamed(model) as running:
         url = json.loads(running.read_until("}\n"))["url"]
@@ -266,7 +265,11 @@ def test_a_served_model_of_which_a_byte_differs_from_its_manifest_answers_nothin
                 for expert in range(tensor.shape[-1]):
                     file.seek(span.offset + expert * (span.length // tensor.shape[-1]) + 5_000)
                     file.write(b"\x00\xff\x55")
+    asked = {"prompt": "The capital of France is", "n_predict": 2, "temperature": 0}
     with serve_streamed(model, "--check", "all") as running:
+        url = json.loads(running.read_until("}\n"))["url"]
+        status, refusal = post(url + "/completion", asked)
+        assert (status, "are not those recorded" in refusal["error"]["message"]) == (500, True)
         assert running.wait() == 3
         errors = running.errors()
     assert "are not those recorded" in json.loads(errors.splitlines()[-1])["message"]

@@ -69,7 +69,7 @@ def test_an_importance_matrix_is_measured_within_the_memory_it_was_given(embedde
         "256",
     ]
 
-    assert run_within(470_000_000, arguments)["streaming"]["read_bytes"] > 0
+    assert run_within(RAM, arguments)["streaming"]["read_bytes"] > 0
 
 
 @pytest.mark.slow
