@@ -36,8 +36,9 @@ def test_dry_run_says_what_would_be_measured_and_touches_nothing(
     plan = json.loads(capsys.readouterr().out)
     assert (plan["reasoning_items"], plan["context_lengths"]) == (16, [1024, 1536, 2048, 3072])
     assert not (tmp_path / "out").exists()
-    # 16 x 512 and 12 x 768 for the sets, 7 lengths x 40 x 32 for the contexts, 3 x (128 + 32) for the speed.
-    assert plan["generated_tokens_at_most"] == 8192 + 9216 + 8960 + 480
+    # (16 + 12) x 512, 12 x 768 and 2 x 12 x 256 for the sets, 7 lengths x 40 x 32 for the contexts, 3 x (128 + 32) for
+    # the speed.
+    assert plan["generated_tokens_at_most"] == 14_336 + 9216 + 6144 + 8960 + 480
 
     assert run(["eval", "missing.gguf", "-o", str(tmp_path / "out"), "--suite", "quick", "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -243,6 +244,6 @@ def test_progress_moves_inside_an_item_and_counts_what_was_stored_before_at_once
 
     with serve(oracle()) as endpoint:
         measure(endpoint.url)
-        assert seen[:3] == [(0, 16, ""), (0, 16, "arithmetic-1-1, token 1 of 512"), (1, 16, "arithmetic-1-1")]
+        assert seen[:3] == [(0, 28, ""), (0, 28, "arithmetic-1-1, token 1 of 512"), (1, 28, "arithmetic-1-1")]
         measure(endpoint.url)
-        assert seen == [(16, 16, "")]
+        assert seen == [(28, 28, "")]

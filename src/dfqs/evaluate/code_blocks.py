@@ -5,13 +5,17 @@ Pure text and Python's own parser. What the sandbox's Python makes of it is not 
 
 import ast
 import html
+import itertools
 import re
 import textwrap
+from collections.abc import Iterable
 
 SOURCE_CHARACTERS = 1 << 15
 """A longer module is none of ours; parsed, source takes a hundred times its size in this process."""
 BLOCKS, CUTS = 50, 30
 """Looked at at most: code blocks from the last, and ends of code that does not parse to its end."""
+BARE_CUTS = 60
+"""Of all beginnings of code that stands in no block: their ends are the same text again and again."""
 
 _FENCE = re.compile(r"^(?P<before>[^\n`~]*?)(?P<fence>`{3,}|~{3,})(?P<language>[^\n`]*)$", re.MULTILINE)
 _QUOTE = re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE)
@@ -131,10 +135,10 @@ def _without_type_parameters(source: str) -> str:
     return source if plain == source else f"from __future__ import annotations\n{plain}"
 
 
-def _readable_part(source: str) -> str:
-    """The beginning up to the first line that cannot be read."""
+def _readable_part(source: str, attempts: Iterable[int] = range(CUTS)) -> str:
+    """The beginning up to the first line that cannot be read; empty where it takes more attempts to find."""
     lines = source.splitlines()
-    for _ in range(CUTS):
+    for _ in attempts:
         fault = _first_fault("\n".join(lines))
         if fault is None:
             return "\n".join(lines)
@@ -148,10 +152,11 @@ def _readable_part(source: str) -> str:
 def _bare_code(text: str, entry_point: str) -> str | None:
     lines = text.replace("\r\n", "\n").splitlines()
     starts = [index for index, line in enumerate(lines) if _CODE_LINE.match(line)][:BLOCKS]
+    attempts = iter(range(BARE_CUTS))
     for start in starts:
         indent = len(lines[start]) - len(lines[start].lstrip())
         run = [line[indent:] if not line[:indent].strip() else line for line in lines[start:]]
-        source = _readable_part(_without_type_parameters("\n".join(run)))
+        source = _readable_part(_without_type_parameters("\n".join(run)), itertools.islice(attempts, CUTS))
         if source and defines(source, entry_point):
             return source
     return None
@@ -165,6 +170,9 @@ def _first_fault(source: str) -> int | None:
         ast.parse(source)
     except SyntaxError as error:
         return error.lineno or 1
-    except (ValueError, RecursionError, MemoryError):
+    except (RecursionError, MemoryError):
+        # Too much in one another, and not told where: most likely what comes last, where a model repeats itself.
+        return source.count("\n") + 1
+    except ValueError:
         return 1
     return None

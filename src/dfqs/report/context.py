@@ -170,19 +170,23 @@ def _tokens(lengths: Sequence[_Length]) -> ContextTokens | None:
     """None where nobody counted, as behind an endpoint."""
     if not lengths or any(not each.plan.document_tokens for each in lengths):
         return None
-    documents = [max(column) for column in zip(*(each.plan.document_tokens for each in lengths), strict=True)]
+    # Of each document as far as something was asked about it; each is read once.
+    read: dict[int, int] = {}
     questions = answers = likelihoods = unshared = 0
     for each in lengths:
         for item in each.items:
             if item.completion.prompt_tokens is None:
                 return None
-            document = each.plan.document_tokens[int(_place(item, "document"))]
+            number = int(_place(item, "document"))
+            document = each.plan.document_tokens[number]
+            read[number] = max(read.get(number, 0), document)
             generated = item.completion.generated_tokens or 0
             scored = item.likelihood.computed_tokens if item.likelihood is not None else 0
             questions += item.completion.prompt_tokens - document
             answers += generated
             likelihoods += scored
             unshared += item.completion.prompt_tokens + generated + scored
+    documents = [read[number] for number in sorted(read)]
     computed = sum(documents) + questions + answers + likelihoods
     return ContextTokens(
         documents=documents,
