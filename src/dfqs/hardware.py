@@ -89,20 +89,34 @@ def available_memory_bytes() -> int:
     return max(min([int(psutil.virtual_memory().available), *room]), 0)
 
 
-def measure_copy_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
+def measure_copy_bandwidth(threads: int, array_bytes: int | None = None) -> float:
     """Bytes a second that `threads` threads move copying one large array: read plus written, best of five.
 
     The array is far larger than caches; the best counts because other processes only ever slow a copy down.
+
+    Args:
+        array_bytes: 256 MiB, or less where it and its copy would take more than half of the memory that is free.
     """
+    array_bytes = array_bytes or _array_bytes(2)
     part = array_bytes // 8 // threads
     arrays = [(np.ones(part), np.zeros(part)) for _ in range(threads)]
     return _best_rate(lambda pair: np.copyto(pair[1], pair[0]), arrays, 2 * 8 * part)
 
 
-def measure_read_bandwidth(threads: int, array_bytes: int = BANDWIDTH_ARRAY_BYTES) -> float:
-    """Bytes a second that `threads` threads read of one large array each, best of five: what decoding does most."""
+def measure_read_bandwidth(threads: int, array_bytes: int | None = None) -> float:
+    """Bytes a second that `threads` threads read of one large array each, best of five: what decoding does most.
+
+    Args:
+        array_bytes: 256 MiB, or less where all arrays would take more than half of the memory that is free.
+    """
+    array_bytes = array_bytes or _array_bytes(threads)
     arrays = [np.ones(array_bytes // 8, np.int64) for _ in range(threads)]
     return _best_rate(np.max, arrays, 8 * (array_bytes // 8))
+
+
+def _array_bytes(arrays: int) -> int:
+    """Of each of so many arrays that are measured with: half of what is free must do for them all."""
+    return max(min(BANDWIDTH_ARRAY_BYTES, available_memory_bytes() // (2 * arrays)), 1 << 20)
 
 
 def _best_rate(work: Callable[[Any], object], arrays: Sequence[Any], bytes_each: int) -> float:

@@ -1,7 +1,9 @@
 """How much memory is free: control groups of both versions limit it, own or above, and file pages do not count."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -65,3 +67,19 @@ def test_no_limit_is_no_limit(limit: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     assert hardware.available_memory_bytes() == 64 * GB
     assert hardware.read_machine().memory_limit_bytes is None
+
+
+def test_measuring_the_bandwidth_takes_no_more_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def take(work: object, arrays: list[Any], bytes_each: int) -> float:
+        # Pairs to be copied from and to, or arrays to be read.
+        taken.append(sum(np.asarray(array).nbytes for array in arrays))
+        return 1.0
+
+    monkeypatch.setattr(hardware, "_best_rate", take)
+    monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 80 << 20)
+    hardware.measure_copy_bandwidth(2)
+    hardware.measure_read_bandwidth(2)
+
+    assert taken == [40 << 20, 40 << 20]

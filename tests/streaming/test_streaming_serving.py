@@ -265,11 +265,8 @@ def test_a_served_model_of_which_a_byte_differs_from_its_manifest_answers_nothin
                 for expert in range(tensor.shape[-1]):
                     file.seek(span.offset + expert * (span.length // tensor.shape[-1]) + 5_000)
                     file.write(b"\x00\xff\x55")
-    asked = {"prompt": "The capital of France is", "n_predict": 2, "temperature": 0}
-    with serve_streamed(model, "--check", "all") as running:
-        url = json.loads(running.read_until("}\n"))["url"]
-        status, refusal = post(url + "/completion", asked)
-        assert (status, "are not those recorded" in refusal["error"]["message"]) == (500, True)
+    # With one conversation it fits whole into what others here are given. The first graph runs before it listens.
+    with serve_streamed(model, "--check", "all", "--ram", "520MB") as running:
         assert running.wait() == 3
         errors = running.errors()
     assert "are not those recorded" in json.loads(errors.splitlines()[-1])["message"]
