@@ -21,6 +21,7 @@ from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
+from dfqs.runtime.answer_text import AnswerText
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import LoadedModel, LoadOrder
 from dfqs.runtime.logprobs import TokenScore
@@ -303,22 +304,17 @@ def write_texts(worker: WorkerContext, asked: Sequence[GenerationRequest]) -> No
     model = _model(worker)
     scores: list[list[TokenScore]] = [[] for _ in asked]
     pieces: list[list[bytes]] = [[] for _ in asked]
-
-    def text_of(index: int) -> str:
-        return b"".join(pieces[index]).decode("utf-8", "replace")
+    texts = [AnswerText(each.until) for each in asked]
 
     def take(index: int, score: TokenScore) -> bool:
         worker.stop.raise_if_requested()
         scores[index].append(score)
         pieces[index].append(model.piece(score.token, special=False))
-        text = text_of(index) if asked[index].until else ""
-        return not any(word in text for word in asked[index].until)
+        return texts[index].add(pieces[index][-1])
 
     def end(index: int, reason: str) -> None:
-        text = text_of(index)
-        places = [place for word in asked[index].until if (place := text.find(word)) >= 0]
-        text = text[: min(places)] if places else text
-        worker.emit((index, Written(text, reason, tuple(scores[index]), tuple(pieces[index]))))
+        texts[index].finish()
+        worker.emit((index, Written(texts[index].text, reason, tuple(scores[index]), tuple(pieces[index]))))
 
     scorer: Scorer = worker.state["scorer"]
     top = max((each.top for each in asked), default=0)

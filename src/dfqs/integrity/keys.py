@@ -25,6 +25,7 @@ from dfqs.integrity.runtime_keys import (
     KeyForm,
     read_forms,
 )
+from dfqs.model.spec import CHAT_TEMPLATE
 
 _MAKE_AGAIN = "The converter that made the file is at fault; make it again with a current one."
 _CONTRADICTION = "Keys and tensors contradict each other; make the file again."
@@ -104,7 +105,7 @@ def _form_findings(header: Header) -> Iterator[Finding]:
         elif entry.type is ValueType.ARRAY and (expected := _wrong_length(form, entry.count, layers)):
             message = f"has {entry.count:,} values where llama.cpp reads {expected}, and refuses the file"
             yield Finding("key-type", message, _MAKE_AGAIN, offset=entry.start, name=name)
-    entry = metadata.find("tokenizer.chat_template")
+    entry = metadata.find(CHAT_TEMPLATE)
     if entry is not None and entry.type is not ValueType.STRING:
         message = f"is {entry.type_name}, not a STRING: the model has no chat template that could be read"
         yield Finding("key-type", message, _MAKE_AGAIN, offset=entry.start, name=entry.name)

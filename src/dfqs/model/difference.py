@@ -2,13 +2,11 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import TypeVar
 
 from dfqs.model.files import ModelFiles
-from dfqs.model.listing import CHAT_TEMPLATE, KeyListing, TensorListing, chat_template, list_keys, list_tensors
+from dfqs.model.listing import KeyListing, TensorListing, chat_template, list_key, list_tensors
+from dfqs.model.spec import CHAT_TEMPLATE
 from dfqs.records import Record, Text
-
-Listing = TypeVar("Listing", KeyListing, TensorListing)
 
 
 class KeyDifference(Record):
@@ -48,25 +46,26 @@ def compare_headers(first: ModelFiles, second: ModelFiles) -> HeaderDifference:
     Raises:
         FormatError: a chat template that is larger than any honest one.
     """
-    keys = _pairs(list_keys(first), list_keys(second))
-    tensors = _pairs(list_tensors(first), list_tensors(second))
+    ours, theirs = first.header.metadata, second.header.metadata
+    names = dict.fromkeys((*ours, *theirs))
     other_keys = [
-        KeyDifference(name=name, first=one, second=two)
-        for name, one, two in keys
-        if one is None or two is None or (one.type, one.count, one.sha256) != (two.type, two.count, two.sha256)
+        KeyDifference(name=name, first=_key(first, name), second=_key(second, name))
+        for name in names
+        if not (name in ours and name in theirs and first.header.same_value(second.header, name))
     ]
+    one, two = ({tensor.name: tensor for tensor in list_tensors(model)} for model in (first, second))
     other_tensors = [
-        TensorDifference(name=name, first=one, second=two)
-        for name, one, two in tensors
-        if one is None or two is None or (one.shape, one.type) != (two.shape, two.type)
+        TensorDifference(name=name, first=one.get(name), second=two.get(name))
+        for name in one | two
+        if not (name in one and name in two and (one[name].shape, one[name].type) == (two[name].shape, two[name].type))
     ]
     templated = any(key.name == CHAT_TEMPLATE for key in other_keys)
     return HeaderDifference(
         keys=tuple(other_keys),
         tensors=tuple(other_tensors),
         chat_template=tuple(_template_lines(first, second)) if templated else (),
-        equal_keys=len(keys) - len(other_keys),
-        equal_tensors=len(tensors) - len(other_tensors),
+        equal_keys=len(names) - len(other_keys),
+        equal_tensors=len(one | two) - len(other_tensors),
     )
 
 
@@ -75,7 +74,6 @@ def _template_lines(first: ModelFiles, second: ModelFiles) -> Iterable[str]:
     return difflib.unified_diff(before, after, "first", "second", lineterm="")
 
 
-def _pairs(first: Iterable[Listing], second: Iterable[Listing]) -> list[tuple[str, Listing | None, Listing | None]]:
-    """What has the same name in both, in the order of the first; then what only the second has."""
-    one, two = ({entry.name: entry for entry in entries} for entries in (first, second))
-    return [(name, one.get(name), two.get(name)) for name in one | two]
+def _key(model: ModelFiles, name: str) -> KeyListing | None:
+    entry = model.header.metadata.find(name)
+    return None if entry is None else list_key(model, entry)

@@ -11,11 +11,10 @@ from pydantic import Field
 from dfqs.gguf.metadata import INTEGER_TYPES, TEXT_LIMIT_BYTES, KeyEntry, Metadata
 from dfqs.gguf.types import ValueType
 from dfqs.model.files import ModelFiles
-from dfqs.model.spec import tensor_role
+from dfqs.model.spec import CHAT_TEMPLATE, tensor_role
 from dfqs.records import Record, Text
 
 EVERY = "*"
-CHAT_TEMPLATE = "tokenizer.chat_template"
 FIRST_VALUES = 8
 """Of an array, so many are shown."""
 _TOKENS = "tokenizer.ggml.tokens"
@@ -73,7 +72,7 @@ class TokenizerListing(Record):
 def list_keys(model: ModelFiles, pattern: str = EVERY) -> tuple[KeyListing, ...]:
     """Keys of the file or of the first shard, in its order, whose name matches a shell pattern."""
     metadata = model.header.metadata
-    return tuple(_list_key(metadata, metadata.entry(name)) for name in metadata if fnmatchcase(name, pattern))
+    return tuple(list_key(model, metadata.entry(name)) for name in metadata if fnmatchcase(name, pattern))
 
 
 def list_tensors(model: ModelFiles, pattern: str = EVERY) -> tuple[TensorListing, ...]:
@@ -124,7 +123,9 @@ def describe_tokenizer(model: ModelFiles) -> TokenizerListing | None:
     )
 
 
-def _list_key(metadata: Metadata, entry: KeyEntry) -> KeyListing:
+def list_key(model: ModelFiles, entry: KeyEntry) -> KeyListing:
+    """One key of the file or of the first shard."""
+    metadata = model.header.metadata
     size = entry.end - entry.value_start
     values: tuple[Any, ...] = ()
     if entry.type is not ValueType.STRING or size <= TEXT_LIMIT_BYTES:

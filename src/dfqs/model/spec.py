@@ -19,6 +19,9 @@ from dfqs.gguf.types import GGMLType, ValueType, file_type_name
 INTEGER_TYPES = frozenset({GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64})
 """Tables, not weights: hash-routed layers keep token-to-expert tables as I32. They are not counted as parameters."""
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+"""Key of the template that is used; further ones are called `tokenizer.chat_template.NAME`."""
+
 
 class Role(StrEnum):
     """What a tensor is for; deployment classes give each role a type."""
@@ -220,7 +223,7 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
         parameters_active=_count_active(all_tensors, used, None if layers is None else layers - prediction_layers),
         tensor_bytes=sum(size.bytes for size in roles),
         roles=roles,
-        chat_template="tokenizer.chat_template" in metadata,
+        chat_template=CHAT_TEMPLATE in metadata,
         expert_groups=number("expert_group_count") or 0,
         expert_groups_used=number("expert_group_used_count") or 0,
         main_bits_per_weight=_main_bits(all_tensors),

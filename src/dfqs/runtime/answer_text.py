@@ -4,6 +4,10 @@ import codecs
 from collections.abc import Callable, Sequence
 
 
+def _ignore(text: str) -> None:
+    """Nobody listens."""
+
+
 class StopStrings:
     """Text that comes in pieces, let through up to the first of some strings.
 
@@ -48,7 +52,7 @@ class AnswerText:
         on_text: called with pieces of the text as they come.
     """
 
-    def __init__(self, stop: Sequence[str], on_text: Callable[[str], None]) -> None:
+    def __init__(self, stop: Sequence[str], on_text: Callable[[str], None] = _ignore) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = StopStrings(stop)
         self._on_text = on_text

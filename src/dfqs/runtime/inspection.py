@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import unquote
 
 from dfqs.errors import FormatError, RuntimeFailure
+from dfqs.model.spec import CHAT_TEMPLATE
 from dfqs.records import parse_json
 from dfqs.runtime.http_head import HttpRefusal, RequestHead
 from dfqs.runtime.messages import TemplateDropsMessage
 from dfqs.runtime.rendering import Renderer, TemplateExcess
 
-TEMPLATE_KEY = "tokenizer.chat_template"
 NO_TEMPLATE = "this model has no chat template, so it cannot converse; /v1/completions continues a text with it"
 
 _CHAT_PATHS = frozenset(
@@ -54,10 +54,10 @@ _PROBES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
 
 def templates_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """The chat templates in a model's metadata, the general one first; empty without that one."""
-    general = metadata.get(TEMPLATE_KEY)
+    general = metadata.get(CHAT_TEMPLATE)
     if not isinstance(general, str) or not general.strip():
         return ()
-    named = [metadata[key] for key in metadata if key.startswith(f"{TEMPLATE_KEY}.")]
+    named = [metadata[key] for key in metadata if key.startswith(f"{CHAT_TEMPLATE}.")]
     return (general, *(template for template in named if isinstance(template, str)))
 
 
