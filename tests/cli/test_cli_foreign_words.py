@@ -126,6 +126,7 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             [missing, "--report", text],
         ],
         "compare": [[folder, missing], [text, text], [missing]],
+        "deploy": [["--list", path] for path in every],
     }
 
 

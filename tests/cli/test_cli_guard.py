@@ -24,8 +24,22 @@ from report_documents import MODEL, report_document
 from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
 SET = ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf")
-NO_OUTPUT = {"inspect", "verify", "find", "plan", "tune", "runtime", "run", "chat", "serve", "report", "conform"}
-"""Verbs that write no file where the user says; `report` writes beside the results that it reads."""
+NO_OUTPUT = {
+    "inspect",
+    "verify",
+    "find",
+    "plan",
+    "tune",
+    "runtime",
+    "run",
+    "chat",
+    "serve",
+    "report",
+    "conform",
+    "deploy",
+}
+"""Verbs that write no file where the user says; `report` writes beside the results that it reads, `deploy` where the
+systems look (tests/targets)."""
 
 
 @pytest.fixture

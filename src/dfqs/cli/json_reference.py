@@ -34,6 +34,7 @@ WHERE = {
     "dfqs.comparison/1": "`dfqs compare --json`",
     "dfqs.conformance/1": "`dfqs conform --json`",
     "dfqs.conversation/1": "stored by `/save` of `dfqs chat`",
+    "dfqs.deploy-list/1": "`dfqs deploy --list --json`",
     "dfqs.demo/1": "stored beside the report by 0.1.0",
     "dfqs.demo/2": "`dfqs demo --json`; stored beside the report",
     "dfqs.error/1": "stderr of every verb that failed under `--json`",

@@ -48,6 +48,7 @@ VERBS: dict[str, str] = {
     "report": "Render an evaluation's report.",
     "compare": "Compare evaluations question by question, or say why they do not compare.",
     "conform": "Hold a model against the specification, clause by clause.",
+    "deploy": "Bring a model into the systems people already use.",
 }
 """Verb -> one line of help, in the order that the data flows. `dfqs.cli.<verb>` holds `command` (or `app`, for a verb
 with verbs of its own)."""
