@@ -21,12 +21,8 @@ from dfqs.gguf import GGMLType, TensorSource, string, u32, write_gguf
 from dfqs.quantize import perplexity
 from dfqs.quantize.bootstrap import BLOCK_TOKENS, estimate_difference, estimate_mean
 from dfqs.quantize.logits_file import Conditions, Losses, divergence, read_losses, write_losses
-from dfqs.quantize.perplexity import (
-    Measured,
-    PerplexityJob,
-    plan_windows,
-    summarise,
-)
+from dfqs.quantize.perplexity import Measured, PerplexityJob, summarise
+from dfqs.quantize.windows import plan_windows
 from dfqs.runtime import Worker
 from dfqs.runtime.logprobs import log_softmax, most_probable
 from quantize_inputs import WIDTH, write_model

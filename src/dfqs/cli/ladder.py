@@ -19,6 +19,7 @@ from dfqs.cli.options import (
     Json,
     Memory,
     Model,
+    NoiseFloorTokens,
     Overwrite,
     Ram,
     Restart,
@@ -27,9 +28,12 @@ from dfqs.cli.options import (
 from dfqs.cli.output import column_table, emit, note, out, print_plain
 from dfqs.cli.perplexity import read_text
 from dfqs.cli.quantize import warn_of_idle_exceptions
+from dfqs.model.files import ModelFiles
 from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
 from dfqs.quantize.ladder import LadderDocument, Rung, measure_ladder
+from dfqs.quantize.noise_floor import FLOOR_TOKENS, Resolution
+from dfqs.quantize.plan import QuantizationPlan
 from dfqs.quantize.source import class_for, plan_source, read_source
 from dfqs.records import write_json
 from dfqs.units import format_bytes, parse_size
@@ -45,6 +49,7 @@ def command(
     text: Annotated[
         Path | None, typer.Option(help="Text (UTF-8) to measure on; a held-out mix that dfqs ships by default.")
     ] = None,
+    noise_floor: NoiseFloorTokens = None,
     memory: Memory = "2G",
     threads: Threads = None,
     ram: Ram = None,
@@ -68,11 +73,7 @@ def command(
         planned = LadderPlan(rungs=tuple(QuantizeDocument.of(plan, None, None) for plan in plans))
         emit(planned, json_, lambda: print_plain("\n".join(f"{p.class_.name}: {format_bytes(p.bytes)}" for p in plans)))
         return
-    for plan in plans:
-        check_experts(read, plan.class_)
-        check_imatrix(plan, read, imatrix)
-        check_input_types(plan, allow_requantize)
-        warn_of_idle_exceptions(plan)
+    _check(read, plans, imatrix, allow_requantize)
     try:
         with progress_bar("measuring the ladder", "models") as progress:
             rungs = measure_ladder(
@@ -81,6 +82,7 @@ def command(
                 chosen,
                 read_text(text),
                 imatrix=imatrix,
+                floor_tokens=FLOOR_TOKENS if noise_floor is None else noise_floor,
                 memory_bytes=memory_bytes,
                 threads=threads,
                 allow_requantize=allow_requantize,
@@ -95,6 +97,15 @@ def command(
         note("finished models are kept; the same command goes on from there")
         raise
     _report(rungs, directory, json_)
+
+
+def _check(read: ModelFiles, plans: Sequence[QuantizationPlan], imatrix: Path | None, allow_requantize: bool) -> None:
+    """What `quantize` would refuse of any rung, before the first is made."""
+    for plan in plans:
+        check_experts(read, plan.class_)
+        check_imatrix(plan, read, imatrix)
+        check_input_types(plan, allow_requantize)
+        warn_of_idle_exceptions(plan)
 
 
 def _report(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
@@ -112,6 +123,12 @@ def _report(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
             "minus that of the row above, paired by token, apart if its interval leaves out 0; KL from the source, at "
             "least"
         )
+        floor = rungs[0].summary.floor
+        if floor is not None:
+            note(
+                f"own KL: how far a model is at most from itself under other numerics, on {floor.tokens:,} tokens (far "
+                "ends of intervals); what is no more than that is not resolvable"
+            )
         note(f"wrote {directory / 'ladder.json'} and {directory / 'ladder.svg'}")
 
     emit(found, json_, show)
@@ -119,21 +136,35 @@ def _report(rungs: Sequence[Rung], directory: Path, json_: bool) -> None:
 
 def ladder_table(rungs: Sequence[Rung]) -> Table:
     """One row a model, in the order given."""
-    columns = ("Class", "Size", "Bits", "Perplexity", "Loss step", "Apart", "KL", "Same top")
+    columns = ("Class", "Size", "Bits", "Perplexity", "Loss step", "Apart", "KL", "Own KL", "Same top")
     table = column_table(*columns, words=columns[:1])
     for rung in rungs:
-        summary, step = rung.summary, rung.from_previous
+        summary, floor = rung.summary, rung.summary.floor
         table.add_row(
             rung.name,
             format_bytes(rung.tensor_bytes),
             f"{rung.bits_per_weight:.2f}",
             f"{summary.perplexity:.4g}",
-            _signed(step),
-            "-" if step is None else "yes" if step.excludes_zero else "no",
-            "-" if summary.kl is None else f"{summary.kl.mean:.4f}",
+            _signed(rung.from_previous),
+            _apart(rung),
+            "-" if summary.kl is None else f"{summary.kl.mean:.4f}{_mark(rung)}",
+            "-" if floor is None or floor.kl_nats is None else f"{floor.kl_nats:.4f}",
             "-" if summary.same_top is None else f"{summary.same_top.mean:.1%}",
         )
     return table
+
+
+def _apart(rung: Rung) -> str:
+    if rung.from_previous is None:
+        return "-"
+    if rung.step_against_floor is Resolution.NOT_RESOLVABLE:
+        return Resolution.NOT_RESOLVABLE.value
+    return "yes" if rung.from_previous.excludes_zero else "no"
+
+
+def _mark(rung: Rung) -> str:
+    said = rung.summary.against_floor
+    return f", {said.kl.value}" if said is not None and said.kl is Resolution.NOT_RESOLVABLE else ""
 
 
 def _signed(estimate: Estimate | None) -> str:

@@ -44,6 +44,15 @@ Imatrix = Annotated[
     Path | None, typer.Option("--imatrix", help="Importance matrix, from `dfqs imatrix` or llama-imatrix.")
 ]
 Memory = Annotated[str, typer.Option("--memory", help="Peak memory, whatever the model's size.")]
+NoiseFloorTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--noise-floor",
+        min=0,
+        help="Hold a model against itself under other numerics, on so many tokens, each computed four times; 0: not.",
+        show_default="512 beside a reference",
+    ),
+]
 Align = Annotated[
     int | None,
     typer.Option(

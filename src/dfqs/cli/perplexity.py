@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from dfqs.cli.documents.perplexity import PerplexityDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.loading import Checking, Loading, note_streaming
-from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Model, Overwrite, Ram, Threads
-from dfqs.cli.output import emit, note, print_plain
+from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Model, NoiseFloorTokens, Overwrite, Ram, Threads
+from dfqs.cli.output import column_table, emit, note, out, print_plain
 from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.quantize import calibration
 from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.logits_file import Losses, read_losses, write_losses
+from dfqs.quantize.noise_floor import FLOOR_TOKENS, NoiseFloor, Resolution
 from dfqs.quantize.perplexity import (
     STRIDE_TOKENS,
     WINDOW_TOKENS,
@@ -25,11 +27,11 @@ from dfqs.quantize.perplexity import (
     logits_bytes,
     measure_perplexity,
     perplexity_context,
-    plan_windows,
     summarise,
     whole_order,
 )
 from dfqs.quantize.source import read_source
+from dfqs.quantize.windows import plan_windows
 from dfqs.receipts import find_receipt, receipt_of
 from dfqs.runtime.loading import LoadOrder
 
@@ -46,6 +48,7 @@ def command(
     window: Annotated[int, typer.Option(min=2, help="Tokens computed together.")] = WINDOW_TOKENS,
     stride: Annotated[int, typer.Option(min=1, help="Tokens that each window scores: its last ones.")] = STRIDE_TOKENS,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens to read at most.", show_default=False)] = None,
+    noise_floor: NoiseFloorTokens = None,
     threads: Threads = None,
     ram: Ram = None,
     check: Check = None,
@@ -61,9 +64,8 @@ def command(
     Example: dfqs perplexity model-f16.gguf --save f16.logits.gguf, then
     dfqs perplexity model-iq1.gguf --reference f16.logits.gguf
     """
-    source, words = read_source(model), read_text(text)
     list(plan_windows(window + 1, window, stride))
-    stored = read_losses(reference) if reference is not None else None
+    source, words, stored = read_source(model), read_text(text), read_losses(reference) if reference else None
     loading = Loading(ram, force, Checking(check, manifest))
     order = whole_order(stored) if dry_run else _choose_order(source, window, stored, loading)
     job = PerplexityJob(
@@ -76,6 +78,7 @@ def command(
         threads,
         store=save is not None,
         order=order,
+        floor_tokens=_floor_tokens(noise_floor, reference),
     )
     done = save is not None and not overwrite and find_receipt(job.fingerprint, [save]) is not None
     if save is not None:
@@ -83,7 +86,7 @@ def command(
     if dry_run:
         _say_plan(PerplexityDocument.planned(model, len(words), window, stride), json_)
         return
-    measured = _measure(job, save if done and reference is None else None)
+    measured = _measure(job, save if done and reference is None and not job.floor_tokens else None)
     if save is not None and not done:
         _store(measured, save, job.fingerprint, overwrite)
     summary = summarise(measured, stored)
@@ -92,8 +95,14 @@ def command(
         _show(summary, stored.model_name if stored else "")
         _note(measured, save, done)
 
-    conditions = measured.losses.conditions
-    emit(PerplexityDocument.of(model, len(words), conditions, summary, measured.streaming), json_, show)
+    emit(PerplexityDocument.of(model, len(words), measured, summary), json_, show)
+
+
+def _floor_tokens(asked: int | None, reference: Path | None) -> int:
+    """On how many tokens the model is held against itself: where it is held against another, unless told otherwise."""
+    if asked is not None:
+        return asked
+    return FLOOR_TOKENS if reference is not None else 0
 
 
 def _choose_order(source: ModelFiles, window: int, stored: Losses | None, loading: Loading) -> LoadOrder:
@@ -124,6 +133,7 @@ def _measure(job: PerplexityJob, kept: Path | None) -> Measured:
             store=job.store,
             threads=job.threads,
             order=job.order,
+            floor_tokens=job.floor_tokens,
             progress=progress,
         )
 
@@ -139,6 +149,8 @@ def _note(measured: Measured, save: Path | None, done: bool) -> None:
     note_streaming(measured.streaming)
     windows = f"windows of {conditions.window_tokens}, stride {conditions.stride_tokens}"
     note(f"{len(measured.losses.nll):,} tokens, {windows}; {conditions.numerics}")
+    if measured.floor is not None:
+        note(f"against itself: {measured.floor.tokens:,} tokens, beside {measured.floor.reference}")
     if save is not None:
         note(f"done already: {save} is what this command stored" if done else f"wrote {save}")
 
@@ -149,9 +161,30 @@ def _show(summary: Summary, reference: str) -> None:
     interval = f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else ""
     print_plain(f"perplexity      {summary.perplexity:.4g}{interval}")
     if summary.nll_difference is not None and summary.kl is not None and summary.same_top is not None:
-        print_plain(f"loss difference {estimate_text(summary.nll_difference)} from {reference}")
-        print_plain(f"KL divergence   {estimate_text(summary.kl)} nats a token, at least")
-        print_plain(f"same top token  {estimate_text(summary.same_top)}")
+        said = summary.against_floor
+        loss, kl, top = (said.nll_difference, said.kl, said.same_top) if said is not None else (None, None, None)
+        print_plain(f"loss difference {estimate_text(summary.nll_difference)} from {reference}{_beside(loss)}")
+        print_plain(f"KL divergence   {estimate_text(summary.kl)} nats a token, at least{_beside(kl)}")
+        print_plain(f"same top token  {estimate_text(summary.same_top)}{_beside(top)}")
+    if summary.floor is not None:
+        out.print_table(floor_table(summary.floor))
+
+
+def _beside(found: Resolution | None) -> str:
+    return "; not resolvable: the model differs from itself by as much" if found is Resolution.NOT_RESOLVABLE else ""
+
+
+def floor_table(floor: NoiseFloor) -> Table:
+    """A model against itself, a row for each of the other numerics."""
+    columns = ("Against itself", "KL", "Same top", "Perplexity")
+    table = column_table(*columns, words=columns[:1])
+    for other in floor.others:
+        if other.kl is None or other.same_top is None or other.perplexity_ratio is None:
+            table.add_row(other.numerics, f"not measured: {other.reason}", "", "")
+            continue
+        ratio = estimate_text(other.perplexity_ratio)
+        table.add_row(other.numerics, estimate_text(other.kl), estimate_text(other.same_top), f"x {ratio}")
+    return table
 
 
 def read_text(path: Path | None) -> str:

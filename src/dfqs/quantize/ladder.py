@@ -21,7 +21,8 @@ from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
-from dfqs.quantize.perplexity import PerplexityJob, Summary, logits_bytes, measure_losses, summarise
+from dfqs.quantize.noise_floor import FLOOR_TOKENS, Resolution, resolve_loss
+from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, logits_bytes, measure_losses, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, is_unfinished, quantize
 from dfqs.quantize.source import read_source
 from dfqs.records import Document, Record, Text, is_document
@@ -46,6 +47,8 @@ class Rung:
     summary: Summary
     from_previous: Estimate | None
     """Loss minus that of the rung before it, paired; None for the first."""
+    step_against_floor: Resolution | None = None
+    """Whether that step is more than either rung's own noise floor; None: not known."""
 
 
 def measure_ladder(
@@ -58,6 +61,7 @@ def measure_ladder(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     threads: int | None = None,
     max_tokens: int | None = None,
+    floor_tokens: int = FLOOR_TOKENS,
     allow_requantize: bool = False,
     overwrite: bool = False,
     restart: bool = False,
@@ -72,14 +76,14 @@ def measure_ladder(
     `reference.logits.gguf` holds the source's logits.
 
     Args:
+        floor_tokens: of the text that each model is held against itself on, under other numerics; 0: none is.
         restart: throw away what an interrupted run left of a rung that it had not finished.
         ram, force: of each measurement; see `dfqs.streaming.budget.choose_load`.
         say: is told how each model is going to be loaded.
         progress: in models.
 
     Raises:
-        UsageError: two classes of one name, a file of something else where a rung should be, or what `quantize`
-            refuses.
+        UsageError: two classes of one name, something else where a rung should be, or what `quantize` refuses.
     """
     model = read_source(source)
     names = _rung_names(model.path, classes)
@@ -91,9 +95,9 @@ def measure_ladder(
         job = PerplexityJob(model.path.absolute(), text, max_tokens=max_tokens, threads=threads)
         load = partial(_choose_order, job, ram=ram, force=force, say=say)
         progress(0, len(names) + 1, model.path.name)
-        job = replace(job, order=load(model, InMemory()))
+        job = replace(job, order=load(model, InMemory()), floor_tokens=floor_tokens)
         write_losses(reference_path, (first := worker.call(measure_losses, job)).losses, overwrite=True)
-        rungs, previous = [_rung(SOURCE, model.path, summarise(first), None)], first.losses
+        rungs, previous = [_rung(SOURCE, model.path, summarise(first))], first
         for index, (class_, name) in enumerate(zip(classes, names, strict=True), start=1):
             progress(index, len(names) + 1, class_.name)
             out = directory / name
@@ -103,9 +107,8 @@ def measure_ladder(
                 _require_rung(out, model, class_, imatrix)
             order = load(read_source(out), InMemory(repack=job.order.repack))
             measured = worker.call(measure_losses, _of_rung(job, out, reference_path, order))
-            step = estimate_difference(measured.losses.nll, previous.nll)
-            rungs.append(_rung(class_.name, out, summarise(measured, first.losses), step))
-            previous = measured.losses
+            rungs.append(_rung(class_.name, out, summarise(measured, first.losses, first.floor), measured, previous))
+            previous = measured
         progress(len(names) + 1, len(names) + 1)
     return tuple(rungs)
 
@@ -194,6 +197,8 @@ class RungRecord(Record):
     summary: Summary
     from_previous: Estimate | None
     """Loss minus that of the rung before it, paired; null for the first."""
+    step_against_floor: Resolution | None = None
+    """Whether that step is more than either rung's own noise floor; null: not known."""
 
 
 class LadderDocument(Document):
@@ -209,11 +214,17 @@ class LadderDocument(Document):
         return cls(rungs=tuple(RungRecord(**{name: getattr(rung, name) for name in names}) for rung in rungs))
 
 
-def _rung(name: str, path: Path, summary: Summary, step: Estimate | None) -> Rung:
+def _rung(
+    name: str, path: Path, summary: Summary, measured: Measured | None = None, previous: Measured | None = None
+) -> Rung:
+    step = resolution = None
+    if measured is not None and previous is not None:
+        step = estimate_difference(measured.losses.nll, previous.losses.nll)
+        resolution = resolve_loss([measured.floor, previous.floor], step)
     tensors = read_source(path).tensors
     size = sum(tensor.length for tensor in tensors)
     weights = sum(tensor.elements for tensor in tensors)
-    return Rung(name, path, size, size * 8 / weights, summary, step)
+    return Rung(name, path, size, size * 8 / weights, summary, step, resolution)
 
 
 def _file_name(name: str) -> str:

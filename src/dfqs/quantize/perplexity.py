@@ -1,42 +1,38 @@
 """How well a model predicts a text: the loss of every token, and how far it is from a reference.
 
-The text is read in overlapping windows. Each window begins with BOS (where the model has one) in place of its first
-token, and scores its last `stride` tokens, so that every scored token has at least `window - stride` tokens before it;
-the first window scores all of its tokens. Every token is scored once. `measure_losses` runs in a worker process.
+The text is read in overlapping windows (`dfqs.quantize.windows`), and beside a divergence the model is held against
+itself (`dfqs.quantize.noise_floor`). `measure_losses` runs in a worker process.
 """
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference, estimate_mean
 from dfqs.quantize.calibration import heldout_text
-from dfqs.quantize.logits_file import (
-    TOP,
-    Conditions,
-    Float32,
-    Losses,
-    divergence,
-    read_losses,
-    require_comparable,
-    require_storable,
+from dfqs.quantize.logits_file import Conditions, Losses, read_losses, require_comparable, require_storable
+from dfqs.quantize.noise_floor import (
+    FLOOR_PASSES,
+    AgainstFloor,
+    NoiseFloor,
+    hold_against,
+    measure_floor,
+    tokens_for_floor,
 )
+from dfqs.quantize.windows import LossScorer, plan_windows, score_windows
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context
 from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
-from dfqs.runtime.logprobs import ROWS, log_softmax, most_probable
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -61,6 +57,8 @@ class PerplexityJob:
     """Whether the logits will be stored: a file holds only so many."""
     order: LoadOrder = field(default_factory=InMemory)
     """How the model's weights come into memory."""
+    floor_tokens: int = 0
+    """Of the text that the model is held against itself on; fewer than two: it is not."""
 
     @property
     def context(self) -> ContextSettings:
@@ -86,6 +84,8 @@ class Measured:
     """[tokens] Divergence from the reference; None without one."""
     streaming: StreamFigures | None = None
     """None where all weights were in memory."""
+    floor: NoiseFloor | None = None
+    """None where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,34 +102,10 @@ class Summary:
     """Loss minus the reference's, paired by token."""
     same_top: Estimate | None
     """Share of tokens for which the most probable token is the reference's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """One stretch of text that is computed together."""
-
-    start: int
-    end: int
-    first_scored: int
-    """The first token of the text that this window scores; it scores all from there to its end."""
-
-
-def plan_windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """Windows over a text of `tokens`; every token but the first is scored once.
-
-    Raises:
-        UsageError: a stride that leaves tokens out or no context, or too short a text.
-    """
-    if not 0 < stride < window:
-        raise UsageError(f"a stride of {stride} tokens does not fit windows of {window}: it must be shorter")
-    if tokens < 2:
-        raise UsageError("the text has fewer than two tokens, so there is nothing to predict")
-    end, scored = 0, 1
-    while end < tokens:
-        end = min(end + (window if end == 0 else stride), tokens)
-        start = max(end - window, 0)
-        yield Window(start, end, scored)
-        scored = end
+    floor: NoiseFloor | None = None
+    """How far the model is from itself; null: not measured."""
+    against_floor: AgainstFloor | None = None
+    """Whether the differences from the reference are more than that."""
 
 
 def perplexity_context(window_tokens: int) -> ContextSettings:
@@ -159,6 +135,7 @@ def measure_perplexity(
     store: bool = False,
     threads: int | None = None,
     order: LoadOrder | None = None,
+    floor_tokens: int = 0,
     progress: Progress = no_progress,
 ) -> Measured:
     """How well `model` predicts a text, in a worker of its own; `summarise` makes loss and perplexity of it.
@@ -169,6 +146,7 @@ def measure_perplexity(
         store: whether the logits will be stored: a file holds only so many.
         threads: CPU threads; None: `hardware.default_threads`.
         order: how its weights come into memory; see `dfqs.streaming.budget.choose_load`.
+        floor_tokens: of the text that the model is held against itself on, under other numerics; 0: it is not.
         progress: in tokens.
 
     Raises:
@@ -186,6 +164,7 @@ def measure_perplexity(
         threads,
         store,
         order or InMemory(),
+        floor_tokens,
     )
     with Worker(threads=threads) as worker:
         return worker.reporting(lambda event: progress(*event)).call(measure_losses, job)
@@ -216,32 +195,30 @@ def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
         targets = np.array(tokens[1:], np.int32)
         if reference is not None:
             require_comparable(job.model.name, conditions, targets, reference)
-        scorer = _Scorer(targets, reference)
+        scorer = LossScorer(targets, reference)
+        held = tokens_for_floor(model, job.text, job.floor_tokens) if job.floor_tokens > 1 else None
+        total = len(targets) + (0 if held is None else (len(held[0]) - 1) * FLOOR_PASSES)
         with Context(model, threads=job.threads, **asdict(job.context)) as context:
-            for window in windows:
-                context.clear()
-                piece = list(tokens[window.start : window.end])
-                if model.adds_bos and model.bos >= 0:
-                    piece[0] = model.bos
-                context.decode(piece, logits="all", take=partial(_score_rows, scorer, window))
-                worker.emit((window.end - 1, len(tokens) - 1))
+            score_windows(context, tokens, windows, scorer, lambda window: worker.emit((window.end - 1, total)))
+        done = count(len(targets) + 1)
+        floor = (
+            measure_floor(model, *held, threads=job.threads, on_token=lambda: worker.emit((next(done), total)))
+            if held is not None
+            else None
+        )
         figures = loaded.read_figures()
-    return replace(scorer.result(job.model.name, conditions), streaming=figures)
+    return Measured(scorer.losses(job.model.name, conditions), scorer.divergence(), figures, floor)
 
 
-def _score_rows(scorer: "_Scorer", window: Window, start: int, rows: Float32) -> None:
-    """Score what of a batch is to be scored; its rows are those of the window's tokens from `start` on."""
-    # The logits at one token predict the next, so the last row of a window predicts nothing in it.
-    first = max(window.first_scored - 1 - window.start, start)
-    end = min(window.end - window.start - 1, start + len(rows))
-    if first < end:
-        scorer.add(window.start + first, rows[first - start : end - start])
+def summarise(measured: Measured, reference: Losses | None = None, of_reference: NoiseFloor | None = None) -> Summary:
+    """Means and intervals of what was measured; comparisons where there is a reference.
 
-
-def summarise(measured: Measured, reference: Losses | None = None) -> Summary:
-    """Means and intervals of what was measured; comparisons where there is a reference."""
+    Args:
+        of_reference: how far that is from itself, where it is known.
+    """
     losses = measured.losses
     nll = estimate_mean(losses.nll)
+    kl = estimate_mean(measured.kl) if measured.kl is not None else None
     difference = same = None
     if reference is not None:
         require_comparable(losses.model_name, losses.conditions, losses.targets, reference)
@@ -252,48 +229,9 @@ def summarise(measured: Measured, reference: Losses | None = None) -> Summary:
         perplexity=math.exp(nll.mean),
         perplexity_low=math.exp(nll.low) if nll.low is not None else None,
         perplexity_high=math.exp(nll.high) if nll.high is not None else None,
-        kl=estimate_mean(measured.kl) if measured.kl is not None else None,
+        kl=kl,
         nll_difference=difference,
         same_top=same,
+        floor=measured.floor,
+        against_floor=hold_against([measured.floor, of_reference], kl, difference, same) if kl is not None else None,
     )
-
-
-class _Scorer:
-    """Turns logits into losses, most probable tokens and divergences, a few rows at a time."""
-
-    def __init__(self, targets: NDArray[np.int32], reference: Losses | None) -> None:
-        self.targets, self.reference = targets, reference
-        self.nll: list[Float32] = []
-        self.top_ids: list[NDArray[np.int32]] = []
-        self.top_logprobs: list[Float32] = []
-        self.others: list[Float32] = []
-
-    def add(self, first: int, logits: Float32) -> None:
-        """Score the targets `first` and following with one row of logits each."""
-        for offset in range(0, len(logits), ROWS):
-            rows = logits[offset : offset + ROWS]
-            if not np.isfinite(rows).all():
-                raise RuntimeFailure(f"the model's logits at token {first + offset:,} are no numbers")
-            log_p = log_softmax(rows)
-            position = first + offset
-            span = slice(position, position + len(rows))
-            nll = -np.take_along_axis(log_p, self.targets[span, None].astype(np.int64), 1)[:, 0]
-            self.nll.append(nll.astype(np.float32))
-            chosen = np.stack([most_probable(row, min(TOP, len(row))) for row in log_p])
-            self.top_ids.append(chosen.astype(np.int32))
-            self.top_logprobs.append(np.take_along_axis(log_p, chosen, 1).astype(np.float32))
-            if self.reference is not None:
-                wanted = self.reference.top_ids[span].astype(np.int64)
-                self.others.append(np.take_along_axis(log_p, wanted, 1).astype(np.float32))
-
-    def result(self, name: str, conditions: Conditions) -> Measured:
-        losses = Losses(
-            name,
-            conditions,
-            self.targets,
-            np.concatenate(self.nll),
-            np.concatenate(self.top_ids),
-            np.concatenate(self.top_logprobs),
-        )
-        kl = None if self.reference is None else divergence(self.reference, np.concatenate(self.others))
-        return Measured(losses, kl)

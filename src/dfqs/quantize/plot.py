@@ -23,6 +23,11 @@ def write_ladder_plot(rungs: Sequence[Rung], path: Path) -> None:
         names.setdefault((round(size, 4), round(mean, 3)), []).append(rung.name)
     for place, here in names.items():
         axes.annotate(", ".join(here), place, textcoords="offset points", xytext=(6, 6), fontsize=9)
+    floor = rungs[0].summary.floor
+    if floor is not None and floor.nll_nats is not None:
+        low, high = means[0] - floor.nll_nats, means[0] + floor.nll_nats
+        axes.axhspan(low, high, color="#999999", alpha=0.4, lw=0, label="noise floor of the source: not resolvable")
+        axes.legend(frameon=False, fontsize=8)
     tokens = rungs[0].summary.nll.tokens
     axes.set_xlabel("tensor bytes (GB)")
     axes.set_ylabel("loss (nats per token, lower is better)")

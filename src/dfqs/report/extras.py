@@ -8,6 +8,8 @@ from typing import Any
 from dfqs.planning.document import PlanDocument
 from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.ladder import LadderDocument
+from dfqs.quantize.noise_floor import Resolution
+from dfqs.quantize.perplexity import Summary
 from dfqs.records import Document
 from dfqs.report.facts import PROFILE_HEADER, PROFILE_WORDS, Row, profile_rows, tool_rows
 from dfqs.report.schema import Report
@@ -43,7 +45,7 @@ def describe_extras(report: Report, companions: Sequence[Document], drawing: Mod
         elif isinstance(document, RouteStats):
             found.append(_experts(document, drawing))
         elif isinstance(document, LadderDocument):
-            found.append(_ladder(document, noise_floor(report), drawing))
+            found.append(_ladder(document, ladder_floor(document) or noise_floor(report), drawing))
     return sorted(found, key=lambda extra: ORDER.index(extra.id))
 
 
@@ -57,6 +59,12 @@ def _own(report: Report) -> list[Extra]:
     if profile is not None:
         found.append(Extra("profile", "Capability profile", PROFILE_WORDS, PROFILE_HEADER, profile_rows(profile), ()))
     return found
+
+
+def ladder_floor(ladder: LadderDocument) -> float | None:
+    """How far its models are from themselves, in nats a token: the largest; None: it does not tell."""
+    floors = [rung.summary.floor.kl_nats for rung in ladder.rungs if rung.summary.floor is not None]
+    return max((floor for floor in floors if floor is not None), default=None)
 
 
 def noise_floor(report: Report) -> float | None:
@@ -129,6 +137,7 @@ def _ladder(ladder: LadderDocument, floor: float | None, drawing: ModuleType | N
             f"{rung.bits_per_weight:.2f}",
             _estimate(rung.summary.nll),
             "the reference" if rung.summary.kl is None else _estimate(rung.summary.kl),
+            _from_itself(rung.summary),
         )
         for rung in ladder.rungs[:ROWS_LIMIT]
     ]
@@ -137,9 +146,17 @@ def _ladder(ladder: LadderDocument, floor: float | None, drawing: ModuleType | N
         words += "How far one file is from itself under other numerics (the noise floor) was not measured."
     else:
         words += f"Divergences below the noise floor of {floor:.4f} nats are not resolvable."
-    header = ("class", "tensors", "bits a weight", "loss, nats a token", "divergence, nats a token")
+    header = ("class", "tensors", "bits a weight", "loss, nats a token", "divergence, nats a token", "from itself")
     plots = [drawing.plot_ladder(ladder, floor)] if drawing is not None else []
     return Extra("ladder", "Quality against size", words, header, rows, plots)
+
+
+def _from_itself(summary: Summary) -> str:
+    floor, said = summary.floor, summary.against_floor
+    if floor is None or floor.kl_nats is None:
+        return "not measured"
+    below = said is not None and said.kl is Resolution.NOT_RESOLVABLE
+    return f"up to {floor.kl_nats:.4f}" + ("; not resolvable" if below else "")
 
 
 def _share(value: float | None) -> str:

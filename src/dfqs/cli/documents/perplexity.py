@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from dfqs.quantize.bootstrap import Estimate
-from dfqs.quantize.logits_file import Conditions
-from dfqs.quantize.perplexity import Summary
+from dfqs.quantize.noise_floor import AgainstFloor, NoiseFloor
+from dfqs.quantize.perplexity import Measured, Summary
 from dfqs.records import Document, Record, Text
 from dfqs.runtime.loading import StreamFigures
 
@@ -42,6 +42,10 @@ class PerplexityDocument(Document):
     """Loss minus the reference's, paired by token."""
     same_top: Estimate | None
     """Share of tokens for which the most probable token is the reference's."""
+    floor: NoiseFloor | None = None
+    """How far the model is from itself under other numerics; null: not measured."""
+    against_floor: AgainstFloor | None = None
+    """Whether the differences from the reference are more than that; null: no reference, or no floor."""
     streaming: StreamFigures | None = None
     """Of a model that is larger than its memory."""
 
@@ -62,9 +66,8 @@ class PerplexityDocument(Document):
         )
 
     @classmethod
-    def of(
-        cls, model: Path, characters: int, conditions: Conditions, summary: Summary, streaming: StreamFigures | None
-    ) -> "PerplexityDocument":
+    def of(cls, model: Path, characters: int, measured: Measured, summary: Summary) -> "PerplexityDocument":
         """What was measured."""
-        shared = PerplexityConditions.model_validate(asdict(conditions))
-        return cls(model=model, characters=characters, conditions=shared, **asdict(summary), streaming=streaming)
+        shared = PerplexityConditions.model_validate(asdict(measured.losses.conditions))
+        numbers = {name: getattr(summary, name) for name in summary.__dataclass_fields__}
+        return cls(model=model, characters=characters, conditions=shared, **numbers, streaming=measured.streaming)
