@@ -1,80 +1,96 @@
-"""Bytes a token from disk, predicted from choices that were traced in memory, and read in fact.
+"""Bytes a token from disk and tokens a second, predicted from choices that were traced in memory, and what they were.
 
-Run: python benchmarks/curve.py MODEL [--shares 0.4,0.6,0.8] [--warm 40] [--tokens 60]
+Run: python benchmarks/curve.py MODEL [--shares 0.25,0.4,0.6,0.8] [--warm 40] [--tokens 60]
 
-Traces the routing of a fixed sequence in memory; then decodes the same sequence streamed, with the cache that each
-share of the file leaves, and paged by the kernel in a control group of that size, and compares bytes. Of random models
-`benchmarks/forecast.py make` writes, any with experts will do.
+Traces the routing of a fixed sequence in memory, and times it; then decodes the same sequence streamed, with the cache
+that each share of the file leaves, and paged by the kernel in a control group of that size. The disk is measured before
+each share. Of random models `benchmarks/forecast.py make` and `benchmarks/streaming.py --keep` write, any with experts
+will do.
 """
 
 import argparse
 import importlib
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 from dfqs.model.files import open_model
+from dfqs.planning.calibration import WAIT_POLICY
 from dfqs.planning.curve import Choices, CurveModel, draw_curve
 from dfqs.planning.disk_probe import measure_disk
+from dfqs.planning.speed import Rate
 from dfqs.progress import no_progress
 from dfqs.routing.tap import BatchToken, RouterTap, decode_batch
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.timing import spread_tokens
+from dfqs.runtime.timing import spread_tokens, time_decode
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.streaming.budget import Streamed
 from dfqs.streaming.layout import plan_layout
+from dfqs.streaming.lookahead import plan_guess_room
 from dfqs.streaming.policy import Pass
 from dfqs.streaming.settings import StreamSettings
 
+ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent)}
+TIMED_TOKENS = 16
 OTHER_BYTES = 300_000_000
 """Of a paged process in its group: Python, the library and the context."""
 
 
-def trace(worker: WorkerContext, path: Path, tokens: int) -> list[list[list[int]]]:
-    """In the worker: [tokens][layers][used]."""
+def trace(worker: WorkerContext, path: Path, tokens: int) -> tuple[list[list[list[int]]], float]:
+    """In the worker: [tokens][layers][used], and seconds of a token."""
     found = []
     tap = RouterTap()
     with (
-        Model(worker.library, path) as model,
+        Model(worker.library, path, repack=False) as model,
         Context(model, tokens + 8, flash_attention="off", eval_callback=tap.callback) as context,
+        Context(model, tokens + 8, flash_attention="off") as unwatched,
     ):
         for place, token in enumerate(spread_tokens(model.vocab_size, 0, tokens)):
             batch = [BatchToken(token, place, 0, True)]
             decode_batch(context, batch, tap)
             found.append(tap.take_batch(batch).ids[:, 0].tolist())
-    return found
+        seconds = statistics.median(time_decode(unwatched, 0, TIMED_TOKENS))
+    return found, seconds
 
 
-def stream(worker: WorkerContext, path: Path, cache_bytes: int, warm: int, tokens: int) -> float:
-    """In the worker: bytes read a token, after `warm` of them."""
+def stream(worker: WorkerContext, path: Path, cache_bytes: int, warm: int, tokens: int) -> dict[str, float]:
+    """In the worker: bytes read a token, after `warm` of them, and tokens a second."""
     loaded = Streamed((path,), StreamSettings(cache_bytes)).load(worker.library, path, no_progress)
     assert loaded.figures is not None
-    before = 0
+    before, started = loaded.figures(), 0.0
     with Context(loaded.model, warm + tokens + 8, flash_attention="off") as context:
         for place, token in enumerate(spread_tokens(loaded.model.vocab_size, 0, warm + tokens)):
             if place == warm:
-                before = loaded.figures().read_bytes
+                before = loaded.figures()
+                started = time.perf_counter()
             context.decode([token], place)
-    read = loaded.figures().read_bytes - before
+        seconds = time.perf_counter() - started
+    after = loaded.figures()
     loaded.close()
-    return read / tokens
+    read, used = after.read_bytes - before.read_bytes, (after.ahead_bytes or 0) - (before.ahead_bytes or 0)
+    unused = (after.unused_bytes or 0) - (before.unused_bytes or 0)
+    return {"bytes": read / tokens, "rate": tokens / seconds, "ahead": used / tokens, "unused": unused / tokens}
 
 
-def page(worker: WorkerContext, path: Path, warm: int, tokens: int) -> float:
-    """In the worker, in a control group: bytes that the disk gave for a token."""
-    before = 0
+def page(worker: WorkerContext, path: Path, warm: int, tokens: int) -> dict[str, float]:
+    """In the worker, in a control group: bytes that the disk gave for a token, and tokens a second."""
+    before, started = 0, 0.0
     with (
         Model(worker.library, path, load_mode="mmap", repack=False) as model,
         Context(model, warm + tokens + 8, flash_attention="off") as context,
     ):
         for place, token in enumerate(spread_tokens(model.vocab_size, 0, warm + tokens)):
             if place == warm:
-                before = read_bytes()
+                before, started = read_bytes(), time.perf_counter()
             context.decode([token], place)
-    return (read_bytes() - before) / tokens
+        seconds = time.perf_counter() - started
+    return {"bytes": (read_bytes() - before) / tokens, "rate": tokens / seconds}
 
 
 def read_bytes() -> int:
@@ -106,42 +122,56 @@ def compare(path: Path, shares: list[float], warm: int, tokens: int) -> None:
     layout = plan_layout(model.headers)
     sizes = {key: pages.length for key, pages in layout.experts.items()}
     layers = tuple(sorted({layer for layer, _ in sizes}))
-    with Worker(2, env={"PYTHONPATH": str(Path(__file__).parent)}) as worker:
-        ids = worker.call(own.trace, path, warm + tokens)
+    with Worker(2, WAIT_POLICY, env=ENVIRONMENT) as worker:
+        ids, token_s = worker.call(own.trace, path, warm + tokens)
     passes: list[Pass] = [list(zip(layers, token, strict=True)) for token in ids]
     choices = Choices(tuple(passes), "traced", model.spec.experts, layers, model.spec.experts_used)
-    disk = measure_disk(path, max(pages.ranges[0].length for pages in layout.experts.values()), 2)
-    curve = CurveModel(sizes, layout.resident_bytes, OTHER_BYTES, model.file_bytes, 0.1)
-    print("| share | streamed: forecast, read | error | paged: forecast, read | error |\n|---|---|---|---|---|")
+    room = partial(plan_guess_room, layout, model.spec.experts_used)
+    curve = CurveModel(sizes, layout.resident_bytes, OTHER_BYTES, model.file_bytes, token_s, room)
+    print(f"{1 / token_s:.1f} tokens/s in memory")
+    print("| share | way | MB a token: forecast, read | error | tokens/s: forecast (interval), measured | inside |")
+    print("|---|---|---|---|---|---|")
     for share in shares:
         limit = int(model.file_bytes * share) + OTHER_BYTES
+        disk = measure_disk(path, max(pages.ranges[0].length for pages in layout.experts.values()), 2)
         point = draw_curve(curve, choices, disk, [limit], warm=warm)[0]
-        with Worker(2, env={"PYTHONPATH": str(Path(__file__).parent)}) as worker:
-            read = worker.call(own.stream, path, point.cache_bytes or 0, warm, tokens)
+        with Worker(2, WAIT_POLICY, env=ENVIRONMENT) as worker:
+            streamed = worker.call(own.stream, path, point.cache_bytes or 0, warm, tokens)
         forget(path)
-        paged = json.loads(
-            in_group(limit, [__file__, str(path), "--paged", "--warm", str(warm), "--tokens", str(tokens)])
-        )
-        told, told_paged = point.streamed_bytes_per_token or 0, point.paged_bytes_per_token or 0
+        arguments = [__file__, str(path), "--paged", "--warm", str(warm), "--tokens", str(tokens)]
+        paged = json.loads(in_group(limit, arguments))
+        show(share, "streamed", point.streamed_bytes_per_token, point.streamed, streamed)
+        show(share, "paged", point.paged_bytes_per_token, point.paged, paged)
         print(
-            f"| {share:.0%} | {told / 1e6:.1f}, {read / 1e6:.1f} MB | {told / read - 1:+.1%} "
-            f"| {told_paged / 1e6:.1f}, {paged / 1e6:.1f} MB | {told_paged / max(paged, 1) - 1:+.1%} |",
-            flush=True,
+            f"disk {disk.direct.bytes_per_s / 1e6:.0f} MB/s ({disk.direct.low / 1e6:.0f} to "
+            f"{disk.direct.high / 1e6:.0f}), paged {disk.paged.bytes_per_s / 1e6:.0f}, "
+            f"{disk.paged.read_per_wanted:.2f} bytes for each wanted; "
+            f"read ahead: {streamed['ahead'] / 1e6:.1f} MB used, {streamed['unused'] / 1e6:.1f} not",
+            file=sys.stderr,
         )
-    print(f"read-ahead {disk.read_ahead_bytes}, {disk.paged.read_per_wanted:.2f} bytes read for each wanted")
+
+
+def show(share: float, way: str, told: float | None, rate: Rate | None, found: dict[str, float]) -> None:
+    assert told is not None and rate is not None
+    inside = "yes" if rate.low <= found["rate"] <= rate.high else "no"
+    print(
+        f"| {share:.0%} | {way} | {told / 1e6:.1f}, {found['bytes'] / 1e6:.1f} | {told / found['bytes'] - 1:+.1%} "
+        f"| {rate.tokens_per_s:.2f} ({rate.low:.2f} to {rate.high:.2f}), {found['rate']:.2f} | {inside} |",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--shares", default="0.4,0.6,0.8")
+    parser.add_argument("--shares", default="0.25,0.4,0.6,0.8")
     parser.add_argument("--warm", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--paged", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.paged:
         own = importlib.import_module(Path(__file__).stem)
-        with Worker(2, env={"PYTHONPATH": str(Path(__file__).parent)}) as worker:
+        with Worker(2, WAIT_POLICY, env=ENVIRONMENT) as worker:
             print(json.dumps(worker.call(own.page, asked.model, asked.warm, asked.tokens)))
         return
     compare(asked.model, [float(word) for word in asked.shares.split(",")], asked.warm, asked.tokens)

@@ -5,8 +5,10 @@ Run: python benchmarks/forecast.py make DIR                 (random models of ge
      python benchmarks/forecast.py measure DIR OUT.json     (measures the same models, prints the table)
 
 The machine is calibrated with random models of other geometries (`dfqs.planning.probe_models`); none of the models here
-is among them. Rates are of llama.cpp's defaults (flash attention auto, ubatch 512), threads waiting as when calibrated;
-the best of the repeats, as the calibration is.
+is among them. Rates are of llama.cpp's defaults (flash attention auto, ubatch 512), threads waiting as when calibrated.
+All models are measured once before any is measured again, and the best of the rounds counts, as in the calibration:
+a machine that others use is slow for seconds on end. The calibration's small model is measured beside each of them, and
+its rate, of the best that it had when the machine was calibrated, stands beside theirs.
 """
 
 import argparse
@@ -14,12 +16,14 @@ import importlib
 import json
 import statistics
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from dfqs.gguf import GGMLType
 from dfqs.model.files import open_model
-from dfqs.planning.calibration import WAIT_POLICY, calibrate
+from dfqs.planning.calibration import WAIT_POLICY, calibrate, pulse_seconds
 from dfqs.planning.forecast import ForecastRequest, forecast
 from dfqs.planning.speed import wanted_types
 from dfqs.planning.work import count_work
@@ -30,22 +34,22 @@ from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
 from random_models import RandomModel
 
-SHALLOW, DEEP, TOKENS, REPEATS = 64, 1024, 14, 3
+SHALLOW, DEEP, TOKENS, REPEATS = 64, 1024, 14, 2
 Q8_0, Q4_K, MXFP4, IQ1_S, IQ2_XXS = (getattr(GGMLType, name) for name in ("Q8_0", "Q4_K", "MXFP4", "IQ1_S", "IQ2_XXS"))
 LATENT = {"rank": 512, "rope": 64}
 MODELS = {
-    "qwen3moe-Q8_0": RandomModel("qwen3moe", Q8_0, Q8_0, 16, 1024, 640, 8, 2, 128, 20, 5),
-    "qwen3moe-IQ1_S": RandomModel("qwen3moe", IQ1_S, Q8_0, 8, 2560, 1280, 20, 4, 128, 32, 2),
-    "gpt-oss-MXFP4": RandomModel("gpt-oss", MXFP4, Q8_0, 10, 1152, 1152, 18, 3, 64, 24, 4, more={"window": 128}),
-    "gpt-oss-Q8_0": RandomModel("gpt-oss", Q8_0, Q8_0, 12, 960, 960, 15, 5, 64, 12, 4, more={"window": 128}),
-    "llama4-Q4_K": RandomModel("llama4", Q4_K, Q4_K, 10, 1536, 2048, 12, 4, 128, 8, 1),
+    "qwen3moe-Q8_0": RandomModel("qwen3moe", Q8_0, Q8_0, 11, 1280, 704, 10, 2, 128, 18, 3),
+    "qwen3moe-IQ1_S": RandomModel("qwen3moe", IQ1_S, Q8_0, 9, 2304, 1536, 18, 3, 128, 24, 3),
+    "gpt-oss-MXFP4": RandomModel("gpt-oss", MXFP4, Q8_0, 8, 1344, 1344, 21, 7, 64, 20, 3, more={"window": 128}),
+    "gpt-oss-Q8_0": RandomModel("gpt-oss", Q8_0, Q8_0, 9, 1088, 1088, 17, 1, 64, 14, 3, more={"window": 128}),
+    "llama4-Q4_K": RandomModel("llama4", Q4_K, Q4_K, 8, 1792, 2304, 14, 2, 128, 6, 1),
     "deepseek2-IQ2_XXS": RandomModel(
-        "deepseek2", IQ2_XXS, Q8_0, 8, 1280, 768, 10, 1, 128, 24, 4, more={"q_rank": 512, **LATENT}
+        "deepseek2", IQ2_XXS, Q8_0, 7, 1536, 1024, 12, 1, 128, 20, 3, more={"q_rank": 640, **LATENT}
     ),
     "deepseek2-Q4_K": RandomModel(
-        "deepseek2", Q4_K, Q8_0, 7, 2048, 1024, 16, 1, 128, 16, 4, more={"q_rank": 768, **LATENT}
+        "deepseek2", Q4_K, Q8_0, 9, 1792, 768, 14, 1, 128, 18, 5, more={"q_rank": 512, **LATENT}
     ),
-    "llama-IQ2_XXS": RandomModel("llama", IQ2_XXS, IQ2_XXS, 6, 2560, 6912, 20, 4, 128),
+    "llama-IQ2_XXS": RandomModel("llama", IQ2_XXS, IQ2_XXS, 8, 2048, 5632, 16, 8, 128),
 }
 
 
@@ -58,21 +62,35 @@ def make(worker: WorkerContext, directory: Path) -> None:
             model.write(path, kernels)
 
 
-def measure(worker: WorkerContext, path: Path) -> dict[str, list[float]]:
-    """In the worker: tokens a second of each repeat."""
-    rates: dict[str, list[float]] = {}
+def measure(worker: WorkerContext, path: Path) -> dict[str, float]:
+    """In the worker: tokens a second."""
+    rates: dict[str, float] = {}
     with (
         Model(worker.library, path) as model,
-        Context(model, DEEP + (REPEATS + 1) * TOKENS, n_batch=2048, threads=worker.threads) as context,
+        Context(model, DEEP + 2 * TOKENS, n_batch=2048, threads=worker.threads) as context,
     ):
         time_prefill(context, 32)
         for tokens in (SHALLOW, DEEP):
             repeats = REPEATS if tokens == SHALLOW else 1
-            rates[f"prefill {tokens}"] = [tokens / time_prefill(context, tokens) for _ in range(repeats)]
-            places = range(tokens, tokens + REPEATS * TOKENS, TOKENS)
-            seconds = [statistics.median(time_decode(context, place, TOKENS)) for place in places]
-            rates[f"decode {tokens}"] = [1 / one for one in seconds]
+            rates[f"prefill {tokens}"] = max(tokens / time_prefill(context, tokens) for _ in range(repeats))
+            rates[f"decode {tokens}"] = 1 / statistics.median(time_decode(context, tokens, TOKENS))
     return rates
+
+
+def measure_all(notes: dict[str, Any], rounds: int, ends: float, env: dict[str, str]) -> None:
+    """As many rounds as there is time for, each model beside the calibration's small one."""
+    own = importlib.import_module(Path(__file__).stem)
+    names = [name for name in notes["frozen"] if name != "calibration"]
+    for _ in range(rounds):
+        found: dict[str, Any] = {}
+        for name in names:
+            if time.monotonic() > ends:
+                return
+            with Worker(2, WAIT_POLICY, env=env) as worker, tempfile.TemporaryDirectory() as directory:
+                seconds = pulse_seconds(worker, Path(directory) / "pulse.gguf")
+                rates = worker.call(own.measure, Path(notes["frozen"][name]["path"]))
+            found[name] = {"pulse": notes["frozen"]["calibration"]["pulse_s"] / seconds, **rates}
+        notes.setdefault("rounds", []).append(found)
 
 
 def freeze(paths: list[Path]) -> dict[str, Any]:
@@ -94,12 +112,17 @@ def freeze(paths: list[Path]) -> dict[str, Any]:
     return found
 
 
-def compare(frozen: dict[str, Any], measured: dict[str, Any]) -> None:
-    print("| model | what | forecast (95 %) | measured | error | inside |\n|---|---|---|---|---|---|")
+def compare(frozen: dict[str, Any], rounds: list[dict[str, Any]]) -> None:
+    columns = ["model", "what", "forecast (95 %)", "measured", "error", "inside", "small model, of its calibration"]
+    print(f"| {' | '.join(columns)} |\n|---|---|---|---|---|---|---|")
     errors: dict[str, list[float]] = {}
     inside: dict[str, int] = {}
-    for model, rates in measured.items():
-        for what, values in rates.items():
+    for model in frozen:
+        if model == "calibration":
+            continue
+        for what in (f"{kind} {tokens}" for tokens in (SHALLOW, DEEP) for kind in ("decode", "prefill")):
+            values = [found[model][what] for found in rounds]
+            pulses = [found[model]["pulse"] for found in rounds]
             told, rate = frozen[model][what], max(values)
             error = told["tokens_per_s"] / rate - 1
             hit = told["low"] <= rate <= told["high"]
@@ -108,10 +131,11 @@ def compare(frozen: dict[str, Any], measured: dict[str, Any]) -> None:
             inside[kind] = inside.get(kind, 0) + hit
             print(
                 f"| {model} | {what} | {told['tokens_per_s']:.1f} ({told['low']:.1f} to {told['high']:.1f}) "
-                f"| {rate:.1f} ({min(values):.1f} to {max(values):.1f}) | {error:+.1%} | {'yes' if hit else 'no'} |"
+                f"| {', '.join(f'{value:.1f}' for value in values)} | {error:+.1%} | {'yes' if hit else 'no'} "
+                f"| {', '.join(f'{pulse:.2f}' for pulse in pulses)} |"
             )
-    for kind, values in errors.items():
-        print(f"{kind}: median error {statistics.median(values):.1%}, inside {inside[kind]} of {len(values)}")
+    for kind, found in errors.items():
+        print(f"{kind}: median error {statistics.median(found):.1%}, inside {inside[kind]} of {len(found)}")
 
 
 def main() -> None:
@@ -120,6 +144,8 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no measurement after so long")
     asked = parser.parse_args()
     # As a module: a worker cannot import what is only the script that runs.
     own = importlib.import_module(Path(__file__).stem)
@@ -136,13 +162,9 @@ def main() -> None:
         asked.out.write_text(json.dumps({"frozen": frozen}, indent=1))
         return
     notes = json.loads(asked.out.read_text())
-    notes["measured"] = {}
-    for name, told in notes["frozen"].items():
-        if name != "calibration":
-            with Worker(2, WAIT_POLICY, env=env) as worker:
-                notes["measured"][name] = worker.call(own.measure, Path(told["path"]))
+    measure_all(notes, asked.rounds, time.monotonic() + asked.seconds, env)
     asked.out.write_text(json.dumps(notes, indent=1))
-    compare(notes["frozen"], notes["measured"])
+    compare(notes["frozen"], notes.get("rounds", []))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 
 from dfqs.planning.curve import Choices, CurveModel, draw_choices, draw_curve, plot_points, simulate_lru
 from dfqs.planning.disk_probe import DiskRate, DiskSpeed
+from dfqs.streaming.lookahead import GuessRoom
 from dfqs.streaming.policy import Pass
 
 MB = 1_000_000
@@ -94,6 +95,27 @@ def test_a_model_that_is_not_here_has_bytes_streamed_and_no_rates() -> None:
     assert (point[0].streamed, point[0].paged, point[0].paged_bytes_per_token) == (None, None, None)
     assert point[1].streamed is not None
     assert point[1].paged is not None
+
+
+def test_what_is_read_ahead_is_not_waited_for_and_wrong_guesses_are_read_besides() -> None:
+    choices = draw_choices(range(4), 32, 4)
+    plain, room = model_of(4, 32), GuessRoom(2, MB)
+    guessing = replace(plain, guess_room=lambda _: room)
+    memory = 200 * MB
+
+    (with_room,) = draw_curve(plain, choices, DISK, [memory - room.bytes])
+    (ahead,) = draw_curve(guessing, choices, DISK, [memory])
+    (unknown,) = draw_curve(guessing, choices, None, [memory])
+
+    # The cache is smaller by the room for guesses. Two matrices of 1 MB in each of four layers, a fifth in vain.
+    wanted = with_room.streamed_bytes_per_token
+    assert wanted is not None and wanted > 8 * MB
+    assert unknown.streamed_bytes_per_token == wanted
+    assert ahead.streamed_bytes_per_token == pytest.approx(wanted + 1.6 * MB)
+    assert ahead.streamed is not None and with_room.streamed is not None
+    waited = (wanted - 6.4 * MB) / 1e9 * (0.75 + 1.1) / 2
+    assert ahead.streamed.tokens_per_s == pytest.approx(1 / (0.05 * 1.06 + waited))
+    assert ahead.streamed.low < with_room.streamed.low < ahead.streamed.high
 
 
 def test_a_slower_disk_makes_fewer_tokens_and_no_other_bytes() -> None:

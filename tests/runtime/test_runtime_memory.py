@@ -1,5 +1,7 @@
 """Memory needed, from a header alone: the numbers that llama.cpp then really allocates."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,20 @@ import pytest
 import runtime_session_jobs
 from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.gguf import encode_header, read_header, string
+from dfqs.model.files import open_model
 from dfqs.runtime import Worker
-from dfqs.runtime.memory import measure_memory, measure_memory_curve
-from dfqs.runtime.stub import write_stub
+from dfqs.runtime.memory import (
+    MemoryProbe,
+    copied_output_bytes,
+    measure_memory,
+    measure_memory_curve,
+    measure_stub,
+    open_stub,
+)
+from dfqs.runtime.requests import ContextSettings
+from dfqs.runtime.stub import write_stub, write_stubs
+from fixtures_moe import write_tiny_moe
+from moe_families import FAMILIES
 from runtime_functions import WORKER_ENV
 from v4_flash_stub import write_v4_flash_stub
 
@@ -19,6 +32,12 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def v4_flash(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_v4_flash_stub(tmp_path_factory.mktemp("stub") / "v4-flash.gguf")
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(env=WORKER_ENV, threads=1) as running:
+        yield running
 
 
 @pytest.mark.parametrize("fixture", ["embedded_model", "tiny_deepseek4"])
@@ -120,6 +139,72 @@ def test_a_stub_is_the_header_and_a_hole(v4_flash: Path, tmp_path: Path) -> None
     assert found.metadata[merges] == header.metadata[merges][:1]  # type: ignore[index]
     assert [name for name in header.metadata if not found.same_value(header, name)] == [merges]
     assert list(found.metadata) == list(header.metadata)
+
+
+def test_a_stub_without_tokens_says_how_many_there_are_and_nothing_else_of_them(v4_flash: Path, tmp_path: Path) -> None:
+    header = read_header(v4_flash)
+    found = read_header(write_stub(header, tmp_path / "stub.gguf", tokens=False))
+
+    assert found.tensors == header.tensors
+    assert found.file_size - found.data_offset == header.file_size - header.data_offset
+    assert found.metadata["deepseek4.vocab_size"] == 129_280
+    assert [name for name in found.metadata if name.startswith("tokenizer.")] == ["tokenizer.ggml.model"]
+    others = [name for name in header.metadata if not name.startswith("tokenizer.")]
+    assert all(found.same_value(header, name) for name in others)
+    assert (tmp_path / "stub.gguf").stat().st_blocks * 512 < 200_000
+
+
+@pytest.mark.parametrize("family", ["embedded", "deepseek4", *sorted(FAMILIES)])
+def test_what_a_context_takes_does_not_depend_on_which_tokens_there_are(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path, worker: Worker, smollm2_gguf: Path
+) -> None:
+    known = {"embedded": "embedded_model", "deepseek4": "tiny_deepseek4"}
+    if family in known:
+        path: Path = request.getfixturevalue(known[family])
+    else:
+        path = write_tiny_moe(tmp_path / "m.gguf", smollm2_gguf, family)
+    settings = {"n_ctx": 512, "flash_attention": "off", "threads": 1}
+
+    found = measure_memory(path, 512, worker=worker, flash_attention="off", threads=1)
+    whole = write_stubs([read_header(path)], tmp_path)
+    repacks = worker.call(open_stub, whole, path.name)
+
+    said = worker.call(measure_stub, settings)
+    copied = copied_output_bytes(read_header(path).tensors) if repacks else 0
+    assert found == replace(said, weights_bytes=said.weights_bytes + copied)
+
+
+def test_contexts_asked_about_together_are_those_asked_about_alone(v4_flash: Path, worker: Worker) -> None:
+    asked = [
+        ContextSettings(n_ctx=8192),
+        ContextSettings(n_ctx=65_536, flash_attention="off"),
+        ContextSettings(n_ctx=8192, flash_attention="off", type_v="q8_0"),
+        ContextSettings(n_ctx=8192, swa_full=True, flash_attention="on"),
+    ]
+    with MemoryProbe(open_model(v4_flash), worker) as probe:
+        together = probe.needs(asked)
+        # Quantized V needs flash attention.
+        assert isinstance(together[2], RuntimeFailure)
+        assert [together[i] for i in (0, 1, 3)] == [probe.need(asked[i]) for i in (0, 1, 3)]
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_when_the_tokens_are_asked_for(
+    embedded_model: Path, tmp_path: Path, worker: Worker
+) -> None:
+    header = read_header(embedded_model)
+    keys = [header.raw_entry(e) for e in header.entries if e.name != "tokenizer.ggml.pre"]
+    odd = tmp_path / "odd.gguf"
+    strange = string("tokenizer.ggml.pre", "strange")
+    odd.write_bytes(encode_header([*keys, strange], [(t.name, t.shape, t.type) for t in header.tensors]))
+    with odd.open("ab") as file:
+        file.truncate(header.file_size)
+
+    with MemoryProbe(open_model(odd), worker, check_tokens=True) as probe:
+        assert probe.need(ContextSettings(n_ctx=512)).context_tokens == 512
+        with pytest.raises(RuntimeFailure, match=r"odd\.gguf.*strange"):
+            probe.require_tokens()
+    with MemoryProbe(open_model(embedded_model), worker, check_tokens=True) as probe:
+        probe.require_tokens()
 
 
 def test_a_stub_of_a_tokenizer_without_merges_is_the_header_itself(tmp_path: Path) -> None:

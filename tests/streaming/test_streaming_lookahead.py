@@ -14,7 +14,7 @@ from dfqs.gguf import GGMLType, TensorSource, write_gguf
 from dfqs.gguf.reader import read_header
 from dfqs.streaming.guessing import NextChoice, find_routers
 from dfqs.streaming.layout import PAGE_BYTES, ExpertPages, PageRange
-from dfqs.streaming.lookahead import LookAhead
+from dfqs.streaming.lookahead import GuessRoom, LookAhead
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.reader import Arrival, PageReader
 
@@ -78,7 +78,7 @@ def test_a_right_guess_moves_into_its_place_and_a_wrong_one_is_forgotten(
     file: Path, mapped: mmap.mmap, reader: PageReader
 ) -> None:
     files = MappedFiles([file])
-    ahead = LookAhead(files, reader, places=2, length=PAGE_BYTES)
+    ahead = LookAhead(files, reader, GuessRoom(2, PAGE_BYTES))
     experts = [ExpertPages((page(3),), (page(4),)), ExpertPages((page(5),), ())]
     old = page(9)
     ctypes.memset(files.lay_over(old), 0x77, PAGE_BYTES)
@@ -116,7 +116,7 @@ def test_where_the_kernel_cannot_move_memory_it_is_copied(
 ) -> None:
     files = MappedFiles([file])
     monkeypatch.setattr(MappedFiles, "_moves", staticmethod(lambda *_: False))
-    ahead = LookAhead(files, reader, places=2, length=PAGE_BYTES)
+    ahead = LookAhead(files, reader, GuessRoom(2, PAGE_BYTES))
     files.lay_over(page(9))
 
     ahead.begin(1, [ExpertPages((page(3),), (page(4),))])
@@ -136,7 +136,7 @@ def test_a_guess_that_cannot_be_read_fails_only_where_it_is_wanted(
 ) -> None:
     damaged = IntegrityError("not those recorded")
     files = MappedFiles([file])
-    ahead = LookAhead(files, reader, places=2, length=PAGE_BYTES)
+    ahead = LookAhead(files, reader, GuessRoom(2, PAGE_BYTES))
     reader.inspect = lambda pages, _: damaged if pages == page(3) else None
 
     ahead.begin(1, [ExpertPages((page(3),), (page(4),))])
@@ -160,7 +160,7 @@ def test_a_layer_whose_guesses_are_mostly_wrong_is_left_alone(
     file: Path, mapped: mmap.mmap, reader: PageReader
 ) -> None:
     files = MappedFiles([file])
-    ahead = LookAhead(files, reader, places=4, length=PAGE_BYTES)
+    ahead = LookAhead(files, reader, GuessRoom(4, PAGE_BYTES))
     for _ in range(12):
         assert ahead.is_worth(1)
         for layer in (1, 2):

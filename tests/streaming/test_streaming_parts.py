@@ -22,12 +22,20 @@ from dfqs.streaming.reader import Arrival, PageReader
     lengths=st.lists(st.integers(1, 9000), min_size=1, max_size=6),
     experts=st.integers(1, 5),
     alignment=st.sampled_from([32, 4096]),
+    vocabulary=st.integers(1, 5000),
+    tied=st.booleans(),
 )
 def test_every_page_of_the_data_either_stays_or_streams_with_one_expert_and_none_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], experts: int, alignment: int
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    experts: int,
+    alignment: int,
+    vocabulary: int,
+    tied: bool,
 ) -> None:
     path = tmp_path_factory.mktemp("layout") / "m.gguf"
-    tensors = []
+    heads = ["token_embd.weight", *([] if tied else ["output.weight"])]
+    tensors = [TensorSource(name, (3, vocabulary), GGMLType.F32, partial(_zeroes, vocabulary * 12)) for name in heads]
     for index, length in enumerate(lengths):
         kind = ("gate", "up", "down")[index % 3]
         shape = (length, 1, experts)
@@ -42,13 +50,21 @@ def test_every_page_of_the_data_either_stays_or_streams_with_one_expert_and_none
     layout = plan_layout([header])
 
     streamed = [pages for expert in layout.experts.values() for pages in expert.ranges]
-    pages = sorted([*streamed, *layout.resident], key=lambda pages: pages.offset)
+    pages = sorted([*streamed, *layout.resident, *layout.tables], key=lambda pages: pages.offset)
     position = header.data_offset // PAGE_BYTES * PAGE_BYTES
     for part in pages:
         assert part.offset == position
         assert part.offset % PAGE_BYTES == part.length % PAGE_BYTES == 0
         position += part.length
     assert 0 <= position - header.file_size < PAGE_BYTES
+    # Embeddings that are the output too are multiplied with, all of them.
+    embeddings = header.span(header.tensor("token_embd.weight"))
+    assert not (tied and layout.tables)
+    assert all(
+        embeddings.offset <= part.offset and part.offset + part.length <= embeddings.offset + embeddings.length
+        for part in layout.tables
+    )
+    assert tied or sum(part.length for part in layout.tables) > embeddings.length - 2 * PAGE_BYTES
     for tensor in layout.tensors:
         span = header.span(header.tensor(tensor.name))
         size = span.length // experts

@@ -37,7 +37,7 @@ class Cursor:
         if needed > self.size:
             raise self.end(
                 f"{what} needs {format_number_of(length, 'byte')}, the file has "
-                f"{max(self.size - self.position, 0):,} left",
+                f"{max(self.size - self.position, 0):,} left: it is cut short; fetch or copy it again",
                 name,
             )
         if needed > self.limit_bytes:

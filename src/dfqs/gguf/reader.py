@@ -157,7 +157,7 @@ def layout_problems(header: Header) -> Iterator[FormatError]:
         if end > header.file_size:
             beyond = format_number_of(end - header.file_size, "byte")
             yield FormatError(
-                f"ends {beyond} past the end of the file; the file is truncated",
+                f"ends {beyond} past the end of the file; the file is truncated: fetch or copy it again",
                 path=header.source_name,
                 offset=header.file_size,
                 name=tensor.name,

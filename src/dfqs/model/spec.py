@@ -5,7 +5,7 @@ Names follow llama.cpp's `llama-arch.cpp`: `<architecture>.expert_count`, `blk.<
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -165,6 +165,13 @@ def expert_table_layer(name: str) -> int | None:
     """The layer whose experts the token alone decides, by this table: int32 [vocabulary, experts used]."""
     match = _EXPERT_TABLE.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def lookup_tables(names: Collection[str]) -> frozenset[str]:
+    """Of a model's tensors, those of which a token reads a row and nothing else: the embeddings, where they are not the
+    output too."""
+    tables = {"per_layer_token_embd.weight"} | ({"token_embd.weight"} if "output.weight" in names else set())
+    return frozenset(tables & set(names))
 
 
 def router_part(name: str) -> tuple[int, str] | None:

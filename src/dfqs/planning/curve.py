@@ -5,7 +5,7 @@ the cache makes the decisions that it would make (`simulate_cache`); paged by th
 is gone, and what is read ahead takes room from the rest.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from dfqs.planning.disk_probe import DiskSpeed
 from dfqs.planning.speed import INTERVAL, Rate
 from dfqs.records import Amount, Record, Share, Whole
 from dfqs.routing.trace import TraceChunk, TraceHeader
+from dfqs.streaming.lookahead import GuessRoom
 from dfqs.streaming.policy import Pass, simulate_cache
 
 POINTS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -25,6 +26,9 @@ in models that were traced."""
 _SEED = 11
 WATCHED = 1.06
 """Time of a streamed token as a multiple of one in memory: the graph is watched."""
+GUESSED_RIGHT = 0.8
+"""Share of what is read ahead, for experts that are not in memory, that the next layer then chooses: see
+docs/forecast.md. Not known of a model before it runs."""
 OVERLAP = (0.75, 1.1)
 """Of the time that the disk takes, the share that a token waits for it: the last matrix of an expert is waited for
 later than the others."""
@@ -57,6 +61,7 @@ class CurvePoint(Record):
     """For experts, streamed; null where the rest leaves nothing for them, or all is in memory."""
     hit_share: Share | None
     streamed_bytes_per_token: Amount | None
+    """What is read ahead for nothing included."""
     streamed: Rate | None
     paged_bytes_per_token: Amount | None
     paged: Rate | None
@@ -75,6 +80,24 @@ class CurveModel:
     file_bytes: int
     token_s: float
     """With all weights in memory."""
+    guess_room: Callable[[int], GuessRoom] = lambda _: GuessRoom(0, 0)
+    """Of a cache of so many bytes, what is for reading ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class _StreamedBytes:
+    """Of one token."""
+
+    wanted: float
+    """That the cache does not hold."""
+    ahead: float
+    """Of them, those that are read before it is known: while nothing else is."""
+    unused: float
+    """Read ahead for nothing."""
+
+    @property
+    def read(self) -> float:
+        return self.wanted + self.unused
 
 
 def read_choices(header: TraceHeader, chunks: Iterable[TraceChunk], source: str, most: int = 2000) -> Choices:
@@ -139,31 +162,46 @@ def _point(
     everything = sum(model.sizes.values())
     whole = room >= everything
     use = None
+    streamed = _StreamedBytes(0.0, 0.0, 0.0) if whole else None
     if 0 < room < everything:
-        use = simulate_cache(model.sizes, room, choices.passes, warm_passes=warm)
-    streamed_bytes = 0.0 if whole else (use.bytes_per_pass if use is not None else None)
+        guesses = model.guess_room(room)
+        use = simulate_cache(model.sizes, room - guesses.bytes, choices.passes, warm_passes=warm)
+        if use.bytes_per_pass is not None:
+            streamed = _read_ahead(model, use.bytes_per_pass, guesses, len(choices.layers), disk)
     paged_bytes = 0.0 if whole else _paged_bytes(model, choices, disk, memory_bytes, warm)
     return CurvePoint(
         memory_bytes=memory_bytes,
         of_file=memory_bytes / model.file_bytes,
         cache_bytes=room if use is not None else None,
         hit_share=use.hit_rate if use is not None else None,
-        streamed_bytes_per_token=streamed_bytes,
-        streamed=None if streamed_bytes is None else _streamed_rate(model, streamed_bytes, disk),
+        streamed_bytes_per_token=None if streamed is None else streamed.read,
+        streamed=None if streamed is None else _streamed_rate(model, streamed, disk),
         paged_bytes_per_token=paged_bytes,
         paged=None if paged_bytes is None else _paged_rate(model, paged_bytes, disk),
     )
 
 
-def _streamed_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed | None) -> Rate | None:
-    if not read_bytes:
+def _read_ahead(
+    model: CurveModel, wanted: float, guesses: GuessRoom, layers: int, disk: DiskSpeed | None
+) -> _StreamedBytes:
+    """What is read while the disk would stand still: as much as there is room for in each layer, and as it gives while
+    the layer computes."""
+    if disk is None:
+        return _StreamedBytes(wanted, 0.0, 0.0)
+    begun = min(guesses.bytes * layers, model.token_s * disk.direct.bytes_per_s, wanted)
+    return _StreamedBytes(wanted, begun * GUESSED_RIGHT, begun * (1 - GUESSED_RIGHT))
+
+
+def _streamed_rate(model: CurveModel, bytes_: _StreamedBytes, disk: DiskSpeed | None) -> Rate | None:
+    if not bytes_.read:
         return Rate.around(model.token_s)
     if disk is None:
         return None
-    computed = model.token_s * WATCHED
-    fast = computed / INTERVAL + OVERLAP[0] * read_bytes / disk.direct.high
-    slow = computed * INTERVAL + OVERLAP[1] * read_bytes / disk.direct.low
-    middle = computed + sum(OVERLAP) / 2 * read_bytes / disk.direct.bytes_per_s
+    computed, waited = model.token_s * WATCHED, bytes_.wanted - bytes_.ahead
+    fast = computed / INTERVAL + OVERLAP[0] * waited / disk.direct.high
+    # Guesses that are all wrong, or too late.
+    slow = computed * INTERVAL + OVERLAP[1] * bytes_.read / disk.direct.low
+    middle = computed + sum(OVERLAP) / 2 * waited / disk.direct.bytes_per_s
     return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
 
 

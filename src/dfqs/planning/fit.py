@@ -81,10 +81,12 @@ class Search:
 
     Args:
         ask: the runtime. Ask for the longest context first: what fits there fits at shorter ones.
+        expect: told of questions that come next, where there are several.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, expect: Callable[[list[ContextSettings]], None] = lambda _: None) -> None:
         self._ask = ask
+        self._expect = expect
         self._totals: dict[ContextSettings, list[tuple[int, int]]] = {}
         self.refusals: dict[ContextSettings, str] = {}
         """What the runtime said to settings that it does not take."""
@@ -122,6 +124,7 @@ class Search:
     ) -> tuple[ContextSettings, MemoryNeed, set[str]] | None:
         """With all levers in use, and then without those that can be spared, the last of them first."""
         used = list(levers)
+        self._expect([_with(asked, used), *([_with(asked, used[:-1])] if len(used) > 1 else [])])
         need = self.need(_with(asked, used)) if used else None
         if need is None or not fits(need):
             return None
@@ -136,12 +139,15 @@ class Search:
         self, settings: ContextSettings, need: MemoryNeed, levers: Iterable[Lever], changed: set[str], fits: Fits
     ) -> Iterator[NeededSetting]:
         """Levers in use that cannot be turned back."""
-        for lever in levers:
-            if not lever.in_use(settings) or (lever.name == "swa_full" and not _has_window(need)):
-                continue
-            back = replace(settings, **lever.plain)
-            if back == settings or self._known_to_fit(back, fits, need):
-                continue
+        turned = [
+            (lever, replace(settings, **lever.plain))
+            for lever in levers
+            if lever.in_use(settings) and (lever.name != "swa_full" or _has_window(need))
+        ]
+        open_ = [(lever, back) for lever, back in turned if back != settings]
+        open_ = [(lever, back) for lever, back in open_ if not self._known_to_fit(back, fits, need)]
+        self._expect([back for _, back in open_])
+        for lever, back in open_:
             otherwise = self.need(back)
             if otherwise is not None and fits(otherwise):
                 continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from dfqs.runtime.omp_policy import BUSY_CPUS
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import PROGRAM_BYTES
 from dfqs.streaming.layout import plan_layout
+from dfqs.streaming.lookahead import plan_guess_room
 
 CONTEXTS = (512, 4096)
 _MUCH_READ_AHEAD = 2.0
@@ -114,7 +116,9 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
     # Before the machine is measured, which takes longer.
     try:
         with Asker(model) as asker:
+            asker.expect(ContextSettings(n_ctx=length) for length in lengths)
             needs = [asker.ask(ContextSettings(n_ctx=length)) for length in lengths]
+            asker.require_loads()
     except RuntimeFailure as error:
         return _unknown(model, request, work, str(error))
     calibration = request.calibration or calibrate(wanted_types(work), request.threads, progress, again=request.again)
@@ -221,6 +225,7 @@ def _draw(model: ModelFiles, request: ForecastRequest, speed: SpeedForecast, nee
         need.context_bytes + PROGRAM_BYTES,
         model.file_bytes,
         1 / speed.decode.tokens_per_s,
+        partial(plan_guess_room, layout, model.spec.experts_used),
     )
     memory = request.memory or plot_points(curve_model)
     return Curve(

@@ -1,5 +1,6 @@
 """A plan: what a model takes, whether that is there, and with which settings. Reads headers, and asks the runtime."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,11 @@ class PlanRequest:
             swa_full=self.swa_full,
         )
 
+    def profiles(self, tokens: int) -> tuple[ContextSettings, ...]:
+        """Settings that a context is planned for with: one for each pair of cache types, and deterministic numerics."""
+        steady = replace(self.settings(tokens, DETERMINISTIC_KV), flash_attention="off")
+        return (*(self.settings(tokens, kv) for kv in self.kv), steady)
+
 
 @dataclass(eq=False)
 class Subject:
@@ -113,7 +119,7 @@ def judge_all(model: ModelFiles, worker: Worker | None = None) -> tuple[LoaderVe
     """
     model.require_model()
     with Asker(model, worker) as asker:
-        return (_own_verdict(_refusal(asker), model), *judge_loaders(model.header, model.tensors))
+        return (_own_verdict(_refusal(asker.require_loads), model), *judge_loaders(model.header, model.tensors))
 
 
 def require_loads(model: ModelFiles) -> str:
@@ -123,7 +129,7 @@ def require_loads(model: ModelFiles) -> str:
         RuntimeFailure: it does not load it; says why.
     """
     with Asker(model) as asker:
-        asker.open()
+        asker.require_loads()
     return runtime_and_release()
 
 
@@ -132,10 +138,11 @@ def _plan(model: ModelFiles, request: PlanRequest, asker: Asker, progress: Progr
     memory = usable_memory_bytes() if request.memory_bytes is None else request.memory_bytes
     subject = Subject(model, memory, request.disk_rates)
     lengths = _lengths(request, model.spec.context_tokens)
-    unknown = _refusal(asker)
+    unknown = _refusal(asker.open)
     if unknown is None:
         contexts, split = _ask_all(subject, request, asker, lengths, progress)
-    else:
+        unknown = _refusal(asker.require_loads)
+    if unknown is not None:
         contexts, split = tuple(unknown_context(subject, tokens, request) for tokens in lengths), None
     disk = plan_disk(model, request.directory)
     return PlanDocument(
@@ -163,15 +170,17 @@ def _ask_all(
     subject: Subject, request: PlanRequest, asker: Asker, lengths: tuple[int, ...], progress: Progress
 ) -> tuple[tuple[ContextPlan, ...], tuple[GpuSplit | None, int] | None]:
     """Plans of all contexts, and the split with the VRAM that a GPU needs."""
-    search = Search(asker.ask)
+    search = Search(asker.ask, asker.expect)
     found: dict[tuple[int, int], ContextPlan] = {}
     # The longest first: what fits there fits at shorter ones, and need not be asked again.
-    for done, tokens in enumerate(sorted(lengths, reverse=True)):
+    longest_first = sorted(lengths, reverse=True)
+    progress(0, len(lengths), "")
+    asker.expect(settings for tokens in longest_first for settings in request.profiles(tokens))
+    for done, tokens in enumerate(longest_first):
         progress(done, len(lengths), f"{tokens:,} tokens")
-        for order, kv in enumerate(request.kv):
-            found[tokens, order] = plan_context(subject, search, request.settings(tokens, kv))
-        steady = replace(request.settings(tokens, DETERMINISTIC_KV), flash_attention="off")
-        found[tokens, len(request.kv)] = plan_context(subject, search, steady, deterministic=True)
+        for order, settings in enumerate(request.profiles(tokens)):
+            steady = order == len(request.kv)
+            found[tokens, order] = plan_context(subject, search, settings, deterministic=steady)
     progress(len(lengths), len(lengths), "")
     contexts = tuple(found[key] for key in sorted(found))
     weights = weigh_layers(subject.model.tensors)
@@ -202,10 +211,10 @@ def _lengths(request: PlanRequest, trained: int | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(capped))
 
 
-def _refusal(asker: Asker) -> str | None:
+def _refusal(require: Callable[[], None]) -> str | None:
     """Why the runtime does not load the model; None: it does."""
     try:
-        asker.open()
+        require()
     except RuntimeFailure as error:
         return str(error)
     return None

@@ -190,7 +190,7 @@ class Hub:
                 if refusal is not None:
                     raise refusal
                 if answer.status not in RETRIED_STATUS or attempt >= self._retry.attempts:
-                    raise NetworkError(f"the Hub answered {what} with HTTP {answer.status}")
+                    raise NetworkError(f"the Hub answered {what} with HTTP {answer.status}; try again later")
                 wait_s = retry_after_s(answer.headers.get("Retry-After"))
             time.sleep(self._retry.wait_s(attempt, wait_s))
             attempt += 1
@@ -223,7 +223,8 @@ def _read_info(answer: Answer) -> dict[str, Any]:
 
 
 def _unreachable(endpoint: str, error: Exception) -> DfqsError:
-    return NetworkError(f"{endpoint} cannot be reached: {printable(str(error) or type(error).__name__, 200)}")
+    why = printable(str(error) or type(error).__name__, 200)
+    return NetworkError(f"{endpoint} cannot be reached: {why}; look at this machine's network and at HF_ENDPOINT")
 
 
 def _checked_file(entry: dict[str, Any]) -> RemoteFile | None:

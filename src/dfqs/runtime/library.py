@@ -26,24 +26,26 @@ _STDERR = 2
 _allowed = False
 
 
-class NativeLog:
-    """The last lines that llama.cpp logged (debug left out), kept in memory and copied to the process's stderr."""
+class NativeLog(threading.local):
+    """The last lines that llama.cpp logged (debug left out), kept in memory and copied to the process's stderr.
+
+    Each thread has lines of its own: llama.cpp says what a call did in the thread that called, so that two that make
+    contexts at once do not read each other's.
+    """
 
     def __init__(self) -> None:
         self._lines: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES)
         self._count = 0
         self._level = 0
-        self._lock = threading.Lock()
 
     def write(self, level: int, text: bytes | None) -> None:
         """Take one message as the C callback gives it. Never raises: the caller is C."""
         try:
-            with self._lock:
-                continues = level == _LEVEL_CONTINUE
-                self._level = self._level if continues else level
-                if self._level == _LEVEL_DEBUG or not text:
-                    return
-                self._append(text.decode("utf-8", "replace"), continues)
+            continues = level == _LEVEL_CONTINUE
+            self._level = self._level if continues else level
+            if self._level == _LEVEL_DEBUG or not text:
+                return
+            self._append(text.decode("utf-8", "replace"), continues)
             os.write(_STDERR, text)
         except Exception:
             return
@@ -57,21 +59,20 @@ class NativeLog:
             self._count += 1
 
     def mark(self) -> int:
-        """A position to read from later with `since`."""
+        """A position of this thread's lines to read from later with `since`."""
         return self._count
 
     def since(self, mark: int = 0) -> list[str]:
-        """Lines logged after `mark`, as far as they are still kept."""
-        with self._lock:
-            wanted = min(self._count - mark, len(self._lines))
-            return [line.rstrip("\n") for _, line in list(self._lines)[len(self._lines) - wanted :]]
+        """Lines that this thread logged after `mark`, as far as they are still kept."""
+        return [line.rstrip("\n") for _, line in self._recent(mark)]
 
     def errors_since(self, mark: int = 0) -> list[str]:
-        """Lines of level error logged after `mark`, safe to print."""
-        with self._lock:
-            wanted = min(self._count - mark, len(self._lines))
-            recent = list(self._lines)[len(self._lines) - wanted :]
-        return [printable(line.strip(), 300) for level, line in recent if level == _LEVEL_ERROR]
+        """Lines of level error that this thread logged after `mark`, safe to print."""
+        return [printable(line.strip(), 300) for level, line in self._recent(mark) if level == _LEVEL_ERROR]
+
+    def _recent(self, mark: int) -> list[tuple[int, str]]:
+        wanted = min(self._count - mark, len(self._lines))
+        return list(self._lines)[len(self._lines) - wanted :]
 
 
 class Library(ctypes.CDLL):

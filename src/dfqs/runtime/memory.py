@@ -7,24 +7,26 @@ in about a second and without reading a weight. The header may have come from a 
 
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from dfqs.errors import UsageError
+from dfqs.errors import RuntimeFailure, UsageError, WorkerCrash
 from dfqs.gguf import GGMLType, TensorInfo
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.log_lines import Buffer, parse_flash_attention
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.stub import write_stubs
+from dfqs.runtime.stub import has_tokens, write_stubs
 from dfqs.runtime.worker import Worker
 from dfqs.runtime.worker_context import WorkerContext
+from dfqs.storage.linux import usable_cpus
 
-_STATE = "memory stub"
-"""Under which the worker keeps the loaded stub."""
+_STATE, _TOKENS = "memory stub", "memory stub's tokens"
+"""Under which the worker keeps the loaded stub, and what becomes of its tokens."""
 _REPACKED = frozenset({GGMLType.Q4_0, GGMLType.Q4_K, GGMLType.IQ4_NL})
 """Types that llama.cpp b11549 repacks on x86-64 (ggml-cpu/repack.cpp); only where it says that it repacks at all."""
 SLIDING = "sliding window"
@@ -106,30 +108,33 @@ def measure_memory_curve(
 class MemoryProbe:
     """A model's header, loaded once in a worker and asked for one configuration after the other. For a `with` block.
 
+    What is asked is a stub without tokens, of which only their number takes memory.
+
     Args:
         model: whose headers were read, wherever they came from.
         worker: to use; None starts one.
+        check_tokens: begin to load them, too, beside everything else: for `require_tokens`.
 
     Raises (from entering):
         RuntimeFailure: llama.cpp does not load such a model; says why.
         WorkerCrash: it died of it.
     """
 
-    def __init__(self, model: ModelFiles, worker: Worker | None = None) -> None:
+    def __init__(self, model: ModelFiles, worker: Worker | None = None, *, check_tokens: bool = False) -> None:
         self._model = model
         self._worker = Worker() if worker is None else worker
         self._own = worker is None
+        self._checks_tokens = check_tokens and has_tokens(model.headers)
         self._copied_bytes = 0
 
     def __enter__(self) -> Self:
         if self._own:
             self._worker.__enter__()
+        # Stubs are needed only while they are loaded.
+        self._directory = tempfile.TemporaryDirectory(prefix="dfqs-stub-")
         try:
-            # The stub is needed only while it is loaded.
-            with tempfile.TemporaryDirectory(prefix="dfqs-stub-") as directory:
-                first = write_stubs(self._model.headers, Path(directory))
-                repacks = self._worker.call(open_stub, first, self._model.shards[0].source)
-                self._copied_bytes = copied_output_bytes(self._model.tensors) if repacks else 0
+            repacks = self._open(Path(self._directory.name))
+            self._copied_bytes = copied_output_bytes(self._model.tensors) if repacks else 0
         except BaseException:
             self._close()
             raise
@@ -142,9 +147,34 @@ class MemoryProbe:
         # a tenth of a second, and its process is mostly about to end.
         self._close()
 
+    def _open(self, directory: Path) -> bool:
+        headers, name = self._model.headers, self._model.shards[0].source
+        if not has_tokens(headers):
+            return self._worker.call(open_stub, write_stubs(headers, directory), name)
+        bare = write_stubs(headers, directory, tokens=False)
+        whole = write_stubs(headers, directory) if self._checks_tokens else None
+        try:
+            return self._worker.call(open_stub, bare, name, whole)
+        except WorkerCrash:
+            raise
+        except RuntimeFailure:
+            # What is wrong is said of the header as it is, which may even load.
+            whole = whole or write_stubs(headers, directory)
+            return self._worker.call(open_stub, whole, name)
+
     def _close(self) -> None:
         if self._own:
             self._worker.close()
+        self._directory.cleanup()
+
+    def require_tokens(self) -> None:
+        """
+        Raises:
+            RuntimeFailure: llama.cpp does not take the model's tokenizer; says why.
+            WorkerCrash: it died of it.
+        """
+        if self._checks_tokens:
+            self._worker.call(await_tokens)
 
     def need(self, settings: ContextSettings) -> MemoryNeed:
         """Bytes that a context would take.
@@ -157,7 +187,18 @@ class MemoryProbe:
 
     def ask(self, settings: dict[str, Any]) -> MemoryNeed:
         """As `need`, for any settings of `Context`."""
-        need = self._worker.call(measure_stub, settings)
+        return self._counted(self._worker.call(measure_stub, settings))
+
+    def needs(self, settings: Sequence[ContextSettings]) -> list[MemoryNeed | RuntimeFailure]:
+        """As `need`, for several contexts at once, a thread each; a refusal stands where a need would.
+
+        Raises:
+            WorkerCrash: it died of one of them; the probe can be asked no more.
+        """
+        found = self._worker.call(measure_stubs, [asdict(one) for one in settings])
+        return [one if isinstance(one, RuntimeFailure) else self._counted(one) for one in found]
+
+    def _counted(self, need: MemoryNeed) -> MemoryNeed:
         return replace(need, weights_bytes=need.weights_bytes + self._copied_bytes)
 
 
@@ -168,16 +209,30 @@ def copied_output_bytes(tensors: Sequence[TensorInfo]) -> int:
     return sum(t.length for t in tensors if t.name == "token_embd.weight" and t.type in _REPACKED)
 
 
-def open_stub(worker: WorkerContext, path: Path, name: str) -> bool:
-    """In the worker: load a stub and keep it. `name` stands for its path in messages.
+def open_stub(worker: WorkerContext, path: Path, name: str, with_tokens: Path | None = None) -> bool:
+    """In the worker: load a stub and keep it.
+
+    Args:
+        name: stands for its path in messages.
+        with_tokens: a stub whose tokens are loaded meanwhile: for `await_tokens`.
 
     Returns:
         Whether weights are repacked for this CPU.
     """
     if (kept := worker.state.pop(_STATE, None)) is not None:
         kept.close()
-    model = worker.state[_STATE] = Model(worker.library, path, load_mode="none", no_alloc=True, name=name)
+    library = worker.library
+    if with_tokens is not None:
+        pool = ThreadPoolExecutor(1)
+        worker.state[_TOKENS] = pool.submit(lambda: Model(library, with_tokens, vocab_only=True, name=name).close())
+        pool.shutdown(wait=False)
+    model = worker.state[_STATE] = Model(library, path, load_mode="none", no_alloc=True, name=name)
     return any(buffer.device.endswith("REPACK") for buffer in model.buffers)
+
+
+def await_tokens(worker: WorkerContext) -> None:
+    """In the worker: raise what loading the tokens raised."""
+    worker.state[_TOKENS].result()
 
 
 def measure_stub(worker: WorkerContext, settings: dict[str, Any]) -> MemoryNeed:
@@ -202,6 +257,20 @@ def measure_stub(worker: WorkerContext, settings: dict[str, Any]) -> MemoryNeed:
             parts=parts,
             flash_attention=flash_attention,
         )
+
+
+def measure_stubs(worker: WorkerContext, settings: Sequence[dict[str, Any]]) -> list[MemoryNeed | RuntimeFailure]:
+    """In the worker: as `measure_stub`, each in a thread. (llama.cpp makes contexts of one model in several threads:
+    its test-thread-safety does.)"""
+
+    def measure(one: dict[str, Any]) -> MemoryNeed | RuntimeFailure:
+        try:
+            return measure_stub(worker, one)
+        except RuntimeFailure as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=min(len(settings), usable_cpus())) as pool:
+        return list(pool.map(measure, settings))
 
 
 def name_parts(buffers: Sequence[Buffer]) -> tuple[MemoryPart, ...]:

@@ -4,6 +4,9 @@ Pure. llama.cpp maps a model's files into memory and keeps pointers into the map
 is whole pages. The pages that lie wholly inside one expert's slice of a tensor come and go with that expert; all
 others (attention, embeddings, norms, and the pages that two slices share) stay. Where tensor data is aligned to pages
 no page is shared; at llama.cpp's usual alignment of 32 bytes one page a slice is.
+
+Of a table in which a token looks up its row (the embeddings, where they are not the output too) a token needs one page
+or two: it is left to the page cache, and takes no memory from the experts.
 """
 
 import mmap
@@ -12,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dfqs.gguf.layout import TensorInfo
+from dfqs.gguf.layout import TensorInfo, TensorSpan
 from dfqs.gguf.reader import Header
-from dfqs.model.spec import stacked_matrix
+from dfqs.model.spec import lookup_tables, stacked_matrix
 
 PAGE_BYTES = mmap.PAGESIZE
 
@@ -78,6 +81,8 @@ class StreamLayout:
     """Those that `experts` are pages of."""
     resident: tuple[PageRange, ...]
     """In file order; the last range of a file may reach past its end."""
+    tables: tuple[PageRange, ...] = ()
+    """Left where they are: a token reads a row of each."""
 
     @cached_property
     def resident_bytes(self) -> int:
@@ -126,9 +131,13 @@ def plan_layout(headers: Sequence[Header]) -> StreamLayout:
     outer: dict[ExpertKey, list[PageRange]] = {}
     tensors: list[StackedTensor] = []
     resident: list[PageRange] = []
+    tables: list[PageRange] = []
+    looked_up = lookup_tables({tensor.name for header in headers for tensor in header.tensors})
     for file, header in enumerate(headers):
         taken: list[PageRange] = []
         for tensor in header.tensors:
+            if tensor.name in looked_up:
+                tables += _whole_pages(file, header.span(tensor))
             stacked = stacked_matrix(tensor.name)
             if stacked is None:
                 continue
@@ -143,10 +152,11 @@ def plan_layout(headers: Sequence[Header]) -> StreamLayout:
             for expert, slot in enumerate(slots):
                 pages.setdefault((layer, expert), []).append(slot)
             taken.extend(slots)
+        taken += [pages for pages in tables if pages.file == file]
         resident.extend(_complement(taken, file, header.data_offset, header.file_size))
     keys = sorted(set(inner) | set(outer))
     experts = {key: ExpertPages(tuple(inner.get(key, ())), tuple(outer.get(key, ()))) for key in keys}
-    return StreamLayout(experts, tuple(tensors), tuple(resident))
+    return StreamLayout(experts, tuple(tensors), tuple(resident), tuple(tables))
 
 
 def _slots(tensor: TensorInfo, file: int, offset: int) -> tuple[PageRange, ...]:
@@ -159,6 +169,13 @@ def _slots(tensor: TensorInfo, file: int, offset: int) -> tuple[PageRange, ...]:
     ends = [(offset + (expert + 1) * slice_bytes) // PAGE_BYTES * PAGE_BYTES for expert in range(count)]
     length = min(end - start for start, end in zip(starts, ends, strict=True))
     return tuple(PageRange(file, start, length) for start in starts) if length > 0 else ()
+
+
+def _whole_pages(file: int, span: TensorSpan) -> list[PageRange]:
+    """The pages that hold nothing but this tensor."""
+    start = -(-span.offset // PAGE_BYTES) * PAGE_BYTES
+    end = (span.offset + span.length) // PAGE_BYTES * PAGE_BYTES
+    return [PageRange(file, start, end - start)] if end > start else []
 
 
 def _complement(taken: Sequence[PageRange], file: int, data_offset: int, file_size: int) -> list[PageRange]:

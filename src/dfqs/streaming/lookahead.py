@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dfqs.errors import DfqsError
-from dfqs.streaming.layout import ExpertPages, PageRange
+from dfqs.streaming.layout import ExpertPages, PageRange, StreamLayout
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.reader import Arrival, Job, PageReader
 
@@ -20,6 +20,39 @@ _TRIED = 48
 """After so many reads for a layer it is known whether guessing helps."""
 _WORTH = 0.25
 """Share of them that have to be wanted; disk that stands still costs nothing, what disturbs it does."""
+_OF_CACHE = 8
+"""Guesses may take one part in so many of the cache."""
+_MATRICES = 3
+"""Of an expert: gate, up, down."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuessRoom:
+    """Memory for guesses."""
+
+    places: int
+    """Matrices that can be guessed at a time; 0: nothing is guessed."""
+    length: int
+    """Of the largest, in bytes."""
+
+    @property
+    def bytes(self) -> int:
+        return self.places * self.length
+
+
+def plan_guess_room(layout: StreamLayout, used: int, cache_bytes: int) -> GuessRoom:
+    """What of a cache is for guesses; nothing where it is too small to spare that.
+
+    Args:
+        used: experts that a token uses in a layer.
+    """
+    length = max(pages.length for expert in layout.experts.values() for pages in expert.ranges)
+    # Half of what a layer uses: what a disk gives while a layer computes is rarely more.
+    room = GuessRoom(max(used * _MATRICES // 2, 1), length)
+    # Not where a batch's layer, or everything, fits without it only.
+    wholes = (layout.largest_layer_bytes, layout.experts_bytes)
+    spoils = any(cache_bytes - room.bytes < whole <= cache_bytes for whole in wholes)
+    return GuessRoom(0, length) if spoils or room.bytes * _OF_CACHE > cache_bytes else room
 
 
 @dataclass(slots=True)
@@ -35,17 +68,16 @@ class LookAhead:
     """Guesses that are read, for one layer at a time. All calls from the thread that computes.
 
     Args:
-        places: matrices that can be guessed at a time.
-        length: of the largest, in bytes: whole pages.
+        room: of whole pages.
     """
 
-    def __init__(self, files: MappedFiles, reader: PageReader, places: int, length: int) -> None:
+    def __init__(self, files: MappedFiles, reader: PageReader, room: GuessRoom) -> None:
         self.read_bytes = 0
         self.used_bytes = 0
         """Of those, what was chosen indeed."""
         self._files = files
         self._reader = reader
-        self._memory = [files.new_memory(length) for _ in range(places)]
+        self._memory = [files.new_memory(room.length) for _ in range(room.places)]
         self._guesses: dict[PageRange, _Guess] = {}
         self._jobs: dict[Job, _Guess] = {}
         """Of the layer that has not chosen yet."""

@@ -23,7 +23,7 @@ from dfqs.streaming.cache import ExpertCache
 from dfqs.streaming.guessing import NextChoice, find_routers
 from dfqs.streaming.layout import PAGE_BYTES, StreamLayout, plan_layout
 from dfqs.streaming.lazy_map import lazy_mapping
-from dfqs.streaming.lookahead import LookAhead
+from dfqs.streaming.lookahead import LookAhead, plan_guess_room
 from dfqs.streaming.pages import MappedFiles
 from dfqs.streaming.policy import ChoiceLog
 from dfqs.streaming.reader import Arrival, PageReader
@@ -32,10 +32,6 @@ from dfqs.streaming.stream import ExpertStream, ExpertTables
 from dfqs.streaming.verification import SliceCheck
 
 _RESIDENT_PIECE_BYTES = 16 << 20
-_AHEAD_OF_CACHE = 8
-"""Guesses may take one part in so many of the cache."""
-_MATRICES = 3
-"""Of an expert: gate, up, down."""
 _TIMED_RANGE_BYTES, _TIMED_BYTES = 1 << 20, 32 << 20
 """Reads as long as those of experts, and enough of them to tell a rate."""
 
@@ -176,42 +172,22 @@ def stream_mapped(
     files = MappedFiles(paths)
     reader = PageReader(paths)
     if not is_lazy:
-        for expert in layout.experts.values():
-            for pages in expert.ranges:
-                files.forget(pages)
+        for pages in (*layout.tables, *(part for expert in layout.experts.values() for part in expert.ranges)):
+            files.forget(pages)
     rate = _make_resident(layout, files, reader, settings.copies_borders, progress)
     check = SliceCheck(settings.recorded, layout, files, paths) if settings.recorded is not None else None
     if check is not None:
         check.check_resident()
         reader.inspect = check.check_slice
     headers = [read_header(path) for path in paths]
-    ahead, ahead_bytes = _make_look_ahead(layout, files, reader, headers, settings)
-    cache = ExpertCache(
-        layout, files, reader, settings.cache_bytes - ahead_bytes, log, hints=settings.hints, ahead=ahead
-    )
+    ahead, budget = None, settings.cache_bytes
+    if settings.looks_ahead and not settings.hints:
+        room = plan_guess_room(layout, read_model_spec(headers[0]).experts_used, budget)
+        ahead, budget = LookAhead(files, reader, room) if room.places else None, budget - room.bytes
+    cache = ExpertCache(layout, files, reader, budget, log, hints=settings.hints, ahead=ahead)
     guesser = _make_guesser(layout, files, headers) if ahead is not None else None
     stream = ExpertStream(layout, files, reader, cache, _read_tables(paths), guesser)
     return ExpertsOnDisk(stream, layout, rate, files, reader, check, ahead)
-
-
-def _make_look_ahead(
-    layout: StreamLayout,
-    files: MappedFiles,
-    reader: PageReader,
-    headers: Sequence[Header],
-    settings: StreamSettings,
-) -> tuple[LookAhead | None, int]:
-    """What reads guesses, and the memory that it takes; None where the cache is too small to spare that."""
-    length = max(pages.length for expert in layout.experts.values() for pages in expert.ranges)
-    # Half of what a layer uses: what a disk gives while a layer computes is rarely more.
-    places = max(read_model_spec(headers[0]).experts_used * _MATRICES // 2, 1)
-    taken = places * length
-    room = settings.cache_bytes
-    # Not where a batch's layer, or everything, fits without it only.
-    spoils = any(room - taken < whole <= room for whole in (layout.largest_layer_bytes, layout.experts_bytes))
-    if settings.hints or not settings.looks_ahead or taken * _AHEAD_OF_CACHE > room or spoils:
-        return None, 0
-    return LookAhead(files, reader, places, length), taken
 
 
 def _make_guesser(layout: StreamLayout, files: MappedFiles, headers: Sequence[Header]) -> NextChoice:
