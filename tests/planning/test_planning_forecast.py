@@ -290,10 +290,10 @@ def test_what_is_known_of_a_machine_is_not_measured_again_until_it_is_another(
     again = calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1)
     assert again.observations == first.observations
     more = calibrating.calibrate([(GGMLType.Q4_0, "dense")], 1)
-    kept = {(one.probe, one.what, one.tokens): one for one in more.observations}
+    extended = {(one.probe, one.what, one.tokens): one for one in more.observations}
     # Only the small probe is measured every time, and its best counts.
     for one in first.observations:
-        found = kept[one.probe, one.what, one.tokens]
+        found = extended[one.probe, one.what, one.tokens]
         assert found == one or (one.probe == "pulse" and found.seconds <= one.seconds)
     assert more.has((GGMLType.Q4_0, "dense"))
 

@@ -7,7 +7,7 @@ for.
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -120,13 +120,7 @@ def calibrate(
         probes = [*(_base_probes() if found is None else ()), *map(_type_probe, missing)]
         if found is not None and not probes:
             return found.model_copy(update={"change": _change((found.pulse_s, _seconds(before)), found.change)})
-        measured = [before]
-        for number, probe in enumerate(probes * ROUNDS):
-            progress(number, len(probes) * ROUNDS, probe.name)
-            measured.append(run_probe(worker, place, probe))
-            if (number + 1) % len(probes) == 0:
-                measured.append(run_probe(worker, place, _pulse()))
-        progress(len(probes) * ROUNDS, len(probes) * ROUNDS, "")
+        measured = [before, *_measure_rounds(worker, place, probes, progress)]
     observed = [*kept, *(one for result in measured for one in _observations(result))]
     pulses = [one.seconds for one in observed if one.probe == _pulse().name and one.what == "decode"]
     observations = _best(observed)
@@ -147,6 +141,16 @@ def calibrate(
     if calibration.other_cpus < BUSY_CPUS and calibration.change < OTHER_MACHINE:
         _keep(path, calibration)
     return calibration
+
+
+def _measure_rounds(worker: Worker, place: Path, probes: list[Probe], progress: Progress) -> Iterator[Measured]:
+    """Each probe `ROUNDS` times, and behind each round the small one."""
+    for number, probe in enumerate(probes * ROUNDS):
+        progress(number, len(probes) * ROUNDS, probe.name)
+        yield run_probe(worker, place, probe)
+        if (number + 1) % len(probes) == 0:
+            yield run_probe(worker, place, _pulse())
+    progress(len(probes) * ROUNDS, len(probes) * ROUNDS, "")
 
 
 def _keep(path: Path, calibration: Calibration) -> None:
