@@ -29,10 +29,11 @@ test-slow: setup
 	@scripts/install-bubblewrap
 	.venv/bin/python -m pytest -m slow --timeout 3600
 
-# Tasks of lm-evaluation-harness through our model, in an environment of their own: the harness takes 760 MB.
+# Tasks of lm-evaluation-harness and inspect_ai through our model, in an environment of their own: they take a gigabyte.
+# (transformers: the tokenizer that the first one's client of OpenAI's API cuts contexts with.)
 test-harnesses:
 	test -d .venv-harnesses || python3 -m venv .venv-harnesses
-	.venv-harnesses/bin/pip install -q -e '.[lm-eval]' pytest pytest-timeout hypothesis gguf==0.19.0
+	.venv-harnesses/bin/pip install -q -e '.[lm-eval,inspect]' transformers pytest pytest-timeout hypothesis gguf==0.19.0
 	.venv-harnesses/bin/python -m pytest -m harnesses --timeout 3600 tests/evaluate
 
 # Mutated documents for every reader, FUZZ_MINUTES in all (10); what is found stays in tests/fuzz/seeds.

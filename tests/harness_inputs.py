@@ -65,3 +65,10 @@ metric_list:
 """
     )
     return found
+
+
+def samples(out: Path) -> list[dict[str, Any]]:
+    """What the harness logged of each item, in the items' order."""
+    (path,) = out.rglob("samples_*.jsonl")
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(found, key=lambda sample: int(sample["doc_id"]))

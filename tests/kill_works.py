@@ -1,13 +1,15 @@
 """Quantizations, measurements of importance and evaluations killed with SIGKILL, run again until they end, compared.
 
-    python tests/kill_works.py [--rounds 20] [--seed 1]      (scripts/kill-works)
+    python tests/kill_works.py [--rounds 20] [--first 0] [--seed 1] [--only NAME] [--model M]      (scripts/kill-works)
 
 A round starts the command line itself, kills it after a random delay (up to three times), notes by its files how far it
-was, and gives the same command until it ends well. Its outputs must be those of a run that nobody disturbed.
+was, and gives the same command until it ends well. Its outputs must be those of a run that nobody disturbed; of an
+evaluation of a local model (`--model`, else one of random weights) the report, but for what was timed.
 """
 
 import argparse
 import hashlib
+import json
 import random
 import subprocess
 import sys
@@ -18,7 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfqs.demo import cached_source
 from evaluate_server import oracle, serve
+from fixtures_deepseek4 import write_tiny_deepseek4
 from quantize_inputs import write_model
 
 TEXT = Path(__file__).parent / "vectors" / "quantize" / "calibration.txt"

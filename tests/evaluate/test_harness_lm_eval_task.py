@@ -1,27 +1,19 @@
 """A task of lm-evaluation-harness with local data, through its own command line, against a plain loop."""
 
-import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import likelihood_jobs
 from dfqs.runtime import Worker
-from harness_inputs import TASK, write_task
+from harness_inputs import TASK, samples, write_task
 from runtime_functions import WORKER_ENV
 
 pytestmark = pytest.mark.harnesses
-
-
-def samples(out: Path) -> list[dict[str, Any]]:
-    (path,) = out.rglob("samples_*.jsonl")
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return sorted(found, key=lambda sample: int(sample["doc_id"]))
 
 
 def test_every_choice_has_the_likelihood_that_a_plain_loop_finds(tmp_path: Path, embedded_model: Path) -> None:

@@ -102,13 +102,11 @@ class DocumentReader:
             NonFiniteLogits: the model computes no numbers.
             RuntimeFailure: llama.cpp failed.
         """
-        tokens, ends = self._pieces(job)
+        tokens, ends = self.document_tokens(job)
         read = self._grow(tokens, ends, emit)
         questions = answers = likelihoods = 0
         for index, question in enumerate(job.questions):
-            asked = self._tokens(f"\n\n{question.text}")
-            asked += self.model.tokenize(self._tail or "\n", add_special=False)
-            *before, last = asked
+            *before, last = asked = self.question_tokens(question.text)
             end = len(tokens) + len(before)
             self.context.copy_sequence(_DOCUMENT, _QUESTION)
             self.context.decode(before, len(tokens), _QUESTION, logits="none")
@@ -124,7 +122,7 @@ class DocumentReader:
             answers += getattr(written, "generated_tokens", 0)
         return TokenWork(read, questions, answers, likelihoods)
 
-    def _pieces(self, job: DocumentJob) -> tuple[list[int], list[int]]:
+    def document_tokens(self, job: DocumentJob) -> tuple[list[int], list[int]]:
         """The document's tokens, and where the batches in which they are read end."""
         tokens = self.model.tokenize_chat(self._head) if self._tail else self.model.tokenize("")
         bounds = [0]
@@ -137,6 +135,10 @@ class DocumentReader:
         for start, end in pairwise(bounds):
             ends += [*range(start + self.context.n_batch, end, self.context.n_batch), end] if end > start else []
         return tokens, ends
+
+    def question_tokens(self, text: str) -> list[int]:
+        """A question behind the document, and how the template goes on."""
+        return self._tokens(f"\n\n{text}") + self.model.tokenize(self._tail or "\n", add_special=False)
 
     def _grow(self, tokens: list[int], ends: list[int], emit: Callable[[object], None]) -> int:
         """Bring the document's sequence to exactly these tokens, read in these batches; returns how many were read."""

@@ -14,7 +14,7 @@ from typing import Any
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, DocumentJob, TokenWork, document_reader
-from dfqs.evaluate.thoughts import MARKS, Cap
+from dfqs.evaluate.thoughts import Cap, said_piece
 from dfqs.runtime.context import Context, Logits, Model
 from dfqs.runtime.loading import LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.requests import ContextSettings
@@ -193,7 +193,7 @@ def _generate(
         on_token(generated)
         if model.is_end(token):
             return Generated(text.decode("utf-8", "replace"), "stop", prompt_tokens, generated)
-        text += model.piece(token, special=False) or _mark(model, token)
+        text += said_piece(model, token)
         if cap.reached(text.decode("utf-8", "replace")):
             return Generated(text.decode("utf-8", "replace"), "length", prompt_tokens, generated)
         if position == context.n_ctx_sequence:
@@ -202,12 +202,6 @@ def _generate(
         assert following is not None
         logits = following
         position += 1
-
-
-def _mark(model: Model, token: int) -> bytes:
-    """The text of a special token that begins or ends a thought; empty for others, which are nothing that was said."""
-    text = model.piece(token, special=True)
-    return text if text.decode("utf-8", "replace") in MARKS else b""
 
 
 def _thinking(worker: WorkerContext) -> Thinking:

@@ -10,14 +10,16 @@ together and split at the length of the context's own encoding, and spaces at th
 continuation.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from dfqs.errors import UsageError
+from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.evaluate.speed import CPU_ONLY
+from dfqs.evaluate.thoughts import said_piece
+from dfqs.evaluate.tool_offers import PROBE, Tool, shows_probe, template_field, told_in_words
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
@@ -25,6 +27,7 @@ from dfqs.runtime.answer_text import AnswerText
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import LoadedModel, LoadOrder
 from dfqs.runtime.logprobs import TokenScore
+from dfqs.runtime.messages import Conversation
 from dfqs.runtime.model import Model
 from dfqs.runtime.scoring import CHUNK_TOKENS, Continuation, ContinuationScore, Scorer, ScoringSettings, ScoringWork
 from dfqs.runtime.scoring_text import encode, encode_pair, prefix_token
@@ -78,7 +81,7 @@ class Written:
     """`stop` (the model ended, or a word of `until` came), `length`, `context` (no room left)."""
     tokens: tuple[TokenScore, ...]
     pieces: tuple[bytes, ...]
-    """Of each token; control tokens have none."""
+    """Of each token; control tokens have none, but for marks around thoughts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,20 +212,26 @@ class LikelihoodSession:
         asked: Sequence[GenerationRequest],
         *,
         on_text: Callable[[int, Written], object] = lambda _index, _written: None,
+        on_token: Callable[[], object] = lambda: None,
     ) -> list[Written]:
         """Continue texts greedily; those that begin alike share that.
 
         Args:
             on_text: called with the index in `asked` and the text, as they come; not in their order.
+            on_token: called with each token; what it raises ends the writing.
 
         Raises:
             UsageError: a prompt is empty, or longer than the context.
         """
         found: dict[int, Written] = {}
 
-        def take(event: tuple[int, Written]) -> None:
-            found[event[0]] = event[1]
-            on_text(*event)
+        def take(event: tuple[int, Written | None]) -> None:
+            index, written = event
+            if written is None:
+                on_token()
+                return
+            found[index] = written
+            on_text(index, written)
 
         self._worker.reporting(take).call(write_texts, list(asked))
         return [found[index] for index in range(len(asked))]
@@ -235,13 +244,24 @@ class LikelihoodSession:
         """
         return self._worker.call(encode_pairs, list(pairs))
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+    def render_chat(
+        self,
+        messages: Conversation,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Tool] = (),
+        thinking: bool = True,
+    ) -> str:
         """A conversation as the model's template writes it.
+
+        Args:
+            tools: that the model can call; see `dfqs.evaluate.tool_offers`.
+            thinking: whether a model that can think is asked to.
 
         Raises:
             RuntimeFailure: the model has no template, or it refuses these messages.
         """
-        return self._worker.call(render_chat, list(messages), add_generation_prompt)
+        return self._worker.call(render_chat, list(messages), add_generation_prompt, list(tools), thinking)
 
     def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         """What each token stands for, control tokens included; it may be part of a character."""
@@ -300,7 +320,7 @@ def score_continuations(worker: WorkerContext, asked: Sequence[Continuation], to
 
 
 def write_texts(worker: WorkerContext, asked: Sequence[GenerationRequest]) -> None:
-    """In the worker: continue texts. Emits `(index, Written)`."""
+    """In the worker: continue texts. Emits `(index, Written)`, and `(index, None)` at each token."""
     model = _model(worker)
     scores: list[list[TokenScore]] = [[] for _ in asked]
     pieces: list[list[bytes]] = [[] for _ in asked]
@@ -308,8 +328,9 @@ def write_texts(worker: WorkerContext, asked: Sequence[GenerationRequest]) -> No
 
     def take(index: int, score: TokenScore) -> bool:
         worker.stop.raise_if_requested()
+        worker.emit((index, None))
         scores[index].append(score)
-        pieces[index].append(model.piece(score.token, special=False))
+        pieces[index].append(said_piece(model, score.token))
         return texts[index].add(pieces[index][-1])
 
     def end(index: int, reason: str) -> None:
@@ -321,9 +342,26 @@ def write_texts(worker: WorkerContext, asked: Sequence[GenerationRequest]) -> No
     scorer.generate([each.prompt for each in asked], [each.max_tokens for each in asked], take, end, top)
 
 
-def render_chat(worker: WorkerContext, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+def render_chat(
+    worker: WorkerContext, messages: Conversation, add_generation_prompt: bool, tools: Sequence[Tool], thinking: bool
+) -> str:
     """In the worker: a conversation as the model was trained to see it."""
-    return _model(worker).apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+    model = _model(worker)
+    variables: dict[str, Any] = {"enable_thinking": thinking}
+    if takes_tools(model):
+        variables |= {"tools": template_field(tools)} if tools else {}
+    else:
+        messages = told_in_words(messages, tools)
+    return model.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+
+def takes_tools(model: Model) -> bool:
+    """Whether the model's chat template writes the tools that it is given."""
+    try:
+        asked = [{"role": "user", "content": "?"}]
+        return shows_probe(model.apply_chat_template(asked, tools=template_field(PROBE)))
+    except RuntimeFailure:
+        return False
 
 
 def tokenize(worker: WorkerContext, texts: Sequence[str], add_special: bool) -> list[list[int]]:

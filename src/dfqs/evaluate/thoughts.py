@@ -1,8 +1,13 @@
-"""Tells what a model thought from what it answered, by the marks that families of models write. Pure text."""
+"""Tells what a model thought from what it answered, by the marks that families of models write."""
 
 import re
+from typing import TYPE_CHECKING
 
 from dfqs.runtime.template import THINKING_MARKS
+
+if TYPE_CHECKING:
+    # Only its name is needed here; who reads texts needs no llama.cpp.
+    from dfqs.runtime.model import Model
 
 MARKS = frozenset(
     {mark for pair in THINKING_MARKS for mark in pair} | {"<|channel|>", "<|message|>", "<|start|>", "<|end|>"}
@@ -48,6 +53,15 @@ def split_output(output: str, begun: bool) -> tuple[str, str]:
 def without_thinking(output: str) -> str:
     """What stands outside of thoughts; nothing, when one was begun and never ended."""
     return split_thinking(output)[1]
+
+
+def said_piece(model: "Model", token: int) -> bytes:
+    """What a token says. Of special tokens those that begin or end a thought have their text; others say nothing."""
+    text = model.piece(token, special=False)
+    if text:
+        return text
+    mark = model.piece(token, special=True)
+    return mark if mark.decode("utf-8", "replace") in MARKS else b""
 
 
 class Cap:

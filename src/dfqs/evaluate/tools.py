@@ -68,21 +68,26 @@ def score_tools(item: ToolItem, completion: Completion) -> ScoredItem:
 
 
 def find_call(text: str, names: set[str]) -> dict[str, Any] | None:
-    """The first call in `text`, as `{"name", "arguments"}`; None: there is none.
+    """The first call in `text`; None: there is none. See `find_calls`."""
+    return next(find_calls(text, names), None)
+
+
+def find_calls(text: str, names: set[str]) -> Iterator[dict[str, Any]]:
+    """The calls in `text`, as `{"name", "arguments"}`.
 
     JSON with a name and arguments (`parameters`, or a `function` around them), in any marks or in a list; or a
     function's name in front of JSON. A name that no tool has is a call, too, where it comes with arguments.
     """
-    for match in _NAMED.finditer(text):
-        value = _json_at(text, match.end())
-        if isinstance(value, dict):
-            return {"name": match[1], "arguments": value}
+    named = [(match, _json_at(text, match.end())) for match in _NAMED.finditer(text)]
+    calls = [{"name": match[1], "arguments": value} for match, value in named if isinstance(value, dict)]
+    if calls:
+        yield from calls
+        return
     for value in _documents(text):
-        for entry in value if isinstance(value, list) else [value]:
+        for entry in _entries(value):
             call = _as_call(entry, names)
             if call is not None:
-                return call
-    return None
+                yield call
 
 
 def schema_fault(call: Mapping[str, Any], tools: tuple[dict[str, Any], ...]) -> str | None:
@@ -131,11 +136,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _entries(value: Any) -> list[Any]:
+    """What can be a call in a JSON value: itself, or what a list or `tool_calls` has."""
+    calls = value.get("tool_calls") if isinstance(value, dict) else value
+    return calls if isinstance(calls, list) else [value]
+
+
 def _as_call(value: Any, names: set[str]) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         return None
-    if isinstance(value.get("tool_calls"), list) and value["tool_calls"]:
-        return _as_call(value["tool_calls"][0], names)
     for key in ("function", "tool_call", "function_call"):
         if isinstance(value.get(key), dict):
             return _as_call(value[key], names)

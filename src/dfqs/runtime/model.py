@@ -12,6 +12,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.runtime import abi
 from dfqs.runtime.library import Library
 from dfqs.runtime.log_lines import logged_reason, parse_buffers
+from dfqs.runtime.messages import Conversation
 from dfqs.runtime.observe import GraphCallback
 from dfqs.runtime.rendering import shared
 from dfqs.storage.closing import Closing
@@ -152,7 +153,7 @@ class Model(Closing):
         return template.decode("utf-8", "replace") if template else None
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True, **variables: Any
+        self, messages: Conversation, *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The conversation as the model was trained to see it: text to tokenize with `tokenize_chat`.
 

@@ -1,0 +1,28 @@
+"""The context stage without what it saves, for comparison; runs inside a worker."""
+
+from dataclasses import replace
+
+from dfqs.evaluate import jobs
+from dfqs.evaluate.conditions import Numerics
+from dfqs.evaluate.documents import DocumentJob, TokenWork, document_reader
+from dfqs.runtime.worker_context import WorkerContext
+
+
+def read_prompts(worker: WorkerContext, job: DocumentJob, context_tokens: int) -> list[list[int]]:
+    """In the worker: each question of a job with all that stands before it."""
+    model = worker.state["model"]
+    context = jobs._context(worker, Numerics(), context_tokens, jobs.DOCUMENT_SEQUENCES)
+    reader = document_reader(worker, model, context, jobs._frame(model, False))
+    tokens, _ = reader.document_tokens(job)
+    return [tokens + reader.question_tokens(question.text) for question in job.questions]
+
+
+def ask_afresh(worker: WorkerContext, job: DocumentJob, context_tokens: int) -> TokenWork:
+    """In the worker: every question with its own prefill of the document."""
+    document = questions = 0
+    for question in job.questions:
+        worker.state["document_reader"] = None
+        work = jobs.ask_document(worker, replace(job, questions=(question,)), Numerics(), context_tokens)
+        document, questions = document + work.document, questions + work.questions
+    worker.state["document_reader"] = None
+    return TokenWork(document, questions)
