@@ -20,13 +20,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.demo import cached_source
+from dfqs.embedded import cached_source
 from evaluate_server import oracle, serve
 from fixtures_deepseek4 import write_tiny_deepseek4
 from quantize_inputs import write_model
 
 TEXT = Path(__file__).parent / "vectors" / "quantize" / "calibration.txt"
 KILLS = 3
+LOCAL_STAGES = "reasoning,code,tools,profile,context,boundary"
+"""All that measure no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,10 @@ class Work:
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dfqs.cli.main", *arguments]
+    # With a key that never comes it is the command line, and has a suite that takes seconds.
+    command = [sys.executable, str(Path(__file__).with_name("killed_eval.py")), "never", "never", *arguments[1:]]
+    if arguments[0] != "eval":
+        command = [sys.executable, "-m", "dfqs.cli.main", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -67,7 +72,15 @@ def eval_state(out: Path) -> str:
     return "measuring" if results.exists() and results.stat().st_size > 600 else "begun" if out.exists() else "nothing"
 
 
-def works(model: Path, url: str) -> tuple[Work, ...]:
+def local_state(out: Path) -> str:
+    """The stage of the last result that was stored."""
+    results = out / "run-1" / "results.jsonl"
+    lines = results.read_bytes().splitlines() if results.exists() else []
+    stages = [json.loads(line)["stage"] for line in lines if line.endswith(b"}")]
+    return "done" if (out / "report.json").exists() else stages[-1] if stages else "nothing"
+
+
+def works(model: Path, local: Path, url: str) -> tuple[Work, ...]:
     return (
         Work(
             "quantize",
@@ -87,15 +100,38 @@ def works(model: Path, url: str) -> tuple[Work, ...]:
             lambda out: [out / "run-1" / "results.jsonl"],
             eval_state,
         ),
+        Work(
+            "eval-local",
+            lambda out: [
+                "eval",
+                str(local),
+                "-o",
+                str(out),
+                "--suite",
+                "small",
+                "--limit",
+                "1",
+                "--only",
+                LOCAL_STAGES,
+                "-t",
+                "1",
+            ],
+            lambda out: [out / "report.json"],
+            local_state,
+        ),
     )
 
 
 def digest(work: Work, out: Path) -> str:
-    """Of what was made; of an evaluation the answers, without times."""
+    """Of what was made; of an evaluation the answers, or the report, without times."""
+    if work.name == "eval-local":
+        report = json.loads((out / "report.json").read_bytes())
+        kept = {name: report[name] for name in ("metrics", "details", "reasons", "conditions", "artifact")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
     if work.name == "eval":
         lines = (out / "run-1" / "results.jsonl").read_bytes().splitlines()
-        kept = sorted(line.partition(b'"wall_s"')[0] for line in lines if b'"notes"' not in line)
-        return hashlib.sha256(b"\n".join(kept)).hexdigest()
+        answers = sorted(line.partition(b'"wall_s"')[0] for line in lines if b'"notes"' not in line)
+        return hashlib.sha256(b"\n".join(answers)).hexdigest()
     names = {path.name for path in out.iterdir()}
     assert names == {path.name for path in work.outputs(out)}, f"something was left: {names}"
     return hashlib.sha256(work.outputs(out)[0].read_bytes()).hexdigest()
@@ -121,16 +157,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first round: the next piece of a longer run"
+    )
+    parser.add_argument("--only", help="one kind of work")
+    parser.add_argument("--model", type=Path, help="evaluated as the local one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, serve(oracle()) as endpoint:
         scratch = Path(name)
-        for work in works(write_model(scratch / "model.gguf"), endpoint.url):
+        local = options.model or scratch / "local.gguf"
+        if options.model is None:
+            write_tiny_deepseek4(local, cached_source())
+        for work in works(write_model(scratch / "model.gguf"), local, endpoint.url):
+            if options.only not in (None, work.name):
+                continue
             (scratch / work.name).mkdir()
             began = time.monotonic()
             assert start(work.command(scratch / work.name)).wait() == 0, work.name
             whole_s, expected = time.monotonic() - began, digest(work, scratch / work.name)
             counts: Counter[str] = Counter()
-            for number in range(options.rounds):
+            for number in range(options.first, options.first + options.rounds):
                 rng = random.Random(f"{work.name}/{options.seed}/{number}")
                 hit, found = kill_round(work, scratch / f"{work.name}-{number}", rng, whole_s)
                 assert found == expected, f"{work.name}, round {number}: {hit}"

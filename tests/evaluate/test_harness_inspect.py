@@ -116,8 +116,10 @@ def test_tools_reach_the_model_and_what_cannot_be_done_is_refused(tmp_path: Path
 
 
 def test_a_request_that_would_be_answered_otherwise_is_an_error(tmp_path: Path, embedded_model: Path) -> None:
-    with pytest.raises(AssertionError, match="temperature has to be 0"):
-        inspect_eval(tmp_path, TASK.replace("temperature=0", "temperature=1") % (WORDS[:1],), embedded_model)
+    log = inspect_eval(tmp_path, TASK.replace("temperature=0", "temperature=1") % (WORDS[:1],), embedded_model)
+
+    assert log.status == "error"
+    assert "temperature has to be 0" in log.error.message
 
 
 def test_the_provider_is_found_by_its_entry_point(tmp_path: Path, embedded_model: Path) -> None:
