@@ -125,6 +125,12 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             [folder / "stranger.gguf", "--report", text],
             [missing, "--report", text],
         ],
+        "card": [
+            [model, "--report", folder],
+            [folder / "stranger.gguf", "--report", text, "--repo", SAID],
+            [model, "--report", text, "--author", SAID, "--out", folder / f"R {EVIL_FILE}.md"],
+            [missing, "--report", text, "--base-model", SAID],
+        ],
         "compare": [[folder, missing], [text, text], [missing]],
         "deploy": [["--list", path] for path in every],
     }

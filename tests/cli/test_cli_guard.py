@@ -86,6 +86,8 @@ CALLS = [
     Call("merge s-00001-of-00002.gguf --consume", "-o", "s-00002-of-00002.gguf", overwrite=False),
     Call("repair m.gguf", "-o", "m.gguf", overwrite=False),
     Call("pull owner/model", "-o", overwrite=False),
+    Call("card m.gguf --report report.json", "--out", "m.gguf", "report.json"),
+    Call("card m.gguf --report report.json", "--bom", "m.gguf", "report.json"),
     Call("compare report.json report.json", "--html", "report.json"),
     Call("eval m.gguf", "-o", "m.gguf", overwrite=False),
     Call("demo", "--out", overwrite=False),

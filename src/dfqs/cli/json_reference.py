@@ -31,6 +31,7 @@ nobody measured what was asked).
 """
 WHERE = {
     "dfqs.calibration/1": "stored in the cache: how fast a machine does each kind of work",
+    "dfqs.card/1": "`dfqs card --json`",
     "dfqs.comparison/1": "`dfqs compare --json`",
     "dfqs.conformance/1": "`dfqs conform --json`",
     "dfqs.conversation/1": "stored by `/save` of `dfqs chat`",

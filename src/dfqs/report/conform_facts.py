@@ -7,11 +7,12 @@ from pathlib import Path
 from dfqs.errors import DfqsError, FormatError, UsageError
 from dfqs.evaluate.scores import Verdict
 from dfqs.integrity.findings import Finding
-from dfqs.integrity.manifest import manifest_findings, manifest_path, read_manifest
+from dfqs.integrity.manifest import Manifest, manifest_findings, manifest_path, read_manifest
 from dfqs.integrity.structure import verify_structure
 from dfqs.model.description import ModelDescription
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.model.hashes import ModelHashes
+from dfqs.model.origin import ModelOrigin, read_origin
 from dfqs.planning.document import PlanDocument
 from dfqs.planning.plan import plan_model
 from dfqs.progress import Progress, no_progress
@@ -51,6 +52,12 @@ class Facts:
     """That were asked, as far as their answers lie beside the report."""
     refusal: str | None = None
     """What the first of them got in place of an answer, where not one got any."""
+    origin: ModelOrigin | None = None
+    """What the header says of where it comes from."""
+    recorded: Manifest | None = None
+    """What the manifest beside the model says."""
+    paths: tuple[Path, ...] = ()
+    """All its files."""
 
     @property
     def same_file(self) -> bool | None:
@@ -81,7 +88,7 @@ def gather_facts(
     structure = verify_structure(model)
     opened, description = _describe(model)
     hashes = opened.hashes(progress=progress) if opened is not None and hash_bytes and structure.readable else None
-    manifest, found = _check_manifest(model, hashes)
+    manifest, recorded, found = _check_manifest(model, hashes)
     header_sha256 = _header_hash(opened)
     beside = reported.place if reported.place.is_dir() else reported.place.parent
     documents = find_documents((beside,), files, FORMS)
@@ -115,6 +122,8 @@ def gather_facts(
         model, len(opened.paths) if opened is not None else 1, structure.findings, description, hashes, manifest, found,
         reported.report, reported.place, plan, places["plan"], check, places["check"], diff, places["diff"],
         tuple(strangers), len(asked), asked[0].completion.text if unanswered else None,
+        read_origin(opened.header.metadata) if opened is not None else None, recorded,
+        opened.paths if opened is not None else (model,),
     )  # fmt: skip
 
 
@@ -140,11 +149,14 @@ def _plan(opened: ModelFiles) -> PlanDocument | None:
         return None
 
 
-def _check_manifest(model: Path, hashes: ModelHashes | None) -> tuple[Path | None, tuple[Finding, ...]]:
+def _check_manifest(
+    model: Path, hashes: ModelHashes | None
+) -> tuple[Path | None, Manifest | None, tuple[Finding, ...]]:
     path = manifest_path(model)
     if hashes is None or not path.exists():
-        return None, ()
+        return None, None, ()
     try:
-        return path, manifest_findings(read_manifest(path), hashes)
+        recorded = read_manifest(path)
+        return path, recorded, manifest_findings(recorded, hashes)
     except DfqsError as error:
-        return path, (Finding("unreadable", str(error), "Write it anew with dfqs manifest."),)
+        return path, None, (Finding("unreadable", str(error), "Write it anew with dfqs manifest."),)

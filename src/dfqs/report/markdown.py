@@ -1,6 +1,6 @@
 """A report for reading."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from dfqs.errors import printable
 from dfqs.report.facts import (
@@ -8,9 +8,6 @@ from dfqs.report.facts import (
     PROFILE_HEADER,
     PROFILE_WORDS,
     SCORES,
-    Cell,
-    Code,
-    Row,
     artifact_rows,
     condition_rows,
     context_rows,
@@ -19,14 +16,15 @@ from dfqs.report.facts import (
     speed_rows,
     tool_rows,
 )
+from dfqs.report.markup import escape_words, table
 from dfqs.report.schema import ContextDetail, Report, ScoreDetail
 
 
 def render_markdown(report: Report) -> str:
     """The report as Markdown. Texts from outside are escaped; what was not measured says so."""
     parts = [
-        f"# {_text(report.artifact.name)}: DFQS evaluation",
-        _text(report.statement),
+        f"# {escape_words(report.artifact.name)}: DFQS evaluation",
+        escape_words(report.statement),
         _metrics(report),
         "## Behind the numbers",
         *_score_sections(report),
@@ -36,12 +34,12 @@ def render_markdown(report: Report) -> str:
         _profile(report),
         _speed(report),
         "## What was measured",
-        _table(("", ""), artifact_rows(report)),
+        table(("", ""), artifact_rows(report)),
         "## Under which conditions",
         _conditions(report),
     ]
     if report.notices:
-        parts += ["## Notes", "\n".join(f"- {_text(notice)}" for notice in report.notices)]
+        parts += ["## Notes", "\n".join(f"- {escape_words(notice)}" for notice in report.notices)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -53,7 +51,7 @@ def render_summary(report: Report) -> str:
 
 
 def _metrics(report: Report) -> str:
-    return _table(("metric", "value", ""), metric_rows(report))
+    return table(("metric", "value", ""), metric_rows(report))
 
 
 def _score_sections(report: Report) -> Iterable[str]:
@@ -70,7 +68,7 @@ def _score_sections(report: Report) -> Iterable[str]:
                 f" {detail.thought} thought first, {detail.no_answer} of all said nothing outside of thoughts (wrong, "
                 f"too); {detail.unjudged} could not be judged here and are left out."
             )
-        groups = ", ".join(f"{_text(group)} {right}/{total}" for group, (right, total) in detail.groups.items())
+        groups = ", ".join(f"{escape_words(group)} {right}/{total}" for group, (right, total) in detail.groups.items())
         yield f"**{name}**: {wrong} By group: {groups}."
 
 
@@ -78,7 +76,7 @@ def _context(context: ContextDetail | None) -> str:
     if context is None:
         return ""
     told = "**Context.** What was cut off, empty or no usable answer counts as wrong.\n\n"
-    return told + _table(CONTEXT_HEADER, context_rows(context))
+    return told + table(CONTEXT_HEADER, context_rows(context))
 
 
 def _boundary(report: Report) -> str:
@@ -89,12 +87,12 @@ def _boundary(report: Report) -> str:
         f"{entry.length_tokens:,} ({'runtime failed' if entry.failure else f'{entry.right}/{entry.n}'})"
         for entry in boundary.lengths
     )
-    return f"**Failure boundary.** {_sentence(_text(boundary.reason))} Lengths looked at: {looked}."
+    return f"**Failure boundary.** {_sentence(escape_words(boundary.reason))} Lengths looked at: {looked}."
 
 
 def _tools(report: Report) -> str:
     tools = report.details.tools
-    return "" if tools is None else f"**Tool calls.**\n\n{_table(('', '', ''), tool_rows(tools))}"
+    return "" if tools is None else f"**Tool calls.**\n\n{table(('', '', ''), tool_rows(tools))}"
 
 
 def _profile(report: Report) -> str:
@@ -102,48 +100,25 @@ def _profile(report: Report) -> str:
     if rows is None:
         return ""
     told = f"**Capability profile.** {PROFILE_WORDS}"
-    return f"{told}\n\n{_table(PROFILE_HEADER, profile_rows(rows))}"
+    return f"{told}\n\n{table(PROFILE_HEADER, profile_rows(rows))}"
 
 
 def _speed(report: Report) -> str:
     speed = report.details.speed
     if speed is None:
         return ""
-    table = _table(("", "", ""), speed_rows(speed))
-    return f"**Speed.**\n\n{table}\n\nOther processes kept {speed.other_cpus:.2f} CPUs busy."
+    rows = table(("", "", ""), speed_rows(speed))
+    return f"**Speed.**\n\n{rows}\n\nOther processes kept {speed.other_cpus:.2f} CPUs busy."
 
 
 def _conditions(report: Report) -> str:
-    made = f"Made {_text(report.measured_at)} by dfqs {_text(report.dfqs_version)}, schema {report.schema_}."
+    version = escape_words(report.dfqs_version)
+    made = f"Made {escape_words(report.measured_at)} by dfqs {version}, schema {report.schema_}."
     return (
-        _table(("", ""), condition_rows(report))
+        table(("", ""), condition_rows(report))
         + f"\n\nScores compare when score fingerprints are equal, speeds when speed fingerprints are. {made}"
     )
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
-
-
-def _table(header: tuple[str, ...], rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, tuple("---" for _ in header))]
-    # A row's name is ours.
-    lines += ["| " + " | ".join([str(name), *map(_cell, cells)]) + " |" for name, *cells in rows]
-    return "\n".join(lines)
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str | Code):
-        return _code(cell.value) if isinstance(cell, Code) else _text(cell)
-    return "".join(map(_cell, cell))
-
-
-def _code(value: str) -> str:
-    """A hash, as code: nothing in it can end that."""
-    return f"`{printable(value, 128).replace('`', '').replace('|', '')}`"
-
-
-def _text(value: str) -> str:
-    """Text from outside: no markup, no table separators, one line."""
-    safe = printable(value, 400).replace("\\", "\\\\")
-    return "".join(f"\\{c}" if c in "|`*_[]<>#" else c for c in safe)
