@@ -24,7 +24,7 @@ from dfqs.report.card import SECTIONS
 from dfqs.report.card_files import CITATION_NAME, CardOptions, make_card
 from dfqs.report.conform_facts import Facts
 from dfqs.report.hub_card import HUMANEVAL_DATASET, HUMANEVAL_SET, license_words
-from dfqs.report.usage import hub_usage
+from dfqs.targets.catalogue import usage_lines
 from gguf_builder import SMALL_KEYS, write_small
 from report_documents import report_document
 from report_facts import ORIGIN, facts
@@ -71,7 +71,7 @@ def check_harmless(readme: str) -> None:
 
 
 def test_the_card_is_one_by_huggingface_hubs_own_classes() -> None:
-    made = make_card(facts(), MINE, hub_usage)
+    made = make_card(facts(), MINE, usage_lines)
 
     card = ModelCard(made.readme)
 
@@ -88,7 +88,7 @@ def test_the_card_is_one_by_huggingface_hubs_own_classes() -> None:
 
 
 def test_every_section_is_there_in_the_specifications_order() -> None:
-    readme = make_card(facts(), MINE, hub_usage).readme
+    readme = make_card(facts(), MINE, usage_lines).readme
 
     titles = [line.removeprefix("## ") for line in readme.splitlines() if line.startswith("## ")]
     assert titles == [title for title, _ in SECTIONS]
@@ -158,7 +158,7 @@ def test_a_strangers_words_are_neither_markup_nor_front_matter() -> None:
     evil = with_report(evil, artifact__name=EVIL, statement=EVIL, notices=[EVIL], reasons={"code_score": EVIL})
     options = CardOptions(repo="me/model-GGUF", author=EVIL, model_index=True)
 
-    made = make_card(evil, options, hub_usage)
+    made = make_card(evil, options, usage_lines)
 
     check_harmless(made.readme)
     assert ModelCard(made.readme).data.to_dict()["license"] == "other"

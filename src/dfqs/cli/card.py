@@ -15,8 +15,8 @@ from dfqs.report.card_files import CardFiles, CardOptions, card_document, make_c
 from dfqs.report.conform_facts import gather_facts
 from dfqs.report.hub_card import FILE_MARK, checked_repo
 from dfqs.report.reading import read_reported
-from dfqs.report.usage import hub_usage
 from dfqs.storage.atomic import write_bytes_atomic
+from dfqs.targets.catalogue import usage_lines
 
 BOM_MARK = b'"dfqs:content_sha256"'
 _HEAD_BYTES = 1 << 18
@@ -86,7 +86,7 @@ def command(
         facts = gather_facts(model, reported, with_ or (), progress=progress)
     for stranger in facts.strangers:
         warn(f"{stranger}, and was left out")
-    files = make_card(facts, options, hub_usage)
+    files = make_card(facts, options, usage_lines)
     bill = renderer.render_bom(facts, options) if renderer is not None else None
     targets = _targets(files, out, inputs, overwrite=overwrite)
     if bom is not None and bill is not None:

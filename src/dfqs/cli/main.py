@@ -49,3 +49,194 @@ VERBS: dict[str, str] = {
     "compare": "Compare evaluations question by question, or say why they do not compare.",
     "conform": "Hold a model against the specification, clause by clause.",
     "card": "Write a model card for the Hub, of measured values alone.",
+    "deploy": "Bring a model into the systems people already use.",
+}
+"""Verb -> one line of help, in the order that the data flows. `dfqs.cli.<verb>` holds `command` (or `app`, for a verb
+with verbs of its own)."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+_KEPT = "nothing half-written stands under its final name"
+_INTERRUPTED_MESSAGE = f"{WORDS[signal.SIGINT]}; {_KEPT}"
+
+
+def build_app(requested: str | None, *, alone: bool = False, plain_help: bool = False) -> typer.Typer:
+    """The typer application, with the module of the requested verb loaded and the others as names only.
+
+    Args:
+        alone: without the others, where nobody will see their names.
+        plain_help: help as bare text (for docs/cli.md) and not in boxes.
+    """
+    app = typer.Typer(
+        rich_markup_mode=None if plain_help else "rich",
+        name="dfqs",
+        help="Turn a sharded Mixture-of-Experts GGUF into one proven file that runs on a modest machine, and say "
+        "honestly how well.\n\nExample: dfqs demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for verb, help_text in VERBS.items():
+        if verb != requested:
+            if not alone:
+                app.command(verb, help=help_text)(_not_loaded)
+            continue
+        module = _verb_module(verb)
+        if hasattr(module, "app"):
+            # A verb that does something by itself too says more.
+            callback = module.app.registered_callback
+            own_help = inspect.getdoc(callback.callback) if callback else None
+            app.add_typer(module.app, name=verb, short_help=help_text, help=own_help or help_text)
+        else:
+            app.command(verb, short_help=help_text, cls=getattr(module, "Command", None))(module.command)
+    return app
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure, 4 not measured."""
+    _open_missing_streams()
+    try:
+        code = run(sys.argv[1:], take_signals)
+    except KeyboardInterrupt:
+        # A second one, while the first was being reported.
+        code = INTERRUPTED
+    let_signals_go()
+    _drop_what_nobody_reads()
+    sys.exit(code)
+
+
+def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None) -> int:
+    """Run the command line; the one error boundary.
+
+    Args:
+        before_the_verb: called when the verb's module is loaded and its work is about to begin.
+
+    Returns:
+        The exit code.
+    """
+    requested = next((word for word in arguments if not word.startswith("-")), None)
+
+    def call() -> object:
+        app = build_app(requested, alone=requested in VERBS and arguments[0] == requested)
+        before_the_verb()
+        # Not standalone: what is wrong with the words of a command is reported by the same mouth as every other error.
+        return app(args=arguments, prog_name="dfqs", standalone_mode=False)
+
+    # Also where the words themselves are wrong, and no option of them was taken.
+    return _guarded(call, as_json="--json" in itertools.takewhile(lambda word: word != "--", arguments))
+
+
+def _guarded(call: Callable[[], Any], *, as_json: bool = False) -> int:
+    try:
+        code = call()
+    except SystemExit as end:
+        # typer has its own answer to a broken pipe (exit 1, "a check failed").
+        if isinstance(end.__context__, BrokenPipeError):
+            return _leave_quietly()
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:
+        return _leave_quietly()
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = _words_of(error)
+        # Without words at all the help was shown in place of a message.
+        return _report(error, message, code, as_json=as_json) if message else code
+    # typer has its own answer to Ctrl-C too: exit 130, not a word.
+    if code == INTERRUPTED:
+        return _report(KeyboardInterrupt(), _INTERRUPTED_MESSAGE, INTERRUPTED, as_json=as_json)
+    return code if isinstance(code, int) else 0
+
+
+def _words_of(error: BaseException) -> tuple[str, int]:
+    """What is said about an error, and the exit code."""
+    if isinstance(error, DfqsError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED_MESSAGE, INTERRUPTED
+    if isinstance(error, MemoryError):
+        return "out of memory", 3
+    if isinstance(error, OSError):
+        return str(error), 3
+    if hasattr(error, "format_message"):
+        return _usage_words(error)
+    return f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it.", 3
+
+
+def _leave_quietly() -> int:
+    """The reader of stdout went away (`dfqs ... | head`): nothing to say, and nobody to say it to."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _report(error: BaseException, message: str, code: int, *, as_json: bool) -> int:
+    if (number := received()) is not None:
+        # An error after it (of a terminal that is gone, say) came of it.
+        message, code = f"{WORDS[number]}; {getattr(error, 'kept', _KEPT)}", exit_code(number)
+    if os.environ.get("DFQS_DEBUG") == "1":
+        note("".join(traceback.format_exception(error)).rstrip("\n"))
+    # Its terminal may be gone.
+    with contextlib.suppress(OSError):
+        if as_json:
+            # pydantic is not on the way of a command that goes well, nor of help.
+            failure = importlib.import_module("dfqs.cli.failure")
+            complain_json(failure.describe_failure(error, message, code, interrupted=number is not None))
+        else:
+            complain(message)
+    return code
+
+
+def _usage_words(error: Any) -> tuple[str, int]:
+    """What typer says of a command's words: an unknown option, a missing argument, a value that is none."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".")
+    if message and context is not None:
+        message += f"; see '{context.command_path} --help'"
+    return message, error.exit_code
+
+
+def _verb_module(verb: str) -> ModuleType:
+    return importlib.import_module(f"dfqs.cli.{verb}")
+
+
+def _not_loaded() -> None:
+    raise AssertionError("a verb's module is loaded before it runs")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_plain(f"dfqs {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        # Eager: it answers before typer asks for a verb.
+        typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Options that stand before a verb."""
+
+
+def _open_missing_streams() -> None:
+    """Where the caller closed a standard stream (`dfqs ... <&-`) the next file or pipe would get its number, and the
+    worker would then read and write the wrong thing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest free number is taken: the missing stream's own.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _drop_what_nobody_reads() -> None:
+    """What is still to be written to a terminal that is gone would end the interpreter with another exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ words "not measured". Pure.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from dfqs import __version__
 from dfqs.model.classes import TIERS
@@ -151,7 +152,14 @@ def _made(card: CardFacts) -> str:
 def _deployment(card: CardFacts) -> str:
     if not card.usage:
         return "No repository was named when this card was written (`dfqs card --repo OWNER/NAME`)."
-    return "\n\n".join(f"### {escape_words(use.title)}\n\n{code_block(use.text, use.language)}" for use in card.usage)
+    said: list[str] = []
+    for name, lines in groupby(card.usage, key=lambda use: use.title.partition(": ")[0]):
+        said.append(f"### {escape_words(name)}")
+        for use in lines:
+            heading = use.title.partition(": ")[2]
+            said += [f"{escape_words(heading)}:"] if heading else []
+            said.append(code_block(use.text, use.language))
+    return "\n\n".join(said)
 
 
 def _citation(card: CardFacts) -> str:

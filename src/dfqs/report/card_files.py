@@ -17,8 +17,8 @@ from dfqs.report.hub_card import FILE_MARK, benchmark_entries, card_data, join_c
 from dfqs.report.usage import UsageLine
 
 CITATION_NAME = "CITATION.cff"
-UsageOf = Callable[[str, str, str | None], tuple[UsageLine, ...]]
-"""Lines for every system, of a repository, a file in it, and its label."""
+UsageOf = Callable[[str, str, str], tuple[UsageLine, ...]]
+"""Lines for every system, of a repository, a file in it, and its label, which may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def make_card(facts: Facts, options: CardOptions, usage_of: UsageOf | None = Non
         url=f"https://huggingface.co/{options.repo}" if options.repo is not None else None,
         sha256=hashes.file_sha256,
     )
-    usage = usage_of(options.repo, names[0], None) if usage_of is not None and options.repo is not None else ()
+    usage = usage_of(options.repo, names[0], "") if usage_of is not None and options.repo is not None else ()
     card = CardFacts(
         facts=facts,
         model=model,
