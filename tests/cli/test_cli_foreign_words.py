@@ -131,6 +131,7 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             [model, "--report", text, "--author", SAID, "--out", folder / f"R {EVIL_FILE}.md"],
             [missing, "--report", text, "--base-model", SAID],
         ],
+        "publish": [[model, SAID], [missing, "owner/name"], [model, "owner/name", "--report", text]],
         "compare": [[folder, missing], [text, text], [missing]],
         "deploy": [["--list", path] for path in every],
     }

@@ -37,6 +37,7 @@ NO_OUTPUT = {
     "report",
     "conform",
     "deploy",
+    "publish",
 }
 """Verbs that write no file where the user says; `report` writes beside the results that it reads, `deploy` where the
 systems look (tests/targets)."""

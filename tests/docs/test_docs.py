@@ -50,7 +50,7 @@ def test_every_dependency_is_justified_and_locked() -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     names = [
-        re.split(r"[=<>]", entry)[0]
+        re.split(r"[=<>\[]", entry)[0]
         for entry in [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
     ]
 

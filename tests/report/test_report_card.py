@@ -67,7 +67,7 @@ def check_harmless(readme: str) -> None:
         assert token.type not in ("html_inline", "image")
         if token.type == "link_open":
             assert token.attrs["href"] in OWN_LINKS
-    assert all(c == "\n" or c.isprintable() for c in readme)
+    assert all(c in "\n\t" or c.isprintable() for c in readme)
 
 
 def test_the_card_is_one_by_huggingface_hubs_own_classes() -> None:

@@ -52,6 +52,7 @@ WHERE = {
     "dfqs.perplexity/1": "`dfqs perplexity --json`",
     "dfqs.plan/1": "`dfqs plan --json`",
     "dfqs.prompts/1": "stored in the package: the frozen prompt sets",
+    "dfqs.publish/1": "`dfqs publish --json`",
     "dfqs.pull/1": "`dfqs pull --json`",
     "dfqs.quantize/1": "`dfqs quantize --json`",
     "dfqs.receipt/1": "stored in the cache: what a piece of work wrote, to be known as done after a kill",

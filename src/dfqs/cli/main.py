@@ -49,6 +49,7 @@ VERBS: dict[str, str] = {
     "compare": "Compare evaluations question by question, or say why they do not compare.",
     "conform": "Hold a model against the specification, clause by clause.",
     "card": "Write a model card for the Hub, of measured values alone.",
+    "publish": "Publish a model to the Hub with its manifest, card and report.",
     "deploy": "Bring a model into the systems people already use.",
 }
 """Verb -> one line of help, in the order that the data flows. `dfqs.cli.<verb>` holds `command` (or `app`, for a verb
