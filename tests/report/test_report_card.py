@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -228,7 +228,7 @@ def test_scores_stand_in_the_front_matter_only_when_asked_for() -> None:
     assert "model-index" not in make_card(facts(), MINE).readme
 
     data = ModelCard(make_card(facts(), replace(MINE, model_index=True)).readme).data
-    assert data.eval_results is not None
+    assert isinstance(data, ModelCardData) and data.eval_results is not None
     assert [(result.metric_name, result.metric_value) for result in data.eval_results][:2] == [
         ("reasoning_score", 0.5),
         ("code_score", 0.0),

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id, yaml_dump
+from huggingface_hub.utils._fixes import yaml_dump
+from huggingface_hub.utils._validators import validate_repo_id
 
 from dfqs.errors import UsageError, printable
 from dfqs.evaluate.humaneval import PROBLEMS
@@ -117,9 +118,8 @@ def card_data(
     stated = license_words(origin)
     bases = (base_model,) if base_model is not None else base_models(origin)
     languages = [word for word in origin.languages[:50] if _LANGUAGE.fullmatch(word)]
-    more = {"base_model_relation": "quantized"} if bases and (model.bits_per_weight or 16) < 16 else {}
     scores = _scores(report) if model_index else []
-    return ModelCardData(
+    data = ModelCardData(
         license=stated.id if stated else None,
         license_name=stated.name if stated else None,
         license_link=stated.link if stated else None,
@@ -129,8 +129,10 @@ def card_data(
         tags=_tags(model),
         model_name=printable(report.artifact.name, 96) if scores else None,
         eval_results=scores or None,
-        **more,
     )
+    if bases and (model.bits_per_weight or 16) < 16:
+        data["base_model_relation"] = "quantized"
+    return data
 
 
 def join_card(data: ModelCardData, text: str) -> str:

@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
 from dfqs import __version__
 from dfqs.errors import DfqsError, IntegrityError, NetworkError, UsageError, printable
@@ -35,8 +35,10 @@ MARKS = {"README.md": CARD_MARK, "CITATION.cff": FILE_MARK, PRESET_NAME: PRESET_
 """What begins, or stands in, a file that dfqs wrote: a person's own under that name is not replaced unasked."""
 ANSWER_S = 60.0
 # huggingface_hub's HTTP library has changed; whichever it is, its errors have this base.
-_HTTP_ERROR = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
-_FAILURES = (_HTTP_ERROR, OSError, ValueError, RuntimeError)
+_HTTP_ERROR: type[Exception] = next(
+    kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind.__name__ == "HTTPError"
+)
+_FAILURES: tuple[type[Exception], ...] = (_HTTP_ERROR, OSError, ValueError, RuntimeError)
 
 
 class Action(StrEnum):

@@ -37,7 +37,7 @@ class PublishFile:
 
     name: str
     """Path in the repository."""
-    bytes: int
+    size_bytes: int
     sha256: str
     path: Path | None
     stamp: FileStamp | None
@@ -47,7 +47,7 @@ class PublishFile:
     @property
     def git_sha1(self) -> str | None:
         """As git names it; None: too large to be kept by git itself."""
-        if self.data is None and self.bytes > _GIT_BYTES:
+        if self.data is None and self.size_bytes > _GIT_BYTES:
             return None
         data = self.data if self.path is None else self.path.read_bytes()
         assert data is not None

@@ -64,7 +64,7 @@ class PublishDocument(Document):
 
 def _files(remote: Remote, published: Published) -> tuple[PublishedFile, ...]:
     found: Sequence[PublishedFile] = [
-        PublishedFile(name=file.name, bytes=file.bytes, sha256=file.sha256, action=remote.action(file).value)
+        PublishedFile(name=file.name, bytes=file.size_bytes, sha256=file.sha256, action=remote.action(file).value)
         for file in published.files
     ]
     return tuple(found)
