@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,10 @@ class UploadHub:
     token: str | None = TOKEN
     lfs_from: int = 100_000
     """Files of so many bytes go to large-file storage, and every GGUF."""
+    xet: bool = False
+    """Speaks the protocol of content-addressed storage too, as far as an upload needs: blocks, and lists of them."""
+    blocks: Counter[str] = field(default_factory=Counter)
+    """Blocks by hash, and how often each was sent."""
     part_bytes: int | None = None
     """Of uploads in parts; None: each file in one."""
     gitignore: frozenset[str] = frozenset()
@@ -37,7 +42,8 @@ class UploadHub:
     private: bool | None = None
     commits: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    lfs_names: set[str] = field(default_factory=set)
+    lfs_oids: dict[str, str] = field(default_factory=dict)
+    """Files in large-file storage, with their SHA-256."""
     stored: dict[str, bytes] = field(default_factory=dict)
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     puts: Counter[str] = field(default_factory=Counter)
@@ -114,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if path.endswith("/xet-write-token/main"):
+        if path.endswith("/xet-write-token/main") and self.hub.xet:
+            self._grant()
+        elif path.startswith("/v1/chunks/") or path.endswith("/xet-write-token/main"):
             self.answer(404)
         elif self.refused("info"):
             return
@@ -126,6 +134,24 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404)
 
+    def _grant(self) -> None:
+        """A token for the storage, which is this server too."""
+        token, expires = "xet-token", int(time.time()) + 3600
+        told = {"accessToken": token, "exp": expires, "casUrl": self.hub.endpoint}
+        headers = {"X-Xet-Cas-Url": self.hub.endpoint, "X-Xet-Access-Token": token}
+        self.answer(200, told, {**headers, "X-Xet-Token-Expiration": str(expires)})
+
+    def _store_block(self, path: str) -> None:
+        """Blocks and lists of them; the second form of lists, grants and telemetry are left to be done without."""
+        data = self._read_all()
+        if path.startswith("/v1/xorbs/"):
+            digest = path.rsplit("/", 1)[1]
+            self.hub.blocks[digest] += 1
+            self.hub.on_put(digest, len(self.hub.blocks))
+            self.answer(200, {"was_inserted": True})
+        else:
+            self.answer(*(200, {"result": 1}) if path == "/v1/shards" and data else (404, None))
+
     def _info(self, repo: str) -> None:
         hub = self.hub
         if not hub.created:
@@ -134,15 +160,17 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = []
         for name, data in hub.files.items():
             entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_sha1(data)}
-            if name in hub.lfs_names:
-                digest = hashlib.sha256(data).hexdigest()
-                entry |= {"lfs": {"size": len(data), "sha256": digest, "pointerSize": 134}, "blobId": "0" * 40}
+            if name in hub.lfs_oids:
+                lfs = {"size": len(data), "sha256": hub.lfs_oids[name], "pointerSize": 134}
+                entry |= {"lfs": lfs, "blobId": "0" * 40}
             siblings.append(entry)
         self.answer(200, {"id": repo, "sha": hub.commit, "private": hub.private, "siblings": siblings})
 
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if path.startswith("/complete/"):
+        if path.startswith(("/v1/", "/v2/")):
+            self._store_block(path)
+        elif path.startswith("/complete/"):
             self._complete(path.removeprefix("/complete/"), json.loads(self.body()))
         elif path == "/verify":
             self.body()
@@ -241,13 +269,13 @@ class _Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "file":
                 hub.files[value["path"]] = base64.b64decode(value["content"])
-                hub.lfs_names.discard(value["path"])
+                hub.lfs_oids.pop(value["path"], None)
             elif line["key"] == "lfsFile":
-                if value["oid"] not in hub.stored:
+                if value["oid"] not in hub.stored and not hub.xet:
                     self.answer(400, {"error": "no such object"})
                     return
-                hub.files[value["path"]] = hub.stored[value["oid"]]
-                hub.lfs_names.add(value["path"])
+                hub.files[value["path"]] = hub.stored.get(value["oid"], b"")
+                hub.lfs_oids[value["path"]] = value["oid"]
         hub.commits.append({line["key"]: line["value"] for line in lines})
         url = f"{hub.endpoint}/me/model/commit/{hub.commit}"
         self.answer(200, {"success": True, "commitOid": hub.commit, "commitUrl": url, "hookOutput": ""})

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, constants
 
-from cli_processes import RunningDfqs
+from cli_processes import RunningDfqs, run_dfqs
 from dfqs.cli.main import run
-from dfqs.gguf import string
+from dfqs.gguf import GGMLType, string
 from dfqs.integrity.manifest import make_manifest, write_manifest
 from dfqs.model.hashes import hash_model
-from gguf_builder import SMALL_KEYS, write_small
+from gguf_builder import SMALL_KEYS, SMALL_TENSORS, write_small
 from report_documents import report_document
 from report_pages import GOLDEN
 from shard_inputs import tiny_entries, tiny_tensors, u32_entry, write_shards
@@ -203,6 +203,45 @@ def test_a_killed_upload_sends_only_what_is_missing(tmp_path: Path, hub: UploadH
 
     assert hub.puts[digests[0]] == 1 and hub.puts[digests[1]] == 2
     assert {hub.files[path.name] for path in (first, second)} == {first.read_bytes(), second.read_bytes()}
+
+
+@pytest.mark.thorough
+def test_a_killed_upload_to_storage_in_pieces_goes_on_within_the_file(
+    tmp_path: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of two blocks of the Hub's present storage: the first had arrived, the second was under way."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    # Else what was sent in the last seconds before the kill is sent again.
+    monkeypatch.setenv("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_INTERVAL", "0s")
+    monkeypatch.setenv("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
+    hub.xet, hub.lfs_from = True, 1 << 20
+    big = ("big.weight", (1024, 17 * 1024), GGMLType.F32)
+    model = write_small(tmp_path / "m.gguf", [*SMALL_TENSORS, big])
+    reached, killed = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def stall(digest: str, number: int) -> None:
+        seen.append(digest)
+        if number == 2 and not reached.is_set():
+            reached.set()
+            killed.wait(60)
+            raise ConnectionResetError
+
+    hub.on_put = stall
+    words = ["publish", str(model), REPO, "--yes"]
+    with RunningDfqs(*words) as running:
+        assert reached.wait(60)
+        running.process.kill()
+        running.process.wait()
+    killed.set()
+    assert not hub.commits and hub.blocks == {seen[0]: 1, seen[1]: 1}
+
+    again = run_dfqs(*words)
+
+    assert again.returncode == 0, again.stderr
+    assert hub.blocks == {seen[0]: 1, seen[1]: 2}
+    assert hub.lfs_oids["m.gguf"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert TOKEN not in again.stdout + again.stderr
 
 
 def test_the_token_is_in_nothing_that_is_printed_or_sent_to_the_storage(
