@@ -25,6 +25,10 @@ let_signals_through()
 # Where Python is told to keep no bytecode, each of the hundreds of processes that tests start would compile dfqs anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Whoever runs the tests has settings of his own.
+os.environ["DFQS_CONFIG"] = "/nonexistent/dfqs/config.toml"
+for variable in ("DFQS_THREADS", "DFQS_CONTEXT", "DFQS_MODEL_FOLDER"):
+    os.environ.pop(variable, None)
 # How long an example takes says how busy the machine is, and nothing about what is tested.
 settings.register_profile("dfqs", deadline=None)
 settings.load_profile("dfqs")

@@ -72,6 +72,7 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
     return {
         "demo": [["--out", text]],
         "pull": [[SAID], [f"owner/{SAID}@{SAID}", "-o", folder, "--retries", "0"]],
+        "cache": [["add", SAID], ["remove", SAID], ["remove", f"owner/{SAID}"], [SAID]],
         "merge": [
             *[[path] for path in every],
             [shard, "--dry-run"],
@@ -119,6 +120,7 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             ["diff", text, missing],
             ["pressure", model, "--lengths", SAID],
         ],
+        "config": [["set", SAID, SAID], ["set", "threads", SAID], ["unset", SAID], [SAID]],
         "report": [[folder], [missing], [text]],
         "conform": [
             [model, "--report", folder],

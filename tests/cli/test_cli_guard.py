@@ -25,6 +25,8 @@ from shard_inputs import tiny_entries, tiny_tensors, write_shards
 
 SET = ("s-00001-of-00002.gguf", "s-00002-of-00002.gguf")
 NO_OUTPUT = {
+    "cache",
+    "config",
     "inspect",
     "verify",
     "find",

@@ -68,7 +68,7 @@ def test_version() -> None:
         (UsageError("no"), 2, "dfqs: no\n"),
         (FormatError("bad", path="f", offset=7, name="t"), 3, "dfqs: f at byte 7: 't': bad\n"),
         (WorkerCrash("died", ("a", "b")), 3, "dfqs: died\nlast lines of its log:\n  a\n  b\n"),
-        (OSError(5, "Input/output error", "f"), 3, "dfqs: [Errno 5] Input/output error: 'f'\n"),
+        (OSError(5, "Input/output error", "f"), 3, "dfqs: f: Input/output error\n"),
         (KeyboardInterrupt(), 130, "dfqs: interrupted; nothing half-written stands under its final name\n"),
     ],
 )

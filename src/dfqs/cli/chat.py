@@ -21,10 +21,10 @@ from dfqs.cli.generating import (
     open_chat,
 )
 from dfqs.cli.loading import Checking, note_streaming
-from dfqs.cli.options import Check, CheckManifest, Force, JsonLines, Model, NoTuning, Ram, Threads, Verbose
+from dfqs.cli.options import Check, CheckManifest, Force, JsonLines, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
 from dfqs.cli.output import note
 from dfqs.cli.signals import Ended
-from dfqs.runtime.checks import check_model
+from dfqs.cli.source import obtain_model
 
 try:
     # Line editing and history for input(); some builds of Python come without it.
@@ -34,7 +34,7 @@ except ImportError:
 
 
 def command(
-    model: Model,
+    model: ObtainedModel,
     system: SystemOption = None,
     max_tokens: MaxTokensOption = 1024,
     temperature: TemperatureOption = 0.7,
@@ -49,6 +49,7 @@ def command(
     threads: Threads = None,
     ram: Ram = None,
     force: Force = False,
+    yes: Yes = False,
     check: Check = None,
     manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
@@ -60,7 +61,7 @@ def command(
     Example: dfqs chat model.gguf --system "Answer briefly."
     """
     accept_any_bytes_on_stdin()
-    checked = check_model(model)
+    checked = obtain_model(model, context_tokens=ctx, ram=ram, force=force, yes=yes)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, grammar)
     checking, tuned = Checking(check, manifest), not no_tuning
     with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:

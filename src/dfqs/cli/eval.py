@@ -12,8 +12,9 @@ import typer
 from dfqs.cli.documents.evaluate import EvalPlan
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.loading import Checking, Loading, note_streaming
-from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ModelIfAny, Ram, Threads
+from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ObtainedModelIfAny, Ram, Threads, Yes
 from dfqs.cli.output import emit, note, print_plain, warn
+from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
 from dfqs.evaluate.answerer import Answerer
 from dfqs.evaluate.endpoint import EndpointAnswerer
@@ -46,7 +47,7 @@ ThinkingBudget = Annotated[
 
 
 def command(
-    model: ModelIfAny = None,
+    model: ObtainedModelIfAny = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Directory for results and report; the same command resumes in it."),
@@ -70,6 +71,7 @@ def command(
     check: Check = None,
     manifest: CheckManifest = None,
     force: Force = False,
+    yes: Yes = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")
     ] = False,
@@ -89,7 +91,7 @@ def command(
         return
     check_report_place(output)
     with ExitStack() as stack:
-        opened, request = _open_model(model, request, Loading(ram, force, Checking(check, manifest)))
+        opened, request = _open_model(model, request, Loading(ram, force, Checking(check, manifest)), yes)
         answerer, subject = _open_answerer(stack, opened, request, output, endpoint, model_name)
         for notice in answerer.info.notices:
             warn(notice)
@@ -123,18 +125,18 @@ def _saying_what_is_kept(output: Path) -> Iterator[None]:
         raise
 
 
-def _check_subject(model: Path | None, endpoint: str | None, ram: str | None) -> None:
+def _check_subject(model: str | None, endpoint: str | None, ram: str | None) -> None:
     if (model is None) == (endpoint is None):
         raise UsageError("give a MODEL file or --endpoint URL, one of the two")
     if ram is not None and model is None:
         raise UsageError("--ram is of a MODEL that is loaded here; a server behind --endpoint has its own")
 
 
-def _open_model(model: Path | None, request: Request, loading: Loading) -> tuple[ModelFiles | None, Request]:
+def _open_model(model: str | None, request: Request, loading: Loading, yes: bool) -> tuple[ModelFiles | None, Request]:
     """The local model and how it is going to be loaded; neither behind an endpoint."""
     if model is None:
         return None, request
-    opened = check_model(model)
+    opened = obtain_model(model, ram=loading.ram, force=loading.force, yes=yes)
     return opened, _look_at_memory(opened, request, loading)
 
 

@@ -30,9 +30,11 @@ When a command fails under `--json`, the last line of stderr is one document `df
 nobody measured what was asked).
 """
 WHERE = {
+    "dfqs.cache/1": "`dfqs cache --json`, of what is kept; of its verbs, what they fetched or removed",
     "dfqs.calibration/1": "stored in the cache: how fast a machine does each kind of work",
     "dfqs.card/1": "`dfqs card --json`",
     "dfqs.comparison/1": "`dfqs compare --json`",
+    "dfqs.config/1": "`dfqs config --json`",
     "dfqs.conformance/1": "`dfqs conform --json`",
     "dfqs.conversation/1": "stored by `/save` of `dfqs chat`",
     "dfqs.deploy-list/1": "`dfqs deploy --list --json`",
@@ -45,6 +47,7 @@ WHERE = {
     "dfqs.imatrix/1": "`dfqs imatrix --json`",
     "dfqs.inspect-diff/1": "`dfqs inspect --diff --json`",
     "dfqs.inspect/1": "`dfqs inspect --json`; a line each where several models are given",
+    "dfqs.kept-model/1": "stored beside a model of the Hub that is kept, as `kept.json`",
     "dfqs.ladder-plan/1": "`dfqs ladder --dry-run --json`",
     "dfqs.ladder/1": "`dfqs ladder --json`; stored as `ladder.json`",
     "dfqs.manifest/1": "`dfqs manifest --json`; stored as `MODEL.manifest.json` by `manifest`, `pull` and `quantize`",

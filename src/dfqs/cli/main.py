@@ -11,20 +11,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
 from dfqs import __version__
+from dfqs.cli.completing import completed_words
 from dfqs.cli.output import complain, complain_json, note, print_plain
 from dfqs.cli.signals import WORDS, exit_code, let_signals_go, received, take_signals
+from dfqs.config import OPTION_VERBS, option_defaults
 from dfqs.errors import DfqsError
 
 VERBS: dict[str, str] = {
     "demo": "The whole flow on the embedded model, offline after the first fetch; ends with a report.",
     "pull": "Fetch a model's shards from the Hub straight into one file.",
+    "cache": "List, fetch and remove the models of the Hub that are kept here.",
     "merge": "Make one file of a model's shards.",
     "split": "Make shards of one file.",
     "inspect": "Show what a model is: parameters, experts, bits per weight by role, class and tier.",
@@ -51,9 +54,25 @@ VERBS: dict[str, str] = {
     "card": "Write a model card for the Hub, of measured values alone.",
     "publish": "Publish a model to the Hub with its manifest, card and report.",
     "deploy": "Bring a model into the systems people already use.",
+    "config": "Show and keep defaults: threads, context, where models are kept, which Hub.",
 }
 """Verb -> one line of help, in the order that the data flows. `dfqs.cli.<verb>` holds `command` (or `app`, for a verb
 with verbs of its own)."""
+
+PANELS = {
+    "demo": "Begin here",
+    "pull": "Get a model, in one file",
+    "inspect": "Know what it is",
+    "quantize": "Make it smaller",
+    "plan": "Will it fit, and how fast",
+    "run": "Use it",
+    "eval": "Measure it, and say what that means",
+    "deploy": "Bring it to where it is used",
+    "config": "dfqs itself",
+}
+"""Titles of groups of verbs in the help, each with the first of its verbs."""
+ALSO = {"help": "Show the help of a verb: dfqs help run.", "version": "Print the version."}
+"""Words that other programs have for --help and --version."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -61,12 +80,19 @@ _KEPT = "nothing half-written stands under its final name"
 _INTERRUPTED_MESSAGE = f"{WORDS[signal.SIGINT]}; {_KEPT}"
 
 
-def build_app(requested: str | None, *, alone: bool = False, plain_help: bool = False) -> typer.Typer:
+def build_app(
+    requested: str | None,
+    *,
+    alone: bool = False,
+    plain_help: bool = False,
+    defaults: Mapping[str, Mapping[str, object]] | None = None,
+) -> typer.Typer:
     """The typer application, with the module of the requested verb loaded and the others as names only.
 
     Args:
         alone: without the others, where nobody will see their names.
         plain_help: help as bare text (for docs/cli.md) and not in boxes.
+        defaults: of a verb's parameters, which the user keeps; what is given on the command line comes before them.
     """
     app = typer.Typer(
         rich_markup_mode=None if plain_help else "rich",
@@ -75,23 +101,30 @@ def build_app(requested: str | None, *, alone: bool = False, plain_help: bool = 
         "honestly how well.\n\nExample: dfqs demo",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        add_completion=not alone,
+        context_settings={"help_option_names": ["-h", "--help"], "default_map": defaults},
     )
     app.callback()(_options)
-    for verb, help_text in VERBS.items():
-        if verb != requested:
+    panel = ""
+    for verb, help_text in (VERBS | ALSO).items():
+        panel = PANELS.get(verb, panel)
+        if verb != requested or verb in ALSO:
             if not alone:
-                app.command(verb, help=help_text)(_not_loaded)
+                app.command(verb, help=help_text, rich_help_panel=panel)(_not_loaded)
             continue
         module = _verb_module(verb)
         if hasattr(module, "app"):
             # A verb that does something by itself too says more.
             callback = module.app.registered_callback
             own_help = inspect.getdoc(callback.callback) if callback else None
-            app.add_typer(module.app, name=verb, short_help=help_text, help=own_help or help_text)
+            app.add_typer(
+                module.app, name=verb, short_help=help_text, help=own_help or help_text, rich_help_panel=panel
+            )
         else:
-            app.command(verb, short_help=help_text, cls=getattr(module, "Command", None))(module.command)
+            command = app.command(
+                verb, short_help=help_text, cls=getattr(module, "Command", None), rich_help_panel=panel
+            )
+            command(module.command)
     return app
 
 
@@ -117,16 +150,31 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
     Returns:
         The exit code.
     """
-    requested = next((word for word in arguments if not word.startswith("-")), None)
+    arguments = _without_other_words(arguments)
+    words = completed_words() if not arguments else None
+    requested = next((word for word in words or arguments if not word.startswith("-")), None)
 
     def call() -> object:
-        app = build_app(requested, alone=requested in VERBS and arguments[0] == requested)
+        alone = words is None and requested in VERBS and arguments[0] == requested
+        # Only who has such options waits for the file to be read.
+        defaults = {verb: option_defaults() for verb in OPTION_VERBS if verb == requested}
+        app = build_app(requested, alone=alone, defaults=defaults)
         before_the_verb()
         # Not standalone: what is wrong with the words of a command is reported by the same mouth as every other error.
         return app(args=arguments, prog_name="dfqs", standalone_mode=False)
 
     # Also where the words themselves are wrong, and no option of them was taken.
     return _guarded(call, as_json="--json" in itertools.takewhile(lambda word: word != "--", arguments))
+
+
+def _without_other_words(arguments: list[str]) -> list[str]:
+    """The same said with options, as every verb knows them."""
+    match arguments:
+        case ["help", *verb]:
+            return [*verb, "--help"]
+        case ["version"]:
+            return ["--version"]
+    return arguments
 
 
 def _guarded(call: Callable[[], Any], *, as_json: bool = False) -> int:
@@ -158,10 +206,17 @@ def _words_of(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory", 3
     if isinstance(error, OSError):
-        return str(error), 3
+        return _os_words(error), 3
     if hasattr(error, "format_message"):
         return _usage_words(error)
     return f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it.", 3
+
+
+def _os_words(error: OSError) -> str:
+    """The system's sentence with the file before it, as every other error has it."""
+    if error.strerror is None or error.filename is None:
+        return error.strerror or str(error)
+    return f"{error.filename}: {error.strerror}"
 
 
 def _leave_quietly() -> int:
@@ -214,7 +269,7 @@ def _options(
     version: Annotated[
         bool,
         # Eager: it answers before typer asks for a verb.
-        typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version),
+        typer.Option("--version", "-V", help="Print the version and leave.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
     """Options that stand before a verb."""

@@ -5,15 +5,39 @@ from typing import Annotated, Literal
 
 import typer
 
-Model = Annotated[Path, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)]
-ModelIfAny = Annotated[
-    Path | None, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)
+from dfqs.cli.completing import complete_model
+from dfqs.config import MOST_THREADS
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="A .gguf file, or the first shard of a set.", show_default=False, autocompletion=complete_model
+    ),
 ]
+ModelIfAny = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A .gguf file, or the first shard of a set.", show_default=False, autocompletion=complete_model
+    ),
+]
+_OBTAINED = (
+    "A .gguf file, the first shard of a set, or a model of the Hub (hf:OWNER/NAME[@REVISION][:PATTERN], "
+    "OWNER/NAME:PATTERN), which is fetched once and kept."
+)
+ObtainedModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_OBTAINED, show_default=False, autocompletion=complete_model)
+]
+ObtainedModelIfAny = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help=_OBTAINED, show_default=False, autocompletion=complete_model)
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Fetch a model of the Hub without asking, however large.")]
 Source = Annotated[
     str,
     typer.Argument(
-        help="A .gguf file, the first shard of a set, hf:OWNER/NAME[@REVISION][:PATTERN], or a Hub address.",
+        help="A .gguf file, the first shard of a set, hf:OWNER/NAME[@REVISION][:PATTERN], OWNER/NAME:PATTERN, or a Hub "
+        "address.",
         show_default=False,
+        autocompletion=complete_model,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (docs/json.md).")]
@@ -22,7 +46,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stand
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run wrote.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", "-t", help="CPU threads.", min=1, max=512, show_default="one a physical core")
+    int | None,
+    typer.Option("--threads", "-t", help="CPU threads.", min=1, max=MOST_THREADS, show_default="one a physical core"),
 ]
 Ram = Annotated[
     str | None,

@@ -1,37 +1,25 @@
 """`dfqs pull`: a model's shards from the Hub straight into one file."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dfqs.cli.documents.pull import PullDocument
-from dfqs.cli.drawing import progress_bar
+from dfqs.cli.fetching import fetch, write_pulled_manifest
 from dfqs.cli.options import Align, Json
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import SpaceError, UsageError, printable
-from dfqs.integrity.manifest import (
-    Manifest,
-    Provenance,
-    SourceFile,
-    check_manifest_place,
-    manifest_of,
-    manifest_path,
-    write_manifest,
-)
+from dfqs.integrity.manifest import check_manifest_place
 from dfqs.model.hashes import ModelDigest
-from dfqs.progress import Progress, no_progress
 from dfqs.pull import (
     Hub,
     PullPlan,
-    PullResult,
     RetryPolicy,
     forget_pull,
     hub_endpoint,
     output_path,
     plan_pull,
-    pull,
     require_room,
 )
 from dfqs.shards.hub_address import parse_hub_address
@@ -90,10 +78,8 @@ def command(
         check_manifest_place(out_path)
     recorder = None if no_manifest else ModelDigest
     options: dict[str, Any] = {"connections": connections, "retry": retry, "use_cache": not no_cache}
-    result = _fetch(plan, hub, out_path, restart=restart, recorder_for=recorder, **options)
-    for line in result.refetched_chunks:
-        warn(f"fetched again: {printable(line, 200)}")
-    manifest = None if no_manifest else _write_manifest(plan, result)
+    result = fetch(plan, hub, out_path, restart=restart, recorder_for=recorder, **options)
+    manifest = None if no_manifest else write_pulled_manifest(plan, result)
     forget_pull(out_path)
     found = PullDocument.of(plan, out_path, hub, use_cache=not no_cache, result=result, manifest=manifest)
     emit(found, json_, lambda: _show_result(found))
@@ -112,41 +98,6 @@ def _show_result(found: PullDocument) -> None:
     print_plain(f"{did} {found.output}: {format_bytes(found.file_bytes)}, every file as {where} has it")
     if found.content_sha256 is not None:
         print_plain(f"content_sha256  {found.content_sha256}")
-
-
-def _fetch(plan: PullPlan, hub: Hub, out_path: Path, **options: Any) -> PullResult:
-    with _Bars() as bars:
-        try:
-            return pull(plan, hub, out_path, progress=bars.of("pulling"), checking=bars.of("checking"), **options)
-        except KeyboardInterrupt:
-            note(f"what was fetched is kept in {out_path.name}.part; the same command goes on from there")
-            raise
-
-
-class _Bars:
-    """One bar after the other: the one that is drawn is that of the work that reports."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._label: str | None = None
-        self._draw: Progress = no_progress
-
-    def of(self, label: str) -> Progress:
-        """Draws the work of that name; the bar of another is taken away."""
-
-        def draw(done: int, total: int | None = None, note: str = "") -> None:
-            if label != self._label:
-                self._stack.close()
-                self._label, self._draw = label, self._stack.enter_context(progress_bar(label))
-            self._draw(done, total, note)
-
-        return draw
-
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
 
 def _show_plan(plan: PullPlan, hub: Hub, out_path: Path, *, use_cache: bool, json_: bool) -> None:
@@ -173,20 +124,3 @@ def _show_plan(plan: PullPlan, hub: Hub, out_path: Path, *, use_cache: bool, jso
         print_plain("it fits" if room is None else f"it does not fit: {room}")
 
     emit(found, json_, show)
-
-
-def _write_manifest(plan: PullPlan, result: PullResult) -> Manifest:
-    listing = plan.listing
-    provenance = Provenance(
-        repo=listing.repo,
-        revision=listing.revision,
-        commit=listing.commit,
-        endpoint=listing.endpoint,
-        shards=[SourceFile(name=x.file.name, bytes=x.file.size, sha256=x.file.sha256) for x in plan.layouts],
-    )
-    # The hashes of the very bytes that were checked before the model got its name.
-    assert isinstance(result.recorder, ModelDigest)
-    manifest = manifest_of(result.path.name, result.recorder.result(), provenance)
-    if not (result.done_already and manifest_path(result.path).is_file()):
-        note(f"wrote {write_manifest(result.path, manifest)}")
-    return manifest

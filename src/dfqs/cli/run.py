@@ -27,16 +27,16 @@ from dfqs.cli.generating import (
     read_text,
 )
 from dfqs.cli.loading import Checking, note_streaming
-from dfqs.cli.options import Check, CheckManifest, Force, Json, Model, NoTuning, Ram, Threads, Verbose
+from dfqs.cli.options import Check, CheckManifest, Force, Json, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
 from dfqs.cli.output import note, print_json, write_text
+from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
 from dfqs.runtime.chat import ChatSession
-from dfqs.runtime.checks import check_model
 from dfqs.runtime.requests import Answer, Prompt, Sampling
 
 
 def command(
-    model: Model,
+    model: ObtainedModel,
     text: Annotated[
         str | None, typer.Argument(metavar="[prompt]", help="The prompt, as --prompt.", show_default=False)
     ] = None,
@@ -64,6 +64,7 @@ def command(
     threads: Threads = None,
     ram: Ram = None,
     force: Force = False,
+    yes: Yes = False,
     check: Check = None,
     manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
@@ -76,9 +77,10 @@ def command(
     """
     if raw and system is not None:
         raise UsageError("--system needs the chat template, and --raw does without it; leave one out")
-    checked = check_model(model)
+    # First: no model is fetched for a prompt that is not there.
     asked = read_prompt(text, prompt, prompt_file)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, grammar)
+    checked = obtain_model(model, context_tokens=ctx, ram=ram, force=force, yes=yes)
     checking, tuned = Checking(check, manifest), not no_tuning
     with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
         if not raw and not session.info.chat_template:

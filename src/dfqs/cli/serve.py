@@ -7,13 +7,13 @@ import typer
 
 from dfqs.cli.documents.running import ServeDocument
 from dfqs.cli.loading import NOT_ASKED, Checking
-from dfqs.cli.options import Check, CheckManifest, Json, Model, NoTuning, Ram, Threads, Verbose
+from dfqs.cli.options import Check, CheckManifest, Force, Json, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
 from dfqs.cli.output import emit, note, print_plain, warn
+from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import Start, choose_start
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
-from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
 from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.requests import ContextSettings
@@ -37,7 +37,7 @@ DeterministicOption = Annotated[
 
 
 def command(
-    model: Model,
+    model: ObtainedModel,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = DEFAULT_HOST,
     port: Annotated[int, typer.Option("--port", help="0 takes any that is free.", min=0, max=65535)] = DEFAULT_PORT,
     ctx: Annotated[
@@ -47,6 +47,8 @@ def command(
     parallel: Annotated[int, typer.Option("--parallel", help="Requests answered at once.", min=1, max=64)] = 1,
     threads: Threads = None,
     ram: Ram = None,
+    force: Force = False,
+    yes: Yes = False,
     deterministic: DeterministicOption = False,
     api_key: Annotated[
         str | None,
@@ -73,10 +75,10 @@ def command(
     """
     if deterministic and parallel > 1:
         raise UsageError("--deterministic computes one request at a time; leave --parallel out, others wait")
-    checked = check_model(model)
+    checked = obtain_model(model, context_tokens=ctx or DEFAULT_CONTEXT_TOKENS, ram=ram, force=force, yes=yes)
     _say_beforehand(checked, host, api_key)
     settings = ServerSettings(
-        path=model,
+        path=checked.path,
         alias=checked.name,
         host=host,
         port=port,
@@ -89,7 +91,7 @@ def command(
         deterministic=deterministic,
     )
     settings, start, plan = plan_serving(
-        checked, settings, threads, ram, checking=Checking(check, manifest), use_tuning=not no_tuning
+        checked, settings, threads, ram, force=force, checking=Checking(check, manifest), use_tuning=not no_tuning
     )
     note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
     if verbose:
@@ -111,6 +113,7 @@ def plan_serving(
     threads: int | None,
     ram: str | None,
     *,
+    force: bool | None = None,
     checking: Checking = NOT_ASKED,
     use_tuning: bool,
 ) -> tuple[ServerSettings, Start, LoadPlan]:
@@ -124,6 +127,7 @@ def plan_serving(
         ContextSettings(n_ctx=settings.context_tokens * settings.parallel),
         threads=threads,
         ram=ram,
+        force=force,
         use_tuning=use_tuning,
         sequences=settings.parallel,
         beside_bytes=SERVING_BYTES,

@@ -1,15 +1,64 @@
-"""The model that a verb looks at without changing it: a file, the first shard of a set, or one on the Hub."""
+"""The model that a verb is given: a file, the first shard of a set, or one on the Hub by its name."""
 
 import importlib
+import re
 from pathlib import Path
 
+from dfqs.cli.output import note
+from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles, open_model
-from dfqs.shards.hub_address import is_remote
+from dfqs.runtime.checks import check_model
+from dfqs.shards.hub_address import names_hub_model
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def open_source(source: str) -> ModelFiles:
-    """The model in a file, or in the shards that it is the first of; local, or on the Hub."""
-    if is_remote(source) and not Path(source).exists():
-        model: ModelFiles = importlib.import_module("dfqs.cli.remote").open_remote_model(source)
-        return model
-    return open_model(source)
+    """The model to look at: in a file, or in the shards that it is the first of; local, or on the Hub, of which only
+    headers are read."""
+    if is_local(source):
+        return open_model(source)
+    kept = importlib.import_module("dfqs.cli.fetching").find_local(source)
+    if kept is not None:
+        note(f"{kept.name} as it is kept here: {kept.path}")
+        return open_model(kept.path)
+    model: ModelFiles = importlib.import_module("dfqs.cli.remote").open_remote_model(source)
+    return model
+
+
+def obtain_model(
+    source: str | Path,
+    *,
+    context_tokens: int | None = None,
+    ram: str | None = None,
+    force: bool = False,
+    yes: bool = False,
+) -> ModelFiles:
+    """The model to load: one of the Hub is fetched, once, after a look at memory and disk.
+
+    Args:
+        context_tokens, ram, force: with which it will be loaded.
+        yes: fetch it however large it is.
+
+    Raises:
+        As `check_model`, and as `keep_model`.
+    """
+    if is_local(str(source)):
+        return check_model(Path(source))
+    keep = importlib.import_module("dfqs.cli.fetching").keep_model
+    return check_model(keep(str(source), context_tokens=context_tokens, ram=ram, force=force, yes=yes))
+
+
+def is_local(source: str) -> bool:
+    """Whether a model's name is that of files here: a path always wins over a name that could be the Hub's too.
+
+    Raises:
+        UsageError: there is no such file, and it looks like a name of the Hub that lacks its `hf:`.
+    """
+    if Path(source).exists():
+        return True
+    if names_hub_model(source):
+        return False
+    if _REPOSITORY.fullmatch(source) and not source.endswith(".gguf"):
+        raise UsageError(f"no such file: {source}; a model of the Hub is written hf:{source}")
+    return True

@@ -7,8 +7,10 @@ import typer
 from rich.table import Table
 
 from dfqs.cli.drawing import SHARE, progress_bar
-from dfqs.cli.options import Json, Model, Ram, Threads
+from dfqs.cli.loading import note_plan
+from dfqs.cli.options import Force, Json, ObtainedModel, Ram, Threads, Yes
 from dfqs.cli.output import column_table, emit, key_value_table, note, out, print_plain
+from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
 from dfqs.hardware import read_machine
 from dfqs.planning.settings import default_settings
@@ -22,7 +24,6 @@ from dfqs.planning.tuning import (
     require_storable,
     store_tuning,
 )
-from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import InMemory
 from dfqs.streaming.budget import choose_load
 from dfqs.units import format_duration
@@ -33,7 +34,7 @@ LONGEST_S = 24 * 3600
 
 
 def command(
-    model: Model,
+    model: ObtainedModel,
     budget: Annotated[str, typer.Option("--budget", help="Time that may be spent: 90s, 3m, 1h.")] = "3m",
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", help="Of the request to be fast at.", min=1, max=65_536)
@@ -43,6 +44,8 @@ def command(
     ] = REQUEST.answer_tokens,
     threads: Threads = None,
     ram: Ram = None,
+    force: Force = False,
+    yes: Yes = False,
     show: Annotated[bool, typer.Option("--show", help="Print what was found before, and measure nothing.")] = False,
     json_: Json = False,
 ) -> None:
@@ -51,9 +54,10 @@ def command(
 
     Example: dfqs tune model.gguf --budget 5m
     """
-    checked = check_model(model)
     seconds = parse_duration(budget)
-    plan = choose_load(checked, default_settings(threads).context(prompt_tokens + answer_tokens), ram)
+    checked = obtain_model(model, context_tokens=prompt_tokens + answer_tokens, ram=ram, force=force, yes=yes)
+    plan = choose_load(checked, default_settings(threads).context(prompt_tokens + answer_tokens), ram, force=force)
+    note_plan(plan)
     order = None if isinstance(plan.order, InMemory) else plan.order
     if show:
         found = find_tuning(checked, streamed=plan.order.is_streamed)

@@ -5,6 +5,7 @@ answer. This module words the Hub's refusals, and believes nothing of what a rep
 at it.
 """
 
+import os
 import re
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_c
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+from dfqs.config import held
 from dfqs.errors import DfqsError, FormatError, IntegrityError, NetworkError, UsageError, printable
 from dfqs.gguf.numbered_names import may_be_model
 from dfqs.pull.metadata import Answer, MetadataClient, origin
@@ -75,8 +77,14 @@ class Address:
 
 
 def hub_endpoint() -> str:
-    """`HF_ENDPOINT`, or the public Hub."""
-    return str(constants.ENDPOINT).rstrip("/")
+    """`HF_ENDPOINT`, the setting `hub-endpoint`, or the public Hub.
+
+    Raises:
+        UsageError: as `held`.
+    """
+    # The variable is huggingface_hub's, which has read it already.
+    own = None if "HF_ENDPOINT" in os.environ else held("hub-endpoint").value
+    return str(own or constants.ENDPOINT).rstrip("/")
 
 
 class Hub:

@@ -44,6 +44,14 @@ def is_remote(source: str) -> bool:
     return lower.startswith("hf:") or bool(_SCHEME.match(source)) or lower.partition("/")[0] in HUB_HOSTS
 
 
+def names_hub_model(source: str) -> bool:
+    """Whether a name means a model of the Hub where no file has that name: as `is_remote`, or `OWNER/NAME:PATTERN`."""
+    if is_remote(source):
+        return True
+    match = _SHORT.fullmatch(source)
+    return match is not None and match["pattern"] is not None and not source.startswith((".", "/", "~"))
+
+
 def parse_hub_address(text: str, *, endpoint: str = "https://huggingface.co") -> HubAddress:
     """What a name or an address means.
 
@@ -124,6 +132,7 @@ def _parse_path(path: str, text: str) -> HubAddress:
 
 
 def _checked(repo: str, revision: str, pattern: str | None, text: str) -> HubAddress:
+    repo = unquote(repo)
     if not all(value.isprintable() for value in (repo, revision, pattern or "")) or ".." in repo:
         raise UsageError(f"'{printable(text, 200)}' is no repository; {_FORMS}")
-    return HubAddress(unquote(repo) if "%" in repo else repo, revision, pattern)
+    return HubAddress(repo, revision, pattern)

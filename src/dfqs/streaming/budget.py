@@ -191,8 +191,7 @@ def choose_load(
     """
     model, whole = open_model(source), whole or InMemory()
     available = available_memory_bytes()
-    if ram is None and model.file_bytes * _PLENTY + beside_bytes + _SMALL_BYTES < available:
-        # Nobody waits for an answer that is known.
+    if ram is None and _is_plenty(model, available, beside_bytes):
         return LoadPlan(whole, model.file_bytes + beside_bytes + PROGRAM_BYTES, None, None)
     memory = usable_memory_bytes(available) if ram in (None, "auto") else parse_size(ram)
     settings = replace(settings, n_seq_max=max(settings.n_seq_max, sequences))
@@ -218,6 +217,31 @@ def choose_load(
         return replace(weighed, limit_bytes=memory)
     verdict = None if ram is None else f"it fits whole: {format_bytes(total)} of {format_bytes(memory)}"
     return LoadPlan(whole, total, None, None, limit_bytes=limit, verdict=verdict)
+
+
+def foresee_load(model: ModelFiles, settings: ContextSettings, ram: str | None) -> LoadPlan | Shortfall:
+    """What `choose_load` will find of a model that is not here yet, by its headers alone. How this machine would stream
+    it is looked at when it is here.
+
+    Raises:
+        UsageError: `ram` is no size.
+        RuntimeFailure: llama.cpp does not know the model, or not these settings.
+    """
+    available = available_memory_bytes()
+    if ram is None and _is_plenty(model, available):
+        return LoadPlan(InMemory(), model.file_bytes + PROGRAM_BYTES, None, None)
+    memory = available if ram is None else usable_memory_bytes(available) if ram == "auto" else parse_size(ram)
+    need = _largest_need(model, (settings,))
+    whole = need.total_bytes + PROGRAM_BYTES
+    if whole <= memory:
+        return LoadPlan(InMemory(), whole, None, None)
+    memory = usable_memory_bytes(available) if ram is None else memory
+    return weigh_load(need, memory, model.spec.experts_used, (), lambda: plan_layout(model.headers))
+
+
+def _is_plenty(model: ModelFiles, available: int, beside_bytes: int = 0) -> bool:
+    """Whether so much is free that nobody needs to wait for an answer that is known."""
+    return model.file_bytes * _PLENTY + beside_bytes + _SMALL_BYTES < available
 
 
 def _too_much(total: int, memory: int) -> str:
