@@ -26,7 +26,9 @@ DEFAULT_CONTEXT_TOKENS = 8192
 SERVING_BYTES = 60_000_000
 """What serving takes beside a run: the front, its page, a process for templates, requests under way."""
 
-
+ApiKeyOption = Annotated[
+    str | None, typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False)
+]
 DeterministicOption = Annotated[
     bool,
     typer.Option(
@@ -50,10 +52,7 @@ def command(
     force: Force = False,
     yes: Yes = False,
     deterministic: DeterministicOption = False,
-    api_key: Annotated[
-        str | None,
-        typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False),
-    ] = None,
+    api_key: ApiKeyOption = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option("--allow-host", help="A name that clients call this server by; * for any.", show_default=False),
