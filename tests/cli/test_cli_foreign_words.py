@@ -94,7 +94,9 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
             [model, "--hash"],
             [model, "--manifest", folder / "manifest.json"],
             [model, "--against", shard],
+            [model, "--attestation", folder / "manifest.json", "--public-key", text],
         ],
+        "attest": [*[[path, "--key", text] for path in every], [model], ["--new-key", missing], [shard, "--key", SAID]],
         "manifest": [*[[path, "--dry-run"] for path in every], [model, "--dry-run", "--shards", shard]],
         "repair": [
             *[[path, "-o", folder / f"fixed {EVIL_FILE}.gguf"] for path in every],
@@ -103,6 +105,12 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
         "find": [[folder], [missing]],
         "quantize": [*[[path, "--dry-run"] for path in every], [model, missing, "--class", SAID]],
         "ladder": [*[[path, folder / "ladder", "--classes", SAID] for path in every]],
+        "audit": [
+            *[[path, "--source", model, "--seed", "1"] for path in others],
+            [missing, "--source", SAID],
+            [model, "--source", model, "--imatrix", text, "--seed", "1"],
+            [model, "--source", folder / "plain.gguf", "--seed", "1"],
+        ],
         "imatrix": [*[[path, "-o", missing, "--dry-run"] for path in every], [model, "-o", model]],
         "perplexity": [*[[path, "--dry-run"] for path in every], [model, "--reference", text, "--text", text]],
         "runtime": [["use", SAID], ["use", missing], ["install", SAID], ["install", "--library", folder]],

@@ -40,6 +40,7 @@ NO_OUTPUT = {
     "conform",
     "deploy",
     "publish",
+    "audit",
 }
 """Verbs that write no file where the user says; `report` writes beside the results that it reads, `deploy` where the
 systems look (tests/targets)."""
@@ -54,6 +55,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("text.txt", "thesis.txt", "prompts.txt"):
         (tmp_path / name).write_text(f"{name}: years of work")
     (tmp_path / "report.json").write_text(json.dumps(report_document()))
+    for name in ("key.pem", "c.pem", "r.pem"):
+        (tmp_path / name).write_text(f"{name}: whoever has it signs in my name")
     (tmp_path / "recipe.toml").write_text('name = "mine"\n')
     write_shards(tmp_path, tiny_entries(), [tiny_tensors()[:3], tiny_tensors()[3:]], prefix="s")
     with FakeHub(files={"m.gguf": (tmp_path / "m.gguf").read_bytes()}) as hub:
@@ -75,6 +78,8 @@ class Call:
 
 CALLS = [
     Call("manifest m.gguf --shards s-00001-of-00002.gguf", "-o", "m.gguf", *SET),
+    Call("attest m.gguf --key key.pem --certificate c.pem --certificate-chain r.pem", "-o", "m.gguf", "c.pem"),
+    Call("attest s-00001-of-00002.gguf --key key.pem", "-o", "s-00001-of-00002.gguf", "s-00002-of-00002.gguf"),
     Call("route check m.gguf", "--out", "m.gguf"),
     Call("route trace m.gguf --prompts prompts.txt", "-o", "m.gguf", "prompts.txt"),
     Call("perplexity m.gguf --text text.txt", "--save", "m.gguf", "text.txt"),

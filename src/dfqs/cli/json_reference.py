@@ -26,10 +26,12 @@ null. Sizes are bytes, times seconds, losses nats. Text is Unicode: of a path, b
 numbers. What an earlier version stored under another key (`schema_id`, `format`) is read as before.
 
 When a command fails under `--json`, the last line of stderr is one document `dfqs.error/1`, and stdout has none
-(`verify`, `route check`, `compare` and `conform`, whose answer is "no", print theirs and exit with 1, or with 4 where
-nobody measured what was asked).
+(`verify`, `audit`, `route check`, `compare` and `conform`, whose answer is "no", print theirs and exit with 1, or
+with 4 where nobody measured what was asked).
 """
 WHERE = {
+    "dfqs.attest/1": "`dfqs attest --json`",
+    "dfqs.audit/1": "`dfqs audit --json`",
     "dfqs.cache/1": "`dfqs cache --json`, of what is kept; of its verbs, what they fetched or removed",
     "dfqs.calibration/1": "stored in the cache: how fast a machine does each kind of work",
     "dfqs.card/1": "`dfqs card --json`",
@@ -73,6 +75,7 @@ WHERE = {
     "dfqs.runtime-choice/1": "stored in the cache: the llama.cpp that `dfqs runtime use` chose",
     "dfqs.runtime/1": "`dfqs runtime --json`",
     "dfqs.serve/1": "`dfqs serve --json`, when it is ready",
+    "dfqs.signing-key/1": "`dfqs attest --new-key --json`",
     "dfqs.split/1": "`dfqs split --json`",
     "dfqs.tuning/1": "`dfqs tune --json`; stored in the cache: settings for a model on a machine",
     "dfqs.verify/1": "`dfqs verify --json`",

@@ -9,10 +9,9 @@ from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import Json, Overwrite
 from dfqs.cli.output import emit, note, print_plain
-from dfqs.errors import FormatError
 from dfqs.gguf.shard import read_shards
-from dfqs.integrity import verify_structure
 from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest, manifest_path
+from dfqs.integrity.structure import require_one_model
 from dfqs.records import write_json
 from dfqs.storage.hashing import hash_file
 
@@ -41,7 +40,7 @@ def command(
     place = output or manifest_path(model)
     if not dry_run:
         check_output(place, (model, shards), overwrite=overwrite)
-    _refuse_wrong_length(model)
+    require_one_model(model)
     sources = None
     if shards is not None:
         sources = []
@@ -61,14 +60,3 @@ def command(
         print_plain(f"content_sha256  {manifest.content_sha256}")
 
     emit(manifest, json_, show)
-
-
-def _refuse_wrong_length(model: Path) -> None:
-    """A record of a file that is not one model would lend it credit.
-
-    Raises:
-        FormatError: several files end to end, or bytes after the last tensor.
-    """
-    for finding in verify_structure(model).findings:
-        if finding.code in ("concatenated", "trailing"):
-            raise FormatError(f"{finding.message}. {finding.fix}", path=model, offset=finding.offset)

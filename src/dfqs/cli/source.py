@@ -2,10 +2,13 @@
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dfqs.cli.output import note
 from dfqs.errors import UsageError
+from dfqs.gguf.source import ByteSource, FileSource
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.runtime.checks import check_model
 from dfqs.shards.hub_address import names_hub_model
@@ -62,3 +65,15 @@ def is_local(source: str) -> bool:
     if _REPOSITORY.fullmatch(source) and not source.endswith(".gguf"):
         raise UsageError(f"no such file: {source}; a model of the Hub is written hf:{source}")
     return True
+
+
+@contextmanager
+def open_bytes(source: str) -> Iterator[tuple[ModelFiles, tuple[ByteSource, ...]]]:
+    """The model to read parts of, and the bytes of its files; of one on the Hub, only what is read is fetched."""
+    with ExitStack() as stack:
+        kept = None if is_local(source) else importlib.import_module("dfqs.cli.fetching").find_local(source)
+        if kept is None and not is_local(source):
+            yield stack.enter_context(importlib.import_module("dfqs.cli.remote").open_remote_bytes(source))
+        else:
+            model = open_model(source if kept is None else kept.path)
+            yield model, tuple(stack.enter_context(FileSource(path)) for path in model.paths)

@@ -1,6 +1,7 @@
 """`dfqs verify`: is this file in order, and is it what it should be?"""
 
 import contextlib
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,35 @@ from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
 from dfqs.integrity import Finding, ModelHashes, Severity, hash_model, verify_against, verify_structure
+from dfqs.integrity.attest import Attested, Verifier, statement_files, verify_attestation
 from dfqs.integrity.compare import Comparison
 from dfqs.integrity.manifest import Manifest, manifest_findings, read_manifest, wants_experts
 from dfqs.integrity.structure import Structure, zero_findings
 from dfqs.model.classes import ClassMatch, recognise_class
+from dfqs.model.files import ModelFiles, open_model
+from dfqs.model.making import CLASS_KEY
 from dfqs.model.snapshot import class_text
 from dfqs.model.spec import read_model_spec
+from dfqs.progress import Progress
 from dfqs.quantize.declared import class_findings
-from dfqs.quantize.metadata import CLASS_KEY
 from dfqs.units import format_bytes
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+
+
+Attestation = Annotated[
+    Path | None,
+    typer.Option(
+        "--attestation",
+        help="Check a signature of `dfqs attest` or `model_signing`, and the statement of how the model was made that "
+        "stands beside it (or the other way round).",
+    ),
+]
+PublicKey = Annotated[Path | None, typer.Option("--public-key", help="Whose signature is trusted: a public key, PEM.")]
+TrustedCertificates = Annotated[
+    list[Path] | None,
+    typer.Option("--certificate-chain", help="Or whose certificates: trusted root, and what stands below it, PEM."),
+]
 
 
 def command(
@@ -41,6 +60,9 @@ def command(
         Path | None,
         typer.Option("--against", help="Prove every tensor and key equal, byte by byte, to these shards (the first)."),
     ] = None,
+    attestation: Attestation = None,
+    public_key: PublicKey = None,
+    certificate_chain: TrustedCertificates = None,
     hash_: Annotated[bool, typer.Option("--hash", help="Compute file_sha256 and content_sha256.")] = False,
     json_: Json = False,
 ) -> None:
@@ -51,7 +73,8 @@ def command(
     if manifest is not None and against is not None:
         raise UsageError("give --manifest or --against, not both")
     recorded = read_manifest(manifest) if manifest is not None else None
-    checked = _check(model, recorded, against, content=content, hash_=hash_)
+    signatures = _signatures(attestation, public_key, certificate_chain or ())
+    checked = _check(model, recorded, against, signatures, content=content, hash_=hash_)
     found = VerifyDocument.of(
         model,
         checked.structure.file_bytes,
@@ -61,15 +84,18 @@ def command(
         checked.match,
         manifest=manifest,
         against=against,
+        attested=checked.attested,
     )
 
     def show() -> None:
         print_findings(checked.findings)
         _print_class(checked.match, checked.declared)
         if checked.hashes is not None:
-            print_plain(f"file_sha256     {checked.hashes.file_sha256}")
+            if checked.hashes.file_sha256 is not None:
+                print_plain(f"file_sha256     {checked.hashes.file_sha256}")
             print_plain(f"content_sha256  {checked.hashes.content_sha256}")
-        if not checked.structure.readable and (against or manifest or hash_):
+        _print_attested(checked.attested)
+        if not checked.structure.readable and (against or manifest or hash_ or attestation):
             note("the bytes were not looked at: the file's form has to be right first")
         _print_outcome(found)
 
@@ -88,12 +114,38 @@ class _Checked:
     comparison: Comparison | None
     match: ClassMatch | None
     declared: object
+    attested: Attested | None
 
 
-def _check(model: Path, recorded: Manifest | None, against: Path | None, *, content: bool, hash_: bool) -> _Checked:
+@dataclass(frozen=True, slots=True)
+class _Signatures:
+    """Signed statements, and whom to believe."""
+
+    places: tuple[Path, ...]
+    verifier: Verifier
+
+
+def _signatures(given: Path | None, public_key: Path | None, chain: Sequence[Path]) -> _Signatures | None:
+    if given is None:
+        if public_key is not None or chain:
+            raise UsageError("--public-key and --certificate-chain are for --attestation FILE; give it too")
+        return None
+    signing = importlib.import_module("dfqs.integrity.signing")
+    return _Signatures(statement_files(given), signing.StatementVerifier(public_key, tuple(chain)))
+
+
+def _check(
+    model: Path,
+    recorded: Manifest | None,
+    against: Path | None,
+    signatures: _Signatures | None,
+    *,
+    content: bool,
+    hash_: bool,
+) -> _Checked:
     structure = verify_structure(model)
     findings = list(structure.findings)
-    hashes, comparison, match, declared = None, None, None, None
+    hashes, comparison, match, declared, attested = None, None, None, None, None
     if structure.readable:
         header = read_header(model)
         contradictions = class_findings(header)
@@ -107,14 +159,30 @@ def _check(model: Path, recorded: Manifest | None, against: Path | None, *, cont
             with progress_bar("comparing") as progress:
                 comparison = verify_against(model, against, content_only=content, progress=progress)
             findings += comparison.findings
-        if recorded is not None or hash_:
-            experts = recorded is not None and wants_experts(recorded)
+        if recorded is not None or hash_ or signatures is not None:
             with progress_bar("hashing") as progress:
-                hashes = hash_model(model, experts=experts, progress=progress)
+                opened, parts = _hash(model, recorded, whole_set=signatures is not None, progress=progress)
+            hashes = parts[0] if opened is None else opened.hashes()
+            if opened is not None and signatures is not None:
+                attested = verify_attestation(
+                    opened, parts, hashes.content_sha256, signatures.places, signatures.verifier
+                )
+                findings += attested.findings
             findings += zero_findings(hashes.tensors)
             if recorded is not None:
-                findings += manifest_findings(recorded, hashes, content_only=content)
-    return _Checked(structure, findings, hashes, comparison, match, declared)
+                findings += manifest_findings(recorded, parts[0], content_only=content)
+    return _Checked(structure, findings, hashes, comparison, match, declared, attested)
+
+
+def _hash(
+    model: Path, recorded: Manifest | None, *, whole_set: bool, progress: Progress
+) -> tuple[ModelFiles | None, tuple[ModelHashes, ...]]:
+    """Hashes of the file; where a set of shards is meant, the set with those of all its files."""
+    experts = recorded is not None and wants_experts(recorded)
+    if not whole_set:
+        return None, (hash_model(model, experts=experts, progress=progress),)
+    opened = open_model(model)
+    return opened, opened.file_hashes(experts=experts, progress=progress)
 
 
 def _print_class(match: ClassMatch | None, declared: object) -> None:
@@ -124,6 +192,20 @@ def _print_class(match: ClassMatch | None, declared: object) -> None:
         print_plain(f"class           {class_text(match.name if match.exact else None, match.name)}")
         for deviation in match.deviations:
             print_plain(f"  - {deviation}")
+
+
+def _print_attested(attested: Attested | None) -> None:
+    if attested is None:
+        return
+    if attested.signed:
+        print_plain("signature       holds, and is of these bytes")
+    if (how := attested.derivation) is not None:
+        made = (
+            f"{how.class_name}, by dfqs {how.version}" if how.class_name else f"of {len(how.sources):,} recorded files"
+        )
+        print_plain(f"derivation      signed, and fits the file: {printable(made)}")
+    elif len(attested.places) == 1:
+        note("how it was made is not signed: no MODEL.derivation.sigstore.json stands beside the signature")
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
@@ -145,6 +227,8 @@ def _print_outcome(found: VerifyDocument) -> None:
     if found.compared is not None:
         equal = f"{found.compared.tensors:,} tensors ({format_bytes(found.compared.bytes)})"
         checked.append(f"all {equal} are equal to the shards', byte by byte")
+    if found.attestation is not None:
+        checked.append("what was signed of it holds")
     if found.manifest is not None:
         checked.append("every tensor has the hash that the manifest records")
     print_plain(f"{found.model}: {format_bytes(found.file_bytes)}, {', '.join(checked)}")

@@ -59,6 +59,17 @@ def verify_structure(path: Path) -> Structure:
         return Structure(Path(path), source.size, header, _with_possible_fixes(Path(path), findings))
 
 
+def require_one_model(path: Path) -> None:
+    """Refuse a file that is not one model, before its hash is recorded or signed: that would lend it credit.
+
+    Raises:
+        FormatError: several files end to end, or bytes after the last tensor.
+    """
+    for finding in verify_structure(path).findings:
+        if finding.code in ("concatenated", "trailing"):
+            raise FormatError(f"{finding.message}. {finding.fix}", path=path, offset=finding.offset)
+
+
 def _with_possible_fixes(path: Path, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """The findings; where repair is named and would refuse, its reason stands there instead."""
     if not any(finding.repairable for finding in findings):

@@ -28,7 +28,7 @@ class ModelFiles:
 
     shards: tuple[Shard, ...]
     """In order; one for a model that is a single file."""
-    _hashes: ModelHashes | None = field(default=None, init=False, repr=False)
+    _parts: tuple[ModelHashes, ...] | None = field(default=None, init=False, repr=False)
 
     @property
     def path(self) -> Path:
@@ -118,14 +118,34 @@ class ModelFiles:
             UsageError: a file cannot be read any more.
         """
         whole = file and len(self.shards) == 1
-        if self._hashes is None or (whole and self._hashes.file_sha256 is None):
-            parts: list[ModelHashes] = []
-            for path in self.paths:
-                done = sum(part.file_bytes for part in parts)
-                parts.append(hash_model(path, file=whole, progress=_beyond(done, self.file_bytes, progress)))
-            tensors = tuple(tensor for part in parts for tensor in part.tensors)
-            self._hashes = ModelHashes(self.file_bytes, parts[0].file_sha256, content_sha256(tensors), tensors)
-        return self._hashes
+        if self._parts is None or (whole and self._parts[0].file_sha256 is None):
+            self._parts = self._hash_files(file=whole, progress=progress)
+        parts = self._parts
+        tensors = tuple(tensor for part in parts for tensor in part.tensors)
+        only = parts[0].file_sha256 if len(parts) == 1 else None
+        return ModelHashes(self.file_bytes, only, content_sha256(tensors), tensors)
+
+    def file_hashes(self, *, experts: bool = False, progress: Progress = no_progress) -> tuple[ModelHashes, ...]:
+        """The identity of each file by itself, its `file_sha256` among it; in order, bytes read once.
+
+        Args:
+            experts: hash every expert's slice too.
+            progress: in bytes of all files.
+
+        Raises:
+            As `hashes`.
+        """
+        if self._parts is None or experts or any(part.file_sha256 is None for part in self._parts):
+            self._parts = self._hash_files(file=True, experts=experts, progress=progress)
+        return self._parts
+
+    def _hash_files(self, *, file: bool, experts: bool = False, progress: Progress) -> tuple[ModelHashes, ...]:
+        parts: list[ModelHashes] = []
+        for path in self.paths:
+            done = sum(part.file_bytes for part in parts)
+            told = _beyond(done, self.file_bytes, progress)
+            parts.append(hash_model(path, file=file, experts=experts, progress=told))
+        return tuple(parts)
 
     def require_model(self) -> None:
         """Make sure that it is a model.

@@ -19,6 +19,7 @@ from dfqs.errors import IntegrityError, NetworkError, printable
 from dfqs.pull.bounded import SlowAnswer, bounded_client, exchange
 from dfqs.pull.hub import Address, Hub, Listing, RemoteFile
 from dfqs.pull.retry import RETRIED_STATUS, RetryPolicy, retry_after_s
+from dfqs.storage.closing import Closing
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 HEAD_LIMIT_BYTES = 4 << 20
@@ -55,7 +56,7 @@ class _State:
     etag: str | None = None
 
 
-class RangeClient:
+class RangeClient(Closing):
     """Fetches ranges of one repository's files, on several connections at once. Closes with its `with` block."""
 
     def __init__(self, hub: Hub, listing: Listing, *, retry: RetryPolicy | None = None, connections: int = 8) -> None:
@@ -141,10 +142,7 @@ class RangeClient:
                 except OSError:
                     continue
 
-    def __enter__(self) -> "RangeClient":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
     def _request(self, file: RemoteFile, start: int, end: int, whole: bool) -> Iterator[bytes]:

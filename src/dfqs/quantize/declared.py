@@ -6,17 +6,15 @@ from dfqs.errors import FormatError, UsageError
 from dfqs.gguf.reader import Header
 from dfqs.integrity.findings import Finding
 from dfqs.model.classes import CLASSES, DeploymentClass
+from dfqs.model.making import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, RECIPE_LIMIT_BYTES
 from dfqs.model.spec import read_model_spec
 from dfqs.quantize.experts import expert_problems
-from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY
 from dfqs.quantize.mixtures import MIXTURES, mixture_class
 from dfqs.quantize.plan import plan_quantization
 from dfqs.quantize.recipe import class_from_record, recipe_record
 from dfqs.records import parse_json
 
 LISTED = 10
-RECIPE_LIMIT_BYTES = 1 << 20
-"""A recipe of two exceptions a layer has some kilobytes."""
 _FIX = "Get the file again from where it came from, or make it again with `dfqs quantize`."
 
 

@@ -17,10 +17,11 @@ from dfqs.gguf.reader import read_header
 from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.model.classes import DeploymentClass
 from dfqs.model.files import ModelFiles
+from dfqs.model.making import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
 from dfqs.quantize.logits_file import read_losses, write_losses
-from dfqs.quantize.metadata import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, recipe_text
+from dfqs.quantize.metadata import recipe_text
 from dfqs.quantize.noise_floor import FLOOR_TOKENS, Resolution, resolve_loss
 from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, logits_bytes, measure_losses, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, is_unfinished, quantize

@@ -13,16 +13,11 @@ from dfqs.gguf.reader import Header
 from dfqs.gguf.types import GGMLType
 from dfqs.gguf.values import KeyValue, RawKeyValue, string, u32
 from dfqs.model.classes import DeploymentClass
+from dfqs.model.making import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, VERSION_KEY
 from dfqs.quantize.mixtures import MIXTURES
 from dfqs.quantize.recipe import recipe_record
 from dfqs.records import canonical_json
 from dfqs.shards.layout import QUANTIZE_ORDER, split_keys
-
-CLASS_KEY = "dfqs.class"
-RECIPE_KEY = "dfqs.recipe"
-IMATRIX_KEY = "dfqs.imatrix_sha256"
-SOURCE_KEY = "dfqs.source_content_sha256"
-VERSION_KEY = "dfqs.version"
 
 QUANTIZATION_VERSION = 2
 """ggml's `GGML_QNT_VERSION`."""

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from dfqs.cli.documents.attest import VerifiedSignatures
 from dfqs.find import FindResult, FoundModel
 from dfqs.integrity import Finding, ModelHashes, has_errors
+from dfqs.integrity.attest import Attested
 from dfqs.integrity.compare import Comparison
 from dfqs.model.classes import ClassMatch
 from dfqs.records import Document, Record, Text
@@ -50,6 +52,7 @@ class VerifyDocument(Document):
     manifest: Text | None
     against: Text | None
     compared: Compared | None
+    attestation: VerifiedSignatures | None = None
     class_: Text | None = Field(alias="class")
     """The deployment class that every tensor's type has."""
     closest_class: Text | None
@@ -67,6 +70,7 @@ class VerifyDocument(Document):
         *,
         manifest: Path | None,
         against: Path | None,
+        attested: Attested | None = None,
     ) -> "VerifyDocument":
         """The outcome."""
         return cls(
@@ -89,6 +93,7 @@ class VerifyDocument(Document):
             manifest=manifest,
             against=against,
             compared=Compared(tensors=comparison.tensors, bytes=comparison.compared_bytes) if comparison else None,
+            attestation=VerifiedSignatures.of(attested),
             class_=match.name if match is not None and match.exact else None,
             closest_class=match.name if match is not None else None,
             class_deviations=match.deviations if match is not None else (),
