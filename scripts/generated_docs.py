@@ -13,7 +13,8 @@ TREE_END = "<!-- end of tree -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
     *("errors", "units", "progress", "cache", "storage", "config", "seal", "records", "receipts"),
-    *("gguf", "model", "shards", "inplace", "pull", "integrity", "find", "control_groups", "hardware", "figure"),
+    *("gguf", "model", "shards", "inplace", "pull", "integrity", "find"),
+    *("control_groups", "hardware", "energy", "figure"),
     *("runtime", "streaming", "quantize", "routing", "planning", "evaluate", "report", "targets"),
     *("embedded", "demo_record", "demo", "cli", "__main__"),
 )

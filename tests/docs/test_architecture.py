@@ -23,6 +23,7 @@ LAYERS = (
     ("find",),
     ("control_groups",),
     ("hardware",),
+    ("energy",),
     ("figure",),
     ("runtime",),
     ("streaming",),

@@ -127,6 +127,14 @@ def test_what_was_not_measured_is_said_and_no_number_stands_in_its_place() -> No
     assert "No repository was named" in readme and "Whose file this is was not said" in readme
 
 
+def test_energy_is_told_only_where_the_machine_could_tell_it() -> None:
+    assert "Not measured: the machine's energy counters" in make_card(facts(), MINE).readme
+
+    told = make_card(with_report(facts(), details__speed__energy_joules_per_token=7.2), MINE).readme
+
+    assert "7.20 J for each token that was decoded, 2.00 Wh for a thousand" in told
+
+
 @pytest.mark.parametrize(
     "changes",
     [

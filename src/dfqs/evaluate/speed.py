@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from dfqs.energy import joules_between, read_energy
 from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
 from dfqs.progress import no_progress
@@ -53,6 +56,8 @@ class DecodeRun:
     disk_bytes: int | None = None
     """Read for the tokens of `decode_s`; None where all weights were in memory, as in the next."""
     disk_wait_s: float | None = None
+    energy_joules: float | None = None
+    """Taken by the machine's processors for the tokens of `decode_s`; None where they do not tell."""
 
 
 class SpeedSummary(Record):
@@ -85,6 +90,8 @@ class SpeedSummary(Record):
     """Of experts, read from disk while decoding; None where all weights were in memory, as in the next."""
     disk_wait_share: Amount | None = None
     """Of the time of decoding, that computing stood still for the disk."""
+    energy_joules_per_token: Amount | None = Field(default=None, exclude_if=lambda joules: joules is None)
+    """Of the processors and whatever else ran on them, by their own counters; median of the repeats."""
 
 
 def used_memory(load_mode: str, memory_bytes: int | None) -> dict[str, Any]:
@@ -136,9 +143,9 @@ def run_repeats(worker: WorkerContext, path: Path, suite: Suite, repeats: int, o
                 began = LoadSample()
                 prefill = min(suite.prefill_tokens, context.n_ctx_sequence)
                 prefill_s = time_prefill(context, prefill)
-                before = loaded.read_figures()
+                before, energy = loaded.read_figures(), read_energy()
                 decode_s = _decode_from_empty(context, suite.decode_tokens)
-                after = loaded.read_figures()
+                after, joules = loaded.read_figures(), joules_between(energy, read_energy())
                 depth_s: tuple[float, ...] = ()
                 if depth:
                     time_prefill(context, depth)
@@ -155,6 +162,7 @@ def run_repeats(worker: WorkerContext, path: Path, suite: Suite, repeats: int, o
                         other_cpus(began),
                         after.read_bytes - before.read_bytes if after is not None and before is not None else None,
                         after.wait_s - before.wait_s if after is not None and before is not None else None,
+                        joules,
                     )
                 )
 
@@ -171,6 +179,7 @@ def summarise(runs: list[DecodeRun], bandwidth: float | None, bytes_per_token: i
     depth_rates = [len(run.depth_decode_s) / sum(run.depth_decode_s) for run in deep]
     latencies = [second for run in runs for second in run.decode_s]
     rate = statistics.median(rates)
+    joules = [run.energy_joules / len(run.decode_s) for run in runs if run.energy_joules is not None]
     return SpeedSummary(
         decode_tokens_per_s=rate,
         decode_spread=(min(rates), max(rates)),
@@ -190,6 +199,7 @@ def summarise(runs: list[DecodeRun], bandwidth: float | None, bytes_per_token: i
         bytes_per_token=bytes_per_token,
         disk_bytes_per_token=_share([run.disk_bytes for run in runs], sum(len(run.decode_s) for run in runs)),
         disk_wait_share=_share([run.disk_wait_s for run in runs], sum(latencies)),
+        energy_joules_per_token=statistics.median(joules) if len(joules) == len(runs) else None,
         bandwidth_fraction=bytes_per_token * rate / bandwidth if bytes_per_token is not None and bandwidth else None,
     )
 

@@ -126,6 +126,7 @@ class StoredRepeat(Record):
     other_cpus: Amount
     disk_bytes: Whole | None = None
     disk_wait_s: Amount | None = None
+    energy_joules: Amount | None = None
     machine: Fields
 
 

@@ -113,4 +113,11 @@ def envelope(facts: Facts) -> str:
 
 def energy(report: Report) -> str:
     """Section 18, where the machine could tell."""
-    return "Not measured: the machine's energy counters (RAPL) could not be read, and no offset is claimed."
+    speed = report.details.speed
+    joules = speed.energy_joules_per_token if speed is not None else None
+    if joules is None:
+        return "Not measured: the machine's energy counters (RAPL) could not be read. No offset is claimed."
+    return (
+        f"{joules:.2f} J for each token that was decoded, {joules / 3.6:.2f} Wh for a thousand, by the counters of the "
+        f"processors (RAPL), with everything else that ran on them. No offset is claimed."
+    )

@@ -177,6 +177,8 @@ def speed_rows(speed: SpeedSummary) -> list[Row]:
         rows.append(
             ("decode at depth", f"{speed.depth_tokens_per_s:.2f} tokens/s", f"behind {speed.depth_tokens:,} tokens")
         )
+    if speed.energy_joules_per_token is not None:
+        rows.append(("energy of a token", f"{speed.energy_joules_per_token:.2f} J", "by the processors' own counters"))
     if speed.copy_bandwidth_bytes_per_s is not None:
         share = f"{speed.bandwidth_fraction:.0%} of it used by weights" if speed.bandwidth_fraction is not None else ""
         rows.append(("memory, copying", f"{format_bytes(speed.copy_bandwidth_bytes_per_s)}/s", share))
