@@ -143,7 +143,13 @@ def cases(folder: Path) -> dict[str, list[list[Any]]]:
         ],
         "publish": [[model, SAID], [missing, "owner/name"], [model, "owner/name", "--report", text]],
         "compare": [[folder, missing], [text, text], [missing]],
-        "deploy": [["--list", path] for path in every],
+        "deploy": [
+            *[["--list", path] for path in every],
+            *[["jan", path, "--dry-run", "--name", SAID] for path in every],
+            ["pi", model, "--dry-run", "--endpoint", SAID],
+            ["lm-studio", model, "--undo"],
+            [SAID, model],
+        ],
     }
 
 

@@ -1,73 +1,185 @@
-"""`dfqs deploy`: a model into the systems that people already use."""
+"""`dfqs deploy`: a model into the systems that people already use, and out of them again."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dfqs.cli.options import Json
-from dfqs.cli.output import column_table, emit, note, out
+from dfqs.cli.deploy_text import show_deployment, show_list, show_undone
+from dfqs.cli.documents.deploy import DeployDocument, DeployEndpoint, UndoDocument, endpoint_record
+from dfqs.cli.drawing import progress_bar
+from dfqs.cli.options import DryRun, Json
+from dfqs.cli.output import emit, note, warn
 from dfqs.errors import UsageError
-from dfqs.model.files import open_model
-from dfqs.targets.catalogue import all_targets
-from dfqs.targets.listing import DeployListDocument, TargetRow, list_targets
+from dfqs.model.files import ModelFiles, open_model
+from dfqs.records import readable_text
+from dfqs.targets.catalogue import all_targets, find_target
+from dfqs.targets.contract import LocalModel, Target
+from dfqs.targets.deploy import (
+    DEFAULT_ENDPOINT,
+    Asked,
+    Placing,
+    Prepared,
+    deploy,
+    find_endpoint,
+    model_path,
+    prepare,
+)
+from dfqs.targets.kept import find_deployments
+from dfqs.targets.listing import list_targets
 from dfqs.targets.look import read_site
 from dfqs.targets.model import local_model
-from dfqs.units import format_bytes
-
-_TAKES = {
-    "path": "reads the file where it lies",
-    "link": "a link in its directory",
-    "copy": "copies it",
-    "endpoint": "talks with a server",
-    "download": "a notebook",
-}
+from dfqs.targets.serving import run_in_terminal, served
+from dfqs.targets.undo import undo_deployment
+from dfqs.targets.verify import Verification
 
 
 def command(
+    target: Annotated[
+        str | None, typer.Argument(help="A system that --list shows: ollama, lm-studio, pi, ...", show_default=False)
+    ] = None,
     model: Annotated[
         Path | None, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)
     ] = None,
-    list_: Annotated[
-        bool, typer.Option("--list", help="Say which systems are here, and what stands in the way.")
+    list_: Annotated[bool, typer.Option("--list", help="Show the systems, and what stands in the way.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take back what deploying wrote, byte for byte.")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the model meanwhile, and start the client in this terminal.")
     ] = False,
+    copy: Annotated[
+        bool | None,
+        typer.Option(
+            "--copy/--link", help="How a system gets its file.", show_default="hard link, else symlink, else copy"
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="To list the model under.", show_default="the file's")
+    ] = None,
+    ctx: Annotated[
+        int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained, at most 65536")
+    ] = None,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="Address of the server for clients.")] = DEFAULT_ENDPOINT,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="The server's key.", envvar="DFQS_API_KEY", show_default=False)
+    ] = None,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
-    """Show which systems a model can be brought into: what is installed here, what is blocked and why, how much disk
-    each takes, and which GGUF it reads.
+    """Bring a model into a system that people already use: llama.cpp, LM Studio, Jan, Ollama, Pi, Hermes and others.
+    Entries and comments of your own stay; the model is linked where that is possible and never moved; --undo takes
+    everything back.
 
-    Example: dfqs deploy --list model.gguf
+    Example: dfqs deploy lm-studio model.gguf
     """
-    if not list_:
-        raise UsageError("say what to do: --list shows the systems")
-    targets = all_targets()
-    files = open_model(model) if model is not None else None
+    if list_:
+        _list(target if model is None else None, json_)
+        return
+    if target is None or model is None:
+        raise UsageError("name a system and a model (dfqs deploy ollama model.gguf); --list shows the systems")
+    chosen = find_target(target)
+    if undo:
+        _undo(chosen, model, json_)
+        return
+    placing: Placing | None = None if copy is None else "copy" if copy else "link"
+    files = open_model(model)
+    local = local_model(files, name=name, context_tokens=ctx)
+    if files.label is not None:
+        note(f"note: {files.label}")
+    if serve:
+        _deploy_served(chosen, files, local, placing, ctx, api_key, dry_run=dry_run, json_=json_)
+        return
+    asked = find_endpoint(endpoint, local, api_key=api_key, context_tokens=ctx)
+    if chosen.takes == "endpoint" and not asked.answered:
+        warn(f"nothing answers at {asked.endpoint.base_url}; start it with: dfqs serve {model}, or give --serve")
+    _deploy(prepare(chosen, files, local, asked, placing=placing), dry_run=dry_run, json_=json_)
+
+
+def _list(source: str | None, json_: bool) -> None:
+    files = open_model(source) if source is not None else None
     local = local_model(files) if files is not None else None
+    targets = all_targets()
     document = list_targets(targets, read_site(targets, probe=True), local, files)
-    emit(document, json_, lambda: _show_list(document))
+    emit(document, json_, lambda: show_list(document))
 
 
-def _show_list(document: DeployListDocument) -> None:
-    columns = ("target", "state", "how", "extra disk", "GGUF names", "build")
-    table = column_table(*columns, words=columns)
-    for row in document.targets:
-        names, build = (row.dialect.names, row.dialect.build) if row.dialect is not None else ("-", "-")
-        table.add_row(row.target, row.state, _TAKES[row.takes], _disk_words(row), names, build)
-    out.print_table(table)
-    for row in document.targets:
-        if row.installed is not None:
-            note(f"{row.target}: {row.installed}")
-    for row in document.targets:
-        if row.reason is not None:
-            note(f"{row.target} is blocked: {row.reason}")
-
-
-def _disk_words(row: TargetRow) -> str:
-    if row.disk_high_bytes is None or row.disk_low_bytes is None:
-        return {"copy": "a copy, or two", "link": "none where it can link"}.get(row.takes, "none")
-    low, high = format_bytes(row.disk_low_bytes), format_bytes(row.disk_high_bytes)
-    needed = (
-        low if low == high else f"{low} to {high}" if row.disk_low_bytes else f"none, or {high} where it cannot link"
+def _deploy(prepared: Prepared, *, dry_run: bool, json_: bool) -> None:
+    ways: dict[str, str] = {}
+    verification: Verification | None = None
+    backups = None
+    if not dry_run:
+        with progress_bar("copying") as progress:
+            deployment, verification = deploy(prepared, progress=progress, say=note)
+        if deployment is not None:
+            backups = str(prepared.directory)
+            ways = {part.path: part.way for part in deployment.parts if part.way is not None}
+        if not prepared.plan.is_needed:
+            ways = {}
+    document = DeployDocument.of(
+        prepared.target,
+        prepared.model,
+        prepared.rendering,
+        prepared.plan,
+        prepared.site.system,
+        endpoint=_endpoint(prepared),
+        ways=ways,
+        verification=verification,
+        backups=backups,
+        dry_run=dry_run,
     )
-    free = f", {format_bytes(row.disk_free_bytes)} free" if row.disk_free_bytes is not None else ""
-    return needed + free
+    emit(document, json_, lambda: show_deployment(document))
+    if document.wrong:
+        raise typer.Exit(1)
+
+
+def _endpoint(prepared: Prepared) -> DeployEndpoint | None:
+    if prepared.target.takes != "endpoint":
+        return None
+    return endpoint_record(prepared.asked.endpoint, answered=prepared.asked.answered)
+
+
+def _deploy_served(
+    target: Target,
+    files: ModelFiles,
+    local: LocalModel,
+    placing: Placing | None,
+    ctx: int | None,
+    api_key: str | None,
+    *,
+    dry_run: bool,
+    json_: bool,
+) -> None:
+    """Serve the model, tell the client, and give it the terminal; the server ends with it."""
+    if target.takes != "endpoint":
+        raise UsageError(f"--serve is for clients of a server; {target.title} runs the model by itself")
+    if dry_run:
+        raise UsageError("--serve starts a server, which is more than --dry-run may; leave one of the two out")
+    with served(Path(local.path), port=0, context_tokens=ctx or local.context_tokens, api_key=api_key) as endpoint:
+        prepared = prepare(target, files, local, Asked(endpoint, answered=True), placing=placing)
+        _deploy(prepared, dry_run=False, json_=json_)
+        first = prepared.rendering.use[0]
+        if sys.stdin.isatty() and first.words[0] in prepared.site.programs:
+            run_in_terminal(first)
+            return
+        note("serving until Ctrl-C")
+        wait_for_interrupt()
+
+
+def wait_for_interrupt() -> None:
+    """Until the user has had enough."""
+    try:
+        while sys.stdin.readline():
+            pass
+    except KeyboardInterrupt:
+        return
+
+
+def _undo(target: Target, model: Path, json_: bool) -> None:
+    found = list(find_deployments(target.name, readable_text(model_path(model))))
+    if not found:
+        raise UsageError(f"{model} was not deployed to {target.title} from here, or that was undone already")
+    lines: list[str] = []
+    for directory, _ in found:
+        undo_deployment(directory, say=lines.append)
+    document = UndoDocument(target=target.name, model=model_path(model), done=tuple(lines))
+    emit(document, json_, lambda: show_undone(document))

@@ -106,6 +106,22 @@ class Client(Closing):
             raise self._strange("/v1/models has no list 'data'")
         return tuple(str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry)
 
+    def context_tokens(self) -> int | None:
+        """How long a request's context may be; None where the server does not say (only llama-server does).
+
+        Raises:
+            EndpointError: it does not answer.
+        """
+        try:
+            document = self._json("GET", "/props")
+        except EndpointError as error:
+            if error.fault is not EndpointFault.REFUSED:
+                raise
+            return None
+        settings = document.get("default_generation_settings")
+        found = settings.get("n_ctx") if isinstance(settings, dict) else None
+        return found if isinstance(found, int) and not isinstance(found, bool) and 0 < found < _EXACT else None
+
     def chat(
         self,
         messages: Sequence[Message],

@@ -46,3 +46,21 @@ def cache_lock(name: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def state_directory() -> Path:
+    """Where dfqs keeps what a user would miss: `DFQS_CACHE`/state where that is set, else `$XDG_STATE_HOME/dfqs`, else
+    `~/.local/state/dfqs`. It need not exist.
+
+    Raises:
+        UsageError: this user has no home directory, and no variable names one.
+    """
+    if own := os.environ.get("DFQS_CACHE"):
+        return Path(own) / "state"
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if Path(base).is_absolute():
+        return Path(base) / "dfqs"
+    try:
+        return Path.home() / ".local" / "state" / "dfqs"
+    except RuntimeError:
+        raise UsageError("this user has no home directory to keep back-ups in; set DFQS_CACHE to a directory") from None

@@ -163,7 +163,9 @@ class Edit:
     way: tuple[Step, ...]
     """From the outermost object inwards."""
     value: Any
-    """Of JSON; for a list entry an object that holds its name."""
+    """Of JSON; of a list's entry, without its name."""
+    only_where_missing: bool = False
+    """What the user has there stays."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class LlamaCpp(Target):
         context = str(model.context_tokens)
         section = model.identifier
         preset_edits = (
-            Edit(("", "version"), "1"),
+            Edit(("", "version"), "1", only_where_missing=True),
             Edit((section, "model"), path),
             Edit((section, "c"), context),
         )

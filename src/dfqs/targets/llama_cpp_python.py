@@ -35,7 +35,7 @@ class LlamaCppPython(Target):
 
     def render(self, model: LocalModel, site: Site, endpoint: Endpoint) -> Rendering:
         config, path = site.own / "llama-cpp-python.json", require_text(model.path, "the model")
-        entry = {"model": path, "model_alias": model.identifier, "n_ctx": model.context_tokens}
+        entry = {"model": path, "n_ctx": model.context_tokens}
         program = "; ".join(
             (
                 "from llama_cpp import Llama",

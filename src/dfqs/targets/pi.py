@@ -41,7 +41,6 @@ class Pi(Target):
         provider = provider_name(endpoint)
         directory = site.directory_of("PI_CODING_AGENT_DIR", ".pi", "agent")
         entry = {
-            "id": endpoint.model,
             "contextWindow": endpoint.context_tokens,
             "maxTokens": min(_LONGEST_ANSWER, max(endpoint.context_tokens // 2, 1)),
         }
