@@ -74,13 +74,14 @@ def test_nothing_is_uploaded_unless_told_to(model: Path, hub: UploadHub, capsys:
 def test_everything_is_there_in_one_commit_and_the_second_call_does_nothing(
     model: Path, hub: UploadHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (model.parent / "m.gguf.sig").write_text("{}")
+    for suffix in (".sig", ".derivation.sigstore.json"):
+        (model.parent / f"m.gguf{suffix}").write_text("{}")
 
     assert publish(model, "--yes", "--json") == 0
 
     document = told(capsys)
-    names = {"m.gguf", "m.gguf.manifest.json", "m.gguf.sig", "README.md", "CITATION.cff", "preset.ini"}
-    assert set(hub.files) == {*names, "report.json", "report.html"}
+    of_model = {"m.gguf", "m.gguf.manifest.json", "m.gguf.sig", "m.gguf.derivation.sigstore.json"}
+    assert set(hub.files) == {*of_model, "README.md", "CITATION.cff", "preset.ini", "report.json", "report.html"}
     assert document["commit"] == hub.commit and len(hub.commits) == 1
     assert document["private"] is True and hub.private is True
     assert hub.files["m.gguf"] == model.read_bytes()
@@ -115,7 +116,22 @@ def test_shards_are_published_without_a_manifest_and_without_a_report(
     assert run(["publish", str(first), REPO, "--yes", "--json"]) == 0
 
     assert set(hub.files) == {"s-00001-of-00002.gguf", "s-00002-of-00002.gguf", "preset.ini"}
-    assert "merge it to one file" in " ".join(told(capsys)["notes"])
+    assert "these shards have no manifests" in " ".join(told(capsys)["notes"])
+
+
+def test_manifests_of_shards_go_with_them_and_are_believed(tmp_path: Path, hub: UploadHub) -> None:
+    shards = write_shards(tmp_path, ENTRIES, [tiny_tensors()[:3], tiny_tensors()[3:]], prefix="s")
+    for shard in shards:
+        write_manifest(shard, make_manifest(shard))
+
+    assert run(["publish", str(shards[0]), REPO, "--yes"]) == 0
+    assert {f"{shard.name}.manifest.json" for shard in shards} <= set(hub.files)
+
+    data = bytearray(shards[1].read_bytes())
+    data[-1] ^= 1
+    shards[1].write_bytes(data)
+    assert run(["publish", str(shards[0]), REPO, "--yes"]) == 3
+    assert len(hub.commits) == 1
 
 
 def test_a_missing_manifest_is_made_and_kept(model: Path, hub: UploadHub) -> None:
@@ -276,6 +292,17 @@ def test_a_refusal_is_a_sentence(
     said = capsys.readouterr().err
     assert f"HTTP {status}" in said and "internal error" not in said
     assert not hub.commits
+
+
+def test_a_wrong_token_is_found_out_before_anything_is_hashed_and_not_shown(
+    model: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
+
+    assert publish(model) == 2
+
+    said = capsys.readouterr().err
+    assert "HF_TOKEN" in said and "hf_wrong" not in said
 
 
 def test_a_card_that_the_hub_refuses_stops_before_the_commit(

@@ -153,7 +153,8 @@ def _check_manifest(
     model: Path, hashes: ModelHashes | None
 ) -> tuple[Path | None, Manifest | None, tuple[Finding, ...]]:
     path = manifest_path(model)
-    if hashes is None or not path.exists():
+    # A shard's own manifest is not one of the whole model.
+    if hashes is None or hashes.file_sha256 is None or not path.exists():
         return None, None, ()
     try:
         recorded = read_manifest(path)

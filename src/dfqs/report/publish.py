@@ -95,7 +95,10 @@ def read_remote(repo: str) -> Remote:
     with _hub_errors(repo):
         try:
             info = _api().model_info(repo, files_metadata=True, timeout=ANSWER_S)
-        except RepositoryNotFoundError:
+        except RepositoryNotFoundError as error:
+            # 401 is how the Hub says so to a stranger, who cannot make one either.
+            if error.response.status_code != 404:
+                raise
             return Remote(repo, None, None, {})
     files = {}
     for entry in info.siblings or []:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import DfqsError, IntegrityError, UsageError, printable
+from dfqs.integrity.attest import attestation_places
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.manifest import manifest_findings, manifest_of, manifest_path, read_manifest, write_manifest
 from dfqs.model.files import ModelFiles, open_model
@@ -24,8 +25,6 @@ from dfqs.report.schema import Report
 from dfqs.storage.hashing import hash_file
 from dfqs.storage.identity import FileStamp
 
-SIGNATURE_SUFFIXES = (".sig", ".derivation.sigstore.json")
-"""Of what `dfqs attest` leaves beside a model."""
 _SMALL_BYTES = 64 << 20
 _GIT_BYTES = 10 << 20
 """The Hub keeps no larger file outside of its large-file storage."""
@@ -109,7 +108,7 @@ def gather_published(
         settled = _settle(reported)
         report = settled.report
         facts = gather_facts(model, settled, documents, progress=progress)
-        hashes, findings = facts.hashes, facts.manifest_findings
+        hashes = facts.hashes
         card = make_card(facts, options, usage_of)
         made["README.md"] = card.readme.encode()
         made |= {name: text.encode() for name, text in card.beside.items()}
@@ -117,15 +116,16 @@ def gather_published(
         notes += [f"{stranger}, and was left out" for stranger in facts.strangers]
     else:
         hashes = opened.hashes(progress=progress)
-        findings = _findings(model, hashes)
         notes.append("no report was given, so there is no card (--report DIRECTORY)")
     if hashes is None:
         raise UsageError(f"{model} cannot be read as a model; dfqs verify tells what is wrong with it")
-    _require_recorded(model, findings)
-    made[PRESET_NAME] = render_preset(opened.description, report).encode()
     files = [_model_file(path, stamps[path], opened, hashes) for path in opened.paths]
-    files += _manifest_file(opened, hashes, notes, write=write)
-    files += [_disk_file(path) for path in _signatures(opened.path)]
+    for file in files:
+        _require_recorded(file, hashes)
+    made[PRESET_NAME] = render_preset(opened.description, report).encode()
+    files += _manifest_files(opened, hashes, notes, write=write)
+    places = attestation_places(opened)
+    files += [_disk_file(path) for path in (places.signature, places.derivation) if path.is_file()]
     files += [_made_file(name, data) for name, data in sorted(made.items())]
     return Published(tuple(files), tuple(notes))
 
@@ -162,18 +162,29 @@ def _companions(documents: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(kept)
 
 
-def _findings(model: Path, hashes: ModelHashes) -> tuple[Finding, ...]:
-    path = manifest_path(model)
-    return manifest_findings(read_manifest(path), hashes) if path.exists() else ()
+def _require_recorded(file: PublishFile, hashes: ModelHashes) -> None:
+    """A file is what its manifest says.
 
-
-def _require_recorded(model: Path, findings: Sequence[Finding]) -> None:
-    wrong = [finding for finding in findings if finding.severity is Severity.ERROR]
-    if wrong:
-        what = f"'{printable(wrong[0].name)}': {wrong[0].message}" if wrong[0].name else wrong[0].message
+    Raises:
+        IntegrityError: it is not.
+        FormatError: there is a manifest, and it cannot be read.
+    """
+    assert file.path is not None
+    place = manifest_path(file.path)
+    if not place.exists():
+        return
+    recorded = read_manifest(place)
+    found: Sequence[Finding] = ()
+    if hashes.file_sha256 is not None:
+        found = [entry for entry in manifest_findings(recorded, hashes) if entry.severity is Severity.ERROR]
+    elif recorded.file_sha256 != file.sha256:
+        # Of a shard, whose tensors are some of the model's.
+        found = [Finding("differs", "its bytes are others", "")]
+    if found:
+        what = f"'{printable(found[0].name)}': {found[0].message}" if found[0].name else found[0].message
         raise IntegrityError(
-            f"{model} is not what {manifest_path(model).name} recorded ({what}), and is not published. "
-            f"dfqs verify {model} --manifest {manifest_path(model)} says more"
+            f"{file.path} is not what {place.name} recorded ({what}), and is not published. "
+            f"dfqs verify {file.path} --manifest {place} says more"
         )
 
 
@@ -185,23 +196,20 @@ def _model_file(path: Path, stamp: FileStamp, opened: ModelFiles, hashes: ModelH
     return PublishFile(path.name, stamp.bytes, digest, path, stamp, None)
 
 
-def _manifest_file(opened: ModelFiles, hashes: ModelHashes, notes: list[str], *, write: bool) -> list[PublishFile]:
-    path = manifest_path(opened.path)
-    if path.exists():
-        return [_disk_file(path)]
+def _manifest_files(opened: ModelFiles, hashes: ModelHashes, notes: list[str], *, write: bool) -> list[PublishFile]:
+    """One a file, as far as there are any; of a single file it is made."""
+    places = [manifest_path(path) for path in opened.paths]
+    found = [_disk_file(place) for place in places if place.exists()]
+    if found:
+        return found
     if hashes.file_sha256 is None:
-        notes.append("a set of shards has no manifest; merge it to one file to have one")
+        notes.append("these shards have no manifests; dfqs manifest makes one of each, or merge them to one file")
         return []
     manifest = manifest_of(opened.path.name, hashes)
     if write:
         return [_disk_file(write_manifest(opened.path, manifest))]
-    notes.append(f"{path.name} will be written, for there is none")
-    return [_made_file(path.name, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())]
-
-
-def _signatures(model: Path) -> list[Path]:
-    names = [f"{name}{suffix}" for name in (model.name, model.stem) for suffix in SIGNATURE_SUFFIXES]
-    return [path for name in names if (path := model.with_name(name)).is_file()]
+    notes.append(f"{places[0].name} will be written, for there is none")
+    return [_made_file(places[0].name, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())]
 
 
 def _disk_file(path: Path) -> PublishFile:
