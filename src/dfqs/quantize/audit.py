@@ -138,6 +138,7 @@ def audit(
     limit_bytes: int | None = DEFAULT_LIMIT_BYTES,
     threads: int | None = None,
     progress: Progress = no_progress,
+    worker: Worker | None = None,
 ) -> Audit:
     """Draw tensors of `model`, make each again from `source`, and compare.
 
@@ -145,6 +146,7 @@ def audit(
         seed: of the draw. Whoever makes a file to pass must not know it beforehand.
         limit_bytes: of the source, for each tensor; a larger one is looked at in places (`draw_rows`). None: read all.
         progress: in bytes of the source.
+        worker: one that runs already.
 
     Raises:
         UsageError: numbers out of their range, a source that is of another model, or an importance matrix that is not
@@ -160,7 +162,8 @@ def audit(
         importance = stack.enter_context(ImatrixFile(imatrix)) if imatrix is not None else None
         sha256 = _checked_hash(imatrix, making)
         pairs = [_Pair(name, ours[name], theirs.get(name)) for name in sample.names]
-        run = _Run(model, source, importance, seed, limit_bytes, stack.enter_context(Worker(threads=threads)))
+        running = worker if worker is not None else stack.enter_context(Worker(threads=threads))
+        run = _Run(model, source, importance, seed, limit_bytes, running)
         run.told = _told(run, pairs, progress)
         pool = stack.enter_context(ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="range"))
         found = tuple(run.audit_tensor(pair, pool) for pair in pairs)
