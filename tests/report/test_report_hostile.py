@@ -11,12 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dfqs.cli.main import run
 from dfqs.errors import DfqsError, FormatError
 from dfqs.evaluate.store import LINES_LIMIT, RESULTS_LIMIT_BYTES, runs_of
 from dfqs.records import parse_json, parse_record
 from dfqs.report import Report
 from dfqs.report.markdown import render_markdown, render_summary
 from dfqs.report.record import build_report
+from gguf_builder import write_small
 from memory_limits import LIMIT_BYTES, peak_under_limit
 from report_documents import report_document, run_documents
 
@@ -195,3 +197,44 @@ def test_names_that_only_look_like_runs_are_none(tmp_path: Path) -> None:
     (tmp_path / "run-2").write_text("a file")
 
     assert [path.name for path in runs_of(tmp_path)] == ["run-1", "run-10"]
+
+
+def test_words_of_a_hostile_report_are_words_whichever_verb_says_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "<script>alert(1)</script> \x1b]0;owned\x07 \x9b2J `|[b] \u202e"
+    report = report_document()
+    report["artifact"]["name"] = evil
+    report["reasons"], report["notices"] = {"code_score": evil}, [evil]
+    place = tmp_path / "report.json"
+    place.write_text(json.dumps(report))
+    model = write_small(tmp_path / "small.gguf")
+    calls = [
+        ["report", str(place), "--html", str(tmp_path / "r.html")],
+        ["compare", str(place), str(place), "--html", str(tmp_path / "c.html")],
+        ["conform", str(model), "--report", str(place)],
+    ]
+    for call in calls:
+        for arguments in (call, [*call, "--json"]):
+            assert run([*arguments, *(["--overwrite"] if "--html" in call else [])]) in (0, 1, 4), arguments
+            captured = capsys.readouterr()
+            assert not set("\x1b\x07\x9b\u202e") & set(captured.out + captured.err), arguments
+            assert "internal error" not in captured.err
+    for page in ("r.html", "c.html"):
+        text = (tmp_path / page).read_text(encoding="utf-8")
+        assert "<script>alert" not in text and not set("\x1b\x07\x9b\u202e") & set(text)
+
+
+def test_a_report_of_100_mb_or_of_numbers_that_are_none_is_refused_by_every_verb_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large, none = tmp_path / "large.json", tmp_path / "none.json"
+    large.write_text(json.dumps({**report_document(), "measured_at": "x" * 100_000_000}))
+    none.write_text(json.dumps(report_document()).replace('"cpu_tokens_per_sec": ', '"cpu_tokens_per_sec": NaN, "x": '))
+    assert "NaN" in none.read_text()
+    model = write_small(tmp_path / "small.gguf")
+    for place in (large, none):
+        for call in (["report", place], ["compare", place, place], ["conform", model, "--report", place]):
+            assert run([str(word) for word in call]) == 3
+            message = capsys.readouterr().err
+            assert place.name in message and "internal error" not in message and len(message) < 1000

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfqs.errors import DfqsError, FormatError, UsageError
-from dfqs.evaluate.scores import Verdict
+from dfqs.evaluate.scores import Completion, Verdict
 from dfqs.integrity.findings import Finding
 from dfqs.integrity.manifest import Manifest, manifest_findings, manifest_path, read_manifest
 from dfqs.integrity.structure import verify_structure
@@ -114,7 +114,7 @@ def gather_facts(
             and is_ours(document.other.model.header_sha256 == header_sha256, path)
         ):
             diff, places["diff"] = document, str(path)
-    asked = tuple(reported.items.values())
+    asked = tuple(item for item in reported.items.values() if _was_computed(item.completion))
     unanswered = bool(asked) and all(item.verdict is Verdict.UNUSABLE for item in asked)
     if plan is None and opened is not None:
         plan, places["plan"] = _plan(opened), "computed now"
@@ -125,6 +125,11 @@ def gather_facts(
         read_origin(opened.header.metadata) if opened is not None else None, recorded,
         opened.paths if opened is not None else (model,),
     )  # fmt: skip
+
+
+def _was_computed(completion: Completion) -> bool:
+    """Whether a question came to the model at all: one whose prompt is longer than the context does not."""
+    return completion.finish_reason != "context" or bool(completion.generated_tokens)
 
 
 def _describe(model: Path) -> tuple[ModelFiles | None, ModelDescription | None]:
