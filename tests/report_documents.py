@@ -9,7 +9,9 @@ from dfqs.evaluate.store import RunRecord, Subject
 from dfqs.hardware import Machine
 from dfqs.model.description import ModelDescription, RoleDescription
 from dfqs.report.record import _report
+from drawn_once import draw_once
 
+draw_once()
 MACHINE = Machine(
     cpu_model="a processor",
     architecture="x86_64",

@@ -53,7 +53,7 @@ def assert_harmless(page: str) -> None:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
         for name in ("href", "src"):
             assert (attributes.get(name) or "#").startswith(("#", "data:")), attributes
-    assert all(c in "\n\t" or c.isprintable() for c in page)
+    assert page.translate({ord("\n"): "", ord("\t"): ""}).isprintable()
     assert len(page.encode()) < LIMIT_BYTES
 
 

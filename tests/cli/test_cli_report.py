@@ -160,7 +160,7 @@ def test_a_name_with_markup_or_escapes_neither_stops_nor_draws(
 
     said = capsys.readouterr()
     text = said.out + said.err + (tmp_path / "report.md").read_text()
-    assert all(c == "\n" or c.isprintable() for c in text)
+    assert text.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(
@@ -173,5 +173,5 @@ def test_an_address_that_is_none_is_a_sentence_and_no_internal_error(
 
     said = capsys.readouterr().err
     assert "is no address" in said
-    assert all(c == "\n" or c.isprintable() for c in said)
+    assert said.replace("\n", "").isprintable()
     assert not (tmp_path / "out").exists()

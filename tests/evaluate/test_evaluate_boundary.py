@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dfqs.evaluate.boundary import REFINE_STEPS, LengthResult, find_boundary
@@ -86,7 +86,6 @@ def test_too_few_questions_decide_nothing() -> None:
     assert (boundary.tokens, boundary.cause) == (None, "undecided")
 
 
-@settings(deadline=None)
 @given(st.integers(1024, 16384), st.integers(20, 40), st.integers(0, 4))
 def test_the_boundary_of_a_clean_fall_is_never_below_it_and_within_an_eighth_above(
     edge: Any, before: Any, after: Any

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dfqs.errors import IntegrityError
@@ -195,7 +195,6 @@ def test_a_key_has_two_near_misses_that_differ_in_one_word() -> None:
     assert {code for word, code in others if word not in (quality, place)} == set(question.near_misses[:2])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5000))
 def test_a_document_fits_its_budget_and_one_more_line_would_not(budget: Any) -> None:
     lines = fitting_lines(DOCUMENTS[0], lambda _index, text: len(text.split()), budget)

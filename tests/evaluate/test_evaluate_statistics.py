@@ -6,7 +6,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dfqs.evaluate.statistics import (
@@ -20,7 +20,6 @@ from dfqs.evaluate.statistics import (
 
 
 @pytest.mark.thorough
-@settings(deadline=None)
 @given(st.integers(2, 400), st.data())
 def test_wilson_agrees_with_scipy(total: int, data: Any) -> None:
     # It takes seconds to load, and nobody else here needs it.
@@ -70,7 +69,6 @@ def test_below_half_by_hand() -> None:
     assert not below_half(Count(40, 40), Count(12, 40), corrected_confidence(10))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 30))
 def test_more_looks_never_make_a_failure_easier_to_show(first: Any, second: Any, looks: Any) -> None:
     shown_after_many = below_half(Count(first, 40), Count(second, 40), corrected_confidence(looks))

@@ -31,7 +31,7 @@ def test_what_was_stored_is_there_after_reopening_and_the_last_of_a_key_counts(t
         assert store.get("b", "1") is None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(cut=st.integers(1, 200))
 def test_a_file_cut_anywhere_loses_at_most_its_last_line(tmp_path_factory: pytest.TempPathFactory, cut: Any) -> None:
     out = tmp_path_factory.mktemp("store")

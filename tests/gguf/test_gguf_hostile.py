@@ -144,7 +144,7 @@ GOOD = encode_header(
 
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_byte_changed_gives_a_header_or_a_format_error(position: int, value: int) -> None:
     data = bytearray(GOOD)
     data[position] = value
@@ -156,7 +156,7 @@ def test_any_byte_changed_gives_a_header_or_a_format_error(position: int, value:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_arbitrary_bytes_after_the_magic_give_a_format_error_or_a_header(data: bytes) -> None:
     try:
         parse_header(BytesSource(b"GGUF\x03\x00\x00\x00" + data))
@@ -165,7 +165,7 @@ def test_arbitrary_bytes_after_the_magic_give_a_format_error_or_a_header(data: b
 
 
 @given(st.integers(0, len(GOOD)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_file_cut_anywhere_inside_its_tensors_is_never_accepted(length: int) -> None:
     last = read_header(BytesSource(GOOD))
     end = last.span(last.tensors[-1]).end

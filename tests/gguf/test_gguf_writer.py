@@ -88,7 +88,7 @@ finite = st.floats(-(2.0**99), 2.0**99, width=32, allow_nan=False)
 
 @pytest.mark.thorough
 @given(st.lists(finite, min_size=64, max_size=64))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_q8_0_bytes_equal_the_public_package_so_that_artifacts_are_reproducible(values: list[float]) -> None:
     array = np.array(values, np.float32).reshape(2, 32)
 

@@ -115,7 +115,7 @@ def test_shard_that_stays_is_hashed_only_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     key_bytes=st.integers(0, 9000),
     cuts=st.tuples(st.integers(0, 6), st.integers(0, 6)).map(sorted),

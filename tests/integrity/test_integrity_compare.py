@@ -79,7 +79,7 @@ def test_a_merge_in_place_is_proved_equal_although_it_has_a_key_for_padding(tmp_
     assert verify_against(tmp_path / "out.gguf", shards[0]).findings == ()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_no_flipped_tensor_byte_goes_unseen_and_no_padding_byte_is_blamed_on_a_tensor(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

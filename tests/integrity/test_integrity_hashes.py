@@ -83,7 +83,7 @@ def test_a_name_with_quotes_or_newlines_cannot_imitate_another_line() -> None:
     assert content_line("a\nb", "F32", (4,), "00").count(b"\n") == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(order=st.permutations(range(5)), alignment=st.sampled_from([32, 64, 4096]), name=st.text("ab", max_size=9))
 def test_content_hash_does_not_depend_on_order_alignment_or_keys(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], alignment: int, name: str

@@ -52,7 +52,7 @@ def test_aligned_it_becomes_the_aligned_merge_and_has_a_journal_of_its_own(tmp_p
 
 
 @pytest.mark.thorough
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=2, max_size=9),
     cuts=st.lists(st.integers(0, 9), max_size=3),

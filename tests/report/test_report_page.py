@@ -46,7 +46,7 @@ def test_a_hostile_report_and_hostile_answers_are_words_on_page_markdown_and_ter
     assert "<script>alert" in Elements(page).text
     assert "\\x1b]0;owned" in page and "\\u202e" in page and "{{7*7}}" in page
     for text in (render_markdown(report), render_summary(report)):
-        assert all(c == "\n" or c.isprintable() for c in text)
+        assert text.replace("\n", "").isprintable()
         assert "<script>" not in text.replace("\\<script\\>", "") or text == render_summary(report)
 
 

@@ -1,4 +1,4 @@
-"""Statistics of pairs against numbers worked out by hand, and against scipy."""
+"""Statistics of pairs against numbers worked out by hand, and against scipy, which takes seconds to load."""
 
 import math
 from fractions import Fraction
@@ -6,7 +6,6 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, mannwhitneyu
 
 from dfqs.evaluate.statistics import Count
 from dfqs.report.paired import (
@@ -39,11 +38,15 @@ def test_mcnemar_by_hand(first: int, second: int, p: Fraction) -> None:
 
 @given(PAIRS)
 def test_mcnemar_is_the_binomial_test_of_what_only_one_got_right(pairs: Pairs) -> None:
+    from scipy.stats import binomtest
+
     expected = binomtest(pairs.first, pairs.discordant, 0.5).pvalue if pairs.discordant else 1.0
     assert mcnemar_p(pairs) == pytest.approx(expected, abs=1e-12)
 
 
 def test_mcnemar_of_many_pairs_is_as_scipy_has_it() -> None:
+    from scipy.stats import binomtest
+
     assert mcnemar_p(Pairs(0, 2000, 2200, 0)) == pytest.approx(binomtest(2000, 4200).pvalue, rel=1e-9)
     assert mcnemar_p(Pairs(0, 0, 90_000, 0)) == 0.0
 
@@ -107,5 +110,7 @@ def test_holm_by_hand() -> None:
 @pytest.mark.parametrize(("first", "second"), [(3, 3), (5, 5), (4, 5), (1, 1)])
 def test_samples_that_do_not_touch_have_the_p_of_the_rank_test(first: int, second: int) -> None:
     a, b = range(first), range(100, 100 + second)
+    from scipy.stats import mannwhitneyu
+
     expected = mannwhitneyu(list(a), list(b), method="exact").pvalue
     assert separated_p(first, second) == pytest.approx(expected)

@@ -35,7 +35,7 @@ def lru_hits(ids: NDArray[np.generic], cache_blocks: int) -> int:
 
 
 @given(st.integers(1, 4), st.integers(2, 9), st.integers(1, 3), st.integers(1, 200), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_stack_distances_predict_an_lru_cache_of_every_size(
     layers: int, experts: int, used: int, tokens: int, seed: int
 ) -> None:

@@ -33,7 +33,7 @@ def assert_same(a: TraceChunk, b: TraceChunk) -> None:
 
 
 @given(st.integers(2, 300), st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(1, 40), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_trace_comes_back_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, experts: int, layers: int, used: int, lengths: list[int]
 ) -> None:

@@ -113,7 +113,7 @@ def test_two_whole_models_end_to_end_are_not_guessed_between(tmp_path: Path) -> 
         fix(joined)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(extra=st.binary(min_size=1, max_size=300))
 def test_trailing_bytes_are_cut_and_the_model_is_untouched(
     tmp_path_factory: pytest.TempPathFactory, extra: bytes

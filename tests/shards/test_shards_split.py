@@ -134,7 +134,7 @@ def test_long_prefix_does_not_make_shards_share_a_temporary_name(tmp_path: Path)
 
 
 @pytest.mark.thorough
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limit=st.integers(1, 60), first_empty=st.booleans())
 def test_split_then_merge_is_the_merge_whatever_the_limits(
     limit: int, first_empty: bool, tmp_path_factory: pytest.TempPathFactory

@@ -57,16 +57,19 @@ def holders_of(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
 
 def _used_by(process: Path, wanted: dict[tuple[int, int], Path], names: dict[str, Path]) -> Iterator[Path]:
     # Processes come and go, and others' may not be looked at.
-    with contextlib.suppress(OSError):
-        for entry in (process / "fd").iterdir():
+    with contextlib.suppress(OSError), os.scandir(process / "fd") as entries:
+        for entry in entries:
             with contextlib.suppress(OSError):
-                state = entry.stat()
+                # Not the entry's own stat, which is of the link.
+                state = Path(entry.path).stat()
                 if (path := wanted.get((state.st_dev, state.st_ino))) is not None:
                     yield path
     with contextlib.suppress(OSError):
-        for line in (process / "maps").read_text(errors="surrogateescape").splitlines():
-            if (path := names.get(line.partition("/")[1] + line.partition("/")[2])) is not None:
-                yield path
+        maps = os.fsdecode((process / "maps").read_bytes())
+        if any(name in maps for name in names):
+            for line in maps.splitlines():
+                if (path := names.get(line.partition("/")[1] + line.partition("/")[2])) is not None:
+                    yield path
 
 
 def _has_no_other_opener(path: Path) -> bool:

@@ -21,9 +21,12 @@ def shown(text: str, limit_bytes: int = TEXT_BYTES, *, lines: bool = False) -> S
     """
     # Never the whole of a text of 100 MB.
     kept = text[: limit_bytes + 1]
-    plain = "".join(
-        c if c.isprintable() or (lines and c in "\n\t") else c.encode("unicode_escape").decode() for c in kept
-    )
+    if kept.isprintable():
+        plain = kept
+    else:
+        plain = "".join(
+            c if c.isprintable() or (lines and c in "\n\t") else c.encode("unicode_escape").decode() for c in kept
+        )
     size = len(str(escape(plain)).encode())
     if len(text) <= limit_bytes and size <= limit_bytes:
         return Shown(plain)
