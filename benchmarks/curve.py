@@ -4,8 +4,8 @@ Run: python benchmarks/curve.py MODEL [--shares 0.25,0.4,0.6,0.8] [--warm 40] [-
 
 Traces the routing of a fixed sequence in memory, and times it; then decodes the same sequence streamed, with the cache
 that each share of the file leaves, and paged by the kernel in a control group of that size. The disk is measured before
-each share. Of random models `benchmarks/forecast.py make` and `benchmarks/streaming.py --keep` write, any with experts
-will do.
+each share, with `read_ahead_kb` at 128. Of random models `benchmarks/forecast.py make` and
+`benchmarks/streaming.py --keep` write, any with experts will do.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from dfqs.streaming.layout import plan_layout
 from dfqs.streaming.lookahead import plan_guess_room
 from dfqs.streaming.policy import Pass
 from dfqs.streaming.settings import StreamSettings
+from streaming import READ_AHEAD_KB, read_ahead
 
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent)}
 TIMED_TOKENS = 16
@@ -174,7 +175,9 @@ def main() -> None:
         with Worker(2, WAIT_POLICY, env=ENVIRONMENT) as worker:
             print(json.dumps(worker.call(own.page, asked.model, asked.warm, asked.tokens)))
         return
-    compare(asked.model, [float(word) for word in asked.shares.split(",")], asked.warm, asked.tokens)
+    # As Linux has it by default: at some megabytes a paged token takes seconds.
+    with read_ahead(asked.model, READ_AHEAD_KB):
+        compare(asked.model, [float(word) for word in asked.shares.split(",")], asked.warm, asked.tokens)
 
 
 if __name__ == "__main__":
