@@ -76,6 +76,19 @@ def control_groups(controller: str) -> Iterator[Path]:
         yield root
 
 
+def hidden_group() -> str | None:
+    """The control group that this process is in where nothing of it can be read: whether its memory is limited is not
+    known. None: it can be, or there is none but the root."""
+    for line in read_system(_OWN_GROUPS).splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if path.strip("/") and (controllers == "" or "memory" in controllers.split(",")):
+            groups = [*control_groups("memory")]
+            names = ("memory.max", "memory.stat", "memory.limit_in_bytes")
+            if not any(read_system(group / name) for group in groups for name in names):
+                return path
+    return None
+
+
 def read_group_file(controller: str, name: str) -> str:
     """Text of a control file of this process's group, or of the nearest above it that has one; empty without any."""
     return next((text for group in control_groups(controller) if (text := read_system(group / name))), "")

@@ -83,3 +83,28 @@ def test_measuring_the_bandwidth_takes_no_more_than_half_of_what_is_free(monkeyp
     hardware.measure_read_bandwidth(2)
 
     assert taken == [40 << 20, 40 << 20]
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "hidden"),
+    [
+        ("0::/app\n", {}, "/app"),
+        ("4:memory:/docker/0123\n3:cpu:/x\n", {}, "/docker/0123"),
+        ("0::/app\n", {"app": {"memory.max": "max\n"}}, None),
+        # Both versions at once: memory is with the first.
+        ("4:memory:/\n0::/user.slice\n", {"memory": {"memory.stat": "cache 1\n"}}, None),
+        ("0::/\n", {}, None),
+        ("3:cpu:/x\n", {}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_group_whose_limits_cannot_be_read_is_told_from_none(
+    own: str,
+    groups: dict[str, dict[str, str]],
+    hidden: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_groups(tmp_path, monkeypatch, own, groups)
+
+    assert control_groups.hidden_group() == hidden

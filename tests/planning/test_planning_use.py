@@ -23,6 +23,7 @@ from dfqs.runtime.loading import InMemory
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import PROGRAM_BYTES, Streamed
 from fixtures_moe import write_tiny_moe
+from v4_flash_stub import write_v4_flash_stub
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tuning-1.json"
 SOURCE = Path(__file__).parents[2] / "src" / "dfqs"
@@ -233,3 +234,28 @@ def test_settings_are_checked_when_a_record_is_read() -> None:
     for wrong in ({"threads": 0}, {"type_k": "q3_k"}, {"load_mode": "lazy"}, {"n_ubatch": 10**9}):
         with pytest.raises(ValueError):
             RunSettings(**{**default_settings(2).model_dump(), **wrong})
+
+
+@pytest.mark.parametrize(
+    ("ctx", "gigabytes", "tokens"),
+    [(4096, 32, 2048), (1500, 32, 1024), (600, 32, 512), (4096, 8.6, 512)],
+    ids=["room", "short", "shorter", "tight"],
+)
+def test_a_streamed_prompt_is_computed_in_batches_as_long_as_leave_the_memory_to_experts(
+    ctx: int, gigabytes: float, tokens: int, tmp_path: Path, cache: Path
+) -> None:
+    model = open_model(write_v4_flash_stub(tmp_path / "v4.gguf"))
+
+    start, plan = choose_start(model, ContextSettings(n_ctx=ctx), ram=f"{gigabytes}GB")
+
+    assert isinstance(plan.order, Streamed)
+    assert (start.context.n_ubatch, start.context.n_batch) == (tokens, tokens)
+    assert (f"prompts {tokens:,} tokens at a time" in start.reason) == (tokens > 512)
+    assert plan.total_bytes == int(gigabytes * 1e9)
+
+
+def test_a_model_in_memory_keeps_its_batches(tiny: Path, cache: Path) -> None:
+    start, plan = choose_start(open_model(tiny), ContextSettings(n_ctx=4096), ram="20GB")
+
+    assert plan.cache_bytes is None
+    assert start.context == ContextSettings(n_ctx=4096)

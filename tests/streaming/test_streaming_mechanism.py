@@ -48,6 +48,10 @@ MANY = Cuts(slices=33_024, parts=33_100, borders=32_895, files=1)
         (PLAIN, Choice(Mechanism.CACHE), None),
         (replace(PLAIN, map_limit=None, cuts=MANY), Choice(Mechanism.CACHE), None),
         (replace(PLAIN, file_system=None), Choice(Mechanism.CACHE), None),
+        (replace(PLAIN, file_system="nfs4"), Mechanism.CACHE, "the file comes over a network (nfs4)"),
+        (replace(PLAIN, file_system="fuse.sshfs"), Mechanism.CACHE, "over a network (fuse.sshfs)"),
+        (replace(PLAIN, file_system="fuse.sshfs", direct=DirectReads.REFUSED), Mechanism.HINTS, "fuse.sshfs does not"),
+        (replace(PLAIN, file_system="fuseblk"), Choice(Mechanism.CACHE), None),
         (replace(PLAIN, system="darwin"), Mechanism.WHOLE, "on Linux only, not on darwin"),
         (replace(PLAIN, file_system="tmpfs"), Mechanism.WHOLE, "in memory already (tmpfs)"),
         (replace(PLAIN, file_system="tmpfs", direct=DirectReads.REFUSED), Mechanism.WHOLE, "in memory already"),
@@ -181,6 +185,12 @@ def test_the_mount_of_a_file_is_the_longest_one_above_it_whatever_its_name(
     other = find_mount(tmp_path / "m.gguf")
     assert other is not None
     assert other.file_system == "ext4"
+    table.write_bytes(table.read_bytes() + b"30 28 0:50 / " + escaped + b" ro - fuse.sshfs user@host:/m ro,user_id=0\n")
+    far = find_mount(models / "m.gguf")
+    assert far is not None
+    assert choose_mechanism(replace(PLAIN, file_system=far.file_system)).reason == (
+        "the file comes over a network (fuse.sshfs)"
+    )
     monkeypatch.setattr(surroundings, "_MOUNTS", tmp_path / "nothing")
     assert find_mount(models / "m.gguf") is None
 

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from dfqs.cli.documents.quantize import LadderPlan, QuantizeDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.loading import note_plan
+from dfqs.cli.loading import Checking
 from dfqs.cli.options import (
     AllowRequantize,
+    Check,
     DryRun,
     Force,
     Imatrix,
@@ -54,6 +55,7 @@ def command(
     threads: Threads = None,
     ram: Ram = None,
     force: Force = False,
+    check: Check = None,
     allow_requantize: AllowRequantize = False,
     overwrite: Overwrite = False,
     restart: Restart = False,
@@ -66,7 +68,6 @@ def command(
     Example: dfqs ladder model-f16.gguf ladder/ --classes Q8_0,Q4_K-XL,IQ1_S-XL --imatrix model.imatrix.gguf
     """
     read = read_source(source)
-    memory_bytes = parse_size(memory)
     chosen = [class_for(name.strip(), read, has_imatrix=imatrix is not None) for name in classes.split(",")]
     plans = [plan_source(read, entry) for entry in chosen]
     if dry_run:
@@ -83,14 +84,14 @@ def command(
                 read_text(text),
                 imatrix=imatrix,
                 floor_tokens=FLOOR_TOKENS if noise_floor is None else noise_floor,
-                memory_bytes=memory_bytes,
+                memory_bytes=parse_size(memory),
                 threads=threads,
                 allow_requantize=allow_requantize,
                 overwrite=overwrite,
                 restart=restart,
                 ram=ram,
                 force=force,
-                say=note_plan,
+                settle=Checking(check).settled,
                 progress=progress,
             )
     except KeyboardInterrupt:

@@ -34,6 +34,12 @@ class Checking:
             )
         return plan
 
+    def settled(self, model: ModelFiles, plan: LoadPlan) -> LoadPlan:
+        """As `applied`, and say how the model is going to be loaded, where that is worth a line."""
+        plan = self.applied(model, plan)
+        note_plan(plan)
+        return plan
+
 
 NOT_ASKED = Checking()
 """Sampled where the model's manifest has hashes of experts."""
@@ -77,9 +83,7 @@ class Loading:
             force=self.force,
             smaller=smaller,
         )
-        plan = self.checking.applied(model, chosen)
-        note_plan(plan)
-        return plan
+        return self.checking.settled(model, chosen)
 
 
 def note_plan(plan: LoadPlan) -> None:

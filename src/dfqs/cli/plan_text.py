@@ -7,8 +7,9 @@ from rich.table import Table
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.inspect import loader_table
-from dfqs.cli.output import column_table, key_value_table, out, print_plain
+from dfqs.cli.output import column_table, key_value_table, out, print_plain, warn
 from dfqs.cli.source import open_source
+from dfqs.control_groups import hidden_group
 from dfqs.errors import printable
 from dfqs.planning.document import ContextPlan, GpuSplit, NeededSetting, PlanDocument, StreamedPlan, Verdict
 from dfqs.planning.plan import PlanRequest, plan_model
@@ -22,6 +23,11 @@ _NAMES = {"swa_full": "swa_full", "flash_attention": "flash attention", "kv": "K
 def make_plan(source: str, asked: dict[str, Any], worker: Worker) -> PlanDocument:
     """The plan of what was asked for (fields of `PlanRequest`), with a bar while the runtime answers."""
     model = open_source(source)
+    if asked.get("memory_bytes") is None and (group := hidden_group()) is not None:
+        warn(
+            f"this process is in the control group {printable(group)}, of which nothing can be read: if it limits "
+            "memory, say so (--ram)"
+        )
     with progress_bar("asking the runtime") as progress:
         return plan_model(model, PlanRequest(**asked), worker=worker, progress=progress)
 

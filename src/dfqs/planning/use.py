@@ -1,16 +1,22 @@
 """Settings that were found by tuning, put to use: what a session or a server is started with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from dfqs.errors import SpaceError
 from dfqs.model.files import ModelFiles
 from dfqs.planning.settings import RunSettings
 from dfqs.planning.tuning import describe_gain, describe_settings, find_tuning
+from dfqs.runtime.context import DEFAULT_CONTEXT_TOKENS
 from dfqs.runtime.loading import InMemory
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import LoadPlan, Streamed, choose_load, least_cache_bytes
 from dfqs.streaming.layout import plan_layout
+
+_LONGER_BATCHES = (2048, 1024)
+_LEFT_TO_EXPERTS = 7 / 8
+"""Of the cache that there would be with batches as they are by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +109,26 @@ def choose_start(
             least = least_cache_bytes(plan_layout(model.headers), model.spec.experts_used)
             if isinstance(order, Streamed) and order.settings.cache_bytes >= least:
                 plan = plan.streamed_by(order)
+    elif plan.cache_bytes is not None:
+        return _with_longer_batches(model, start, plan, choose)
+    return start, plan
+
+
+def _with_longer_batches(
+    model: ModelFiles, start: Start, plan: LoadPlan, choose: Callable[[ContextSettings], LoadPlan]
+) -> tuple[Start, LoadPlan]:
+    """Of a prompt as many tokens at a time as leave nearly all of the memory to experts: each batch reads nearly every
+    expert that is not there, whatever its length."""
+    most = min(model.spec.context_tokens or DEFAULT_CONTEXT_TOKENS, DEFAULT_CONTEXT_TOKENS)
+    for tokens in _LONGER_BATCHES:
+        if tokens > (start.context.n_ctx or most):
+            continue
+        context = replace(start.context, n_batch=tokens, n_ubatch=tokens)
+        try:
+            found = choose(context)
+        except SpaceError:
+            continue
+        if (found.cache_bytes or 0) >= (plan.cache_bytes or 0) * _LEFT_TO_EXPERTS:
+            why = f"; prompts {tokens:,} tokens at a time, so that experts are read less often"
+            return replace(start, context=context, reason=start.reason + why), found
     return start, plan

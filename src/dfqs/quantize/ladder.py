@@ -68,7 +68,7 @@ def measure_ladder(
     restart: bool = False,
     ram: str | None = None,
     force: bool = False,
-    say: Callable[[LoadPlan], None] = lambda plan: None,
+    settle: Callable[[ModelFiles, LoadPlan], LoadPlan] = lambda _, plan: plan,
     progress: Progress = no_progress,
 ) -> tuple[Rung, ...]:
     """Quantize `source` to each of `classes` in `directory`, and measure all of them.
@@ -80,7 +80,7 @@ def measure_ladder(
         floor_tokens: of the text that each model is held against itself on, under other numerics; 0: none is.
         restart: throw away what an interrupted run left of a rung that it had not finished.
         ram, force: of each measurement; see `dfqs.streaming.budget.choose_load`.
-        say: is told how each model is going to be loaded.
+        settle: is told how each model is going to be loaded, and may have what streams checked.
         progress: in models.
 
     Raises:
@@ -94,7 +94,7 @@ def measure_ladder(
     make = partial(make, allow_requantize=allow_requantize, overwrite=overwrite, restart=restart)
     with Worker(threads=threads) as worker:
         job = PerplexityJob(model.path.absolute(), text, max_tokens=max_tokens, threads=threads)
-        load = partial(_choose_order, job, ram=ram, force=force, say=say)
+        load = partial(_choose_order, job, ram=ram, force=force, settle=settle)
         progress(0, len(names) + 1, model.path.name)
         job = replace(job, order=load(model, InMemory()), floor_tokens=floor_tokens)
         write_losses(reference_path, (first := worker.call(measure_losses, job)).losses, overwrite=True)
@@ -125,13 +125,12 @@ def _choose_order(
     *,
     ram: str | None,
     force: bool,
-    say: Callable[[LoadPlan], None],
+    settle: Callable[[ModelFiles, LoadPlan], LoadPlan],
 ) -> LoadOrder:
     """How a rung is loaded to be measured."""
     beside = logits_bytes(job.window_tokens, model.spec.vocabulary)
     plan = choose_load(model, job.context, ram, whole=whole, beside_bytes=beside, force=force, smaller="another class")
-    say(plan)
-    return plan.order
+    return settle(model, plan).order
 
 
 def _rung_names(source: Path, classes: Sequence[DeploymentClass]) -> list[str]:

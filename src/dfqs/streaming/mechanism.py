@@ -19,6 +19,11 @@ MAP_RESERVE = 4_000
 """Pieces that the process has besides: libraries, threads, buffers; measured 700 with eight threads."""
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 """File systems whose files are memory."""
+NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "glusterfs", "lustre", "beegfs", "virtiofs"}
+    | {f"fuse.{name}" for name in ("sshfs", "rclone", "s3fs", "gcsfuse", "glusterfs", "ceph", "davfs2", "juicefs")}
+)
+"""File systems whose bytes come from another machine, as the kernel names them."""
 
 
 class Mechanism(StrEnum):
@@ -95,7 +100,7 @@ class Choice:
 
     mechanism: Mechanism
     reason: str | None = None
-    """None where nothing stands in the way of the cache."""
+    """None where nothing stands in the way of the cache, nor makes it slower."""
     copies_borders: bool = True
     """Whether pages that two slices share are copied with what stays."""
     most_experts: int | None = None
@@ -124,7 +129,8 @@ def choose_mechanism(facts: StreamFacts) -> Choice:
     if facts.direct is DirectReads.IGNORED:
         return Choice(Mechanism.HINTS, f"{where} puts into the page cache even what is read past it", fits)
     if fits or facts.map_limit is None:
-        return Choice(Mechanism.CACHE)
+        far = facts.file_system in NETWORK
+        return Choice(Mechanism.CACHE, f"the file comes over a network ({where})" if far else None)
     experts = facts.cuts.slices_within(facts.map_limit - MAP_RESERVE) // facts.expert_slices
     limit, more = f"vm.max_map_count is {facts.map_limit:,}", f"(sysctl -w vm.max_map_count={wanted})"
     if experts < facts.least_experts:
