@@ -209,7 +209,7 @@ def test_what_is_streamed_can_be_checked_by_every_verb(
         (["route", "check", "MODEL"], "--no-matrix"),
         (["route", "margins", "MODEL"], "a smaller --tokens"),
         (["route", "pressure", "MODEL"], "shorter --lengths"),
-        (["eval", "MODEL", "-o", "OUT", "--suite", "quick"], "a smaller --max-context"),
+        (["eval", "MODEL", "-o", "OUT", "--suite", "quick"], "a smaller --context"),
     ],
 )
 def test_too_little_memory_is_refused_before_loading_in_the_words_of_the_command(

@@ -32,7 +32,7 @@ from dfqs.report.markdown import render_summary
 from dfqs.report.record import build_report, check_report_place
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import StreamFigures
-from dfqs.units import format_duration
+from dfqs.units import format_duration, parse_tokens
 
 API_KEY_VARIABLE = "DFQS_API_KEY"
 UNITS = {"speed": "repeats", "context": "questions", "boundary": "questions"}
@@ -57,8 +57,11 @@ def command(
         int | None, typer.Option("--limit", help="At most so many items of each set and questions a length.", min=1)
     ] = None,
     only: Annotated[str | None, typer.Option("--only", help=f"Stages to run, of {','.join(STAGES)}.")] = None,
-    max_context: Annotated[
-        int | None, typer.Option("--max-context", help="Longest context to look for the boundary at, in tokens.", min=1)
+    context: Annotated[
+        str | None,
+        typer.Option(
+            "--context", "--max-context", help="Longest context to look for the boundary at, in tokens: 128k, 1M."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,
@@ -85,7 +88,8 @@ def command(
     _check_subject(model, endpoint, ram)
     if output is None:
         raise UsageError("say where the results go: -o DIRECTORY")
-    request = Request(find_suite(suite), _stages(only), limit, max_context, threads, thinking_budget)
+    longest = None if context is None else parse_tokens(context)
+    request = Request(find_suite(suite), _stages(only), limit, longest, threads, thinking_budget)
     if dry_run:
         _describe(request, json_)
         return
@@ -186,7 +190,7 @@ def _look_at_memory(opened: ModelFiles, request: Request, loading: Loading) -> R
     contexts = [*answer_contexts(opened, request.longest, request.thinking_tokens)]
     if SPEED in request.stages:
         contexts.append(speed_context(request.suite, opened.spec.context_tokens or request.longest))
-    plan = loading.plan(opened, contexts, "a smaller --max-context", whole=CPU_ONLY)
+    plan = loading.plan(opened, contexts, "a smaller --context", whole=CPU_ONLY)
     return replace(request, order=plan.order, memory_bytes=plan.limit_bytes)
 
 

@@ -93,6 +93,9 @@ def command(
         checked, settings, threads, ram, force=force, checking=Checking(check, manifest), use_tuning=not no_tuning
     )
     note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
+    if settings.likelihood_bytes:
+        more = format_bytes(settings.likelihood_bytes)
+        note(f"likelihoods of prompts (echo with logprobs) take up to {more} more, once they are asked for")
     if verbose:
         note(start.reason)
     _serve_until_stopped(checked, settings, start, plan, json_)
@@ -137,6 +140,7 @@ def plan_serving(
         settings,
         speed=start.context if streams or start.tuned is not None else None,
         order=plan.order,
+        likelihood_bytes=0 if streams or ram is not None else plan.total_bytes - SERVING_BYTES,
         bounded=streams or ram is not None,
     )
     return planned, start, plan

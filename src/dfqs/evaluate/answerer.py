@@ -1,6 +1,6 @@
 """What is evaluated, seen from the stages: something that answers prompts, and questions about a growing document."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -9,6 +9,7 @@ from dfqs.errors import RuntimeFailure
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import GrowingDocument, Question
 from dfqs.evaluate.scores import Completion, LikelihoodScore
+from dfqs.evaluate.tool_offers import Tool
 from dfqs.progress import Progress, no_progress
 
 
@@ -86,6 +87,8 @@ class AnswererInfo:
     """Longest context it can be asked at; None: not known."""
     tells_likelihoods: bool = False
     """Of given answers, beside those that it writes."""
+    offers_tools: bool = False
+    """In its template's own field; where not, a prompt has them in words."""
     notices: tuple[str, ...] = ()
     """For the report: no chat template, a shorter context than asked."""
 
@@ -96,11 +99,14 @@ class Answerer(Protocol):
     @property
     def info(self) -> AnswererInfo: ...
 
-    def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
+    def complete(
+        self, prompt: str, max_tokens: int, progress: Progress = no_progress, tools: Sequence[Tool] = ()
+    ) -> Completion:
         """Answer one user message, greedily. An answerer that gives no usable answer says so in the completion.
 
         Args:
             progress: called with the tokens so far; on a large model one answer takes minutes.
+            tools: that it can call; none where it says that it does not offer them (`info.offers_tools`).
         """
         ...
 

@@ -39,6 +39,8 @@ class ScoreConditions(Record):
     `server default`."""
     thinking_tokens: AtLeastOne | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
     """Budget of thoughts, beside the caps of answers; None: the model was asked not to think."""
+    tools: str | None = Field(default=None, exclude_if=lambda form: form is None)
+    """How tools are offered: `template` (in the chat template's own field); None: in words in the prompt."""
     template_sha256: str | None
     """Of the chat template; None: plain text, or an endpoint that does not tell."""
     numerics: Numerics | None

@@ -1,6 +1,7 @@
 """An OpenAI-compatible server as something to evaluate. Nothing that it answers is believed without a look."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -9,6 +10,7 @@ from dfqs.evaluate.answerer import Answered, AnswererInfo, Asking, DocumentSize,
 from dfqs.evaluate.context import GrowingDocument, fitting_lines
 from dfqs.evaluate.scores import Completion
 from dfqs.evaluate.thoughts import split_thinking
+from dfqs.evaluate.tool_offers import Tool
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.client import Client
 
@@ -97,7 +99,9 @@ class EndpointAnswerer:
             notices=("an endpoint does not tell its numerics, its template or its machine",),
         )
 
-    def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
+    def complete(
+        self, prompt: str, max_tokens: int, progress: Progress = no_progress, tools: Sequence[Tool] = ()
+    ) -> Completion:
         """Answer one user message. What is no answer becomes a completion with `finish_reason` `error`.
 
         Raises:

@@ -51,10 +51,14 @@ class ItemSet:
         """Those that are asked."""
         return self.set_.items[: self.count]
 
-    def prompt(self, item: Item) -> str:
-        """What the model is asked."""
+    def prompt(self, item: Item, tools_beside: bool = False) -> str:
+        """What the model is asked.
+
+        Args:
+            tools_beside: tools are not told in words, but beside the message in a form of their own.
+        """
         if isinstance(item, ToolItem):
-            return tool_prompt(self.set_, item)
+            return item.question if tools_beside else tool_prompt(self.set_, item)
         return self.set_.prompt(item.question if isinstance(item, ReasoningItem) else item.prompt)
 
 
@@ -95,11 +99,17 @@ def measure_items(
     progress(done, len(asked))
     for each, item in still_open:
         within = _within(progress, done, len(asked), item.id)
-        completion = answerer.complete(each.prompt(item), each.set_.entry.max_tokens, within)
+        completion = _ask(answerer, each, item, within)
         scored = judged(_scorer(item, sandbox), stage, item.id, completion, _place(item))
         store.append(stage, item.id, scored.model_dump(mode="json"))
         done += 1
         progress(done, len(asked), item.id)
+
+
+def _ask(answerer: Answerer, set_: ItemSet, item: Item, progress: Progress) -> Completion:
+    beside = isinstance(item, ToolItem) and answerer.info.offers_tools
+    tools = item.tools if isinstance(item, ToolItem) and beside else ()
+    return answerer.complete(set_.prompt(item, beside), set_.set_.entry.max_tokens, progress, tools)
 
 
 def _scorer(item: Item, sandbox: Sandbox | None) -> Callable[[Completion], ScoredItem]:

@@ -15,6 +15,7 @@ from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, DocumentJob, TokenWork, document_reader
 from dfqs.evaluate.thoughts import Cap, said_piece
+from dfqs.evaluate.tool_offers import Tool, takes_tools, template_field
 from dfqs.runtime.context import Context, Logits, Model
 from dfqs.runtime.loading import LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.requests import ContextSettings
@@ -37,6 +38,8 @@ class OpenedModel:
     thinking: str | None
     """As the end of a rendered prompt shows it: `off` (a thought was closed for the model), `on` (one was opened
     because it was asked for), `always` (one is opened although it was asked not to be); None: nothing is shown."""
+    takes_tools: bool = False
+    """Whether the template writes tools that it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ def open_model(worker: WorkerContext, path: Path, order: LoadOrder, thinking_tok
         model.trained_context_tokens,
         hashlib.sha256(template.encode()).hexdigest() if template else None,
         thinking,
+        takes_tools(model),
     )
 
 
@@ -99,10 +103,21 @@ def _observe(model: Model, asked: bool) -> str | None:
     return {"open": "on", "closed": "off", None: None}[shown]
 
 
-def complete(worker: WorkerContext, prompt: str, max_tokens: int, numerics: Numerics, context_tokens: int) -> Generated:
-    """Answer one user message; plain continuation where the model has no chat template. Emits the tokens so far."""
+def complete(
+    worker: WorkerContext,
+    prompt: str,
+    max_tokens: int,
+    numerics: Numerics,
+    context_tokens: int,
+    tools: Sequence[Tool] = (),
+) -> Generated:
+    """Answer one user message; plain continuation where the model has no chat template. Emits the tokens so far.
+
+    Args:
+        tools: offered in the template's own field; only where it has one.
+    """
     model: Model = worker.state["model"]
-    head, tail = _frame(model, _thinking(worker).asked)
+    head, tail = _frame(model, _thinking(worker).asked, tools)
     tokens = model.tokenize_chat(head + prompt + tail) if tail else model.tokenize(prompt + "\n")
     context = _context(worker, numerics, context_tokens, PROMPT_SEQUENCES)
     if len(tokens) >= context.n_ctx_sequence:
@@ -209,7 +224,7 @@ def _thinking(worker: WorkerContext) -> Thinking:
     return thinking
 
 
-def _frame(model: Model, asked: bool) -> tuple[str, str]:
+def _frame(model: Model, asked: bool, tools: Sequence[Tool] = ()) -> tuple[str, str]:
     """What the chat template writes before and after a user's message; both empty without a template.
 
     Args:
@@ -218,7 +233,9 @@ def _frame(model: Model, asked: bool) -> tuple[str, str]:
     if model.chat_template() is None:
         return "", ""
     # Templates that know no such variable ignore it.
-    rendered = model.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], enable_thinking=asked)
+    variables = {"tools": template_field(tools)} if tools else {}
+    message = {"role": "user", "content": PLACEHOLDER}
+    rendered = model.apply_chat_template([message], enable_thinking=asked, **variables)
     head, found, tail = rendered.partition(PLACEHOLDER)
     if not found:
         raise RuntimeFailure("the model's chat template drops the user's message")

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dfqs.errors import RuntimeFailure, UsageError
+from dfqs.errors import UsageError
 from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.evaluate.thoughts import said_piece
-from dfqs.evaluate.tool_offers import PROBE, Tool, shows_probe, template_field, told_in_words
+from dfqs.evaluate.tool_offers import Tool, takes_tools, template_field, told_in_words
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
@@ -353,15 +353,6 @@ def render_chat(
     else:
         messages = told_in_words(messages, tools)
     return model.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **variables)
-
-
-def takes_tools(model: Model) -> bool:
-    """Whether the model's chat template writes the tools that it is given."""
-    try:
-        asked = [{"role": "user", "content": "?"}]
-        return shows_probe(model.apply_chat_template(asked, tools=template_field(PROBE)))
-    except RuntimeFailure:
-        return False
 
 
 def tokenize(worker: WorkerContext, texts: Sequence[str], add_special: bool) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """A GGUF file in a worker process, as something to evaluate."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +15,7 @@ from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, OpenedModel
 from dfqs.evaluate.scores import CHOSEN, Completion, LikelihoodScore
 from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.evaluate.thoughts import split_output
+from dfqs.evaluate.tool_offers import Tool
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import Worker
@@ -117,13 +119,16 @@ class LocalAnswerer:
             runtime=f"llama.cpp in {runtime_name()}",
             context_tokens=min(self._opened.trained_context_tokens, self._max_context),
             tells_likelihoods=True,
+            offers_tools=self._opened.takes_tools,
             notices=tuple(notices),
         )
 
-    def complete(self, prompt: str, max_tokens: int, progress: Progress = no_progress) -> Completion:
+    def complete(
+        self, prompt: str, max_tokens: int, progress: Progress = no_progress, tools: Sequence[Tool] = ()
+    ) -> Completion:
         """Answer one user message. A crash of the runtime is raised, not scored."""
         worker = self._running().reporting(lambda tokens: progress(tokens, max_tokens))
-        generated = worker.call(jobs.complete, prompt, max_tokens, self._numerics, self._answer_context())
+        generated = worker.call(jobs.complete, prompt, max_tokens, self._numerics, self._answer_context(), tools)
         return _completion(generated, self._thinks)
 
     def size(self, document: GrowingDocument, length_tokens: int) -> DocumentSize:

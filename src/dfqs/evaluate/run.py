@@ -61,7 +61,7 @@ class Request:
     def __post_init__(self) -> None:
         shortest = self.suite.context_lengths[0]
         if self.max_context is not None and self.max_context < shortest:
-            raise UsageError(f"--max-context is below the suite's shortest length of {shortest:,}")
+            raise UsageError(f"--context is below the suite's shortest length of {shortest:,}")
 
     @property
     def sized(self) -> Suite:
@@ -208,6 +208,7 @@ def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | No
         max_tokens={entry.name: entry.max_tokens for entry in entries},
         thinking=info.thinking,
         thinking_tokens=request.thinking_tokens,
+        tools="template" if info.offers_tools else None,
         template_sha256=info.template_sha256,
         numerics=info.numerics,
         runtime=info.runtime,

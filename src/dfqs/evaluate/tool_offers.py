@@ -1,13 +1,18 @@
-"""How a model is told of tools: in its chat template's own field, or in words where the template has none. Pure.
+"""How a model is told of tools: in its chat template's own field, or in words where the template has none.
 
 Tools are functions as everybody writes them: `{"name", "description", "parameters"}`, the last a JSON Schema.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dfqs.errors import RuntimeFailure
 from dfqs.runtime.messages import Conversation
+
+if TYPE_CHECKING:
+    # Only its name is needed here.
+    from dfqs.runtime.model import Model
 
 Tool = Mapping[str, Any]
 
@@ -36,6 +41,17 @@ def template_field(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 def shows_probe(rendered: str) -> bool:
     """Whether a template that was given `PROBE` wrote it."""
     return _PROBE in rendered
+
+
+def takes_tools(model: "Model") -> bool:
+    """Whether the model's chat template writes the tools that it is given."""
+    if model.chat_template() is None:
+        return False
+    try:
+        asked = [{"role": "user", "content": "?"}]
+        return shows_probe(model.apply_chat_template(asked, tools=template_field(PROBE)))
+    except RuntimeFailure:
+        return False
 
 
 def told_in_words(messages: Conversation, tools: Sequence[Tool]) -> list[dict[str, Any]]:

@@ -18,6 +18,16 @@ CANDIDATES = 200
 NESTING = 40
 _BEGIN = re.compile(r"[{\[]")
 _NAMED = re.compile(r"(?:<function=|functions\.|\bto=functions\.)([\w-]{1,64})>?[^{\n]{0,80}(?=\{)")
+_BEFORE_JSON = r"(?<![\w\"'-])({names})[^\w{{\"'.,;:!?]{{0,24}}(?:```(?:json)?)?\s{{0,4}}(?=\{{)"
+"""A tool's own name right in front of its arguments: forms whose marks are special tokens, which are not text."""
+_MARK = r"[^\s<>]{0,12}"
+_ELEMENT = re.compile(
+    rf"""<(?:{_MARK}invoke\ name="|function=)([\w-]{{1,64}})"?>(.{{0,4000}}?)</(?:{_MARK}invoke|function)>""", re.S
+)
+_PARAMETER = re.compile(
+    rf"""<(?:{_MARK}parameter\ name="|parameter=)([\w-]{{1,64}})"?([^>\n]{{0,40}})>(.{{0,2000}}?)</{_MARK}parameter>""",
+    re.S,
+)
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -75,11 +85,11 @@ def find_call(text: str, names: set[str]) -> dict[str, Any] | None:
 def find_calls(text: str, names: set[str]) -> Iterator[dict[str, Any]]:
     """The calls in `text`, as `{"name", "arguments"}`.
 
-    JSON with a name and arguments (`parameters`, or a `function` around them), in any marks or in a list; or a
-    function's name in front of JSON. A name that no tool has is a call, too, where it comes with arguments.
+    JSON with a name and arguments (`parameters`, or a `function` around them), in any marks or in a list; a function's
+    name in front of JSON; or elements with an element for each argument (`<function=f><parameter=x>1</parameter>`,
+    `<invoke name="f">`). A name that no tool has is a call, too, where it comes with arguments.
     """
-    named = [(match, _json_at(text, match.end())) for match in _NAMED.finditer(text)]
-    calls = [{"name": match[1], "arguments": value} for match, value in named if isinstance(value, dict)]
+    calls = [*_elements(text), *_named(text, names)]
     if calls:
         yield from calls
         return
@@ -134,6 +144,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     return value
+
+
+def _named(text: str, names: set[str]) -> Iterator[dict[str, Any]]:
+    own = _BEFORE_JSON.format(names="|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    matches = {match.end(): match for pattern in (re.compile(own), _NAMED) for match in pattern.finditer(text)}
+    for end, match in sorted(matches.items()):
+        value = _json_at(text, end)
+        if isinstance(value, dict):
+            yield {"name": match[1], "arguments": value}
+
+
+def _elements(text: str) -> Iterator[dict[str, Any]]:
+    for element in _ELEMENT.finditer(text):
+        parameters = _PARAMETER.findall(element[2])
+        if parameters:
+            yield {"name": element[1], "arguments": {name: _value(*rest) for name, *rest in parameters}}
+
+
+def _value(marks: str, text: str) -> Any:
+    """Of an argument's element: JSON where it is some and not said to be text."""
+    value = None if 'string="true"' in marks else _parse(text)
+    return text.strip() if value is None else value
 
 
 def _entries(value: Any) -> list[Any]:

@@ -221,7 +221,7 @@ REQUIREMENTS = (
     Clause("3.4", "SHOULD", "3", "support llama.cpp runtime compatibility", EVAL, llama_cpp),
     Clause("3.5", "SHOULD", "3", "evaluation includes long-context degradation analysis", EVAL, long_context_analysed),
     Clause("3.6", "MAY", "3", "GPU acceleration be used for optimization", PLAN, gpu_may_be_used),
-    Clause("3.7", "MAY", "3", "extended context beyond 64K be supported", f"{EVAL} --max-context 128k", beyond_64k),
+    Clause("3.7", "MAY", "3", "extended context beyond 64K be supported", f"{EVAL} --context 128k", beyond_64k),
     Clause("9.1", "states", "9", "sub-70GB operational envelope", PLAN, below_70_gb),
     Clause("9.2", "states", "9", "CPU-accessible MoE inference", EVAL, cpu_moe),
     Clause("I.1", "states", "integrity", "file integrity", VERIFY, sound_form),

@@ -224,6 +224,8 @@ def condition_rows(report: Report) -> list[Row]:
         ("Python in the sandbox", score.code_python or "code was not run"),
         ("score fingerprint", Code(report.conditions.score_fingerprint)),
     ]
+    if score.tools is not None:
+        rows.insert(4, ("tools", f"offered by the {score.tools}"))
     if speed is not None:
         settings = (
             f"{speed.threads} threads, OpenMP wait policy {speed.omp_wait_policy}, "

@@ -49,6 +49,9 @@ class ServerSettings:
     deterministic: bool = False
     """Compute every request by itself and from its beginning (with `parallel` 1), so that it is answered alike whatever
     others ask at the same time or asked before."""
+    likelihood_bytes: int = 0
+    """What a second copy of the model takes, with its context: the likelihoods of prompts are computed in one, loaded
+    when they are first asked for, if so much is free then."""
     bounded: bool = False
     """Take no memory that was not planned: for states of earlier prompts, or for requests of many megabytes."""
 

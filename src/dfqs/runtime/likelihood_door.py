@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from dfqs.errors import DfqsError, NonFiniteLogits, UsageError
+from dfqs.errors import DfqsError, NonFiniteLogits, SpaceError, UsageError
+from dfqs.hardware import available_memory_bytes
 from dfqs.runtime.engine import ServerSettings
 from dfqs.runtime.http_head import HttpRefusal, RequestHead
 from dfqs.runtime.loading import InMemory
@@ -23,6 +24,7 @@ from dfqs.runtime.scoring import Continuation, ContinuationScore, Scorer, Scorin
 from dfqs.runtime.scoring_text import encode
 from dfqs.runtime.worker import Worker
 from dfqs.runtime.worker_context import WorkerContext
+from dfqs.units import format_bytes
 
 PATHS = ("/v1/completions", "/completions")
 TOP_LIMIT = 100
@@ -117,6 +119,10 @@ class LikelihoodDoor:
 
     def _running(self) -> Worker:
         if self._worker is None:
+            free, needed = available_memory_bytes(), self.settings.likelihood_bytes
+            if free < needed:
+                # The kernel would end a process, and perhaps the one that serves.
+                raise SpaceError(f"they take {format_bytes(needed)} more, and {format_bytes(free)} are free")
             worker = Worker(self.threads)
             worker.__enter__()
             try:
