@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from dfqs.evaluate import jobs
 from dfqs.evaluate.conditions import Numerics
-from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, DocumentJob, TokenWork, document_reader
+from dfqs.evaluate.documents import DocumentJob, TokenWork, document_reader
 from dfqs.runtime.worker_context import WorkerContext
 
 
 def read_prompts(worker: WorkerContext, job: DocumentJob, context_tokens: int) -> list[list[int]]:
     """In the worker: each question of a job with all that stands before it."""
     model = worker.state["model"]
-    context = jobs._context(worker, Numerics(), context_tokens, DOCUMENT_SEQUENCES)
+    context = jobs._context(worker, jobs.document_settings(Numerics(), context_tokens))
     reader = document_reader(worker, model, context, jobs._frame(model, False))
     tokens, _ = reader.document_tokens(job)
     return [tokens + reader.question_tokens(question.text) for question in job.questions]

@@ -19,8 +19,9 @@ import pytest
 from dfqs.errors import RuntimeFailure
 from dfqs.evaluate import jobs
 from dfqs.evaluate.answerer import Asking, LengthFailure, LengthFault
+from dfqs.evaluate.conditions import Numerics, differences
 from dfqs.evaluate.context import GrowingDocument, plan_questions
-from dfqs.evaluate.local import LocalAnswerer
+from dfqs.evaluate.local import LocalAnswerer, document_numerics
 from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.run import Request, evaluate
 from dfqs.evaluate.scores import Completion
@@ -28,9 +29,11 @@ from dfqs.evaluate.stages import BOUNDARY, CONTEXT, REASONING, SPEED
 from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import Suite
 from dfqs.gguf import read_header
+from dfqs.model.files import open_model
 from dfqs.progress import no_progress
 from dfqs.report.record import build_report
 from short_answers import complete_shortly
+from v4_flash_stub import write_v4_flash_stub
 
 VOCABULARY = read_context_set().items[0]
 TINY = Suite("quick", 2, 2, (256, 512), 3, 8, 2, 32, 64)
@@ -116,6 +119,38 @@ def test_a_context_that_there_is_no_memory_for_is_made_smaller_and_only_longer_l
 
     assert target._context_tokens == 1024
     assert failure.value.fault is LengthFault.ALLOCATE
+
+
+def test_a_document_of_a_million_tokens_is_computed_in_steps_that_memory_has_room_for(tmp_path: Path) -> None:
+    path = tmp_path / "v4.gguf"
+    write_v4_flash_stub(path)
+    model = open_model(path)
+
+    short, long = (document_numerics(model, length, Numerics()) for length in (65_536, 1 << 20))
+
+    assert short == Numerics()
+    assert long.document_ubatch == 64
+    assert long.ubatch == 512
+    # A condition where it differs, and nothing of it where it does not: earlier reports compare as before.
+    assert "document_ubatch" not in short.model_dump()
+    assert differences(short, long) == ("document_ubatch: None -> 64",)
+
+
+def test_answers_in_narrower_steps_are_answers_of_the_same_numerics(
+    tiny_deepseek4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
+        wide = ask(target, 600)
+    monkeypatch.setattr("dfqs.evaluate.local.SHORT_CONTEXT_TOKENS", 1)
+    monkeypatch.setattr("dfqs.evaluate.local.COMPUTE_BYTES", 1)
+    with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
+        assert target.info.numerics.document_ubatch == 64
+        assert "64 tokens at a time" in " ".join(target.info.notices)
+        narrow = ask(target, 600)
+
+    assert [answer.prompt_tokens for answer, _ in narrow] == [answer.prompt_tokens for answer, _ in wide]
+    for (_, one), (_, other) in zip(narrow, wide, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=0.05)
 
 
 def test_answers_to_prompts_do_not_depend_on_their_order(tiny_deepseek4: Path) -> None:

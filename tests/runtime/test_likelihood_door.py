@@ -131,7 +131,7 @@ def test_a_server_that_keeps_to_its_memory_says_that_it_has_none_for_likelihoods
 
 
 def test_no_second_model_is_loaded_where_there_is_no_memory_for_it(settings: ServerSettings) -> None:
-    with pytest.raises(HttpRefusal, match="they take .* more, and .* are free") as refusal:
+    with pytest.raises(HttpRefusal, match=r"they take .* more, and .* are free") as refusal:
         ask(LikelihoodDoor(replace(settings, likelihood_bytes=1 << 60), threads=1), payload("Once"))
 
     assert refusal.value.status == 503

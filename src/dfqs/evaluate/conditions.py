@@ -15,6 +15,9 @@ class Numerics(Record):
     type_v: str = "f16"
     batch: AtLeastOne = 512
     ubatch: AtLeastOne = 512
+    document_ubatch: AtLeastOne | None = Field(default=None, exclude_if=lambda width: width is None)
+    """Tokens of a document that are computed at once, where its context is so long that `ubatch` of them take too much
+    memory; None: `ubatch`."""
     parallel: AtLeastOne = 1
     swa_full: bool = False
     repack: bool = Field(default=True, exclude_if=bool)

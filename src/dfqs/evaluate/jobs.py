@@ -7,7 +7,7 @@ an uninterrupted one.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def complete(
     model: Model = worker.state["model"]
     head, tail = _frame(model, _thinking(worker).asked, tools)
     tokens = model.tokenize_chat(head + prompt + tail) if tail else model.tokenize(prompt + "\n")
-    context = _context(worker, numerics, context_tokens, PROMPT_SEQUENCES)
+    context = _context(worker, context_settings(numerics, context_tokens, PROMPT_SEQUENCES))
     if len(tokens) >= context.n_ctx_sequence:
         return Generated("", "context", len(tokens), 0, f"the prompt alone has {len(tokens):,} tokens")
     shared = _read_head(worker, context, model.tokenize_chat(head) if tail else [], tokens)
@@ -170,7 +170,7 @@ def open_context(worker: WorkerContext, numerics: Numerics, context_tokens: int)
     Raises:
         RuntimeFailure: there is no memory for it.
     """
-    _context(worker, numerics, context_tokens, DOCUMENT_SEQUENCES)
+    _context(worker, document_settings(numerics, context_tokens))
 
 
 def ask_document(worker: WorkerContext, job: DocumentJob, numerics: Numerics, context_tokens: int) -> TokenWork:
@@ -180,7 +180,7 @@ def ask_document(worker: WorkerContext, job: DocumentJob, numerics: Numerics, co
         RuntimeFailure: the context cannot be made, or its numbers are not finite.
     """
     model: Model = worker.state["model"]
-    context = _context(worker, numerics, context_tokens, DOCUMENT_SEQUENCES)
+    context = _context(worker, document_settings(numerics, context_tokens))
 
     def write(logits: Any, position: int, sequence: int, max_tokens: int) -> Generated:
         return _generate(model, context, logits, position, sequence, max_tokens, _thinking(worker))
@@ -242,8 +242,14 @@ def _frame(model: Model, asked: bool, tools: Sequence[Tool] = ()) -> tuple[str, 
     return head, tail
 
 
+def document_settings(numerics: Numerics, context_tokens: int) -> ContextSettings:
+    """Of the context that documents are read in."""
+    settings = context_settings(numerics, context_tokens, DOCUMENT_SEQUENCES)
+    return replace(settings, n_ubatch=numerics.document_ubatch or numerics.ubatch)
+
+
 def context_settings(numerics: Numerics, context_tokens: int, sequences: int) -> ContextSettings:
-    """Of the contexts that are made here."""
+    """Of the contexts that are made here, but for documents."""
     return ContextSettings(
         context_tokens,
         n_batch=numerics.batch,
@@ -257,17 +263,15 @@ def context_settings(numerics: Numerics, context_tokens: int, sequences: int) ->
     )
 
 
-def _context(worker: WorkerContext, numerics: Numerics, context_tokens: int, sequences: int) -> Context:
-    """The context of this size, made when first asked for; the one before is freed first."""
-    wanted: tuple[Any, ...] = (numerics, context_tokens, sequences)
+def _context(worker: WorkerContext, wanted: ContextSettings) -> Context:
+    """The context with these settings, made when first asked for; the one before is freed first."""
     if worker.state.get("context_of") != wanted:
         old: Context | None = worker.state.pop("context", None)
         worker.state["context_of"] = None
         if old is not None:
             old.close()
         try:
-            settings = asdict(context_settings(numerics, context_tokens, sequences))
-            worker.state["context"] = Context(worker.state["model"], threads=worker.threads, **settings)
+            worker.state["context"] = Context(worker.state["model"], threads=worker.threads, **asdict(wanted))
         except UsageError as error:
             raise RuntimeFailure(str(error)) from None
         worker.state["context_of"] = wanted

@@ -10,7 +10,7 @@ from dfqs.evaluate import jobs
 from dfqs.evaluate.answerer import Answered, AnswererInfo, Asking, DocumentSize, LengthFailure, LengthFault
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import GrowingDocument, Question, fitting_lines
-from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, AnswerScores, AskedQuestion, DocumentJob, ReadSoFar, TokenWork
+from dfqs.evaluate.documents import AnswerScores, AskedQuestion, DocumentJob, ReadSoFar, TokenWork
 from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, OpenedModel
 from dfqs.evaluate.scores import CHOSEN, Completion, LikelihoodScore
 from dfqs.evaluate.speed import CPU_ONLY
@@ -22,13 +22,22 @@ from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.loading import LoadOrder, StreamFigures
+from dfqs.runtime.memory import MemoryProbe
 from dfqs.runtime.requests import ContextSettings
 
 ANSWER_CONTEXT_TOKENS = 2048
 """Of the context that reasoning and code are answered in: the longest prompt and the longest answer fit."""
 QUESTION_TOKENS = 64
 """Room that a length keeps for its question and answer beside the template's own tokens."""
+NARROWEST = 64
+"""Tokens of a step: each step reads most of the weights of a Mixture-of-Experts again."""
 _BATCH_LINES = 256
+
+
+COMPUTE_BYTES = 4 << 30
+"""That computing on a document may take beside its cache, if narrower steps can keep to it."""
+SHORT_CONTEXT_TOKENS = 16_384
+"""No model takes so much up to here."""
 
 
 def answer_contexts(
@@ -40,8 +49,28 @@ def answer_contexts(
         jobs.context_settings(
             Numerics(), min(ANSWER_CONTEXT_TOKENS + (thinking_tokens or 0), trained), PROMPT_SEQUENCES
         ),
-        jobs.context_settings(Numerics(), min(max_context, trained), DOCUMENT_SEQUENCES),
+        jobs.document_settings(document_numerics(model, max_context, Numerics()), min(max_context, trained)),
     )
+
+
+def document_numerics(model: ModelFiles, max_context: int, numerics: Numerics) -> Numerics:
+    """The numerics, with the widest step that computes on a document of this length in `COMPUTE_BYTES`.
+
+    Without flash attention the scores of all attention heads are held at once: tokens of a step x tokens of the
+    context x heads. What that takes llama.cpp itself says, from the header. It depends on nothing of this machine, so
+    that scores of two machines compare.
+    """
+    context_tokens = min(max_context, model.spec.context_tokens or max_context)
+    if context_tokens <= SHORT_CONTEXT_TOKENS:
+        return numerics
+    with MemoryProbe(model) as probe:
+        width = numerics.ubatch
+        while width > NARROWEST:
+            found = numerics.model_copy(update={"document_ubatch": width if width < numerics.ubatch else None})
+            if probe.need(jobs.document_settings(found, context_tokens)).compute_bytes <= COMPUTE_BYTES:
+                return found
+            width //= 2
+    return numerics.model_copy(update={"document_ubatch": width})
 
 
 class LocalAnswerer:
@@ -65,7 +94,7 @@ class LocalAnswerer:
         self._threads = threads
         self._max_context = max_context
         self._order = order
-        self._numerics = Numerics(repack=order.repack)
+        self._numerics = document_numerics(self._model, max_context, Numerics(repack=order.repack))
         self._progress = progress
         self._thinking_tokens = thinking_tokens
         self._worker: Worker | None = None
@@ -111,6 +140,11 @@ class LocalAnswerer:
             notices.append("the model has no chat template; prompts are continued as plain text")
         if self._opened.trained_context_tokens < self._max_context:
             notices.append(f"the model is trained for {self._opened.trained_context_tokens:,} tokens of context")
+        if self._numerics.document_ubatch is not None:
+            notices.append(
+                f"documents are computed {self._numerics.document_ubatch} tokens at a time, to keep to memory "
+                "without flash attention"
+            )
         return AnswererInfo(
             name=self._model.name,
             template_sha256=self._opened.template_sha256,

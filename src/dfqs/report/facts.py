@@ -284,9 +284,10 @@ def _thinking(score: ScoreConditions) -> str:
 def _numerics(numerics: Numerics | None) -> str:
     if numerics is None:
         return "not known (endpoint)"
+    documents = f" ({numerics.document_ubatch} of documents)" if numerics.document_ubatch is not None else ""
     return (
         f"flash attention {numerics.flash_attention}, KV {numerics.type_k}/{numerics.type_v}, "
-        f"batch {numerics.batch}/{numerics.ubatch}, {numerics.parallel} at a time"
+        f"batch {numerics.batch}/{numerics.ubatch}{documents}, {numerics.parallel} at a time"
     )
 
 
