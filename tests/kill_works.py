@@ -109,8 +109,6 @@ def works(model: Path, local: Path, url: str) -> tuple[Work, ...]:
                 str(out),
                 "--suite",
                 "small",
-                "--limit",
-                "1",
                 "--only",
                 LOCAL_STAGES,
                 "-t",
@@ -160,7 +158,7 @@ def main() -> None:
     parser.add_argument(
         "--first", type=int, default=0, help="number of the first round: the next piece of a longer run"
     )
-    parser.add_argument("--only", help="one kind of work")
+    parser.add_argument("--only", choices=["quantize", "imatrix", "eval", "eval-local"], help="one kind of work")
     parser.add_argument("--model", type=Path, help="evaluated as the local one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, serve(oracle()) as endpoint:
