@@ -27,7 +27,7 @@ WEATHER = {
 }
 WITH_FIELD = (
     "{% for tool in tools %}<tool>{{ tool.function | tojson }}</tool>{% endfor %}"
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 )
 WITHOUT_FIELD = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 
