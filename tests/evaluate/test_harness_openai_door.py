@@ -30,7 +30,7 @@ pytestmark = [
     ),
 ]
 
-ITEMS = 40
+ITEMS = 10
 CONTEXT = 512
 
 
