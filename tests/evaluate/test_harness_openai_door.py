@@ -76,7 +76,7 @@ def truth(task: tuple[Path, list[dict[str, Any]]], embedded_model: Path) -> list
 def llama_server(embedded_model: Path) -> Iterator[str]:
     command = [sys.executable, str(Path(__file__).parents[1] / "plain_llama_server.py"), str(embedded_model)]
     with subprocess.Popen(
-        [*command, str(CONTEXT)], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+        [*command, str(CONTEXT), "2"], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
         yield next(line.strip() for line in process.stdout if line.startswith("http"))
