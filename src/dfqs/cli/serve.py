@@ -92,10 +92,7 @@ def command(
     settings, start, plan = plan_serving(
         checked, settings, threads, ram, force=force, checking=Checking(check, manifest), use_tuning=not no_tuning
     )
-    note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
-    if settings.likelihood_bytes:
-        more = format_bytes(settings.likelihood_bytes)
-        note(f"likelihoods of prompts (echo with logprobs) take up to {more} more, once they are asked for")
+    _say_memory(settings, plan)
     if verbose:
         note(start.reason)
     _serve_until_stopped(checked, settings, start, plan, json_)
@@ -107,6 +104,13 @@ def _say_beforehand(checked: ModelFiles, host: str, api_key: str | None) -> None
     if not is_loopback(host):
         guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
         warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
+
+
+def _say_memory(settings: ServerSettings, plan: LoadPlan) -> None:
+    note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
+    if settings.likelihood_bytes:
+        more = format_bytes(settings.likelihood_bytes)
+        note(f"likelihoods of prompts (echo with logprobs) take up to {more} more, once they are asked for")
 
 
 def plan_serving(
