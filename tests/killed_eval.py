@@ -22,7 +22,7 @@ SMALL = Suite("small", 2, 2, (256, 384), 3, 8, 3, 32, 64, tool_items=2, profile_
 
 def main() -> int:
     SUITES[SMALL.name] = SMALL
-    LocalAnswerer.complete = complete_shortly  # type: ignore[method-assign]
+    LocalAnswerer.complete = complete_shortly  # type: ignore[method-assign, assignment]
     fatal = sys.argv[1], sys.argv[2]
     append = Store.append
 

@@ -233,7 +233,7 @@ def _frame(model: Model, asked: bool, tools: Sequence[Tool] = ()) -> tuple[str, 
     if model.chat_template() is None:
         return "", ""
     # Templates that know no such variable ignore it.
-    variables = {"tools": template_field(tools)} if tools else {}
+    variables: dict[str, Any] = {"tools": template_field(tools)} if tools else {}
     message = {"role": "user", "content": PLACEHOLDER}
     rendered = model.apply_chat_template([message], enable_thinking=asked, **variables)
     head, found, tail = rendered.partition(PLACEHOLDER)
