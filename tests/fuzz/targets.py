@@ -31,7 +31,7 @@ from dfqs.report.schema import Report
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.prompts import read_prompts
 from dfqs.routing.stats import measure_stats
-from fuzz import checkpoints, documents, services
+from fuzz import checkpoints, documents, services, signatures
 from fuzz.mutate import STRINGS, Seal, mutate_bytes, mutate_gguf, mutate_json_text, mutate_lines, mutate_toml
 from fuzz.terminal import shown
 
@@ -297,6 +297,8 @@ TARGETS: dict[str, Target] = {
         Target("template", services.template, services.mutate_template, services.render_template),
         Target("prompts", _prompts, mutate_lines, _read_prompts),
         Target("listing", _listing, mutate_json_text, _read_listing),
+        Target("statements", signatures.statements, mutate_json_text, signatures.read_statements),
+        Target("signature", signatures.bundle, mutate_json_text, signatures.read_bundle),
         Target("terminal", _words, _mutate_words, _show_words),
     )
 }

@@ -14,8 +14,9 @@ from dfqs.cli.main import run
 from dfqs.errors import FormatError, UsageError
 from dfqs.gguf import string
 from dfqs.gguf.values import KeyValue
-from dfqs.integrity.statements import model_statement, read_derivation, read_model_statement
+from dfqs.integrity.statements import derivation_statement, model_statement, read_derivation, read_model_statement
 from dfqs.model.making import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY, VERSION_KEY
+from fuzz import signatures
 from gguf_builder import SMALL_KEYS, write_small
 
 pytest.importorskip("model_signing")
@@ -363,3 +364,9 @@ def write_certificates(folder: Path, name: str) -> None:
         part = "root" if is_root else "leaf"
         (folder / f"{name}-{part}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     write_key(folder / f"{name}.key", key)
+
+
+def test_what_was_signed_once_is_read_for_ever() -> None:
+    said = read_derivation(signatures.verifier().verify(signatures.SIGNED))
+
+    assert derivation_statement(said) == signatures.derivation()
