@@ -89,8 +89,8 @@ class DemoResult:
 def run_demo(out: Path, narrator: Narrator) -> DemoResult:
     """Build, split, merge, verify, inspect, plan, run, measure; then write down what was done.
 
-    Leaves the merged model, the evaluation's report and the story in `out`; shards are removed. What an earlier run
-    left there is replaced, and nothing else.
+    Leaves the merged model, the shards that it was merged of, the evaluation's report and the story in `out`. What an
+    earlier run left there is replaced, and nothing else.
 
     Raises:
         UsageError: a file of somebody else stands under the name of one of its own.
@@ -102,21 +102,28 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
     story = _Story(narrator)
     with _work_directory(out) as work:
         built = _build(story)
-        first_shard = _split(story, built, work)
+        shards = _split(story, built, work)
+        first_shard = shards[0]
         merged = _merge(story, first_shard, work)
         hashes = _verify(story, merged, first_shard)
         placed = out / MODEL_NAME
-        _place_model(merged, hashes, placed, earlier)
+        placed_files = _place(merged, {placed.name: hashes.file_sha256 or ""}, placed, earlier)
+        for shard in shards:
+            placed_files |= _place(shard, {shard.name: hash_file(shard)}, out / shard.name, earlier)
         model = _inspect(story, placed)
         _plan_memory(story, model)
         answered = _run(story, model)
         report = _measure(story, model, hashes, work / "evaluation")
-        record = _write_down(out, work, _describe(story.steps, model, hashes, answered), report)
+        record = _write_down(out, work, _describe(story.steps, model, hashes, answered, placed_files), report)
     return DemoResult(record, report, placed, out / "demo.md", out / "report.html")
 
 
 def _describe(
-    steps: list[DemoStep], model: ModelFiles, hashes: ModelHashes, answered: tuple[Answer, SessionInfo]
+    steps: list[DemoStep],
+    model: ModelFiles,
+    hashes: ModelHashes,
+    answered: tuple[Answer, SessionInfo],
+    files: dict[str, str],
 ) -> DemoRecord:
     answer, session = answered
     return DemoRecord(
@@ -133,7 +140,7 @@ def _describe(
         threads=session.threads,
         omp_wait_policy=session.omp_wait_policy,
         steps=steps,
-        files={model.path.name: hashes.file_sha256 or ""},
+        files=files,
     )
 
 
@@ -173,12 +180,12 @@ def _earlier_files(out: Path) -> dict[str, str]:
     return known
 
 
-def _place_model(merged: Path, hashes: ModelHashes, placed: Path, earlier: dict[str, str]) -> None:
-    """Give the model its name; the same model, which a killed run left, makes room for it."""
-    built = {placed.name: hashes.file_sha256 or ""}
+def _place(file: Path, built: dict[str, str], placed: Path, earlier: dict[str, str]) -> dict[str, str]:
+    """Give a file of the model its name; the same file, which a killed run left, makes room for it. Returns `built`."""
     if os.path.lexists(placed) and not any(_is_known(placed, known) for known in (built, earlier)):
         _refuse_stranger(placed)
-    publish_file(merged, placed, overwrite=True)
+    publish_file(file, placed, overwrite=True)
+    return built
 
 
 def _is_known(path: Path, known: dict[str, str]) -> bool:
@@ -262,11 +269,11 @@ def _build(story: _Story) -> Path:
     return path
 
 
-def _split(story: _Story, model: Path, work: Path) -> Path:
+def _split(story: _Story, model: Path, work: Path) -> list[Path]:
     with story.step("Split it into shards, as large models come") as step:
-        shards = split(plan_split(model, work / "shard", max_bytes=SHARD_BYTES), progress=step.progress)
+        shards = split(plan_split(model, work / Path(MODEL_NAME).stem, max_bytes=SHARD_BYTES), progress=step.progress)
         step.outcome = f"{len(shards)} shards of at most {format_bytes(max(path.stat().st_size for path in shards))}"
-    return shards[0]
+    return list(shards)
 
 
 def _merge(story: _Story, first_shard: Path, work: Path) -> Path:

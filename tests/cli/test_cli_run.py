@@ -34,7 +34,7 @@ def assert_one_sentence(stderr: str, *parts: str) -> None:
 
 @pytest.mark.parametrize("fixture", ["embedded_model", "tiny_deepseek4"])
 def test_text_goes_to_stdout_and_rates_to_stderr(fixture: str, request: pytest.FixtureRequest) -> None:
-    done = run_dfqs("run", request.getfixturevalue(fixture), *PROMPT, "-n", "8")
+    done = run_dfqs("run", request.getfixturevalue(fixture), *PROMPT, "-n", "8", "-v")
 
     assert done.returncode == 0
     assert done.stdout.strip()
@@ -72,6 +72,8 @@ def test_the_json_document_has_the_text_and_the_conditions(embedded_model: Path)
         "repeat_penalty": 1.0,
         "grammar": None,
         "stop": [],
+        "thinking": None,
+        "thinking_tokens": None,
     }
 
 

@@ -17,6 +17,7 @@ from dfqs.integrity import hash_model
 # A minute on a quiet machine. It measures speed with llama.cpp's default waiting, which beside other work is many times
 # slower; this limit is there to end a hang.
 LIMIT_S = 1800
+SHARDS = [f"{Path(MODEL_NAME).stem}-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
 pytestmark = pytest.mark.timeout(LIMIT_S)
 
 DEMO = [sys.executable, "-m", "dfqs.cli.main", "demo"]
@@ -50,13 +51,13 @@ def test_every_step_is_told_and_the_paths_are_printed(demonstration: tuple[Path,
     assert str(out / "report.html") in printed
 
 
-def test_merged_model_is_the_built_one_and_nothing_else_is_left(
+def test_merged_model_is_the_built_one_and_its_shards_are_beside_it_and_nothing_else(
     demonstration: tuple[Path, str, str], embedded_model: Path
 ) -> None:
     out, _, _ = demonstration
 
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [MODEL_NAME, "demo.json", "demo.md", "report.html", "report.json", "report.md"]
+        [MODEL_NAME, *SHARDS, "demo.json", "demo.md", "report.html", "report.json", "report.md"]
     )
     assert hash_model(out / MODEL_NAME).content_sha256 == hash_model(embedded_model).content_sha256
     assert "split.count" in read_header(out / MODEL_NAME).metadata

@@ -6,6 +6,7 @@ from dfqs.cli.conversing import HELP, Conversation
 from dfqs.cli.generating import (
     ContextOption,
     GrammarOption,
+    JsonSchemaOption,
     MaxTokensOption,
     MinPOption,
     RepeatPenaltyOption,
@@ -13,6 +14,8 @@ from dfqs.cli.generating import (
     StopOption,
     SystemOption,
     TemperatureOption,
+    ThinkingBudgetOption,
+    ThinkingOption,
     TopKOption,
     TopPOption,
     accept_any_bytes_on_stdin,
@@ -45,6 +48,9 @@ def command(
     seed: SeedOption = None,
     stop: StopOption = None,
     grammar: GrammarOption = None,
+    json_schema: JsonSchemaOption = None,
+    thinking: ThinkingOption = None,
+    thinking_budget: ThinkingBudgetOption = None,
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -62,7 +68,8 @@ def command(
     """
     accept_any_bytes_on_stdin()
     checked = obtain_model(model, context_tokens=ctx, ram=ram, force=force, yes=yes)
-    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, grammar)
+    follow = (grammar, json_schema, thinking, thinking_budget)
+    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, *follow)
     checking, tuned = Checking(check, manifest), not no_tuning
     with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
         check_template(session)

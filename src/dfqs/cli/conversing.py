@@ -20,6 +20,7 @@ _COMMANDS = {
     "/reset": "a new conversation, under the same system message",
     "/system TEXT": "another system message, for this conversation too",
     "/undo": "take back the last question and its answer",
+    "/forget": "leave out the oldest question and its answer, where the context is full",
     "/regenerate": "take back the last answer, and answer again with another seed",
     "/set NAME VALUE": "temp, top-p, top-k, min-p, repeat-penalty, max-tokens or seed",
     "/save FILE": "write the conversation down",
@@ -49,6 +50,8 @@ class Conversation:
         self._verbose = verbose
         self._system = system
         self._messages: list[Message] = []
+        self._unanswered: str | None = None
+        """A question that the context had no room for."""
 
     def take(self, text: str) -> bool:
         """One message or command; whether the conversation goes on. A "/" that begins no command begins a message."""
@@ -58,6 +61,7 @@ class Conversation:
             "/reset": self._reset,
             "/system": self._change_system,
             "/undo": self._undo,
+            "/forget": self._forget,
             "/regenerate": self._regenerate,
             "/set": self._set,
             "/save": self._save,
@@ -77,9 +81,10 @@ class Conversation:
 
     def _ask(self, text: str) -> None:
         self._messages.append({"role": "user", "content": text})
-        self._answer()
+        self._unanswered = None
+        self._answer(text)
 
-    def _answer(self) -> None:
+    def _answer(self, question: str) -> None:
         """Answer the last question; without a word of an answer, the question is taken back."""
         pieces: list[str] = []
 
@@ -103,7 +108,8 @@ class Conversation:
             write_text("\n")
             note("interrupted")
         except UsageError as error:
-            note(f"{error}. /undo takes back the last exchange, /reset starts a new conversation.")
+            self._unanswered = question
+            note(f"{error}. /forget leaves out the oldest exchange and asks again, /reset starts a new conversation.")
         if pieces:
             self._messages.append({"role": "assistant", "content": "".join(pieces)})
         else:
@@ -124,6 +130,14 @@ class Conversation:
 
     def _undo(self, _: str) -> None:
         note(f"taken back: {self._take_back()}")
+
+    def _forget(self, _: str) -> None:
+        if not self._messages:
+            raise UsageError("there is nothing older to leave out")
+        note(f"left out: {self._messages[0]['content']}")
+        del self._messages[:2]
+        if self._unanswered is not None:
+            self._ask(self._unanswered)
 
     def _regenerate(self, _: str) -> None:
         question = self._take_back()

@@ -9,7 +9,7 @@ import typer
 
 from dfqs.cli.drawing import SHARE, progress_bar
 from dfqs.cli.options import Json
-from dfqs.cli.output import emit, err, print_plain
+from dfqs.cli.output import emit, err, note, print_plain
 from dfqs.demo import run_demo
 from dfqs.progress import Progress
 from dfqs.report.markdown import render_summary
@@ -31,7 +31,10 @@ def command(
 
     def show() -> None:
         print_plain(render_summary(result.report))
-        print_plain(f"\nmodel:  {result.model}\nstory:  {result.story}\nreport: {result.report_path}")
+        print_plain(
+            f"\nmodel:  {result.model}\nstory:  {result.story}\nreport: {result.report_path.resolve().as_uri()}"
+        )
+        note(f"next:   cd {result.model.parent} && dfqs chat {result.model.name}")
 
     emit(result.record, json_, show)
 

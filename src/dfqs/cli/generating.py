@@ -6,7 +6,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,8 +17,9 @@ from dfqs.errors import FormatError, RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
+from dfqs.runtime.json_grammar import grammar_of_schema
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
-from dfqs.storage.documents import read_bounded
+from dfqs.storage.documents import parse_json, read_bounded
 from dfqs.units import format_bytes, format_duration, format_number_of
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
@@ -45,6 +46,18 @@ StopOption = Annotated[
 GrammarOption = Annotated[
     Path | None, typer.Option("--grammar", help="File of a grammar (GBNF) that the answer follows.", show_default=False)
 ]
+JsonSchemaOption = Annotated[
+    Path | None,
+    typer.Option("--json-schema", help="File of a JSON schema that the answer follows.", show_default=False),
+]
+ThinkingOption = Annotated[
+    Literal["on", "off"] | None,
+    typer.Option("--thinking", help="Whether the model thinks first.", show_default="as its chat template has it"),
+]
+ThinkingBudgetOption = Annotated[
+    int | None,
+    typer.Option("--thinking-budget", help="End a thought after so many tokens.", min=1, show_default="none"),
+]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", help="Repeat a sampled answer.", min=0, show_default="random")
 ]
@@ -54,6 +67,7 @@ ContextOption = Annotated[
 SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
 
 _SEEDS = 1 << 31
+SCHEMA_LIMIT_BYTES = 1 << 20
 TEXT_LIMIT_BYTES = 32 << 20
 """A million tokens have some 4 MB."""
 
@@ -68,12 +82,17 @@ def make_sampling(
     repeat_penalty: float = 1.0,
     stop: Sequence[str] | None = None,
     grammar: Path | None = None,
+    json_schema: Path | None = None,
+    thinking: str | None = None,
+    thinking_budget: int | None = None,
 ) -> Sampling:
     """Sampling settings; without a seed one is drawn, so that the answer can be repeated.
 
     Raises:
-        UsageError: the grammar cannot be read.
+        UsageError: the grammar or the schema cannot be read or followed, or two of these say different things.
     """
+    if thinking == "off" and thinking_budget is not None:
+        raise UsageError("--thinking off leaves no thought for --thinking-budget; leave one out")
     if seed is None:
         seed = secrets.randbelow(_SEEDS) if temperature > 0 else 0
     return Sampling(
@@ -84,9 +103,19 @@ def make_sampling(
         min_p=min_p,
         seed=seed,
         repeat_penalty=repeat_penalty,
-        grammar=None if grammar is None else read_text(grammar, "grammar"),
+        grammar=_read_grammar(grammar, json_schema),
         stop=tuple(stop or ()),
+        thinking=None if thinking is None else thinking == "on",
+        thinking_tokens=thinking_budget,
     )
+
+
+def _read_grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
+    if grammar is not None and json_schema is not None:
+        raise UsageError("--json-schema is made into a grammar, so --grammar cannot stand beside it")
+    if json_schema is not None:
+        return grammar_of_schema(parse_json(read_bounded(json_schema, SCHEMA_LIMIT_BYTES), path=json_schema))
+    return None if grammar is None else read_text(grammar, "grammar")
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ VERBS: dict[str, str] = {
     "forecast": "Say how fast a model will be on this machine, by context and against memory.",
     "tune": "Find the settings that make a model fastest on this machine, and keep them.",
     "runtime": "Show which llama.cpp is used, and install or choose another build.",
-    "run": "Answer one prompt, with tokens per second.",
+    "run": "Answer one prompt.",
     "chat": "Talk with a model in the terminal.",
     "serve": "Serve a model over HTTP (OpenAI-compatible, with a web page) on this machine.",
     "eval": "Measure the five DFQS metrics.",

@@ -62,7 +62,7 @@ Force = Annotated[
     bool, typer.Option("--force", help="Load a model that does not fit into memory, and wait for the disk.")
 ]
 Context = Annotated[int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which settings hold, and why.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which settings hold and why, and how fast it was.")]
 NoTuning = Annotated[bool, typer.Option("--no-tuning", help="Leave out what `dfqs tune` found.")]
 AllowRequantize = Annotated[bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")]
 Imatrix = Annotated[

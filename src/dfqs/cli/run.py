@@ -10,6 +10,7 @@ from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
     ContextOption,
     GrammarOption,
+    JsonSchemaOption,
     MaxTokensOption,
     MinPOption,
     RepeatPenaltyOption,
@@ -17,10 +18,13 @@ from dfqs.cli.generating import (
     StopOption,
     SystemOption,
     TemperatureOption,
+    ThinkingBudgetOption,
+    ThinkingOption,
     TopKOption,
     TopPOption,
     accept_any_bytes_on_stdin,
     check_template,
+    describe_end,
     describe_rates,
     make_sampling,
     open_chat,
@@ -60,6 +64,9 @@ def command(
     seed: SeedOption = None,
     stop: StopOption = None,
     grammar: GrammarOption = None,
+    json_schema: JsonSchemaOption = None,
+    thinking: ThinkingOption = None,
+    thinking_budget: ThinkingBudgetOption = None,
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -71,7 +78,7 @@ def command(
     verbose: Verbose = False,
     json_: Json = False,
 ) -> None:
-    """Answer one prompt. The text goes to stdout as it comes, tokens per second to stderr at the end.
+    """Answer one prompt. The text goes to stdout as it comes; -v says at the end how fast it came.
 
     Example: dfqs run model.gguf "Name three colours."
     """
@@ -79,7 +86,8 @@ def command(
         raise UsageError("--system needs the chat template, and --raw does without it; leave one out")
     # First: no model is fetched for a prompt that is not there.
     asked = read_prompt(text, prompt, prompt_file)
-    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, grammar)
+    follow = (grammar, json_schema, thinking, thinking_budget)
+    sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, *follow)
     checked = obtain_model(model, context_tokens=ctx, ram=ram, force=force, yes=yes)
     checking, tuned = Checking(check, manifest), not no_tuning
     with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
@@ -93,7 +101,8 @@ def command(
             print_json(RunDocument.of(session, session.answer(request, sampling), sampling, raw=raw))
             return
         answer = _answer_aloud(session, request, sampling)
-        note(describe_rates(answer, session))
+        if said := describe_rates(answer, session) if verbose else describe_end(answer, session):
+            note(said)
         note_streaming(session.read_figures())
 
 

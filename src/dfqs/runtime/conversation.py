@@ -10,9 +10,10 @@ from dfqs.runtime.answer_text import AnswerText
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.loading import LoadOrder, StreamFigures
-from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
+from dfqs.runtime.requests import Answer, ContextSettings, Message, Prompt, Sampling, SessionInfo
 from dfqs.runtime.sampling import Sampler
 from dfqs.runtime.stop import Stopped
+from dfqs.runtime.thinking import ThoughtBudget
 from dfqs.runtime.worker_context import WorkerContext
 
 
@@ -34,7 +35,7 @@ class Conversation:
         Raises:
             UsageError: the prompt does not fit the context.
         """
-        tokens = self._tokens_of(prompt)
+        tokens, budget = self._read(prompt, sampling)
         room = self.context.n_ctx_sequence - len(tokens)
         if room < 1:
             raise UsageError(
@@ -43,6 +44,7 @@ class Conversation:
             )
         text = AnswerText(sampling.stop, on_text)
         generated = 0
+        most = min(sampling.max_tokens, room)
         finish = "length" if sampling.max_tokens <= room else "context"
         reused = 0
         started = prefilled = time.perf_counter()
@@ -56,13 +58,15 @@ class Conversation:
                     if self.model.is_end(token):
                         finish = "stop"
                         break
-                    if not text.add(self.model.piece(token, special=False)):
+                    said = [token, *self._ending_of_thought(budget, token, most - generated)]
+                    generated += len(said) - 1
+                    if not all(text.add(self.model.piece(one, special=False)) for one in said):
                         finish = "stop"
                         break
-                    if generated == min(sampling.max_tokens, room):
+                    if generated == most:
                         break
-                    self.context.decode([token], len(self._cached))
-                    self._cached.append(token)
+                    self.context.decode(said, len(self._cached))
+                    self._cached.extend(said)
                 ended = time.perf_counter()
             except Stopped:
                 ended = time.perf_counter()
@@ -79,14 +83,33 @@ class Conversation:
             decode_s=ended - prefilled,
         )
 
-    def _tokens_of(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            tokens = self.model.tokenize(prompt)
-        else:
-            tokens = self.model.tokenize_chat(self.model.apply_chat_template(prompt))
+    def _read(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], ThoughtBudget | None]:
+        """Tokens of the prompt, and what watches the answer's thought."""
+        rendered = prompt if isinstance(prompt, str) else self._render(prompt, sampling.thinking)
+        tokens = self.model.tokenize(prompt) if isinstance(prompt, str) else self.model.tokenize_chat(rendered)
         if not tokens:
             raise UsageError("the prompt is empty")
-        return tokens
+        if sampling.thinking_tokens is None:
+            return tokens, None
+        last = "" if isinstance(prompt, str) or not prompt else prompt[-1]["content"].strip()
+        return tokens, ThoughtBudget(sampling.thinking_tokens, rendered.rpartition(last)[2] if last else "")
+
+    def _render(self, messages: Sequence[Message], thinking: bool | None) -> str:
+        if thinking is None:
+            return self.model.apply_chat_template(messages)
+        rendered, other = (
+            self.model.apply_chat_template(messages, enable_thinking=asked) for asked in (thinking, not thinking)
+        )
+        if rendered == other:
+            raise UsageError("the model's chat template has no switch for thinking; leave out --thinking")
+        return rendered
+
+    def _ending_of_thought(self, budget: ThoughtBudget | None, token: int, room: int) -> list[int]:
+        """Tokens that end the thought, where the model's last one was the last that it may take, as far as they fit."""
+        if budget is None:
+            return []
+        ending = budget.add(self.model.piece(token, special=True).decode("utf-8", "replace"))
+        return [] if ending is None else self.model.tokenize(ending, add_special=False, parse_special=True)[:room]
 
     def _prefill(self, tokens: Sequence[int]) -> int:
         """Bring the cache to exactly `tokens`; returns how many of them it held already."""

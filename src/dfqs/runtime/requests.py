@@ -44,6 +44,10 @@ class Sampling:
     """In llama.cpp's notation (GBNF), from its rule `root`: nothing else can be said."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these."""
+    thinking: bool | None = None
+    """Whether the template is asked to let the model think; None: as llama.cpp's server has it, models that can do."""
+    thinking_tokens: int | None = None
+    """That a thought at the beginning of the answer may take before it is ended; None: as many as it likes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,5 +80,7 @@ def check_sampling(settings: Sampling) -> None:
     for name, value, low, high in ranges:
         if not low <= value <= high:
             raise UsageError(f"{name} must be between {low:,} and {high:,}, not {value}")
+    if settings.thinking_tokens is not None and not 1 <= settings.thinking_tokens <= 1 << 31:
+        raise UsageError(f"a thought may take tokens from 1 on, not {settings.thinking_tokens}")
     if "" in settings.stop:
         raise UsageError("a stop string is empty")

@@ -38,6 +38,10 @@ class RunSettings(Record):
     grammar: Text | None = None
     """Its text; null: none."""
     stop: tuple[Text, ...] | None = None
+    thinking: bool | None = None
+    """As the template was asked; null: not asked."""
+    thinking_tokens: int | None = None
+    """That a thought might take; null: no limit of its own."""
 
 
 class RunDocument(Document):
