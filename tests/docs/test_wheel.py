@@ -44,6 +44,16 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fresh
 
 
+def test_what_would_be_uploaded_is_what_a_package_index_takes(wheel: Path, tmp_path: Path) -> None:
+    pytest.importorskip("twine", reason="the development packages of the lock file are not all here")
+    succeed(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+
+    said = succeed(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, cwd=tmp_path)
+
+    assert said.count("PASSED") == 2
+
+
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("dfqs/")}

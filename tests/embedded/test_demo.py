@@ -1,7 +1,9 @@
 """The demonstration in a process of its own: the whole flow on the real model; as users start it, with `slow`."""
 
+import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from dfqs.integrity import hash_model
 # A minute on a quiet machine. It measures speed with llama.cpp's default waiting, which beside other work is many times
 # slower; this limit is there to end a hang.
 LIMIT_S = 1800
+ROOT = Path(__file__).parents[2]
 SHARDS = [f"{Path(MODEL_NAME).stem}-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
 pytestmark = pytest.mark.timeout(LIMIT_S)
 
@@ -48,7 +51,7 @@ def test_every_step_is_told_and_the_paths_are_printed(demonstration: tuple[Path,
         assert f"[{number}/{STEPS}]" in told
     assert "Active Params    161.8 M" in told
     assert str(out / MODEL_NAME) in printed
-    assert str(out / "report.html") in printed
+    assert f"report: {(out / 'report.html').as_uri()}" in printed
 
 
 def test_merged_model_is_the_built_one_and_its_shards_are_beside_it_and_nothing_else(
@@ -110,3 +113,26 @@ def test_output_directory_without_permission_is_one_sentence(
     assert str(target) in message
     assert "Traceback" not in message
     assert "internal error" not in message
+
+
+def test_every_question_of_the_readme_is_answered_as_it_says(
+    demonstration: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the folder that the demonstration leaves, as the README has it pasted."""
+    out, _, _ = demonstration
+    spec = importlib.util.spec_from_file_location("readme_lines", ROOT / "scripts" / "readme_lines.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules["readme_lines"] = readme_lines = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme_lines)
+    monkeypatch.chdir(out)
+
+    lines = readme_lines.questions()
+    for line in lines:
+        program, *words = shlex.split(line.command)
+        code = run(words)
+        said = "".join(capfd.readouterr())
+        assert program == "dfqs" and code in (0, 1, 4), (line.command, said)
+        assert readme_lines.is_seen(line.seen[0], said), (line.command, said)
+
+    assert len(lines) >= 8
+    (out / "one.gguf").unlink()
