@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -19,6 +19,7 @@ from dfqs.embedded import cached_embedded_model
 from dfqs.errors import FormatError, IntegrityError, UsageError, printable
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.run import Request, evaluate
+from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.evaluate.subject import describe_subject
 from dfqs.evaluate.suites import Suite
 from dfqs.integrity import ModelHashes, hash_model, verify_against
@@ -31,11 +32,12 @@ from dfqs.report.record import REPORT_NAMES, build_report, find_run, write_repor
 from dfqs.report.schema import Report
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.memory import measure_memory_curve
-from dfqs.runtime.requests import Answer, Sampling, SessionInfo
+from dfqs.runtime.requests import Answer, ContextSettings, Sampling, SessionInfo
 from dfqs.shards import merge, plan_merge
 from dfqs.shards.split import plan_split, split
 from dfqs.storage.atomic import publish_file, storage_errors, write_bytes_atomic
 from dfqs.storage.hashing import hash_file
+from dfqs.streaming.budget import LoadPlan, choose_load
 from dfqs.units import format_bytes, format_count, format_duration
 
 MODEL_NAME = "SmolLM2-135M-MoE.gguf"
@@ -111,9 +113,9 @@ def run_demo(out: Path, narrator: Narrator) -> DemoResult:
         for shard in shards:
             placed_files |= _place(shard, {shard.name: hash_file(shard)}, out / shard.name, earlier)
         model = _inspect(story, placed)
-        _plan_memory(story, model)
-        answered = _run(story, model)
-        report = _measure(story, model, hashes, work / "evaluation")
+        plan = _plan_memory(story, model)
+        answered = _run(story, model, plan)
+        report = _measure(story, model, hashes, plan, work / "evaluation")
         record = _write_down(out, work, _describe(story.steps, model, hashes, answered, placed_files), report)
     return DemoResult(record, report, placed, out / "demo.md", out / "report.html")
 
@@ -308,16 +310,27 @@ def _inspect(story: _Story, path: Path) -> ModelFiles:
     return model
 
 
-def _plan_memory(story: _Story, model: ModelFiles) -> None:
+def _plan_memory(story: _Story, model: ModelFiles) -> LoadPlan:
+    """How it is loaded within the memory that is free.
+
+    Raises:
+        SpaceError: it does not fit.
+    """
     with story.step("Ask llama.cpp how much memory it needs") as step:
         needs = measure_memory_curve(model, CONTEXTS)
         step.outcome = "; ".join(
             f"{format_bytes(need.total_bytes)} at {need.context_tokens:,} tokens of context" for need in needs
         )
+        plan = choose_load(model, ContextSettings(n_ctx=CONTEXTS[-1]), None, whole=CPU_ONLY)
+        step.details = [line] if (line := plan.describe()) else []
+    return plan
 
 
-def _run(story: _Story, model: ModelFiles) -> tuple[Answer, SessionInfo]:
-    with story.step("Ask it something") as step, ChatSession(model, progress=step.progress) as session:
+def _run(story: _Story, model: ModelFiles, plan: LoadPlan) -> tuple[Answer, SessionInfo]:
+    with (
+        story.step("Ask it something") as step,
+        ChatSession(model, order=plan.order, progress=step.progress) as session,
+    ):
         answer = session.answer([{"role": "user", "content": PROMPT}], Sampling(max_tokens=ANSWER_TOKENS))
         rate = answer.decode_tokens_per_s
         step.outcome = f"{PROMPT} -> {' '.join(answer.text.split())} ({answer.generated_tokens} tokens" + (
@@ -333,7 +346,7 @@ def _boundary(report: Report) -> str:
     return f"{'beyond ' if found.censored else ''}{tokens:,} tokens"
 
 
-def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, directory: Path) -> Report:
+def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, plan: LoadPlan, directory: Path) -> Report:
     with story.step("Measure it on a small sample") as step:
 
         @contextmanager
@@ -341,8 +354,9 @@ def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, directory: P
             yield lambda done, total=None, note="": step.progress(done, total, stage)
 
         subject = describe_subject(model, hashes)
-        with LocalAnswerer(model, max_context=SAMPLE.context_lengths[-1]) as answerer:
-            evaluate(answerer, subject, model, Request(SAMPLE), directory, draw)
+        request = replace(Request(SAMPLE), order=plan.order, memory_bytes=plan.limit_bytes)
+        with LocalAnswerer(model, max_context=SAMPLE.context_lengths[-1], order=plan.order) as answerer:
+            evaluate(answerer, subject, model, request, directory, draw)
         report = build_report(directory)
         metrics = report.metrics
         step.outcome = (
