@@ -24,8 +24,8 @@ ASKED = [{"role": "user", "content": "one two three"}]
 def with_template(source: Path, path: Path, template: str) -> Path:
     header = read_header(source)
     kept = [header.raw_entry(entry) for entry in header.entries if entry.name != "tokenizer.chat_template"]
-    keys = [*kept, string("tokenizer.chat_template", template)]
-    head = encode_header(keys, [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors])
+    added = string("tokenizer.chat_template", template)
+    head = encode_header([*kept, added], [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors])
     path.write_bytes(head + source.read_bytes()[header.data_offset :])
     return path
 
