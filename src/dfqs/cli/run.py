@@ -38,21 +38,22 @@ from dfqs.errors import UsageError
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.requests import Answer, Prompt, Sampling
 
+PromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin, as does a pipe alone.", show_default=False),
+]
+PromptFileOption = Annotated[
+    Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.", show_default=False)
+]
+
 
 def command(
     model: ObtainedModel,
     text: Annotated[
         str | None, typer.Argument(metavar="[prompt]", help="The prompt, as --prompt.", show_default=False)
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt", "-p", help="The prompt; - reads it from stdin, as does a pipe alone.", show_default=False
-        ),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.", show_default=False)
-    ] = None,
+    prompt: PromptOption = None,
+    prompt_file: PromptFileOption = None,
     system: SystemOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_tokens: MaxTokensOption = 512,
@@ -82,8 +83,9 @@ def command(
 
     Example: dfqs run model.gguf "Name three colours."
     """
-    if raw and system is not None:
-        raise UsageError("--system needs the chat template, and --raw does without it; leave one out")
+    if raw and (system is not None or thinking is not None):
+        needs = "--thinking" if system is None else "--system"
+        raise UsageError(f"{needs} needs the chat template, and --raw does without it; leave one out")
     # First: no model is fetched for a prompt that is not there.
     asked = read_prompt(text, prompt, prompt_file)
     follow = (grammar, json_schema, thinking, thinking_budget)
