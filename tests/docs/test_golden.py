@@ -10,6 +10,9 @@ from dfqs.cli.json_reference import SOURCE, WHERE, documents
 from dfqs.integrity.manifest import Manifest, read_manifest
 from dfqs.model.description import ModelDescription
 from dfqs.records import read_json
+from dfqs.report import Report
+from dfqs.report.markdown import render_markdown
+from dfqs.report.page import render_page
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 JOURNALS = re.compile(r"dfqs\.(\w+-)?journal/\d+|dfqs\.logits/1")
@@ -68,6 +71,28 @@ def test_a_report_from_before_depths_and_kinds_is_still_one() -> None:
     report = read_json(GOLDEN / "report-1.published.json", documents()["dfqs.report/1"])
 
     assert report == read_json(GOLDEN / "report-1.json", documents()["dfqs.report/1"])
+
+
+@pytest.mark.parametrize("form", ["first", "load", "flat"])
+def test_a_report_of_before_0_1_is_read_and_nothing_that_it_did_not_tell_is_made_up(form: str) -> None:
+    """`first`: without columns of what was not judged; `load`: with a load average; `flat`: seven keys of the model."""
+    stored = json.loads((GOLDEN / f"report-1.{form}.json").read_text(encoding="utf-8"))
+
+    report = read_json(GOLDEN / f"report-1.{form}.json", Report)
+
+    assert report.metrics.model_dump(mode="json") == stored["metrics"]
+    assert report.artifact.model is None
+    assert any("architecture text, parameters 1" in notice for notice in report.notices)
+    context, speed = report.details.context, report.details.speed
+    assert context is not None and (context.truncated is None) == (form == "first")
+    assert speed is not None and (speed.other_cpus is None) == (form != "flat")
+    assert "not told" in render_markdown(report) or form != "first"
+    assert "Nothing tells whether other processes were busy" in render_page(report) or form == "flat"
+    assert read_json_again(report) == report
+
+
+def read_json_again(report: Report) -> Report:
+    return Report.model_validate(report.model_dump(mode="json"))
 
 
 def test_inspect_prints_every_key_of_a_models_description() -> None:

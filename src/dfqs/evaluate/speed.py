@@ -78,8 +78,9 @@ class SpeedSummary(Record):
     latency_p99_s: Amount
     threads: AtLeastOne
     omp_wait_policy: str
-    other_cpus: Amount
-    """CPUs that others kept busy meanwhile, in the worst repeat; near 0 on a quiet machine."""
+    other_cpus: Amount | None
+    """CPUs that others kept busy meanwhile, in the worst repeat; near 0 on a quiet machine. Null in the oldest
+    reports."""
     copy_bandwidth_bytes_per_s: Amount | None
     """Measured: read plus written, all threads."""
     bytes_per_token: Whole | None

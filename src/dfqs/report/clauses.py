@@ -81,9 +81,12 @@ def answered(facts: Facts) -> int:
     scores = [detail for detail in (details.reasoning, details.code) if detail is not None]
     count = sum(detail.n - detail.unusable - detail.empty for detail in scores)
     context = details.context
-    if context is not None:
-        count += sum(n - u - e for n, u, e in zip(context.n, context.unusable, context.empty, strict=True))
-    return count
+    if context is None:
+        return count
+    if context.unusable is None or context.empty is None:
+        # The oldest reports do not tell them apart; only what was right is known to be an answer.
+        return count + sum(context.right)
+    return count + sum(n - u - e for n, u, e in zip(context.n, context.unusable, context.empty, strict=True))
 
 
 def runtime_failure(facts: Facts) -> str | None:

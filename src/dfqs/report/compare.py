@@ -12,7 +12,7 @@ from dfqs.evaluate.statistics import CONFIDENCE, Count
 from dfqs.quantize.bootstrap import estimate_difference
 from dfqs.report.comparison import Against, Compared, ComparisonDocument, Measure, Outcome
 from dfqs.report.extras import noise_floor
-from dfqs.report.facts import QUIET_CPUS
+from dfqs.report.facts import was_busy
 from dfqs.report.paired import (
     Pairs,
     detectable_difference,
@@ -301,7 +301,7 @@ def _speed(ours: Report, theirs: Report, refused: Sequence[str]) -> Measure:
     outcome, reason = Outcome.NO_DIFFERENCE, None
     if p > LEVEL:
         reason = f"{a.repeats} and {b.repeats} repeats cannot tell two speeds apart; it takes 4 of each"
-    elif max(a.other_cpus, b.other_cpus) > QUIET_CPUS:
+    elif was_busy(a, b):
         reason = "the machine was busy with something else"
     elif low > DRIFT or high < -DRIFT:
         outcome = Outcome.BETTER if low > 0 else Outcome.WORSE

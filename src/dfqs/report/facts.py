@@ -69,9 +69,7 @@ def context_rows(context: ContextDetail) -> list[Row]:
             context.n,
             context.right,
             context.intervals_95,
-            context.truncated,
-            context.empty,
-            context.unusable,
+            *(["not told"] * len(context.n) if column is None else column for column in context.not_judged),
             strict=True,
         )
     ]
@@ -238,6 +236,18 @@ def condition_rows(report: Report) -> list[Row]:
     return rows
 
 
+def was_busy(*speeds: SpeedSummary) -> bool:
+    """Whether others are known to have taken so much of a machine that a rate tells more about them."""
+    return any(speed.other_cpus is not None and speed.other_cpus > QUIET_CPUS for speed in speeds)
+
+
+def describe_others(speed: SpeedSummary) -> str:
+    """What else ran meanwhile."""
+    if speed.other_cpus is None:
+        return "Nothing tells whether other processes were busy meanwhile"
+    return f"Other processes kept {speed.other_cpus:.2f} CPUs busy meanwhile"
+
+
 def format_interval(interval: tuple[float, float] | None) -> str:
     """`0.100 to 0.300`."""
     return "no interval" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
@@ -250,7 +260,7 @@ def _missing(report: Report, metric: str) -> str:
 def _beside_speed(speed: SpeedSummary | None) -> str:
     if speed is None:
         return ""
-    busy = "; the machine was busy with something else" if speed.other_cpus > QUIET_CPUS else ""
+    busy = "; the machine was busy with something else" if was_busy(speed) else ""
     return f"{_range(speed.decode_spread)}, median of {speed.repeats}{busy}"
 
 

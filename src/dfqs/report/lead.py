@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dfqs.report.facts import QUIET_CPUS, format_interval
+from dfqs.report.facts import format_interval, was_busy
 from dfqs.report.schema import Report, ScoreDetail
 from dfqs.units import format_bytes, format_count
 
@@ -102,7 +102,7 @@ def _speed_tile(report: Report) -> Tile:
     if speed is not None:
         low, high = speed.decode_spread
         beside = f"{low:.2f} to {high:.2f} over {speed.repeats:,} repeats"
-        if speed.other_cpus > QUIET_CPUS:
+        if was_busy(speed):
             beside += "; the machine was busy with something else"
     shown = None if rate is None else f"{rate:,.2f}"
     return _tile(report, "Tokens a second, CPU only", "cpu_tokens_per_sec", shown, beside)

@@ -11,6 +11,7 @@ from dfqs.report.facts import (
     artifact_rows,
     condition_rows,
     context_rows,
+    describe_others,
     metric_rows,
     profile_rows,
     speed_rows,
@@ -108,7 +109,7 @@ def _speed(report: Report) -> str:
     if speed is None:
         return ""
     rows = table(("", "", ""), speed_rows(speed))
-    return f"**Speed.**\n\n{rows}\n\nOther processes kept {speed.other_cpus:.2f} CPUs busy."
+    return f"**Speed.**\n\n{rows}\n\n{describe_others(speed)}."
 
 
 def _conditions(report: Report) -> str:

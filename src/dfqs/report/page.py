@@ -24,16 +24,17 @@ from dfqs.report.extras import describe_extras
 from dfqs.report.facts import (
     CONTEXT_HEADER,
     KINDS_HEADER,
-    QUIET_CPUS,
     SCORES,
     Code,
     artifact_rows,
     condition_rows,
     context_rows,
     context_words,
+    describe_others,
     format_interval,
     kind_rows,
     speed_rows,
+    was_busy,
 )
 from dfqs.report.lead import describe_lead, describe_tiles
 from dfqs.report.schema import Report
@@ -215,8 +216,8 @@ def _speed_words(report: Report) -> str:
     speed = report.details.speed
     if speed is None:
         return ""
-    words = f"{speed.threads} threads. Other processes kept {speed.other_cpus:.2f} CPUs busy meanwhile"
-    if speed.other_cpus > QUIET_CPUS:
+    words = f"{speed.threads} threads. {describe_others(speed)}"
+    if was_busy(speed):
         words += ": this rate tells more about them than about the model"
     return words + "."
 

@@ -14,6 +14,7 @@ from dfqs.evaluate.speed import SpeedSummary
 from dfqs.hardware import Machine
 from dfqs.model.description import ModelDescription
 from dfqs.records import AtLeastOne, Document, Record, Share, Whole
+from dfqs.report.earlier import upgrade_report
 
 SCHEMA_ID = "dfqs.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report-1.schema.json")
@@ -163,10 +164,11 @@ class ContextDetail(Record):
     lengths_tokens: list[AtLeastOne]
     n: list[AtLeastOne]
     right: list[Whole]
-    truncated: list[Whole]
-    empty: list[Whole]
-    unusable: list[Whole]
-    """These three count as wrong; the rest of those that are not right were answers, and wrong."""
+    truncated: list[Whole] | None
+    empty: list[Whole] | None
+    unusable: list[Whole] | None
+    """These three count as wrong; the rest of those that are not right were answers, and wrong. Null in the oldest
+    reports, which did not tell them apart."""
     intervals_95: list[tuple[Share, Share] | None]
     not_measured: dict[Annotated[str, Field(pattern=r"^[0-9]{1,15}$")], str]
     """Length -> why it is not in the curve."""
@@ -180,12 +182,17 @@ class ContextDetail(Record):
     likelihood: ContextLikelihood | None = None
     tokens: ContextTokens | None = None
 
+    @property
+    def not_judged(self) -> tuple[list[int] | None, ...]:
+        """Cut off, empty, without a usable answer: index by index with the lengths, or not known."""
+        return self.truncated, self.empty, self.unusable
+
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
-        columns = (self.n, self.right, self.truncated, self.empty, self.unusable, self.intervals_95)
-        if any(len(column) != len(self.lengths_tokens) for column in columns):
+        told = [column for column in self.not_judged if column is not None]
+        if any(len(column) != len(self.lengths_tokens) for column in (self.n, self.right, self.intervals_95, *told)):
             raise ValueError("columns of unequal length")
-        for n, *counts in zip(self.n, self.right, self.truncated, self.empty, self.unusable, strict=True):
+        for n, *counts in zip(self.n, self.right, *told, strict=True):
             if sum(counts) > n:
                 raise ValueError("counts that are more than n")
         return self
@@ -261,6 +268,11 @@ class Report(Document):
     """Metric -> why it is null."""
     details: Details
     notices: list[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_forms_are_read(cls, value: Any) -> Any:
+        return upgrade_report(value)
 
     @model_validator(mode="after")
     def _curve_has_its_lengths(self) -> Self:
