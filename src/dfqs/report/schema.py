@@ -190,7 +190,8 @@ class ContextDetail(Record):
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
         told = [column for column in self.not_judged if column is not None]
-        if any(len(column) != len(self.lengths_tokens) for column in (self.n, self.right, self.intervals_95, *told)):
+        lengths = {len(self.n), len(self.right), len(self.intervals_95), *map(len, told)}
+        if lengths != {len(self.lengths_tokens)}:
             raise ValueError("columns of unequal length")
         for n, *counts in zip(self.n, self.right, *told, strict=True):
             if sum(counts) > n:
