@@ -16,7 +16,16 @@ from report_documents import MODEL, SCORE, report_document
 from report_pages import GOLDEN
 
 CONTENT = "d" * 64
-ORIGIN = ModelOrigin("apache-2.0", None, None, ("https://huggingface.co/base/model",), None, None, ("en",))
+ORIGIN = ModelOrigin(
+    license="apache-2.0",
+    license_name=None,
+    license_link=None,
+    source="https://huggingface.co/base/model",
+    base_models=("https://huggingface.co/its/parent",),
+    author=None,
+    quantized_by=None,
+    languages=("en",),
+)
 
 
 def hashes(content: str = CONTENT, file: str = "c" * 64) -> ModelHashes:

@@ -76,7 +76,7 @@ def test_a_strangers_words_leave_it_valid(license_: str | None) -> None:
         given,
         report=report,
         description=given.description.model_copy(update={"architecture": EVIL, "class_": None}),
-        origin=ModelOrigin(license_, None, None, (EVIL,), EVIL, EVIL, (EVIL,)),
+        origin=ModelOrigin(license_, None, None, EVIL, (EVIL,), EVIL, EVIL, (EVIL,)),
     )
 
     check_valid(render_bom(evil, CardOptions()))

@@ -160,7 +160,7 @@ def test_a_strangers_words_are_neither_markup_nor_front_matter() -> None:
         update={"name": EVIL, "description": EVIL, "license": EVIL, "architecture": EVIL, "declared_class": EVIL}
     )
     origin = ModelOrigin(
-        EVIL, EVIL, "javascript:x", (EVIL, "https://huggingface.co/a/b\nlicense: x"), EVIL, EVIL, (EVIL,)
+        EVIL, EVIL, "javascript:x", EVIL, (EVIL, "https://huggingface.co/a/b\nlicense: x"), EVIL, EVIL, (EVIL,)
     )
     evil = replace(given, description=described, origin=origin, paths=(Path("m'`\n$(id).gguf"),))
     evil = with_report(evil, artifact__name=EVIL, statement=EVIL, notices=[EVIL], reasons={"code_score": EVIL})
@@ -181,9 +181,31 @@ def test_a_strangers_words_are_neither_markup_nor_front_matter() -> None:
 @given(words=st.text(max_size=60), more=st.text(alphabet="-|`#<>&[]()*_~$@:/.\n\\w", max_size=60))
 def test_no_words_become_markup(words: str, more: str) -> None:
     given = with_report(facts(), artifact__name=words, statement=more)
-    origin = replace(ORIGIN, license=words, license_name=more, base_models=(words, more), languages=(words, more))
+    origin = replace(
+        ORIGIN, license=words, license_name=more, source=words, base_models=(words, more), languages=(words, more)
+    )
 
     check_harmless(make_card(replace(given, origin=origin), CardOptions(author=more)).readme)
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "found"),
+    [
+        ("https://huggingface.co/base/model", None, ("base/model", "quantized")),
+        (None, "my/base", ("my/base", "quantized")),
+        # A model's own parent is not what was quantized.
+        (None, None, ("its/parent", None)),
+        ("https://github.com/its/code", None, ("its/parent", None)),
+    ],
+)
+def test_a_base_model_is_called_quantized_only_where_that_is_known(
+    source: str | None, said: str | None, found: tuple[str, str | None]
+) -> None:
+    given = replace(facts(), origin=replace(ORIGIN, source=source))
+
+    data = make_card(given, replace(MINE, base_model=said)).metadata
+
+    assert (data["base_model"], data.get("base_model_relation")) == found
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ class ModelOrigin:
     """An identifier, as most write it: `apache-2.0`."""
     license_name: str | None
     license_link: str | None
+    source: str | None
+    """Address of the model that this file was converted from."""
     base_models: tuple[str, ...]
-    """Addresses of what it was made of."""
+    """Addresses of what that model was trained or merged from: its own parents, and not what was quantized."""
     author: str | None
     """Of the model; or its organization."""
     quantized_by: str | None
@@ -36,12 +38,11 @@ def read_origin(metadata: Metadata) -> ModelOrigin:
     """
     count = min(metadata.integer("general.base_model.count") or 0, BASE_MODELS_LIMIT)
     named = [metadata.text(f"general.base_model.{index}.repo_url") for index in range(max(count, 0))]
-    if not any(named):
-        named = [metadata.text("general.source.repo_url")]
     return ModelOrigin(
         license=metadata.text("general.license"),
         license_name=metadata.text("general.license.name"),
         license_link=metadata.text("general.license.link"),
+        source=metadata.text("general.source.repo_url") or metadata.text("general.repo_url"),
         base_models=tuple(address for address in named if address),
         author=metadata.text("general.author") or metadata.text("general.organization"),
         quantized_by=metadata.text("general.quantized_by"),

@@ -57,12 +57,14 @@ def capabilities(report: Report) -> str:
 
 def behaviour(conformance: ConformanceDocument, report: Report) -> str:
     """Section 10, and what limits the file as far as this evaluation shows."""
+    metrics = {f"11.{number}" for number in range(1, 6)}
     limits = [
-        f"- {clause.clause}: {escape_words(clause.evidence)}"
+        f"- {clause.id} fails ({clause.clause}): {escape_words(clause.evidence)}"
         for clause in conformance.clauses
-        if clause.verdict is Judgement.FAIL
+        # Of a metric that is null the reason stands below.
+        if clause.verdict is Judgement.FAIL and clause.id not in metrics
     ]
-    limits += [f"- {name} was not measured: {escape_words(why)}" for name, why in report.reasons.items()]
+    limits += [f"- {name} is null: {escape_words(why)}" for name, why in report.reasons.items()]
     shown = "\n".join(limits) or "- Nothing that was measured fails."
     return f"{requirements(conformance, '10')}\n\n### Limitations\n\n{shown}"
 
@@ -105,7 +107,7 @@ def envelope(facts: Facts) -> str:
         parts.append("Memory by context: not computed, for the runtime did not tell.")
     else:
         parts += [
-            f"Computed by {escape_words(plan.runtime)}, of a machine with {format_bytes(plan.memory_bytes)}:",
+            f"Computed by {escape_words(plan.runtime)}, held against {format_bytes(plan.memory_bytes)} of memory:",
             table(("context in tokens", "settings", "memory", ""), needs),
         ]
     return "\n\n".join(parts)

@@ -32,6 +32,8 @@ HUMANEVAL_SET = "0eeb698e20ee1fa18b93d0461906e6edec9ee46033a67a16c752662d083217d
 """`set_sha256` of HumanEval, as version 1 of dfqs asks it."""
 _HUMANEVAL_GROUP = "level 0"
 """Its problems have no level of difficulty; those of our own set have 1 to 3."""
+_FULL_BITS = 15.5
+"""A weight, of what is not quantized."""
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _LINK = re.compile(r"https://[A-Za-z0-9./_~%+-]{4,300}")
 _TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -87,9 +89,19 @@ def license_words(origin: ModelOrigin) -> LicenseWords | None:
 
 
 def base_models(origin: ModelOrigin) -> tuple[str, ...]:
-    """Those repositories that the header names as what the model was made of."""
+    """The repository that the header names as what it was converted from; without one, that model's own parents."""
+    return _repos((origin.source,)) if origin.source and _repos((origin.source,)) else _repos(origin.base_models)
+
+
+def is_quantized_from(model: ModelDescription, origin: ModelOrigin, base_model: str | None) -> bool:
+    """Whether it is known to be a quantization of its base, and not of something trained from that."""
+    told = base_model is not None or bool(_repos((origin.source,) if origin.source else ()))
+    return told and model.bits_per_weight is not None and model.bits_per_weight < _FULL_BITS
+
+
+def _repos(addresses: Sequence[str]) -> tuple[str, ...]:
     found = []
-    for address in origin.base_models:
+    for address in addresses:
         if len(address.split()) != 1 or not address.isprintable():
             continue
         try:
@@ -130,7 +142,7 @@ def card_data(
         model_name=printable(report.artifact.name, 96) if scores else None,
         eval_results=scores or None,
     )
-    if bases and (model.bits_per_weight or 16) < 16:
+    if is_quantized_from(model, origin, base_model):
         data["base_model_relation"] = "quantized"
     return data
 
