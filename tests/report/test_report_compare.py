@@ -262,6 +262,15 @@ def test_likelihoods_are_compared_pair_by_pair() -> None:
     assert again == [none]
 
 
+def test_answers_that_are_exactly_as_likely_do_not_say_that_anything_would_have_been_seen() -> None:
+    ours = [-1.0 - index / 10 for index in range(40)]
+
+    (same,) = compare_likelihoods(scored(ours), scored(ours))
+
+    assert (same.outcome, same.difference) == (Outcome.NO_DIFFERENCE, 0)
+    assert same.smallest_significant is None and "exactly as likely" in (same.reason or "")
+
+
 def test_an_infinitely_improbable_answer_is_no_number_to_take_a_mean_of() -> None:
     (found,) = compare_likelihoods(scored([-1.0, -2.0, float("-inf")]), scored([-1.0, -2.0, -3.0]))
 

@@ -136,8 +136,8 @@ def _score(reference: Reported, other: Reported, name: str, stage: str, refused:
         return Measure(name=name, outcome=Outcome.REFUSED, reason=_refusal(refused), **values)
     if ours is None or theirs is None:
         lacks = [side for side, count in ((reference, ours), (other, theirs)) if count is None]
-        why = "; ".join(f"{side.place}: {side.report.reasons.get(name, 'not measured')}" for side in lacks)
-        return Measure(name=name, outcome=Outcome.NOT_MEASURED, reason=why, **values)
+        reasons = [f"{side.place}: {side.report.reasons.get(name, 'not measured')}" for side in lacks]
+        return Measure(name=name, outcome=Outcome.NOT_MEASURED, reason=_each_once(reasons), **values)
     if reference.lines is None or other.lines is None:
         return _unpaired(name, ours, theirs)
     pairs = pair_up(reference.items, other.items, stage, scored_by=_scored_by(reference, other))
@@ -233,6 +233,8 @@ def compare_likelihoods(reference: Reported, other: Reported) -> list[Measure]:
         # Questions do not follow each other as tokens do: each is a block of its own.
         estimate = estimate_difference(values, baseline, block_tokens=1)
         interval = (estimate.low, estimate.high) if estimate.low is not None and estimate.high is not None else None
+        # Without any spread nothing says how small a difference would have been seen.
+        same = bool((values == baseline).all())
         outcome = Outcome.NO_DIFFERENCE
         if estimate.excludes_zero:
             outcome = Outcome.BETTER if estimate.mean > 0 else Outcome.WORSE
@@ -246,7 +248,8 @@ def compare_likelihoods(reference: Reported, other: Reported) -> list[Measure]:
                 interval=interval,
                 method=f"paired bootstrap of questions, seeded; {estimate.blocks} pairs",
                 n=len(known),
-                smallest_significant=(interval[1] - interval[0]) / 2 if interval is not None else None,
+                smallest_significant=(interval[1] - interval[0]) / 2 if interval is not None and not same else None,
+                reason="every answer is exactly as likely on both sides" if same else None,
             )
         )
     return found
@@ -291,7 +294,7 @@ def _speed(ours: Report, theirs: Report, refused: Sequence[str]) -> Measure:
     values = {"reference": ours.metrics.cpu_tokens_per_sec, "value": theirs.metrics.cpu_tokens_per_sec}
     if a is None or b is None or not values["reference"] or not values["value"]:
         reasons = [r.reasons.get(name, "not measured") for r, speed in ((ours, a), (theirs, b)) if speed is None]
-        return Measure(name=name, outcome=Outcome.NOT_MEASURED, reason="; ".join(reasons) or None, **values)
+        return Measure(name=name, outcome=Outcome.NOT_MEASURED, reason=_each_once(reasons), **values)
     if refused:
         return Measure(name=name, outcome=Outcome.REFUSED, reason=_refusal(refused), **values)
     if not min(*a.decode_spread, *b.decode_spread):
@@ -334,6 +337,11 @@ def _count(report: Report, name: str) -> Count | None:
 
 def _share(count: Count | None) -> float | None:
     return count.score if count is not None else None
+
+
+def _each_once(reasons: Sequence[str]) -> str | None:
+    """Reasons of both sides, one that they share said once."""
+    return "; ".join(dict.fromkeys(reasons)) or None
 
 
 def _refusal(found: Sequence[str]) -> str:
