@@ -118,6 +118,7 @@ def test_other_threads_are_allowed_for_scores_and_refused_for_speed(
     assert run(["compare", str(a), str(b)]) == 1
     assert "threads: 2 -> 1" in capsys.readouterr().err
     assert run(["compare", str(a), str(b), "--only", "scores"]) == 0
+    assert "threads" not in capsys.readouterr().err
     assert run(["compare", str(a), str(b), "--anyway"]) == 0
     assert "--anyway" in capsys.readouterr().err
 

@@ -98,6 +98,8 @@ def test_a_detectable_difference_by_hand() -> None:
     # Connor: (1.95996 sqrt(0.3) + 0.84162 sqrt(0.3 - 0.01))^2 / 0.01 = 233.05 pairs for 0.1 at 30 % discordant.
     assert detectable_difference(Pairs(100, 35, 35, 63)) == pytest.approx(0.1, abs=2e-4)
     assert detectable_difference(Pairs(1, 0, 0, 1)) is None
+    # Of six pairs only all six on one side tell anything: nothing smaller can be promised.
+    assert smallest_significant(Pairs(6, 0, 0, 0)) == detectable_difference(Pairs(6, 0, 0, 0)) == 1.0
     assert detectable_difference(Pairs(0, 0, 0, 0)) is None
 
 

@@ -30,9 +30,11 @@ def reason_lines(against: Against) -> list[str]:
 
 
 def difference_lines(against: Against) -> list[str]:
-    """Every condition that differs, and what for."""
+    """Every condition that differs, and what for; those of speed only where it was not left out."""
     scores = [f"scores: {found}" for found in against.score_differences]
     own = [found for found in against.speed_differences if found not in against.score_differences]
+    if all(measure.name != "cpu_tokens_per_sec" for measure in against.measures):
+        own = []
     return [*scores, *(f"speed: {found}" for found in own)]
 
 

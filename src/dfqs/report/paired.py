@@ -81,9 +81,12 @@ def smallest_significant(pairs: Pairs, level: float = 1 - CONFIDENCE) -> float |
 def detectable_difference(pairs: Pairs, power: float = POWER, level: float = 1 - CONFIDENCE) -> float | None:
     """The true difference that so many pairs, as discordant as these, show with the given power (Connor's formula).
 
+    The formula is an approximation; of few pairs it would promise less than any outcome of the test can show.
+
     None: not even 1 would be.
     """
-    if not pairs.total:
+    smallest = smallest_significant(pairs, level)
+    if smallest is None:
         return None
     share = pairs.discordant / pairs.total
     z, z_power = NormalDist().inv_cdf(1 - level / 2), NormalDist().inv_cdf(power)
@@ -99,7 +102,7 @@ def detectable_difference(pairs: Pairs, power: float = POWER, level: float = 1 -
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if needed(middle) <= pairs.total else (middle, high)
-    return high
+    return max(high, smallest)
 
 
 def holm(values: Sequence[float]) -> list[float]:
