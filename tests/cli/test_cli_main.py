@@ -10,8 +10,10 @@ import pytest
 from dfqs.cli import main as cli_main
 from dfqs.cli.main import VERBS, run
 from dfqs.errors import DfqsError, FormatError, IntegrityError, UsageError, WorkerCrash
+from shard_inputs import write_model
 
 HEAVY = ("numpy", "scipy", "huggingface_hub", "matplotlib", "pydantic", "xllamacpp", "jinja2", "httpx")
+UNSEEN = (*HEAVY, "dfqs.records", "dfqs.inplace", "dfqs.quantize", "dfqs.shards.plain_merge", "rich.markdown")
 
 
 def dfqs(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +39,20 @@ def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
     assert "HEAVY [] CODE 0" in result.stdout
     for verb in VERBS:
         assert verb in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_a_look_at_a_file_loads_neither_what_checks_documents_nor_what_computes(verb: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.gguf")
+    code = (
+        "import sys; from dfqs.cli.main import run; code = run(sys.argv[1:]);"
+        f"found = [m for m in {UNSEEN!r} if m in sys.modules]; print('LOADED', found, 'CODE', code)"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code, verb, str(model)], capture_output=True, text=True, check=True)
+
+    # `verify` has something to say about keys that are not there.
+    assert result.stdout.endswith(f"LOADED [] CODE {int(verb == 'verify')}\n"), result.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -2,28 +2,20 @@
 
 import importlib
 import itertools
-from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from typer.core import TyperCommand
 
-from dfqs.cli.documents.inspect import Listed, describe_difference, describe_inspected
-from dfqs.cli.listing import show_difference, show_keys, show_tensors, show_tokenizer
 from dfqs.cli.options import Json
-from dfqs.cli.output import column_table, emit, escape_controls, key_value_table, out, print_plain, write_text
+from dfqs.cli.output import column_table, key_value_table, out, print_plain
 from dfqs.cli.source import open_source
-from dfqs.errors import UsageError
 from dfqs.gguf.kinds import MODEL
-from dfqs.model.description import ModelDescription
-from dfqs.model.difference import compare_headers
+from dfqs.model.facts import ModelFacts
 from dfqs.model.files import ModelFiles
-from dfqs.model.listing import EVERY
 from dfqs.model.snapshot import snapshot_rows
-from dfqs.model.spec import RoleSize
-from dfqs.planning.loaders import LoaderVerdict
+from dfqs.model.spec import EVERY, RoleSize
 from dfqs.units import format_bytes, format_count
 
 
@@ -75,63 +67,38 @@ def command(
     Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf --tensors '*ffn_gate_exps*'
     """
     models = [open_source(source) for source in sources]
-    if diff is not None:
-        _compare(models, diff, json_)
+    if json_ or keys is not None or tensors is not None or template or tokenizer or runtimes or diff is not None:
+        # Documents, listings and the runtime are not on the way of a look at a header.
+        detailed = importlib.import_module("dfqs.cli.inspecting")
+        if diff is not None:
+            detailed.compare(models, diff, json_)
+        asked = detailed.Asked(keys, tensors, template=template, tokenizer=tokenizer, runtimes=runtimes)
+        detailed.show_asked(models, asked, as_json=json_)
+        return
     for number, model in enumerate(models):
-        # The runtime is not on the way of a look at a header.
-        found = importlib.import_module("dfqs.planning.plan").judge_all(model) if runtimes else None
-        listed = Listed.of(model, keys, tensors, template=template, tokenizer=tokenizer)
-        document = describe_inspected(model, found, listed)
-        if number and not json_:
+        if number:
             out.print()
-        if len(models) > 1 and not (json_ or template):
+        if len(models) > 1:
             print_plain(f"{model.shards[0].source}:")
-        emit(document, json_, partial(_show_asked, model, listed, found), indent=2 if len(models) == 1 else None)
+        show_model(model)
 
 
-def _compare(models: Sequence[ModelFiles], other: str, as_json: bool) -> None:
-    if len(models) != 1:
-        raise UsageError("--diff compares one model with another; name one, and the other behind --diff")
-    second = open_source(other)
-    found = compare_headers(models[0], second)
-    emit(describe_difference(models[0], second, found), as_json, lambda: show_difference(found))
-    raise typer.Exit(0 if found.is_equal else 1)
+def show_model(model: ModelFiles) -> None:
+    """What it is, for people: the whole of `dfqs inspect MODEL`."""
+    if model.kind is MODEL:
+        _show_facts(model)
+    else:
+        _show_other(model)
 
 
-def _show_asked(model: ModelFiles, listed: Listed, loaders: tuple[LoaderVerdict, ...] | None) -> None:
-    """What was asked for, or else what the model is."""
-    if listed.template_asked:
-        _show_template(model, listed.template)
-    if listed.tokenizer_asked:
-        show_tokenizer(listed.tokenizer)
-    if listed.keys is not None:
-        show_keys(listed.keys)
-    if listed.tensors is not None:
-        show_tensors(listed.tensors, shards=len(model.shards) > 1)
-    if not listed.is_any:
-        _show(model, loaders) if model.kind is MODEL else _show_other(model)
-    elif loaders is not None:
-        out.print_table(loader_table(loaders))
-
-
-def _show_template(model: ModelFiles, template: str | None) -> None:
-    if template is None:
-        raise UsageError(f"{model.shards[0].source} has no chat template")
-    # A pipe gets it as it is, to be used; a terminal is protected.
-    write_text(template if template.endswith("\n") else f"{template}\n")
-
-
-def _show(model: ModelFiles, loaders: tuple[LoaderVerdict, ...] | None) -> None:
-    described = model.description
+def _show_facts(model: ModelFiles) -> None:
+    described = model.facts
     out.print(snapshot_table(described))
     out.print(role_table(model.spec.roles))
     if described.class_deviations:
         out.print(f"Closest class: {described.closest_class}. Deviations:")
         for deviation in described.class_deviations:
             out.print(f"  - {deviation}")
-    if loaders is not None:
-        out.print("Which runtime loads this file?")
-        out.print_table(loader_table(loaders))
 
 
 def _show_other(model: ModelFiles) -> None:
@@ -143,7 +110,7 @@ def _show_other(model: ModelFiles) -> None:
     out.print(key_value_table(rows))
 
 
-def snapshot_table(described: ModelDescription) -> Table:
+def snapshot_table(described: ModelFacts) -> Table:
     """The table of the specification's section 5, for this model."""
     rows = snapshot_rows(described)
     if described.description:
@@ -165,14 +132,4 @@ def role_table(roles: tuple[RoleSize, ...]) -> Table:
             "-" if bits is None else f"{bits:.2f}",
             ", ".join(type_.name for type_ in size.types),
         )
-    return table
-
-
-def loader_table(loaders: tuple[LoaderVerdict, ...]) -> Table:
-    """Which program loads the file: a row a program."""
-    table = column_table("", "", "", words=("",))
-    table.show_header = False
-    for found in loaders:
-        how = "asked" if found.asked else "not asked"
-        table.add_row(found.loader, f"{found.verdict} ({how})", escape_controls(found.evidence))
     return table

@@ -80,10 +80,16 @@ err = SafeConsole(stderr=True)
 """stderr: progress, notes, warnings."""
 
 
-def emit(document: "BaseModel", as_json: bool, text: Callable[[], None], *, indent: int | None = 2) -> None:
-    """The one way out of a verb's facts: the document itself for programs, or what `text` prints of it for people."""
+def emit(
+    document: "BaseModel | Callable[[], BaseModel]", as_json: bool, text: Callable[[], None], *, indent: int | None = 2
+) -> None:
+    """The one way out of a verb's facts: the document itself for programs, or what `text` prints of it for people.
+
+    Args:
+        document: or what makes it, where people should not wait for what checks documents to load.
+    """
     if as_json:
-        print_json(document, indent=indent)
+        print_json(document() if callable(document) else document, indent=indent)
     else:
         text()
 

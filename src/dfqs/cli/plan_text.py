@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.inspect import loader_table
+from dfqs.cli.inspecting import loader_table
 from dfqs.cli.output import column_table, key_value_table, out, print_plain, warn
 from dfqs.cli.source import open_source
 from dfqs.control_groups import hidden_group

@@ -5,21 +5,17 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from dfqs.cli.documents.integrity import VerifyDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import Json
 from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
-from dfqs.integrity import Finding, ModelHashes, Severity, hash_model, verify_against, verify_structure
-from dfqs.integrity.attest import Attested, Verifier, statement_files, verify_attestation
-from dfqs.integrity.compare import Comparison
-from dfqs.integrity.manifest import Manifest, manifest_findings, read_manifest, wants_experts
+from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_model, verify_structure
 from dfqs.integrity.structure import Structure, zero_findings
 from dfqs.model.classes import ClassMatch, recognise_class
 from dfqs.model.files import ModelFiles, open_model
@@ -27,9 +23,15 @@ from dfqs.model.making import CLASS_KEY
 from dfqs.model.snapshot import class_text
 from dfqs.model.spec import read_model_spec
 from dfqs.progress import Progress
-from dfqs.quantize.declared import class_findings
 from dfqs.units import format_bytes
 
+if TYPE_CHECKING:
+    from dfqs.cli.documents.integrity import VerifyDocument
+    from dfqs.integrity.attest import Attested, Verifier
+    from dfqs.integrity.compare import Comparison
+    from dfqs.integrity.manifest import Manifest
+
+ATTEST, MANIFEST = "dfqs.integrity.attest", "dfqs.integrity.manifest"
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
 
 
@@ -72,20 +74,24 @@ def command(
     """
     if manifest is not None and against is not None:
         raise UsageError("give --manifest or --against, not both")
-    recorded = read_manifest(manifest) if manifest is not None else None
+    # Records are not on the way of a look at a file's form; so with every module that is loaded here by its name.
+    recorded = importlib.import_module(MANIFEST).read_manifest(manifest) if manifest is not None else None
     signatures = _signatures(attestation, public_key, certificate_chain or ())
     checked = _check(model, recorded, against, signatures, content=content, hash_=hash_)
-    found = VerifyDocument.of(
-        model,
-        checked.structure.file_bytes,
-        checked.findings,
-        checked.hashes,
-        checked.comparison,
-        checked.match,
-        manifest=manifest,
-        against=against,
-        attested=checked.attested,
-    )
+
+    def document() -> "VerifyDocument":
+        made: VerifyDocument = importlib.import_module("dfqs.cli.documents.integrity").VerifyDocument.of(
+            model,
+            checked.structure.file_bytes,
+            checked.findings,
+            checked.hashes,
+            checked.comparison,
+            checked.match,
+            manifest=manifest,
+            against=against,
+            attested=checked.attested,
+        )
+        return made
 
     def show() -> None:
         print_findings(checked.findings)
@@ -97,10 +103,10 @@ def command(
         _print_attested(checked.attested)
         if not checked.structure.readable and (against or manifest or hash_ or attestation):
             note("the bytes were not looked at: the file's form has to be right first")
-        _print_outcome(found)
+        _print_outcome(model, checked, is_recorded=manifest is not None)
 
-    emit(found, json_, show)
-    if not found.ok:
+    emit(document, json_, show)
+    if has_errors(checked.findings):
         raise typer.Exit(1)
 
 
@@ -111,10 +117,10 @@ class _Checked:
     structure: Structure
     findings: list[Finding]
     hashes: ModelHashes | None
-    comparison: Comparison | None
+    comparison: "Comparison | None"
     match: ClassMatch | None
     declared: object
-    attested: Attested | None
+    attested: "Attested | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,7 @@ class _Signatures:
     """Signed statements, and whom to believe."""
 
     places: tuple[Path, ...]
-    verifier: Verifier
+    verifier: "Verifier"
 
 
 def _signatures(given: Path | None, public_key: Path | None, chain: Sequence[Path]) -> _Signatures | None:
@@ -131,12 +137,13 @@ def _signatures(given: Path | None, public_key: Path | None, chain: Sequence[Pat
             raise UsageError("--public-key and --certificate-chain are for --attestation FILE; give it too")
         return None
     signing = importlib.import_module("dfqs.integrity.signing")
-    return _Signatures(statement_files(given), signing.StatementVerifier(public_key, tuple(chain)))
+    places = importlib.import_module(ATTEST).statement_files(given)
+    return _Signatures(places, signing.StatementVerifier(public_key, tuple(chain)))
 
 
 def _check(
     model: Path,
-    recorded: Manifest | None,
+    recorded: "Manifest | None",
     against: Path | None,
     signatures: _Signatures | None,
     *,
@@ -148,37 +155,41 @@ def _check(
     hashes, comparison, match, declared, attested = None, None, None, None, None
     if structure.readable:
         header = read_header(model)
-        contradictions = class_findings(header)
-        findings += contradictions
-        if not contradictions:
-            declared = header.metadata.text(CLASS_KEY)
+        if CLASS_KEY in header.metadata:
+            contradictions = importlib.import_module("dfqs.quantize.declared").class_findings(header)
+            findings += contradictions
+            if not contradictions:
+                declared = header.metadata.text(CLASS_KEY)
         # Keys that describe no model have no class; what is wrong with them is among the findings.
         with contextlib.suppress(FormatError, UsageError):
             match = recognise_class(read_model_spec(header))
         if against is not None:
             with progress_bar("comparing") as progress:
-                comparison = verify_against(model, against, content_only=content, progress=progress)
-            findings += comparison.findings
+                compare = importlib.import_module("dfqs.integrity.compare").verify_against
+                found: Comparison = compare(model, against, content_only=content, progress=progress)
+            comparison, findings = found, [*findings, *found.findings]
         if recorded is not None or hash_ or signatures is not None:
             with progress_bar("hashing") as progress:
                 opened, parts = _hash(model, recorded, whole_set=signatures is not None, progress=progress)
             hashes = parts[0] if opened is None else opened.hashes()
             if opened is not None and signatures is not None:
-                attested = verify_attestation(
+                attested = importlib.import_module(ATTEST).verify_attestation(
                     opened, parts, hashes.content_sha256, signatures.places, signatures.verifier
                 )
                 findings += attested.findings
             findings += zero_findings(hashes.tensors)
             if recorded is not None:
-                findings += manifest_findings(recorded, parts[0], content_only=content)
+                findings += importlib.import_module(MANIFEST).manifest_findings(
+                    recorded, parts[0], content_only=content
+                )
     return _Checked(structure, findings, hashes, comparison, match, declared, attested)
 
 
 def _hash(
-    model: Path, recorded: Manifest | None, *, whole_set: bool, progress: Progress
+    model: Path, recorded: "Manifest | None", *, whole_set: bool, progress: Progress
 ) -> tuple[ModelFiles | None, tuple[ModelHashes, ...]]:
     """Hashes of the file; where a set of shards is meant, the set with those of all its files."""
-    experts = recorded is not None and wants_experts(recorded)
+    experts = recorded is not None and importlib.import_module(MANIFEST).wants_experts(recorded)
     if not whole_set:
         return None, (hash_model(model, experts=experts, progress=progress),)
     opened = open_model(model)
@@ -194,7 +205,7 @@ def _print_class(match: ClassMatch | None, declared: object) -> None:
             print_plain(f"  - {deviation}")
 
 
-def _print_attested(attested: Attested | None) -> None:
+def _print_attested(attested: "Attested | None") -> None:
     if attested is None:
         return
     if attested.signed:
@@ -219,16 +230,16 @@ def print_findings(findings: Sequence[Finding]) -> None:
             out.print(Text(f"  {printable(finding.fix, 600)}", style="dim"))
 
 
-def _print_outcome(found: VerifyDocument) -> None:
-    if not found.ok:
-        print_plain(f"{found.model}: FAILED")
+def _print_outcome(model: Path, checked: _Checked, *, is_recorded: bool) -> None:
+    if has_errors(checked.findings):
+        print_plain(f"{model}: FAILED")
         return
-    checked = ["its form is right"]
-    if found.compared is not None:
-        equal = f"{found.compared.tensors:,} tensors ({format_bytes(found.compared.bytes)})"
-        checked.append(f"all {equal} are equal to the shards', byte by byte")
-    if found.attestation is not None:
-        checked.append("what was signed of it holds")
-    if found.manifest is not None:
-        checked.append("every tensor has the hash that the manifest records")
-    print_plain(f"{found.model}: {format_bytes(found.file_bytes)}, {', '.join(checked)}")
+    held = ["its form is right"]
+    if (compared := checked.comparison) is not None:
+        equal = f"{compared.tensors:,} tensors ({format_bytes(compared.compared_bytes)})"
+        held.append(f"all {equal} are equal to the shards', byte by byte")
+    if checked.attested is not None:
+        held.append("what was signed of it holds")
+    if is_recorded:
+        held.append("every tensor has the hash that the manifest records")
+    print_plain(f"{model}: {format_bytes(checked.structure.file_bytes)}, {', '.join(held)}")

@@ -5,8 +5,9 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from dfqs.errors import FormatError
-from dfqs.model.classes import ClassMatch, model_tier, recognise_class
-from dfqs.model.spec import ModelSpec, RoleSize, bytes_per_token
+from dfqs.model.classes import ClassMatch
+from dfqs.model.facts import class_name, find_facts
+from dfqs.model.spec import ModelSpec
 from dfqs.records import Amount, AtLeastOne, Record, Text
 
 Count = Annotated[int, Field(ge=0, lt=2**64)]
@@ -87,35 +88,9 @@ def describe_model(
     Raises:
         FormatError: numbers that no model has.
     """
-    match, tier = recognise_class(spec), model_tier(spec)
+    facts = find_facts(spec, files=files, file_bytes=file_bytes, license=license, source_name=source_name)
     try:
-        return ModelDescription(
-            name=spec.name,
-            description=spec.description,
-            license=license,
-            architecture=spec.architecture,
-            files=files,
-            file_bytes=file_bytes,
-            parameters=spec.parameters,
-            parameters_active=spec.parameters_active,
-            tensor_bytes=spec.tensor_bytes,
-            bytes_per_token=bytes_per_token(spec),
-            bits_per_weight=spec.bits_per_weight,
-            main_bits_per_weight=spec.main_bits_per_weight,
-            file_type=spec.file_type,
-            layers=spec.layers,
-            experts=spec.experts,
-            experts_used=spec.experts_used,
-            experts_shared=spec.experts_shared,
-            context_tokens=spec.context_tokens,
-            embedding_length=spec.embedding_length,
-            vocabulary=spec.vocabulary,
-            chat_template=spec.chat_template,
-            **describe_class(match),
-            declared_class=spec.declared_class,
-            tier=tier.name if tier is not None else None,
-            roles={size.role.value: _describe_role(size) for size in spec.roles},
-        )
+        return ModelDescription(**vars(facts))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
         raise FormatError(f"says of itself what no model is ({where})", path=source_name) from None
@@ -124,17 +99,7 @@ def describe_model(
 def describe_class(match: ClassMatch | None) -> dict[str, object]:
     """The class for programs; null where it is none."""
     return {
-        "class": match.name if match is not None and match.exact else None,
+        "class": class_name(match),
         "closest_class": match.name if match is not None else None,
         "class_deviations": match.deviations if match is not None else (),
     }
-
-
-def _describe_role(size: RoleSize) -> RoleDescription:
-    return RoleDescription(
-        tensors=size.tensors,
-        parameters=size.parameters,
-        bytes=size.bytes,
-        bits_per_weight=size.bits_per_weight,
-        types={type_.name: count for type_, count in size.types.items()},
-    )

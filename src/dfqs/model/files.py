@@ -6,17 +6,22 @@ Opening reads headers, nothing else; what they say is worked out when it is aske
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dfqs.errors import ShardError, printable
 from dfqs.gguf.kinds import FileKind, file_kind, require_model
 from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.reader import Header, HeaderBudget, parse_header
 from dfqs.gguf.shard import SPLIT_COUNT, STALE_COUNT_FIX, Shard, is_whole_model, read_model_shards
-from dfqs.model.description import ModelDescription, describe_model
+from dfqs.model.facts import ModelFacts, find_facts
 from dfqs.model.hashes import ModelHashes, content_sha256, hash_model
 from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from dfqs.model.description import ModelDescription
 
 _DEMONSTRATION = "dfqs.embedded."
 """Keys of the model that dfqs builds to show itself with, and of what is quantized from it."""
@@ -74,19 +79,33 @@ class ModelFiles:
         return read_model_spec(self.header, self.tensors)
 
     @cached_property
-    def description(self) -> ModelDescription:
+    def facts(self) -> ModelFacts:
+        """What it is, worked out of the spec: `description` before it is a record.
+
+        Raises:
+            As `spec`; FormatError: numbers that no model has.
+        """
+        return find_facts(**self._described())
+
+    @cached_property
+    def description(self) -> "ModelDescription":
         """What it is, as a record to print or to store.
 
         Raises:
             As `spec`.
         """
-        return describe_model(
-            self.spec,
-            files=len(self.shards),
-            file_bytes=self.file_bytes,
-            license=self.header.metadata.text("general.license"),
-            source_name=self.shards[0].source,
-        )
+        # Records are not on the way of a look at a header.
+        described: ModelDescription = import_module("dfqs.model.description").describe_model(**self._described())
+        return described
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "spec": self.spec,
+            "files": len(self.shards),
+            "file_bytes": self.file_bytes,
+            "license": self.header.metadata.text("general.license"),
+            "source_name": self.shards[0].source,
+        }
 
     @property
     def name(self) -> str:

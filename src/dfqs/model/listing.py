@@ -11,10 +11,9 @@ from pydantic import Field
 from dfqs.gguf.metadata import INTEGER_TYPES, TEXT_LIMIT_BYTES, KeyEntry, Metadata
 from dfqs.gguf.types import ValueType
 from dfqs.model.files import ModelFiles
-from dfqs.model.spec import CHAT_TEMPLATE, tensor_role
+from dfqs.model.spec import CHAT_TEMPLATE, EVERY, tensor_role
 from dfqs.records import Record, Text
 
-EVERY = "*"
 FIRST_VALUES = 8
 """Of an array, so many are shown."""
 _TOKENS = "tokenizer.ggml.tokens"

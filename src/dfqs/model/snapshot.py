@@ -1,11 +1,16 @@
 """The snapshot of a model: what it is in fifteen rows, the first nine as the specification's section 5 has them."""
 
+from typing import TYPE_CHECKING
+
 from dfqs.model.classes import TIERS
-from dfqs.model.description import ModelDescription
+from dfqs.model.facts import ModelFacts
 from dfqs.units import format_bytes, format_count
 
+if TYPE_CHECKING:
+    from dfqs.model.description import ModelDescription
 
-def snapshot_rows(model: ModelDescription) -> list[tuple[str, str]]:
+
+def snapshot_rows(model: "ModelDescription | ModelFacts") -> list[tuple[str, str]]:
     """Property and value, in order. Values come from the file and are not escaped."""
     kind = "Mixture-of-Experts (MoE)" if model.is_moe else "dense (no experts)"
     experts = f"{model.experts} a layer, {model.experts_used} used"

@@ -19,6 +19,8 @@ from dfqs.gguf.types import GGMLType, ValueType, file_type_name
 INTEGER_TYPES = frozenset({GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64})
 """Tables, not weights: hash-routed layers keep token-to-expert tables as I32. They are not counted as parameters."""
 
+EVERY = "*"
+"""The pattern of all names, of keys and of tensors."""
 CHAT_TEMPLATE = "tokenizer.chat_template"
 """Key of the template that is used; further ones are called `tokenizer.chat_template.NAME`."""
 

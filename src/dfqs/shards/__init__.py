@@ -1,10 +1,17 @@
-"""Many files and one: shards merged to a file, a file split to shards."""
+"""Many files and one: shards merged to a file, a file split to shards.
 
-from dfqs.gguf.shard import Shard, read_shards
-from dfqs.gguf.shard_names import merged_path
-from dfqs.shards.plain_merge import MergeResult, merge
-from dfqs.shards.plan import Copy, MergePlan, plan_merge, plan_merge_of
-from dfqs.shards.split import SplitPlan, plan_split
+Each name is loaded when it is asked for: who only asks how shards are named does without what merges them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfqs.gguf.shard import Shard, read_shards
+    from dfqs.gguf.shard_names import merged_path
+    from dfqs.shards.plain_merge import MergeResult, merge
+    from dfqs.shards.plan import Copy, MergePlan, plan_merge, plan_merge_of
+    from dfqs.shards.split import SplitPlan, plan_split
 
 __all__ = [
     "Copy",
@@ -19,3 +26,23 @@ __all__ = [
     "plan_split",
     "read_shards",
 ]
+
+_PLACES = {
+    "Copy": "dfqs.shards.plan",
+    "MergePlan": "dfqs.shards.plan",
+    "MergeResult": "dfqs.shards.plain_merge",
+    "Shard": "dfqs.gguf.shard",
+    "SplitPlan": "dfqs.shards.split",
+    "merge": "dfqs.shards.plain_merge",
+    "merged_path": "dfqs.gguf.shard_names",
+    "plan_merge": "dfqs.shards.plan",
+    "plan_merge_of": "dfqs.shards.plan",
+    "plan_split": "dfqs.shards.split",
+    "read_shards": "dfqs.gguf.shard",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
