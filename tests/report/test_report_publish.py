@@ -140,8 +140,11 @@ def test_a_missing_manifest_is_made_and_kept(model: Path, hub: UploadHub) -> Non
 
     assert publish(model) == 0
     assert not manifest.exists()
-    assert publish(model, "--yes", report=False) == 0
+    assert publish(model, "--yes") == 0
     assert hub.files["m.gguf.manifest.json"] == manifest.read_bytes()
+    assert b"the file agrees with it" in hub.files["README.md"]
+    assert publish(model, "--yes") == 0
+    assert len(hub.commits) == 1
 
 
 def test_a_file_that_changed_since_its_manifest_is_refused(
@@ -151,7 +154,7 @@ def test_a_file_that_changed_since_its_manifest_is_refused(
     data[-1] ^= 1
     model.write_bytes(data)
 
-    assert publish(model, "--yes", report=False) == 3
+    assert publish(model, "--yes") == 3
 
     assert "is not what m.gguf.manifest.json recorded" in capsys.readouterr().err
     assert not hub.created and not hub.files

@@ -101,31 +101,32 @@ def gather_published(
     """
     opened = open_publishable(model)
     stamps = {path: FileStamp.of(path.stat()) for path in opened.paths}
-    made: dict[str, bytes] = {}
     notes: list[str] = []
-    report: Report | None = None
-    if reported is not None:
-        settled = _settle(reported)
-        report = settled.report
-        facts = gather_facts(model, settled, documents, progress=progress)
-        hashes = facts.hashes
-        card = make_card(facts, options, usage_of)
-        made["README.md"] = card.readme.encode()
-        made |= {name: text.encode() for name, text in card.beside.items()}
-        made |= _report_files(settled, documents)
-        notes += [f"{stranger}, and was left out" for stranger in facts.strangers]
-    else:
-        hashes = opened.hashes(progress=progress)
-        notes.append("no report was given, so there is no card (--report DIRECTORY)")
+    settled = _settle(reported) if reported is not None else None
+    facts = gather_facts(model, settled, documents, progress=progress) if settled is not None else None
+    hashes = facts.hashes if facts is not None else opened.hashes(progress=progress)
     if hashes is None:
         raise UsageError(f"{model} cannot be read as a model; dfqs verify tells what is wrong with it")
     files = [_model_file(path, stamps[path], opened, hashes) for path in opened.paths]
     for file in files:
         _require_recorded(file, hashes)
-    made[PRESET_NAME] = render_preset(opened.description, report).encode()
     files += _manifest_files(opened, hashes, notes, write=write)
     places = attestation_places(opened)
     files += [_disk_file(path) for path in (places.signature, places.derivation) if path.is_file()]
+    made = {PRESET_NAME: render_preset(opened.description, settled.report if settled is not None else None).encode()}
+    if settled is None or facts is None:
+        notes.append("no report was given, so there is no card (--report DIRECTORY)")
+    else:
+        # Also where it was written a moment ago: the next call finds it, and its card must be the same.
+        place = manifest_path(opened.path)
+        recorded = read_manifest(place) if hashes.file_sha256 is not None and place.exists() else None
+        card = make_card(
+            replace(facts, manifest=place if recorded is not None else None, recorded=recorded), options, usage_of
+        )
+        made["README.md"] = card.readme.encode()
+        made |= {name: text.encode() for name, text in card.beside.items()}
+        made |= _report_files(settled, documents)
+        notes += [f"{stranger}, and was left out" for stranger in facts.strangers]
     files += [_made_file(name, data) for name, data in sorted(made.items())]
     return Published(tuple(files), tuple(notes))
 
