@@ -293,3 +293,15 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline
         threading.Event().wait(0.02)
+
+
+def test_verbs_that_need_files_take_the_name_of_what_is_kept_and_say_how_else_to_get_it(
+    repository: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["verify"], ["perplexity"], ["route", "check"], ["quantize"]):
+        assert run([*words, "owner/model:IQ1_S"]) == 2
+        assert "'dfqs cache add owner/model:IQ1_S' fetches it" in capsys.readouterr().err
+
+    fetching.keep_model("owner/model:IQ1_S")
+
+    assert run(["verify", "hf:owner/model:IQ1_S"]) == 0

@@ -1,5 +1,6 @@
 """Options that several verbs have: each spelled, typed and described once."""
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,17 +9,25 @@ import typer
 from dfqs.cli.completing import complete_model
 from dfqs.config import MOST_THREADS
 
+
+def model_file(text: str) -> Path:
+    """The file that is meant; of a model of the Hub the one that is kept here.
+
+    Raises:
+        UsageError: no such model is kept.
+    """
+    if ":" not in text or Path(text).exists():
+        return Path(text)
+    kept: Path = importlib.import_module("dfqs.cli.source").kept_path(text)
+    return kept
+
+
+_LOCAL = "A .gguf file, the first shard of a set, or a model of the Hub that is kept here (`dfqs cache`)."
 Model = Annotated[
-    Path,
-    typer.Argument(
-        help="A .gguf file, or the first shard of a set.", show_default=False, autocompletion=complete_model
-    ),
+    Path, typer.Argument(help=_LOCAL, show_default=False, parser=model_file, autocompletion=complete_model)
 ]
 ModelIfAny = Annotated[
-    Path | None,
-    typer.Argument(
-        help="A .gguf file, or the first shard of a set.", show_default=False, autocompletion=complete_model
-    ),
+    Path | None, typer.Argument(help=_LOCAL, show_default=False, parser=model_file, autocompletion=complete_model)
 ]
 _OBTAINED = (
     "A .gguf file, the first shard of a set, or a model of the Hub (hf:OWNER/NAME[@REVISION][:PATTERN], "

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from dfqs.cli.completing import complete_model
 from dfqs.cli.documents.routing import CaptureDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.loading import Checking, Loading, note_streaming
-from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Overwrite, Plots, Ram, Svg, Threads
+from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Overwrite, Plots, Ram, Svg, Threads, model_file
 from dfqs.cli.output import emit, note, print_parts, print_plain, warn
 from dfqs.cli.route_compare import diff, plan_pictures, stats
 from dfqs.cli.route_text import load_table, margin_table, matrix_table, pressure_table, verdict
@@ -34,7 +35,15 @@ from dfqs.units import format_bytes, format_number_of, parse_tokens
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-ModelArgument = Annotated[Path, typer.Argument(help="A Mixture-of-Experts .gguf file.", show_default=False)]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A Mixture-of-Experts .gguf file, or one of the Hub that is kept here.",
+        show_default=False,
+        parser=model_file,
+        autocompletion=complete_model,
+    ),
+]
 
 
 class Profile(StrEnum):

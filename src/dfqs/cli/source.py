@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dfqs.cli.output import note
-from dfqs.errors import UsageError
+from dfqs.errors import UsageError, printable
 from dfqs.gguf.source import ByteSource, FileSource
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.runtime.checks import check_model
@@ -50,6 +50,22 @@ def obtain_model(
         return check_model(Path(source))
     keep = importlib.import_module("dfqs.cli.fetching").keep_model
     return check_model(keep(str(source), context_tokens=context_tokens, ram=ram, force=force, yes=yes))
+
+
+def kept_path(source: str) -> Path:
+    """The file that is meant; of a model of the Hub the one that is kept here.
+
+    Raises:
+        UsageError: no such model is kept.
+    """
+    if is_local(source):
+        return Path(source)
+    kept = importlib.import_module("dfqs.cli.fetching").find_local(source)
+    if kept is None:
+        shown = printable(source, 200)
+        raise UsageError(f"'{shown}' is a model of the Hub that is not kept here; 'dfqs cache add {shown}' fetches it")
+    path: Path = kept.path
+    return path
 
 
 def is_local(source: str) -> bool:

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import Json
+from dfqs.cli.options import Json, Model
 from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
@@ -51,7 +51,7 @@ TrustedCertificates = Annotated[
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The .gguf file to check.", show_default=False)],
+    model: Model,
     manifest: Annotated[
         Path | None, typer.Option("--manifest", help="Check every tensor's hash against this manifest.")
     ] = None,
