@@ -57,6 +57,17 @@ def test_a_message_too_long_for_the_context_is_refused_and_the_conversation_goes
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_where_the_context_is_full_the_oldest_exchange_is_left_out_and_the_question_asked_again(
+    embedded_model: Path,
+) -> None:
+    answers, said = converse(embedded_model, "word " * 220, "say " * 260, "/forget", "/forget", "/forget")
+
+    assert len(answers) == 2
+    assert "/forget leaves out the oldest exchange and asks again" in said
+    assert "left out: word word" in said and "left out: say say" in said
+    assert "there is nothing older to leave out" in said
+
+
 def converse(path: Path, *lines: str) -> tuple[list[dict[str, Any]], str]:
     """Answers, and what was said on stderr."""
     arguments = ("chat", path, "--temp", "0", "-n", "4", "--ctx", "512", "--json")

@@ -19,6 +19,7 @@ from dfqs.cli import fetching
 from dfqs.cli.main import run
 from dfqs.errors import UsageError
 from dfqs.pull import find_kept, hub_endpoint, list_kept, models_directory
+from dfqs.pull.output import part_path
 from dfqs.shards.hub_address import HubAddress, names_hub_model, parse_hub_address
 from fixtures_moe import write_tiny_moe
 from hub_server import FakeHub
@@ -194,7 +195,7 @@ def test_what_is_large_is_asked_about_and_not_fetched_where_nobody_can_be_asked(
 
     said = capsys.readouterr().err
     assert "2.6 MB in 3 files" in said and "free on the disk" in said and "--yes" in said
-    assert [kept.is_whole for kept in list_kept()] == [False]
+    assert list_kept() == ()
     monkeypatch.setattr(fetching, "confirm", lambda *_: False)
     assert run(["cache", "add", "owner/model:IQ1_S"]) == 2
     assert "not fetched" in capsys.readouterr().err
@@ -202,7 +203,7 @@ def test_what_is_large_is_asked_about_and_not_fetched_where_nobody_can_be_asked(
 
 
 def test_remove_takes_away_one_model_and_prune_only_what_is_unfinished(
-    repository: Repository, kept_in: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    repository: Repository, kept_in: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = fetching.keep_model("owner/model:IQ1_S")
     other = fetching.keep_model("owner/model:Q8_0")
@@ -216,8 +217,8 @@ def test_remove_takes_away_one_model_and_prune_only_what_is_unfinished(
     assert run(["cache", "remove", "hf:owner/model:iq1_s"]) == 0
     assert not path.parent.exists() and other.exists()
 
-    monkeypatch.setattr(fetching, "ASKED_ABOVE_BYTES", 1000)
-    assert run(["cache", "add", "owner/model:IQ1_S"]) == 2
+    begun = fetching.keep_model("owner/model:IQ1_S")
+    begun.rename(part_path(begun))
     assert [model["state"] for model in listed(capsys, "prune")] == ["unfinished"]
     assert [kept.path for kept in list_kept()] == [other]
     assert run(["cache", "remove", "owner/model"]) == 0

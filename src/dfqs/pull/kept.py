@@ -20,6 +20,7 @@ from pydantic import Field
 
 from dfqs.config import held
 from dfqs.errors import DfqsError, UsageError, printable
+from dfqs.pull.output import part_path
 from dfqs.pull.plan import PullPlan, output_path
 from dfqs.records import Document, Record, Text, Whole, read_json, write_json
 from dfqs.shards.hub_address import HubAddress
@@ -160,7 +161,14 @@ def keeping(plan: PullPlan, address: HubAddress, on_wait: Callable[[], None]) ->
             names = tuple(dict.fromkeys((*known.record.asked, asked)))
             record = record.model_copy(update={"asked": names})
         write_json(directory / _RECORD, record, overwrite=True)
-        yield KeptModel(directory, record)
+        kept = KeptModel(directory, record)
+        try:
+            yield kept
+        except BaseException:
+            if not kept.is_whole and not part_path(kept.path).exists():
+                # Nothing was begun: nothing stays.
+                _clear(kept)
+            raise
 
 
 def remove_kept(kept: KeptModel) -> int:
@@ -171,14 +179,19 @@ def remove_kept(kept: KeptModel) -> int:
     """
     with _held(kept.directory):
         taken = kept.taken_bytes
-        for file in sorted(_files(kept.directory), key=lambda file: file.name == _LOCK):
-            file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            # Where somebody put a directory of his own, or another model is beside it.
-            kept.directory.rmdir()
-            kept.directory.parent.rmdir()
-            kept.directory.parent.parent.rmdir()
+        _clear(kept)
     return taken
+
+
+def _clear(kept: KeptModel) -> None:
+    """Take the files away, the lock last, and the directories that are empty then."""
+    for file in sorted(_files(kept.directory), key=lambda file: file.name == _LOCK):
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        # Where somebody put a directory of his own, or another model is beside it.
+        kept.directory.rmdir()
+        kept.directory.parent.rmdir()
+        kept.directory.parent.parent.rmdir()
 
 
 def select_kept(address: HubAddress) -> tuple[KeptModel, ...]:
