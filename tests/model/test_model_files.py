@@ -14,6 +14,7 @@ from dfqs.model import files
 from dfqs.model.description import ModelDescription, describe_model
 from dfqs.model.files import open_files, open_model
 from dfqs.shards.split import plan_split, split
+from dfqs.storage.hashing import hash_file
 from gguf_builder import SMALL_KEYS, write_small
 from shard_inputs import write_model
 
@@ -62,6 +63,27 @@ def test_bytes_are_read_when_identity_is_asked_for_and_then_once(first: Path, mo
     assert hashed == list(model.paths)
     assert told == sorted(told)
     assert told[-1] == (model.file_bytes, model.file_bytes)
+
+
+def test_hashes_of_each_file_and_of_the_whole_come_from_one_reading(
+    first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(first)
+    whole = open_model(first).hashes().content_sha256
+    read: list[Path] = []
+
+    def counting(path: Path, **options: object) -> object:
+        read.append(path)
+        return hash_model(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "hash_model", counting)
+
+    parts = model.file_hashes()
+
+    assert model.hashes().content_sha256 == whole and model.hashes().file_sha256 is None
+    assert [part.file_sha256 for part in parts] == [hash_file(path) for path in model.paths]
+    assert model.file_hashes() == parts
+    assert read == list(model.paths)
 
 
 def test_headers_of_a_large_file_cost_its_header_and_not_its_tensors(

@@ -2,6 +2,7 @@
 
 import random
 from itertools import pairwise
+from math import prod
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
 from dfqs.errors import UsageError
+from dfqs.gguf import GGMLType, tensor_length
+from dfqs.quantize.audit import DEFAULT_LIMIT_BYTES
 from dfqs.quantize.audit_sample import (
     RUNS,
     detection_probability,
@@ -17,6 +20,7 @@ from dfqs.quantize.audit_sample import (
     draw_sample,
     sample_size,
 )
+from v4_flash_stub import v4_flash_tensors
 
 NAMES = [f"blk.{n}.weight" for n in range(300)]
 
@@ -89,3 +93,26 @@ def test_rows_are_apart_inside_the_tensor_and_within_the_limit(
     taken = sum(last - first for first, last in runs)
     assert taken == rows or (len(runs) <= RUNS and taken * row_bytes <= max(limit, RUNS * row_bytes))
     assert draw_rows("t", rows, row_bytes, limit_bytes=None, seed=seed) == ((0, rows),)
+
+
+def test_the_reference_model_is_audited_by_reading_gigabytes_and_not_hundreds_of_them() -> None:
+    published = {name: (shape, type_) for name, shape, type_ in v4_flash_tensors(GGMLType.IQ1_S, GGMLType.Q8_0)}
+    quantized = (GGMLType.IQ1_S, GGMLType.Q8_0)
+    source = {
+        name: (shape, GGMLType.BF16 if type_ in quantized else type_) for name, (shape, type_) in published.items()
+    }
+    sample = draw_sample(list(source), confidence=0.95, share=0.01, seed=1)
+
+    def read(tensors: dict[str, tuple[tuple[int, ...], GGMLType]]) -> int:
+        total = 0
+        for name in sample.names:
+            shape, type_ = source[name]
+            row_bytes, rows = tensor_length(type_, shape[:1]), prod(shape[1:])
+            runs = draw_rows(name, rows, row_bytes, limit_bytes=DEFAULT_LIMIT_BYTES, seed=1)
+            own = tensors[name]
+            total += sum(last - first for first, last in runs) * tensor_length(own[1], own[0][:1])
+        return total
+
+    assert (sample.population, len(sample.names), sample.differing) == (1328, 255, 14)
+    assert sum(tensor_length(type_, shape) for shape, type_ in source.values()) > 560e9
+    assert read(source) < 2.8e9 and read(published) < 1.2e9
