@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -175,6 +176,8 @@ def main() -> None:
         with Worker(2, WAIT_POLICY, env=ENVIRONMENT) as worker:
             print(json.dumps(worker.call(own.page, asked.model, asked.warm, asked.tokens)))
         return
+    # Ended from outside, it still puts read_ahead_kb back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     # As Linux has it by default: at some megabytes a paged token takes seconds.
     with read_ahead(asked.model, READ_AHEAD_KB):
         compare(asked.model, [float(word) for word in asked.shares.split(",")], asked.warm, asked.tokens)

@@ -64,6 +64,30 @@ def test_a_header_that_cannot_be_reached_ends_in_a_sentence(capsys: pytest.Captu
     assert "/nowhere/m.gguf" in capsys.readouterr().err
 
 
+def test_a_hub_that_nobody_answers_for_ends_in_what_to_look_at(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("dfqs.pull.hub.time.sleep", lambda _: None)
+
+    assert run(["plan", "hf:owner/name"]) == 3
+    said = capsys.readouterr().err
+    assert "http://127.0.0.1:9 cannot be reached: " in said
+    assert "look at this machine's network and at HF_ENDPOINT" in said
+
+
+@pytest.mark.parametrize("left", [0.5, 1.0], ids=["in the header", "in the data"])
+def test_a_first_shard_that_is_cut_short_says_to_fetch_it_again(
+    left: float, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = tmp_path / "m-00001-of-00001.gguf"
+    cut.write_bytes(tiny.read_bytes()[: int(read_header(tiny).data_offset * left) + 1])
+
+    assert run(["plan", str(cut)]) == 3
+    said = capsys.readouterr().err
+    assert "m-00001-of-00001.gguf at byte" in said and "fetch or copy it again" in said
+
+
 def test_an_unknown_architecture_is_named_and_told_of_as_far_as_its_header_goes(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
