@@ -20,6 +20,9 @@ from memory_cgroup import memory_group, run_in_group
 
 SETTINGS = ContextSettings(256)
 RAM = 430_000_000
+NEARLY_CHECKED, NEARLY_EVALUATED = 615_000_000, 590_000_000
+"""A little less than what these take with all weights in memory (624 and 598 MB): the model uses five of its six
+experts for every token, and with room for two each token would read all of them again, for minutes."""
 
 
 def run_within(ram: int, arguments: Sequence[str | Path]) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def test_a_trace_is_captured_within_the_memory_it_was_given(embedded_model: Path
 def test_routing_is_checked_within_the_memory_it_was_given(embedded_model: Path) -> None:
     arguments: list[str | Path] = ["route", "check", embedded_model, "--no-matrix", "--profile", "deterministic"]
 
-    document = run_within(560_000_000, arguments)
+    document = run_within(NEARLY_CHECKED, arguments)
 
     assert document["streaming"]["read_bytes"] > 0
     assert document["repack"] is False
@@ -108,7 +111,7 @@ def test_an_evaluation_stays_within_the_memory_it_was_given_and_says_how_it_was_
 ) -> None:
     arguments: list[str | Path] = ["eval", embedded_model, "-o", tmp_path / "out", "--suite", "quick", "--limit", "1"]
 
-    ram = 520_000_000
+    ram = NEARLY_EVALUATED
     report = run_within(ram, [*arguments, "--only", "reasoning,speed"])
 
     assert report["conditions"]["score"]["numerics"]["repack"] is False
