@@ -202,6 +202,19 @@ def test_what_is_streamed_can_be_checked_by_every_verb(
     assert "against Checking(mode='all', manifest=PosixPath('other.json')), True" in told
 
 
+def test_a_ladder_checks_what_each_of_its_models_streams_against_its_own_manifest(
+    embedded_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(checking: Checking, model: ModelFiles, plan: budget.LoadPlan) -> budget.LoadPlan:
+        raise UsageError(f"{model.name} against {checking}, {plan.total_bytes > 0}")
+
+    monkeypatch.setattr(Checking, "applied", refuse)
+
+    ladder = ["ladder", str(embedded_model), str(tmp_path / "out"), "-c", "Q8_0", "--allow-requantize"]
+    assert run([*ladder, "--check", "all"]) == 2
+    assert "against Checking(mode='all', manifest=None), True" in capsys.readouterr().err.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "smaller"),
     [
