@@ -1,6 +1,7 @@
 """Model cards: nothing is said that was not measured of this very file, and a stranger's words stay words."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ EVIL = (
     "www.evil.com https://evil.com a@evil.com {{7*7}} NaN \u202e &lt;b&gt; **b** # h $x$"
 )
 OWN_LINKS = {"https://doi.org/10.57967/hf/8853", "https://huggingface.co/me/model-GGUF"}
+PROFILE_ROW = {
+    "row": "translation",
+    "claimed": "limited",
+    "measured_by": "rules",
+    "n": 2,
+    "right": 1,
+    "score": 0.5,
+    "interval_95": [0.1, 0.9],
+    "level": "limited",
+    "reason": None,
+}
 MINE = CardOptions(repo="me/model-GGUF")
 
 
@@ -163,7 +175,15 @@ def test_a_strangers_words_are_neither_markup_nor_front_matter() -> None:
         EVIL, EVIL, "javascript:x", EVIL, (EVIL, "https://huggingface.co/a/b\nlicense: x"), EVIL, EVIL, (EVIL,)
     )
     evil = replace(given, description=described, origin=origin, paths=(Path("m'`\n$(id).gguf"),))
-    evil = with_report(evil, artifact__name=EVIL, statement=EVIL, notices=[EVIL], reasons={"code_score": EVIL})
+    evil = with_report(
+        evil,
+        artifact__name=EVIL,
+        statement=EVIL,
+        notices=[EVIL],
+        reasons={"code_score": EVIL, EVIL: EVIL},
+        measured_at=EVIL,
+    )
+    evil = with_report(evil, details__profile=[{**PROFILE_ROW, "row": EVIL, "claimed": EVIL, "measured_by": EVIL}])
     options = CardOptions(repo="me/model-GGUF", author=EVIL, model_index=True)
 
     made = make_card(evil, options, usage_lines)
@@ -331,3 +351,25 @@ def test_a_name_that_is_no_repositorys_is_refused(
 ) -> None:
     assert card(measured, "--repo", repo) == 2
     assert "repositor" in capsys.readouterr().err
+
+
+def test_a_report_that_is_no_report_is_refused_in_words(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads((measured / "report.json").read_text())
+    document["metrics"]["cpu_tokens_per_sec"] = float("nan")
+    (measured / "report.json").write_text(json.dumps(document))
+
+    assert card(measured) == 3
+
+    said = capsys.readouterr().err
+    assert "report.json" in said and "internal error" not in said
+
+
+def test_a_bill_of_materials_without_its_library_says_what_to_install(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cyclonedx.model", None)
+    monkeypatch.delitem(sys.modules, "dfqs.report.bom", raising=False)
+
+    assert card(measured, "--bom", str(measured / "bom.json")) == 2
+
+    assert "dfqs[bom]" in capsys.readouterr().err and not (measured / "bom.json").exists()

@@ -1,6 +1,5 @@
 """Those sections of a model card that a report, a plan and a conformance statement fill. Pure."""
 
-from dfqs.errors import printable
 from dfqs.report.conform_facts import Facts
 from dfqs.report.conformance import ConformanceDocument, Judgement
 from dfqs.report.facts import (
@@ -19,6 +18,8 @@ from dfqs.report.markup import escape_words, table
 from dfqs.report.schema import Report
 from dfqs.units import format_bytes
 
+NOTICES_LIMIT = 40
+"""Of a report's notes; one of ours has a handful."""
 CLAUSE_HEADER = ("", "", "clause", "verdict", "evidence")
 _MACHINE_ROWS = frozenset({"processor", "memory", "system", "machine"})
 
@@ -64,7 +65,8 @@ def behaviour(conformance: ConformanceDocument, report: Report) -> str:
         # Of a metric that is null the reason stands below.
         if clause.verdict is Judgement.FAIL and clause.id not in metrics
     ]
-    limits += [f"- {name} is null: {escape_words(why)}" for name, why in report.reasons.items()]
+    reasons = [*report.reasons.items()][:NOTICES_LIMIT]
+    limits += [f"- {escape_words(name, 60)} is null: {escape_words(why)}" for name, why in reasons]
     shown = "\n".join(limits) or "- Nothing that was measured fails."
     return f"{requirements(conformance, '10')}\n\n### Limitations\n\n{shown}"
 
@@ -76,8 +78,8 @@ def evaluation(report: Report) -> str:
     if context is not None:
         parts += ["### By context length", table(CONTEXT_HEADER, context_rows(context))]
     parts += ["### Conditions", table(("", ""), condition_rows(report))]
-    parts.append(f"Measured {printable(report.measured_at, 40)} by dfqs {escape_words(report.dfqs_version)}.")
-    parts += [f"- {escape_words(notice)}" for notice in report.notices]
+    parts.append(f"Measured {escape_words(report.measured_at, 40)} by dfqs {escape_words(report.dfqs_version)}.")
+    parts += [f"- {escape_words(notice)}" for notice in report.notices[:NOTICES_LIMIT]]
     return "\n\n".join(parts)
 
 

@@ -36,6 +36,7 @@ _FULL_BITS = 15.5
 """A weight, of what is not quantized."""
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _LINK = re.compile(r"https://[A-Za-z0-9./_~%+-]{4,300}")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(T[0-9:.+Z-]{1,30})?")
 _TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -173,7 +174,7 @@ def benchmark_entries(report: Report, repo: str | None = None) -> dict[str, str]
         dataset_id=HUMANEVAL_DATASET,
         task_id=HUMANEVAL_TASK,
         value=round(100 * right / PROBLEMS, 2),
-        date=report.measured_at,
+        date=report.measured_at if _DATE.fullmatch(report.measured_at) else None,
         source_url=page,
         source_name="Model card" if page is not None else None,
         notes=f"pass@1, {report.conditions.score.sampling}, {right} of {PROBLEMS} problems, one attempt each",

@@ -10,6 +10,8 @@ _MARKS = frozenset("|`*_[]<>#~&$")
 _ADDRESS = re.compile(r"(?i)(?=://)|(?<=www)(?=\.)|(?=@)")
 """Where readers of Markdown begin to see an address, or somebody's name: a backslash there ends that."""
 WORDS_LIMIT = 400
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _,.()%-]*")
+"""Names of our rows, which stay as they are for who reads the source."""
 
 
 def escape_words(value: str, limit: int = WORDS_LIMIT) -> str:
@@ -32,10 +34,14 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def table(header: tuple[str, ...], rows: Sequence[Row]) -> str:
-    """A table. The header and the first cell of each row are ours."""
+    """A table. The header is ours, and so is the first cell of most rows."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, tuple("---" for _ in header))]
-    lines += ["| " + " | ".join([str(name), *map(cell, cells)]) + " |" for name, *cells in rows]
+    lines += ["| " + " | ".join([_row_name(name), *map(cell, cells)]) + " |" for name, *cells in rows]
     return "\n".join(lines)
+
+
+def _row_name(name: Cell) -> str:
+    return name if isinstance(name, str) and _PLAIN.fullmatch(name) and not name.endswith("_") else cell(name)
 
 
 def cell(value: Cell) -> str:
