@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -326,6 +327,17 @@ def test_without_the_extra_the_verb_says_what_to_install(
     assert attest("m.gguf") == 2
     assert "pip install 'dfqs[attest]'" in capsys.readouterr().err
     assert run(["verify", "m.gguf"]) == 0
+
+
+def test_a_name_that_is_no_text_is_signed_all_the_same(folder: Path) -> None:
+    name = os.fsdecode(b"m\xff\n.gguf")
+    (folder / "m.gguf").rename(name)
+    shards = os.fsdecode(b"s\xff")
+    assert run(["split", name, "--max-tensors", "3", "-o", shards]) == 0
+
+    for model, signature in ((name, f"{name}.sig"), (f"{shards}-00001-of-00002.gguf", f"{shards}.gguf.sig")):
+        assert attest(model, "--json") == 0
+        assert verify(model, signature) == 0
 
 
 def test_whose_signature_is_trusted_must_be_said(folder: Path) -> None:

@@ -42,6 +42,7 @@ from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import ModelHashes
 from dfqs.model.making import read_making
 from dfqs.progress import Progress, no_progress
+from dfqs.records import readable_text
 from dfqs.storage.atomic import partial_path, publish_file, storage_errors, write_bytes_atomic
 from dfqs.storage.documents import parse_json
 from dfqs.storage.hashing import hash_file
@@ -127,21 +128,29 @@ def attest(
     parts = model.file_hashes(experts=experts, progress=progress)
     content = model.hashes().content_sha256
     manifests = [_checked(*entry) for entry in zip(model.paths, recorded, parts, strict=True)]
-    files = [SignedFile(path.name, str(part.file_sha256)) for path, part in zip(model.paths, parts, strict=True)]
+    files = _signed_files(model, parts)
     if write:
         for path, before, manifest in zip(model.paths, recorded, manifests, strict=True):
             if before is None:
                 write_manifest(path, manifest)
     places_of_manifests = tuple(manifest_path(path) for path in model.paths)
-    described = [SignedFile(path.name, hash_file(path)) for path in places_of_manifests if path.exists()]
+    described = [SignedFile(readable_text(path.name), hash_file(path)) for path in places_of_manifests if path.exists()]
     provenance = [manifest.provenance for manifest in manifests]
     derivation = derivation_of(files, content, described, read_making(model.header), provenance)
     if write:
-        write_bytes_atomic(places.signature, signer.sign(model_statement(model.path.name, files)), overwrite=overwrite)
+        write_bytes_atomic(
+            places.signature, signer.sign(model_statement(readable_text(model.path.name), files)), overwrite=overwrite
+        )
         if derivation is not None:
             signed = signer.sign(derivation_statement(derivation))
             write_bytes_atomic(places.derivation, signed, overwrite=overwrite)
     return Attestation(places, tuple(files), content, derivation, places_of_manifests, signer.public_key_sha256)
+
+
+def _signed_files(model: ModelFiles, parts: Sequence[ModelHashes]) -> list[SignedFile]:
+    """Names (of what is no UTF-8 the numbers, as a statement is text) and hashes."""
+    pairs = zip(model.paths, parts, strict=True)
+    return [SignedFile(readable_text(path.name), str(part.file_sha256)) for path, part in pairs]
 
 
 def _recorded(path: Path) -> Manifest | None:
@@ -199,7 +208,7 @@ def verify_attestation(
         FormatError: a file is no signed statement.
         UsageError: there is no such file.
     """
-    names = [SignedFile(path.name, str(part.file_sha256)) for path, part in zip(model.paths, parts, strict=True)]
+    files = _signed_files(model, parts)
     findings: list[Finding] = []
     signed, derivation = False, None
     for place in places:
@@ -211,11 +220,11 @@ def verify_attestation(
             continue
         kind = statement.get("predicateType")
         if kind == MODEL_PREDICATE:
-            found = list(_signature_findings(read_model_statement(statement), names, place))
+            found = list(_signature_findings(read_model_statement(statement), files, place))
             signed = not has_errors(found)
         elif kind == DERIVATION_PREDICATE:
             said = read_derivation(statement)
-            found = list(_derivation_findings(said, model, names, content_sha256))
+            found = list(_derivation_findings(said, model, files, content_sha256))
             derivation = None if has_errors(found) else said
         else:
             raise FormatError(f"a statement about something else: {printable(str(kind))}", path=place)
