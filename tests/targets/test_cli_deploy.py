@@ -10,6 +10,7 @@ from deployments import snapshot
 from dfqs.cli.documents.deploy import DeployDocument, UndoDocument
 from dfqs.cli.main import run
 from dfqs.records import parse_record
+from evaluate_server import Reply, serve
 from gguf_builder import write_small
 
 
@@ -164,6 +165,7 @@ def test_a_placed_copy_that_does_not_fit_is_refused_beforehand(
         (["hermes", "m.gguf"], "refuses a context below 64,000 tokens"),
         (["pi", "m.gguf", "--serve", "--dry-run"], "leave one of the two out"),
         (["pi", "m.gguf", "--endpoint", "ftp://x"], "address"),
+        (["jan", "m.gguf", "--live"], "--live asks a client's server"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_is_written(
@@ -192,3 +194,16 @@ def test_paths_with_links_and_dots_are_the_users_own_names(home: Path, capsys: p
     assert document.model == str(home.parent / "link.gguf")
     text = (home / ".local/share/Jan/data/llamacpp/models/link/model.yml").read_text()
     assert text.startswith(f'model_path: "{home.parent}/link.gguf"')
+
+
+def test_a_client_that_only_seems_to_answer_is_not_live_and_the_check_fails(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program(home.parent, "pi", "print('Yes, of course.')")
+    with serve(lambda _: Reply("Hello")) as server:
+        code = run(["deploy", "pi", "m.gguf", "--endpoint", server.url, "--live", "--json"])
+
+    document = parse_record(capsys.readouterr().out, DeployDocument)
+    assert (code, document.level) == (1, "static")
+    assert "not live: no request that the server got had the nonce in it" in str(document.level_reason)
+    assert document.endpoint is not None and (document.endpoint.model, document.endpoint.answered) == ("fake", True)

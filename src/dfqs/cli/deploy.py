@@ -1,6 +1,7 @@
 """`dfqs deploy`: a model into the systems that people already use, and out of them again."""
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from dfqs.targets.deploy import (
 )
 from dfqs.targets.kept import find_deployments
 from dfqs.targets.listing import list_targets
+from dfqs.targets.live import prove_live
 from dfqs.targets.look import read_site
 from dfqs.targets.model import local_model
 from dfqs.targets.serving import run_in_terminal, served
@@ -63,6 +65,10 @@ def command(
     api_key: Annotated[
         str | None, typer.Option("--api-key", help="The server's key.", envvar="DFQS_API_KEY", show_default=False)
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Ask through the client, and hold what it prints against the answer."),
+    ] = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -82,17 +88,19 @@ def command(
         _undo(chosen, model, json_)
         return
     placing: Placing | None = None if copy is None else "copy" if copy else "link"
+    if live and (chosen.takes != "endpoint" or dry_run):
+        raise UsageError("--live asks a client's server; it goes with clients, and without --dry-run")
     files = open_model(model)
     local = local_model(files, name=name, context_tokens=ctx)
     if files.label is not None:
         note(f"note: {files.label}")
     if serve:
-        _deploy_served(chosen, files, local, placing, ctx, api_key, dry_run=dry_run, json_=json_)
+        _deploy_served(chosen, files, local, placing, ctx, api_key, live=live, dry_run=dry_run, json_=json_)
         return
     asked = find_endpoint(endpoint, local, api_key=api_key, context_tokens=ctx)
     if chosen.takes == "endpoint" and not asked.answered:
         warn(f"nothing answers at {asked.endpoint.base_url}; start it with: dfqs serve {model}, or give --serve")
-    _deploy(prepare(chosen, files, local, asked, placing=placing), dry_run=dry_run, json_=json_)
+    _deploy(prepare(chosen, files, local, asked, placing=placing), live=live, dry_run=dry_run, json_=json_)
 
 
 def _list(source: str | None, json_: bool) -> None:
@@ -103,7 +111,7 @@ def _list(source: str | None, json_: bool) -> None:
     emit(document, json_, lambda: show_list(document))
 
 
-def _deploy(prepared: Prepared, *, dry_run: bool, json_: bool) -> None:
+def _deploy(prepared: Prepared, *, live: bool, dry_run: bool, json_: bool) -> None:
     ways: dict[str, str] = {}
     verification: Verification | None = None
     backups = None
@@ -115,6 +123,8 @@ def _deploy(prepared: Prepared, *, dry_run: bool, json_: bool) -> None:
             ways = {part.path: part.way for part in deployment.parts if part.way is not None}
         if not prepared.plan.is_needed:
             ways = {}
+        if live:
+            verification = _proved(prepared, verification)
     document = DeployDocument.of(
         prepared.target,
         prepared.model,
@@ -128,8 +138,18 @@ def _deploy(prepared: Prepared, *, dry_run: bool, json_: bool) -> None:
         dry_run=dry_run,
     )
     emit(document, json_, lambda: show_deployment(document))
-    if document.wrong:
+    if document.wrong or (live and document.level != "live"):
         raise typer.Exit(1)
+
+
+def _proved(prepared: Prepared, verification: Verification) -> Verification:
+    """What is known when a question was asked through the client."""
+    note(f"asking through {prepared.target.title}, with a configuration of its own; that can take minutes")
+    with tempfile.TemporaryDirectory() as folder:
+        proof = prove_live(prepared.target, prepared.model, prepared.asked.endpoint, Path(folder))
+    if proof.live:
+        return Verification("live", verification.wrong, None)
+    return Verification(verification.level, verification.wrong, f"not live: {proof.reason}")
 
 
 def _endpoint(prepared: Prepared) -> DeployEndpoint | None:
@@ -146,6 +166,7 @@ def _deploy_served(
     ctx: int | None,
     api_key: str | None,
     *,
+    live: bool,
     dry_run: bool,
     json_: bool,
 ) -> None:
@@ -156,7 +177,7 @@ def _deploy_served(
         raise UsageError("--serve starts a server, which is more than --dry-run may; leave one of the two out")
     with served(Path(local.path), port=0, context_tokens=ctx or local.context_tokens, api_key=api_key) as endpoint:
         prepared = prepare(target, files, local, Asked(endpoint, answered=True), placing=placing)
-        _deploy(prepared, dry_run=False, json_=json_)
+        _deploy(prepared, live=live, dry_run=False, json_=json_)
         first = prepared.rendering.use[0]
         if sys.stdin.isatty() and first.words[0] in prepared.site.programs:
             run_in_terminal(first)

@@ -5,6 +5,8 @@ database from the first start on); EleutherAI/lm-evaluation-harness `docs/interf
 inspect.aisi.org.uk/providers.html (`openai-api/PROVIDER/MODEL`).
 """
 
+from pathlib import PurePath
+
 from dfqs.report.usage import UsageLine
 from dfqs.targets.contract import Command, Endpoint, Hub, LocalModel, Rendering, Site, Target
 from dfqs.targets.pi import NO_KEY, server_lines
@@ -28,16 +30,22 @@ class OpenAISDK(Target):
     source = "openai/openai-python: README.md"
 
     def render(self, model: LocalModel, site: Site, endpoint: Endpoint) -> Rendering:
+        return Rendering(use=(self._question(endpoint, "What is the capital of France?"),))
+
+    def ask(self, endpoint: Endpoint, question: str, folder: PurePath) -> Command | None:
+        return self._question(endpoint, question)
+
+    def _question(self, endpoint: Endpoint, question: str) -> Command:
         program = "; ".join(
             (
                 "from openai import OpenAI",
-                "messages = [{'role': 'user', 'content': 'What is the capital of France?'}]",
+                f"messages = [{{'role': 'user', 'content': {python_text(question)}}}]",
                 f"answer = OpenAI().chat.completions.create(model={python_text(endpoint.model)}, messages=messages)",
                 "print(answer.choices[0].message.content)",
             )
         )
         variables = {"OPENAI_BASE_URL": endpoint.base_url, "OPENAI_API_KEY": key_of(endpoint)}
-        return Rendering(use=(Command("one question", ("python", "-c", program), variables),))
+        return Command("one question", ("python", "-c", program), variables)
 
     def hub_usage(self, hub: Hub) -> tuple[UsageLine, ...]:
         return (

@@ -289,6 +289,10 @@ class Target(ABC):
             UsageError: a name or a path that this system has no way to write.
         """
 
+    def ask(self, endpoint: Endpoint, question: str, folder: PurePath) -> Command | None:
+        """How one question is asked through the system, with its configuration in a folder; None: there is no way."""
+        return None
+
     @abstractmethod
     def hub_usage(self, hub: Hub) -> tuple[UsageLine, ...]:
         """How the published model is used, as model cards print it."""

@@ -58,6 +58,9 @@ class Hermes(Target):
             notes=("its first request has some 12,000 tokens; with the server down it still ends with exit code 0",),
         )
 
+    def ask(self, endpoint: Endpoint, question: str, folder: PurePath) -> Command | None:
+        return Command("one question", ("hermes", "-z", question), {"HERMES_HOME": str(folder / "hermes")})
+
     def hub_usage(self, hub: Hub) -> tuple[UsageLine, ...]:
         return (
             self.usage_line("Start the llama.cpp server", "bash", *server_lines(hub)),

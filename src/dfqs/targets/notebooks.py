@@ -41,12 +41,15 @@ problems = []
 if memory_bytes() < needed:
     problems.append(f"memory: {needed / 1e9:.1f} GB are needed for the weights and what is beside them, "
                     f"this machine has {memory_bytes() / 1e9:.1f} GB")
-if model_path is None:
-    disk = os.statvfs(DOWNLOADS)
-    free = disk.f_bavail * disk.f_frsize
-    if REPO is None:
-        problems.append("the model is in none of " + ", ".join(PLACES) + "; put it there, or set REPO")
-    elif free < MODEL_BYTES:
+if model_path is None and REPO is None:
+    problems.append("the model is in none of " + ", ".join(PLACES) + "; put it there, or set REPO")
+elif model_path is None:
+    try:
+        disk = os.statvfs(DOWNLOADS)
+        free = disk.f_bavail * disk.f_frsize
+    except OSError:
+        free = 0  # It is not there.
+    if free < MODEL_BYTES:
         problems.append(f"disk: {MODEL_BYTES / 1e9:.1f} GB are needed in {DOWNLOADS}, {free / 1e9:.1f} GB are free")
 if problems:
     raise RuntimeError("This machine cannot run the model. " + "; ".join(problems))
@@ -66,6 +69,8 @@ if model_path is None:
 print(model_path)"""
 
 _LOAD = """\
+# Threads that wait give their processor to others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import xllamacpp
 parameters = xllamacpp.CommonParams()
 parameters.model.path = str(model_path)

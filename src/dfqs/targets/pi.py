@@ -5,6 +5,7 @@ Sources: `@mariozechner/pi-coding-agent` 0.73.1 and `@earendil-works/pi-coding-a
 that begins with `!` is a command to it, and one like `$NAME` (in 0.7x any that a variable is called) a variable.
 """
 
+from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from dfqs.errors import UsageError
@@ -68,6 +69,10 @@ class Pi(Target):
             listed_as=endpoint.model,
             notes=("Pi sends some thousands of tokens with the first question; an unknown model only makes it warn",),
         )
+
+    def ask(self, endpoint: Endpoint, question: str, folder: PurePath) -> Command | None:
+        words = ("pi", "-p", "--provider", provider_name(endpoint), "--model", endpoint.model, "--no-session", question)
+        return Command("one question", words, {"PI_CODING_AGENT_DIR": str(folder / "agent"), "PI_OFFLINE": "1"})
 
     def hub_usage(self, hub: Hub) -> tuple[UsageLine, ...]:
         return (
