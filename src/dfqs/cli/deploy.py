@@ -10,7 +10,7 @@ import typer
 from dfqs.cli.deploy_text import show_deployment, show_list, show_undone
 from dfqs.cli.documents.deploy import DeployDocument, DeployEndpoint, UndoDocument, endpoint_record
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import DryRun, Json
+from dfqs.cli.options import DryRun, Json, ModelIfAny
 from dfqs.cli.output import emit, note, warn
 from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles, open_model
@@ -36,25 +36,29 @@ from dfqs.targets.serving import run_in_terminal, served
 from dfqs.targets.undo import undo_deployment
 from dfqs.targets.verify import Verification
 
+TargetName = Annotated[
+    str | None, typer.Argument(help="A system that --list shows: ollama, lm-studio, pi, ...", show_default=False)
+]
+Copy = Annotated[
+    bool | None,
+    typer.Option(
+        "--copy/--link", help="How a system gets its file.", show_default="hard link, else symlink, else copy"
+    ),
+]
+Live = Annotated[
+    bool, typer.Option("--live", help="Ask through the client, and hold what it prints against the answer.")
+]
+
 
 def command(
-    target: Annotated[
-        str | None, typer.Argument(help="A system that --list shows: ollama, lm-studio, pi, ...", show_default=False)
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Argument(help="A .gguf file, or the first shard of a set.", show_default=False)
-    ] = None,
+    target: TargetName = None,
+    model: ModelIfAny = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the systems, and what stands in the way.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Take back what deploying wrote, byte for byte.")] = False,
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the model meanwhile, and start the client in this terminal.")
     ] = False,
-    copy: Annotated[
-        bool | None,
-        typer.Option(
-            "--copy/--link", help="How a system gets its file.", show_default="hard link, else symlink, else copy"
-        ),
-    ] = None,
+    copy: Copy = None,
     name: Annotated[
         str | None, typer.Option("--name", help="To list the model under.", show_default="the file's")
     ] = None,
