@@ -88,9 +88,7 @@ KNOWN = (
           "an address that begins with https://, in quotes", _endpoint),
 )  # fmt: skip
 OPTIONS = {"threads": "threads", "context": "ctx"}
-"""Settings that are options of the verbs below: key -> name of the parameter."""
-OPTION_VERBS = ("run", "chat", "serve")
-"""What is measured (eval, forecast, tune) is not changed by a file that nobody thinks of."""
+"""Settings that are options of `run`, `chat` and `serve`: key -> name of the parameter."""
 
 
 def config_path() -> Path:

@@ -21,7 +21,6 @@ from dfqs import __version__
 from dfqs.cli.completing import completed_words
 from dfqs.cli.output import complain, complain_json, note, print_plain
 from dfqs.cli.signals import WORDS, exit_code, let_signals_go, received, take_signals
-from dfqs.config import OPTION_VERBS, option_defaults
 from dfqs.errors import DfqsError
 
 VERBS: dict[str, str] = {
@@ -75,6 +74,10 @@ PANELS = {
 """Titles of groups of verbs in the help, each with the first of its verbs."""
 ALSO = {"help": "Show the help of a verb: dfqs help run.", "version": "Print the version."}
 """Words that other programs have for --help and --version."""
+
+TAKE_DEFAULTS = ("run", "chat", "serve")
+"""Verbs whose options the user may keep. What is measured (eval, forecast, tune) is not changed by a file that nobody
+thinks of."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -158,8 +161,7 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
 
     def call() -> object:
         alone = words is None and requested in VERBS and arguments[0] == requested
-        # Only who has such options waits for the file to be read.
-        defaults = {verb: option_defaults() for verb in OPTION_VERBS if verb == requested}
+        defaults = {verb: _kept_defaults() for verb in TAKE_DEFAULTS if verb == requested}
         app = build_app(requested, alone=alone, defaults=defaults)
         before_the_verb()
         # Not standalone: what is wrong with the words of a command is reported by the same mouth as every other error.
@@ -167,6 +169,12 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
 
     # Also where the words themselves are wrong, and no option of them was taken.
     return _guarded(call, as_json="--json" in itertools.takewhile(lambda word: word != "--", arguments))
+
+
+def _kept_defaults() -> Mapping[str, object]:
+    """What the user keeps as defaults of options; only who has such options waits for the file to be read."""
+    defaults: Mapping[str, object] = importlib.import_module("dfqs.config").option_defaults()
+    return defaults
 
 
 def _without_other_words(arguments: list[str]) -> list[str]:
