@@ -147,8 +147,11 @@ def _plain(value: Any) -> Any:
 
 
 def _named(text: str, names: set[str]) -> Iterator[dict[str, Any]]:
-    own = _BEFORE_JSON.format(names="|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-    matches = {match.end(): match for pattern in (re.compile(own), _NAMED) for match in pattern.finditer(text)}
+    patterns = [_NAMED]
+    if names:
+        own = _BEFORE_JSON.format(names="|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+        patterns.append(re.compile(own))
+    matches = {match.end(): match for pattern in patterns for match in pattern.finditer(text)}
     for end, match in sorted(matches.items()):
         value = _json_at(text, end)
         if isinstance(value, dict):
