@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dfqs.embedded import cached_source
 from evaluate_server import oracle, serve
-from fixtures_deepseek4 import write_tiny_deepseek4
+from fixtures_moe import write_tiny_moe
 from quantize_inputs import write_model
 
 TEXT = Path(__file__).parent / "vectors" / "quantize" / "calibration.txt"
@@ -165,7 +165,7 @@ def main() -> None:
         scratch = Path(name)
         local = options.model or scratch / "local.gguf"
         if options.model is None:
-            write_tiny_deepseek4(local, cached_source())
+            write_tiny_moe(local, cached_source(), "qwen3moe")
         for work in works(write_model(scratch / "model.gguf"), local, endpoint.url):
             if options.only not in (None, work.name):
                 continue
