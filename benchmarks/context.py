@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-rounds", type=int, default=1, help="how many of the rounds have the naive arm")
+    parser.add_argument("--arms", help="some of them, separated by commas; `ours` first")
     options = parser.parse_args()
     lengths = [int(length) for length in options.lengths.split(",")]
     context_tokens = max(lengths) + 64
@@ -145,6 +146,8 @@ def main() -> None:
             "ours again": (worker.pid, lambda: ours(False)),
             "naive": (worker.pid, lambda: ours(True)),
         }
+        if options.arms:
+            arms = {name: arms[name] for name in options.arms.split(",")}
         pids = {pid for pid, _ in arms.values()}
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
