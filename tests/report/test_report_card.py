@@ -15,7 +15,9 @@ from markdown_it import MarkdownIt
 
 from dfqs.cli.main import run
 from dfqs.errors import UsageError
-from dfqs.evaluate.humaneval import PROBLEMS
+from dfqs.evaluate.code import code_place
+from dfqs.evaluate.humaneval import PROBLEMS, read_humaneval_set
+from dfqs.evaluate.prompts import CodeItem
 from dfqs.gguf import string, u32
 from dfqs.model.hashes import hash_model
 from dfqs.model.origin import ModelOrigin
@@ -47,6 +49,8 @@ PROFILE_ROW = {
     "level": "limited",
     "reason": None,
 }
+GROUP = str(code_place(CodeItem(id="x", level=0, entry_point="f", prompt="", tests=""))["family"])
+"""Of HumanEval's problems in a report."""
 MINE = CardOptions(repo="me/model-GGUF")
 
 
@@ -254,7 +258,7 @@ def humaneval(right: int = 41, total: int = PROBLEMS, asked: int = PROBLEMS, dig
         given,
         conditions__score__prompt_sets=sets,
         conditions__score__items=items,
-        details__code__groups={"level 0": [right, total]},
+        details__code__groups={GROUP: [right, total]},
     )
 
 
@@ -265,6 +269,13 @@ def test_a_benchmark_that_was_run_in_full_has_an_entry_by_huggingface_hubs_own_c
     (entry,) = parse_eval_result_entries(yaml.safe_load(text))
     assert (entry.dataset_id, entry.value) == (HUMANEVAL_DATASET, 25.0)
     assert entry.source_url == "https://huggingface.co/me/model-GGUF"
+
+
+def test_the_benchmark_that_an_entry_is_of_is_the_one_that_evaluations_ask() -> None:
+    problems = read_humaneval_set()
+
+    assert problems.sha256 == HUMANEVAL_SET
+    assert {code_place(item).get("family") for item in problems.items} == {GROUP}
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ HUMANEVAL_DATASET = "openai/openai_humaneval"
 HUMANEVAL_TASK = "openai_humaneval"
 HUMANEVAL_SET = "0eeb698e20ee1fa18b93d0461906e6edec9ee46033a67a16c752662d083217d2"
 """`set_sha256` of HumanEval, as version 1 of dfqs asks it."""
-_HUMANEVAL_GROUP = "level 0"
-"""Its problems have no level of difficulty; those of our own set have 1 to 3."""
+_HUMANEVAL_GROUP = "HumanEval"
+"""Where its problems are counted in a report (`dfqs.evaluate.code`)."""
 _FULL_BITS = 15.5
 """A weight, of what is not quantized."""
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
