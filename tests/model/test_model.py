@@ -8,7 +8,7 @@ from dfqs.errors import FormatError
 from dfqs.gguf import BytesSource, GGMLType, encode_header, read_header, string, u32
 from dfqs.gguf.types import file_type_name
 from dfqs.model.classes import CLASSES, model_tier, recognise_class, tier_of
-from dfqs.model.description import describe_model
+from dfqs.model.facts import find_facts
 from dfqs.model.snapshot import snapshot_rows
 from dfqs.model.spec import Role, measure_roles, read_model_spec, tensor_layer, tensor_role
 from gguf_builder import SMALL_KEYS, SMALL_TENSORS, write_small
@@ -172,7 +172,7 @@ def test_the_file_type_is_shown_by_its_name_and_a_declared_class_is_not_none(tmp
     tensors = [tensor for tensor in SMALL_TENSORS if "exps" not in tensor[0]]
     more = [u32("general.file_type", 1024 + 15), string("dfqs.class", "Q8_0")]
     spec = read_model_spec(read_header(write_small(tmp_path / "m.gguf", tensors, [*keys, *more])))
-    rows = dict(snapshot_rows(describe_model(spec, files=1, file_bytes=1)))
+    rows = dict(snapshot_rows(find_facts(spec, files=1, file_bytes=1)))
 
     assert spec.file_type == "MOSTLY_Q4_K_M (guessed)"
     assert rows["File type"] == "MOSTLY_Q4_K_M (guessed)"

@@ -11,7 +11,8 @@ from dfqs.evaluate.subject import describe_subject, known_subject
 from dfqs.gguf import FileSource, string, u64
 from dfqs.integrity import hash_model
 from dfqs.model import files
-from dfqs.model.description import ModelDescription, describe_model
+from dfqs.model.description import ModelDescription
+from dfqs.model.facts import find_facts
 from dfqs.model.files import open_files, open_model
 from dfqs.shards.split import plan_split, split
 from dfqs.storage.hashing import hash_file
@@ -169,4 +170,4 @@ def test_words_that_are_no_utf_8_and_sums_beyond_64_bits_end_in_text_and_in_a_se
 
     assert model.description.description == r"odd \udcff"
     with pytest.raises(FormatError, match="what no model is"):
-        describe_model(model.spec, files=1, file_bytes=2**64, source_name=str(path))
+        find_facts(model.spec, files=1, file_bytes=2**64, source_name=str(path))

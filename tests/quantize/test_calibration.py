@@ -9,7 +9,7 @@ import pytest
 from dfqs.errors import UsageError
 from dfqs.evaluate import prompts
 from dfqs.quantize import calibration
-from dfqs.quantize.calibration import Corpus, Stream, heldout_text, read_text, shipped_corpus, worked_problems
+from dfqs.quantize.calibration import Corpus, Stream, heldout_text, read_corpus, shipped_corpus, worked_problems
 from dfqs.records import sha256_of
 
 
@@ -39,8 +39,8 @@ def test_a_text_without_end_is_refused_and_not_read_until_memory_is_full(
 ) -> None:
     monkeypatch.setattr(calibration, "MAX_TEXT_BYTES", 1000)
     (tmp_path / "long.txt").write_bytes(bytes(1001))
-    with pytest.raises(UsageError, match=r"long\.txt is larger than 1\.0 kB"):
-        read_text(tmp_path / "long.txt")
+    with pytest.raises(UsageError, match=r"long\.txt is larger than a corpus may be \(1\.0 kB\)"):
+        read_corpus([tmp_path / "long.txt"])
 
 
 def test_worked_problems_are_right_because_wrong_arithmetic_would_calibrate_nonsense() -> None:

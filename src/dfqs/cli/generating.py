@@ -13,14 +13,14 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.loading import NOT_ASKED, Checking, note_plan
 from dfqs.cli.output import note, warn
-from dfqs.errors import FormatError, RuntimeFailure, UsageError
+from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.json_grammar import grammar_of_schema
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
-from dfqs.storage.documents import parse_json, read_bounded
-from dfqs.units import format_bytes, format_duration, format_number_of
+from dfqs.storage.documents import parse_json, read_bounded, read_text
+from dfqs.units import format_duration, format_number_of
 
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.", min=1)]
 TemperatureOption = Annotated[
@@ -115,7 +115,7 @@ def _read_grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
         raise UsageError("--json-schema is made into a grammar, so --grammar cannot stand beside it")
     if json_schema is not None:
         return grammar_of_schema(parse_json(read_bounded(json_schema, SCHEMA_LIMIT_BYTES), path=json_schema))
-    return None if grammar is None else read_text(grammar, "grammar")
+    return None if grammar is None else read_text(grammar, TEXT_LIMIT_BYTES, "grammar", lenient=True)
 
 
 @contextlib.contextmanager
@@ -173,18 +173,6 @@ def check_template(session: ChatSession, system: str | None = None) -> None:
     raise RuntimeFailure(
         f"{session.model.path} has no chat template, {asked}; 'dfqs run --raw' continues a text with it"
     )
-
-
-def read_text(path: Path, what: str) -> str:
-    """A file of text that goes to a model; bytes that are no UTF-8 become U+FFFD.
-
-    Raises:
-        UsageError: there is no such file, or it is larger than any prompt.
-    """
-    try:
-        return read_bounded(path, TEXT_LIMIT_BYTES).decode("utf-8", "replace")
-    except FormatError:
-        raise UsageError(f"{path} is larger than a {what} may be ({format_bytes(TEXT_LIMIT_BYTES)})") from None
 
 
 def accept_any_bytes_on_stdin() -> None:

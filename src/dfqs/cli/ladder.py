@@ -27,7 +27,7 @@ from dfqs.cli.options import (
     Threads,
 )
 from dfqs.cli.output import column_table, emit, note, out, print_plain
-from dfqs.cli.perplexity import read_text
+from dfqs.cli.perplexity import text_of
 from dfqs.cli.quantize import warn_of_idle_exceptions
 from dfqs.model.files import ModelFiles
 from dfqs.quantize.bootstrap import Estimate
@@ -81,7 +81,7 @@ def command(
                 source,
                 directory,
                 chosen,
-                read_text(text),
+                text_of(text),
                 imatrix=imatrix,
                 floor_tokens=FLOOR_TOKENS if noise_floor is None else noise_floor,
                 memory_bytes=parse_size(memory),

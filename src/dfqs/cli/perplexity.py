@@ -12,7 +12,6 @@ from dfqs.cli.guard import check_output
 from dfqs.cli.loading import Checking, Loading, note_streaming
 from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Model, NoiseFloorTokens, Overwrite, Ram, Threads
 from dfqs.cli.output import column_table, emit, note, out, print_plain
-from dfqs.errors import UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.quantize import calibration
 from dfqs.quantize.bootstrap import Estimate
@@ -34,6 +33,7 @@ from dfqs.quantize.source import read_source
 from dfqs.quantize.windows import plan_windows
 from dfqs.receipts import find_receipt, receipt_of
 from dfqs.runtime.loading import LoadOrder
+from dfqs.storage.documents import read_text
 
 
 def command(
@@ -65,7 +65,7 @@ def command(
     dfqs perplexity model-iq1.gguf --reference f16.logits.gguf
     """
     list(plan_windows(window + 1, window, stride))
-    source, words, stored = read_source(model), read_text(text), read_losses(reference) if reference else None
+    source, words, stored = read_source(model), text_of(text), read_losses(reference) if reference else None
     loading = Loading(ram, force, Checking(check, manifest))
     order = whole_order(stored) if dry_run else _choose_order(source, window, stored, loading)
     job = PerplexityJob(
@@ -187,20 +187,13 @@ def floor_table(floor: NoiseFloor) -> Table:
     return table
 
 
-def read_text(path: Path | None) -> str:
-    """The text to predict.
+def text_of(path: Path | None) -> str:
+    """The text to predict; None: the held-out text that dfqs brings.
 
     Raises:
-        UsageError: it cannot be read.
+        As `read_text`.
     """
-    if path is None:
-        return calibration.heldout_text()
-    try:
-        return calibration.read_text(path)
-    except OSError as error:
-        raise UsageError(f"the text {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from None
+    return calibration.heldout_text() if path is None else read_text(path, calibration.MAX_TEXT_BYTES, "text")
 
 
 def estimate_text(estimate: Estimate) -> str:

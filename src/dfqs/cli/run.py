@@ -8,6 +8,7 @@ import typer
 
 from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
+    TEXT_LIMIT_BYTES,
     ContextOption,
     GrammarOption,
     JsonSchemaOption,
@@ -28,7 +29,6 @@ from dfqs.cli.generating import (
     describe_rates,
     make_sampling,
     open_chat,
-    read_text,
 )
 from dfqs.cli.loading import Checking, note_streaming
 from dfqs.cli.options import Check, CheckManifest, Force, Json, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
@@ -37,6 +37,7 @@ from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.requests import Answer, Prompt, Sampling
+from dfqs.storage.documents import read_text
 
 PromptOption = Annotated[
     str | None,
@@ -140,7 +141,7 @@ def read_prompt(text: str | None, option: str | None, file: Path | None) -> str:
     if len(given) > 1:
         raise UsageError("the prompt is given more than once; leave all but one of [prompt], --prompt and --file")
     if file is not None:
-        return read_text(file, "prompt")
+        return read_text(file, TEXT_LIMIT_BYTES, "prompt", lenient=True)
     if given and given != ["-"]:
         return str(given[0])
     if not given and sys.stdin.isatty():

@@ -6,8 +6,7 @@ from pydantic import Field, ValidationError
 
 from dfqs.errors import FormatError
 from dfqs.model.classes import ClassMatch
-from dfqs.model.facts import class_name, find_facts
-from dfqs.model.spec import ModelSpec
+from dfqs.model.facts import ModelFacts, class_name
 from dfqs.records import Amount, AtLeastOne, Record, Text
 
 Count = Annotated[int, Field(ge=0, lt=2**64)]
@@ -75,20 +74,15 @@ class ModelDescription(Record):
         return self.experts > 0
 
 
-def describe_model(
-    spec: ModelSpec, *, files: int, file_bytes: int, license: str | None = None, source_name: str | None = None
-) -> ModelDescription:
+def describe_model(facts: ModelFacts, source_name: str | None = None) -> ModelDescription:
     """The record of a model.
 
     Args:
-        files: that it lies in.
-        license: as the file states it.
         source_name: path or address, for messages.
 
     Raises:
         FormatError: numbers that no model has.
     """
-    facts = find_facts(spec, files=files, file_bytes=file_bytes, license=license, source_name=source_name)
     try:
         return ModelDescription(**vars(facts))
     except ValidationError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfqs.errors import ShardError, printable
 from dfqs.gguf.kinds import FileKind, file_kind, require_model
@@ -85,27 +85,25 @@ class ModelFiles:
         Raises:
             As `spec`; FormatError: numbers that no model has.
         """
-        return find_facts(**self._described())
+        return find_facts(
+            self.spec,
+            files=len(self.shards),
+            file_bytes=self.file_bytes,
+            license=self.header.metadata.text("general.license"),
+            source_name=self.shards[0].source,
+        )
 
     @cached_property
     def description(self) -> "ModelDescription":
         """What it is, as a record to print or to store.
 
         Raises:
-            As `spec`.
+            As `facts`.
         """
         # Records are not on the way of a look at a header.
-        described: ModelDescription = import_module("dfqs.model.description").describe_model(**self._described())
+        describe = import_module("dfqs.model.description").describe_model
+        described: ModelDescription = describe(self.facts, self.shards[0].source)
         return described
-
-    def _described(self) -> dict[str, Any]:
-        return {
-            "spec": self.spec,
-            "files": len(self.shards),
-            "file_bytes": self.file_bytes,
-            "license": self.header.metadata.text("general.license"),
-            "source_name": self.shards[0].source,
-        }
 
     @property
     def name(self) -> str:

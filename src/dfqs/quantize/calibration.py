@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import FormatError, UsageError
-from dfqs.records import canonical_json, read_bounded
-from dfqs.units import format_bytes
+from dfqs.errors import UsageError
+from dfqs.records import canonical_json
+from dfqs.storage.documents import read_text
 
 DATA = Path(__file__).parent / "data"
 NAME = "dfqs-calibration-1"
@@ -95,31 +95,11 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
     """
     streams = []
     for path in paths:
-        try:
-            text = read_text(path)
-        except OSError as error:
-            raise UsageError(f"the corpus {path} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from None
+        text = read_text(path, MAX_TEXT_BYTES, "corpus")
         if not text.strip():
             raise UsageError(f"{path} has no text in it")
         streams.append(Stream(path.name, (text,)))
     return Corpus(", ".join(path.name for path in paths), tuple(streams))
-
-
-def read_text(path: Path) -> str:
-    """A text file of the user's.
-
-    Raises:
-        UsageError: it is larger than anybody needs, or no regular file: a device has no end, a pipe may have no writer.
-        OSError, UnicodeDecodeError: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return read_bounded(path, MAX_TEXT_BYTES).decode()
-    except FormatError:
-        raise UsageError(
-            f"{path} is larger than {format_bytes(MAX_TEXT_BYTES)}; some megabytes of varied text do"
-        ) from None
 
 
 def worked_problems(count: int) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.storage.files import is_foreign, open_regular
+from dfqs.units import format_bytes
 
 MAX_DEPTH = 64
 """Objects and arrays inside each other; no document of ours comes near."""
@@ -42,6 +43,26 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
             if len(data) <= limit_bytes:
                 return data
     raise FormatError(f"larger than the {limit_bytes:,} bytes that a file of this kind can have", path=path)
+
+
+def read_text(path: Path, limit_bytes: int, what: str, *, lenient: bool = False) -> str:
+    """A text file of the user's own.
+
+    Args:
+        what: it is for, for messages: `prompt`.
+        lenient: bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        UsageError: it cannot be read, is no regular file or no UTF-8 text, or is larger than `limit_bytes`.
+    """
+    try:
+        return read_bounded(path, limit_bytes).decode(errors="replace" if lenient else "strict")
+    except FormatError:
+        raise UsageError(f"{path} is larger than a {what} may be ({format_bytes(limit_bytes)})") from None
+    except OSError as error:
+        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start:,}") from None
 
 
 def parse_json(data: bytes | str, *, path: Path | None = None, max_keys: int | None = None) -> Any:
