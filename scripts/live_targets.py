@@ -63,12 +63,12 @@ def prove_all(targets: list[Target], path: Path, context_tokens: int) -> list[di
     """Ask through each, one server for all."""
     model = local_model(open_model(path), context_tokens=context_tokens)
     results: list[dict[str, object]] = []
-    with served(path, port=0, context_tokens=context_tokens, api_key=None) as endpoint:
+    with served(path, port=0, context_tokens=context_tokens, api_key=None) as server:
         for target in targets:
             row: dict[str, object] = {"target": target.name, "context_tokens": context_tokens, "model": path.name}
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    proof = asdict(prove_live(target, model, endpoint, Path(folder)))
+                    proof = asdict(prove_live(target, model, server.endpoint, Path(folder)))
                     row |= {"version": version_of(target.programs[0]) if target.programs else None, **proof}
                 except DfqsError as error:
                     row |= {"live": False, "reason": str(error)}

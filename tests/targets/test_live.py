@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dfqs.errors import UsageError
+from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime.client import Client
 from dfqs.runtime.witness import Witness
 from dfqs.targets.catalogue import find_target
 from dfqs.targets.contract import Endpoint, LocalModel
 from dfqs.targets.live import prove_live
+from dfqs.targets.serving import served
 from evaluate_server import Reply, serve
 
 MODEL = LocalModel((Path("/models/m.gguf"),), 1, "fake", "fake", "llama", 65_536)
@@ -117,3 +118,12 @@ def test_a_witness_passes_on_what_it_remembers() -> None:
     assert witness.seen[1].asks("what?") and not witness.seen[1].asks("why?")
     assert witness.seen[1].answer() == "one two"
     assert replace(witness.seen[1], response=b"{").answer() is None
+
+
+def test_a_server_that_does_not_come_up_is_not_waited_for(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.gguf"
+    with (
+        pytest.raises(RuntimeFailure, match="ended with exit code 2 before it answered"),
+        served(missing, port=0, context_tokens=None, api_key=None),
+    ):
+        raise AssertionError("it answered")

@@ -1,5 +1,6 @@
 """`dfqs deploy`: a model into the systems that people already use, and out of them again."""
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -12,9 +13,10 @@ from dfqs.cli.documents.deploy import DeployDocument, DeployEndpoint, UndoDocume
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import DryRun, Json, ModelIfAny
 from dfqs.cli.output import emit, note, warn
-from dfqs.errors import UsageError
+from dfqs.errors import NetworkError, RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.records import readable_text
+from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, check_address
 from dfqs.targets.catalogue import all_targets, find_target
 from dfqs.targets.contract import LocalModel, Target
 from dfqs.targets.deploy import (
@@ -179,24 +181,26 @@ def _deploy_served(
         raise UsageError(f"--serve is for clients of a server; {target.title} runs the model by itself")
     if dry_run:
         raise UsageError("--serve starts a server, which is more than --dry-run may; leave one of the two out")
-    with served(Path(local.path), port=0, context_tokens=ctx or local.context_tokens, api_key=api_key) as endpoint:
-        prepared = prepare(target, files, local, Asked(endpoint, answered=True), placing=placing)
+    tokens = ctx or local.context_tokens
+    with served(Path(local.path), port=_free_port(), context_tokens=tokens, api_key=api_key) as server:
+        prepared = prepare(target, files, local, Asked(server.endpoint, answered=True), placing=placing)
         _deploy(prepared, live=live, dry_run=False, json_=json_)
         first = prepared.rendering.use[0]
         if sys.stdin.isatty() and first.words[0] in prepared.site.programs:
             run_in_terminal(first)
             return
         note("serving until Ctrl-C")
-        wait_for_interrupt()
+        with contextlib.suppress(KeyboardInterrupt):
+            raise RuntimeFailure(f"dfqs serve ended with exit code {server.wait()}")
 
 
-def wait_for_interrupt() -> None:
-    """Until the user has had enough."""
+def _free_port() -> int:
+    """The usual one, so that a client's configuration stays the same; 0, any, where it is taken."""
     try:
-        while sys.stdin.readline():
-            pass
-    except KeyboardInterrupt:
-        return
+        check_address(DEFAULT_HOST, DEFAULT_PORT)
+    except NetworkError:
+        return 0
+    return DEFAULT_PORT
 
 
 def _undo(target: Target, model: Path, json_: bool) -> None:

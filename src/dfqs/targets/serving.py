@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,20 @@ from dfqs.targets.contract import Command, Endpoint
 _ENDS_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that answers."""
+
+    endpoint: Endpoint
+    process: subprocess.Popen[bytes]
+
+    def wait(self) -> int:
+        """Until it ends, which it does by itself only where something went wrong; its exit code."""
+        return self.process.wait()
+
+
 @contextlib.contextmanager
-def served(model: Path, *, port: int, context_tokens: int | None, api_key: str | None) -> Iterator[Endpoint]:
+def served(model: Path, *, port: int, context_tokens: int | None, api_key: str | None) -> Iterator[Served]:
     """A server for a model, loaded and answering inside the block; it ends with it.
 
     Args:
@@ -36,7 +49,7 @@ def served(model: Path, *, port: int, context_tokens: int | None, api_key: str |
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
     try:
         ready = _read_ready(process)
-        yield Endpoint(ready["api"], ready["model"], ready["context_tokens"], api_key)
+        yield Served(Endpoint(ready["api"], ready["model"], ready["context_tokens"], api_key), process)
     finally:
         process.terminate()
         try:
