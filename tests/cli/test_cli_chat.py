@@ -60,11 +60,13 @@ def test_a_message_too_long_for_the_context_is_refused_and_the_conversation_goes
 def test_where_the_context_is_full_the_oldest_exchange_is_left_out_and_the_question_asked_again(
     embedded_model: Path,
 ) -> None:
-    answers, said = converse(embedded_model, "word " * 220, "say " * 260, "/forget", "/forget", "/forget")
+    answers, said = converse(
+        embedded_model, "Tell me about Paris. " * 50, "What is a colour? " * 50, "/forget", "/forget", "/forget"
+    )
 
     assert len(answers) == 2
     assert "/forget leaves out the oldest exchange and asks again" in said
-    assert "left out: word word" in said and "left out: say say" in said
+    assert "left out: Tell me" in said and "left out: What is" in said
     assert "there is nothing older to leave out" in said
 
 
