@@ -146,7 +146,9 @@ def post(url: str, body: Any) -> tuple[int, Any]:
 
 
 def serve_streamed(model: Path, *more: str) -> RunningDfqs:
-    arguments = ("--port", "0", "--json", "--ctx", "256", "--threads", "1", "--no-tuning", "--ram", str(RAM), *more)
+    # For one request at a time all of the model would fit.
+    arguments = ("--port", "0", "--json", "--ctx", "256", "--parallel", "2", "--threads", "1", "--no-tuning")
+    arguments = (*arguments, "--ram", str(RAM), *more)
     return RunningDfqs("serve", model, *arguments)
 
 
@@ -156,7 +158,7 @@ def test_served_within_a_group_of_its_memory_it_tells_what_streams_and_a_changed
     model = tmp_path / "model.gguf"
     model.write_bytes(embedded_model.read_bytes())
     asked = {"prompt": "The capital of France is", "n_predict": 12, "temperature": 0}
-    with memory_group(RAM) as group, serve_streamed(model, "--parallel", "2") as running:
+    with memory_group(RAM) as group, serve_streamed(model) as running:
         if group is not None:
             # Before the model is loaded, so that all of it counts; the worker is a child.
             (group / "cgroup.procs").write_text(str(running.process.pid))
@@ -230,9 +232,10 @@ def test_a_stream_under_way_ends_with_an_event_that_says_what_happened_to_the_fi
         path.write_bytes(embedded_model.read_bytes())
     body = {"prompt": "Once", "n_predict": 220, "stream": True, "ignore_eos": True}
     with serve_streamed(model) as running:
-        url = json.loads(running.read_until("}\n"))["url"]
+        document = json.loads(running.read_until("}\n"))
+        assert document["cache_bytes"] > 0
         request = urllib.request.Request(
-            url + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            document["url"] + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             received = answer.read(60)

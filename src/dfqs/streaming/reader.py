@@ -214,8 +214,10 @@ class PageReader:
                 handle = None
                 got = _libc.pread(self._buffered[pages.file], address + done, length - done, pages.offset + done)
             if got <= 0:
-                why = os.strerror(ctypes.get_errno()) if got < 0 else "it ends earlier than it did"
-                return f"{self._paths[pages.file]} cannot be read at byte {pages.offset + done:,}: {why}"
+                path = self._paths[pages.file]
+                ended = describe_change(path, self._stamps[pages.file]) or "it ends earlier than it did"
+                why = os.strerror(ctypes.get_errno()) if got < 0 else ended
+                return f"{path} cannot be read at byte {pages.offset + done:,}: {why}"
             done += got
         return self.inspect(pages, address) if self.inspect is not None else None
 
