@@ -147,9 +147,8 @@ def post(url: str, body: Any) -> tuple[int, Any]:
 
 def serve_streamed(model: Path, *more: str) -> RunningDfqs:
     # For one request at a time all of the model would fit.
-    arguments = ("--port", "0", "--json", "--ctx", "256", "--parallel", "2", "--threads", "1", "--no-tuning")
-    arguments = (*arguments, "--ram", str(RAM), *more)
-    return RunningDfqs("serve", model, *arguments)
+    fixed = ("--port", "0", "--json", "--ctx", "256", "--parallel", "2", "--threads", "1", "--no-tuning")
+    return RunningDfqs("serve", model, *fixed, "--ram", str(RAM), *more)
 
 
 def test_served_within_a_group_of_its_memory_it_tells_what_streams_and_a_changed_file_ends_it_in_a_sentence(
