@@ -79,8 +79,10 @@ def llama_server(embedded_model: Path) -> Iterator[str]:
         [*command, str(CONTEXT), "2"], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
-        yield next(line.strip() for line in process.stdout if line.startswith("http"))
-        process.kill()
+        try:
+            yield next(line.strip() for line in process.stdout if line.startswith("http"))
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -90,8 +92,11 @@ def dfqs_server(embedded_model: Path) -> Iterator[str]:
         [*command, "--ctx", str(CONTEXT), "--threads", "2"], stdout=-1, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
-        yield str(json.loads(process.stdout.readline())["url"])
-        process.terminate()
+        try:
+            document = "".join(iter(process.stdout.readline, "}\n")) + "}"
+            yield str(json.loads(document)["url"])
+        finally:
+            process.terminate()
 
 
 def run_harness(url: str, tokenizer: Path, directory: Path, out: Path) -> subprocess.CompletedProcess[str]:
