@@ -199,6 +199,18 @@ def test_a_large_tensor_is_read_in_places_and_it_is_said(made: Path, audited: Ca
     assert any(0 < t.rows_compared < t.rows for t in found.tensors)
 
 
+def test_a_row_longer_than_any_models_is_not_read_into_memory(
+    made: Path, monkeypatch: pytest.MonkeyPatch, audited: Callable[..., Audit]
+) -> None:
+    monkeypatch.setattr("dfqs.quantize.audit.LONGEST_ROW", 256)
+
+    found = audited(made / "plain.gguf", made / "source.gguf")
+
+    (long,) = [tensor for tensor in found.tensors if tensor.verdict is Verdict.UNKNOWN]
+    assert long.name == "blk.0.ffn_down_exps.weight" and "longer than any model's" in (long.reason or "")
+    assert long.rows_compared == 0
+
+
 def test_a_source_that_is_no_number_makes_nothing_known(
     made: Path, tmp_path: Path, audited: Callable[..., Audit]
 ) -> None:

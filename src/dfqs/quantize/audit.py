@@ -36,6 +36,8 @@ IGNORES_IMPORTANCE = frozenset({T.F32, T.F16, T.BF16, T.Q8_0, T.TQ1_0, T.TQ2_0, 
 DEFAULT_LIMIT_BYTES = 32_000_000
 SLAB_ELEMENTS = 1 << 20
 """Values that are made again at a time; one row where a row is longer."""
+LONGEST_ROW = 1 << 24
+"""Values; a row is made as a whole, and no model has one that is a tenth of this."""
 _FEW = 3
 """Of so few tensors each may have got lost; of more, not half."""
 CONNECTIONS = 8
@@ -255,6 +257,8 @@ class _Run:
         source = pair.theirs[1]
         if squeeze_shape(source.shape) != squeeze_shape(tensor.shape):
             return Verdict.DIFFERENT, f"its shape is {list(tensor.shape)}, the source's {list(source.shape)}"
+        if tensor.shape[0] > LONGEST_ROW:
+            return Verdict.UNKNOWN, f"its rows of {tensor.shape[0]:,} values are longer than any model's"
         if tensor.type is source.type:
             return None
         if tensor.type not in TARGETS or source.type in INTEGER_TYPES:
@@ -310,6 +314,8 @@ class _Run:
         assert pair.theirs is not None
         tensor = pair.ours[1]
         step = max(1, SLAB_ELEMENTS // tensor.shape[0])
+        # Of long rows fewer wait: what is held stays the same.
+        ahead = max(1, min(CONNECTIONS, CONNECTIONS * SLAB_ELEMENTS // (step * tensor.shape[0])))
         group = prod(tensor.shape[1:]) // (1 if weights is None else len(weights))
         places = [
             (start, min(start + step, last)) for first, last in self.rows_of(pair) for start in range(first, last, step)
@@ -318,7 +324,7 @@ class _Run:
         try:
             for first, last in places:
                 waiting.append(pool.submit(self._read, pair, first, last, _importance(weights, group, first, last)))
-                if len(waiting) >= CONNECTIONS:
+                if len(waiting) >= ahead:
                     yield self._counted(waiting.pop(0).result())
             while waiting:
                 yield self._counted(waiting.pop(0).result())
