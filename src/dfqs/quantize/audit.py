@@ -21,7 +21,7 @@ from dfqs.model.files import ModelFiles
 from dfqs.model.making import Making, read_making
 from dfqs.model.spec import INTEGER_TYPES
 from dfqs.progress import Progress, no_progress
-from dfqs.quantize.audit_rows import NOTHING, Rows, RowsCompared, compare_rows
+from dfqs.quantize.audit_rows import NOTHING, Rows, RowsCompared, compare_rows, importance_runs
 from dfqs.quantize.audit_sample import Sample, draw_rows, draw_sample
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.kernels import Float32
@@ -323,7 +323,7 @@ class _Run:
         waiting: list[Future[Rows]] = []
         try:
             for first, last in places:
-                waiting.append(pool.submit(self._read, pair, first, last, _importance(weights, group, first, last)))
+                waiting.append(pool.submit(self._read, pair, first, last, importance_runs(weights, group, first, last)))
                 if len(waiting) >= ahead:
                     yield self._counted(waiting.pop(0).result())
             while waiting:
@@ -374,20 +374,6 @@ def _recorded_imatrix(model: ModelFiles) -> str | None:
     if not any(key.startswith("quantize.imatrix.") for key in metadata):
         return None
     return metadata.text("quantize.imatrix.file") or "its name is not said"
-
-
-def _importance(
-    weights: Float32 | None, group_rows: int, first: int, last: int
-) -> tuple[tuple[int, Float32 | None], ...]:
-    """Rows `first` to `last` in runs that share their weights."""
-    if weights is None:
-        return ((last - first, None),)
-    runs: list[tuple[int, Float32 | None]] = []
-    while first < last:
-        end = min(last, (first // group_rows + 1) * group_rows)
-        runs.append((end - first, weights[first // group_rows]))
-        first = end
-    return tuple(runs)
 
 
 def _compare_copies(rows: Rows) -> RowsCompared:

@@ -56,6 +56,20 @@ class RowsCompared:
 NOTHING = RowsCompared(0, 0, 0, 0.0, 0.0)
 
 
+def importance_runs(
+    weights: Float32 | None, group_rows: int, first: int, last: int
+) -> tuple[tuple[int, Float32 | None], ...]:
+    """Rows `first` to `last` in runs that share their weights."""
+    if weights is None:
+        return ((last - first, None),)
+    runs: list[tuple[int, Float32 | None]] = []
+    while first < last:
+        end = min(last, (first // group_rows + 1) * group_rows)
+        runs.append((end - first, weights[first // group_rows]))
+        first = end
+    return tuple(runs)
+
+
 def compare_rows(worker: "WorkerContext", rows: Rows) -> RowsCompared:
     """Quantize the source's rows, and compare block by block.
 
