@@ -18,6 +18,8 @@ def main() -> None:
         # Not where the caller had it ignored, as a shell does for what a script starts in the background.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
+    # It would look through every package that is installed for plugins of its own: a tenth of a verb's start.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     importlib.import_module("dfqs.cli.main").main()
 
 
