@@ -60,6 +60,9 @@ SAMPLE = Suite(
     prefill_tokens=128,
     depth_tokens=0,
     context_written=False,
+    likelihood_items=4,
+    floor_items=2,
+    floor_tokens=130,
 )
 """What the demonstration measures: enough to see how it is done, too little to say anything. Answers about documents
 are chosen by likelihood, so that as many can be asked as the failure boundary needs."""

@@ -1,5 +1,6 @@
 """`dfqs eval`: the five required metrics of a file or of an endpoint."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,6 +47,18 @@ ThinkingBudget = Annotated[
 ]
 
 
+Restart = Annotated[bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")]
+Blame = Annotated[
+    Path | None,
+    typer.Option(
+        "--blame",
+        help="Say what makes MODEL answer otherwise than this file (or the model of this evaluation's directory): "
+        "template, tokenizer, engine numerics, quantization, or another checkpoint. Measures that and nothing else.",
+        show_default=False,
+    ),
+]
+
+
 def command(
     model: ObtainedModelIfAny = None,
     output: Annotated[
@@ -69,15 +82,14 @@ def command(
     ] = None,
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
     thinking_budget: ThinkingBudget = None,
+    blame: Blame = None,
     threads: Threads = None,
     ram: Ram = None,
     check: Check = None,
     manifest: CheckManifest = None,
     force: Force = False,
     yes: Yes = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")
-    ] = False,
+    restart: Restart = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -86,6 +98,10 @@ def command(
     Example: dfqs eval model.gguf -o results --suite quick
     """
     _check_subject(model, endpoint, ram)
+    loading = Loading(ram, force, Checking(check, manifest))
+    if blame is not None:
+        _attribute(model, blame, output, dry_run, limit, threads, loading, yes, json_)
+        return
     if output is None:
         raise UsageError("say where the results go: -o DIRECTORY")
     longest = None if context is None else parse_tokens(context)
@@ -95,7 +111,7 @@ def command(
         return
     check_report_place(output)
     with ExitStack() as stack:
-        opened, request = _open_model(model, request, Loading(ram, force, Checking(check, manifest)), yes)
+        opened, request = _open_model(model, request, loading, yes)
         answerer, subject = _open_answerer(stack, opened, request, output, endpoint, model_name)
         for notice in answerer.info.notices:
             warn(notice)
@@ -103,6 +119,25 @@ def command(
             directory = evaluate(answerer, subject, opened, request, output, draw_stage, restart=restart)
         figures = answerer.read_figures() if isinstance(answerer, LocalAnswerer) else None
     _publish(directory, output, figures, json_)
+
+
+def _attribute(
+    model: str | None,
+    reference: Path,
+    output: Path | None,
+    dry_run: bool,
+    limit: int | None,
+    threads: int | None,
+    loading: Loading,
+    yes: bool,
+    json_: bool,
+) -> None:
+    """`--blame`, which measures that and nothing else."""
+    if model is None or output is not None or dry_run:
+        raise UsageError("--blame holds a MODEL against a file and writes nothing: no --endpoint, -o or --dry-run")
+    opened = obtain_model(model, ram=loading.ram, force=loading.force, yes=yes)
+    # It opens both files and scores them; an evaluation needs none of that.
+    importlib.import_module("dfqs.cli.blame").run_blame(opened, reference, limit, threads, loading, json_)
 
 
 def _publish(directory: Path, output: Path, figures: StreamFigures | None, json_: bool) -> None:

@@ -32,6 +32,7 @@ with 4 where nobody measured what was asked).
 WHERE = {
     "dfqs.attest/1": "`dfqs attest --json`",
     "dfqs.audit/1": "`dfqs audit --json`",
+    "dfqs.blame/1": "`dfqs eval --blame --json`",
     "dfqs.cache/1": "`dfqs cache --json`, of what is kept; of its verbs, what they fetched or removed",
     "dfqs.calibration/1": "stored in the cache: how fast a machine does each kind of work",
     "dfqs.card/1": "`dfqs card --json`",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dfqs.errors import RuntimeFailure
 from dfqs.evaluate.conditions import Numerics
@@ -11,6 +11,7 @@ from dfqs.evaluate.context import GrowingDocument, Question
 from dfqs.evaluate.scores import Completion, LikelihoodScore
 from dfqs.evaluate.tool_offers import Tool
 from dfqs.progress import Progress, no_progress
+from dfqs.quantize.noise_floor import NoiseFloor
 
 
 class LengthFailure(RuntimeFailure):
@@ -126,5 +127,28 @@ class Answerer(Protocol):
 
         Raises:
             LengthFailure: the runtime failed at this length.
+        """
+        ...
+
+
+@runtime_checkable
+class LikelihoodAnswerer(Protocol):
+    """An answerer that can tell how likely given answers are, and how far it is from itself."""
+
+    def prefer(
+        self, prompt: str, answers: Sequence[str], numerics: Numerics | None = None
+    ) -> tuple[Completion, LikelihoodScore | None]:
+        """Score given answers, the right one first: the likeliest, and all their likelihoods where there are any.
+
+        Args:
+            numerics: other ones than those that its scores are made in.
+        """
+        ...
+
+    def hold_against_itself(self, tokens: int, progress: Progress = no_progress) -> NoiseFloor:
+        """See `dfqs.quantize.noise_floor`.
+
+        Raises:
+            RuntimeFailure: the model computes no numbers.
         """
         ...

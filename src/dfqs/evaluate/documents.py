@@ -17,6 +17,8 @@ from dfqs.runtime.worker_context import WorkerContext
 
 _DOCUMENT, _QUESTION, _ANSWER = 0, 1, 2
 DOCUMENT_SEQUENCES = 3
+LEAST_LOGPROB = -1e9
+"""Of an answer that the model rules out: minus infinity can be neither stored nor averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,21 +164,30 @@ class DocumentReader:
         return len(tokens) - done
 
     def _score(self, answers: Sequence[str], position: int, last: int) -> AnswerScores:
-        found: dict[int, ContinuationScore] = {}
-        computed = score_branches(
-            self.context,
-            _QUESTION,
-            _ANSWER,
-            position,
-            [last],
-            [self._tokens(answer) for answer in answers],
-            found.__setitem__,
-        )
-        scores = [found[index] for index in range(len(answers))]
-        return AnswerScores(tuple(score.logprob for score in scores), scores[0].is_greedy, computed)
+        tokens = [self._tokens(answer) for answer in answers]
+        return answer_scores(self.context, _QUESTION, _ANSWER, position, last, tokens)
 
     def _tokens(self, text: str) -> list[int]:
         return self.model.tokenize(text, add_special=False, parse_special=False)
+
+
+def answer_scores(
+    context: Context, trunk: int, branch: int, position: int, last: int, answers: Sequence[Sequence[int]]
+) -> AnswerScores:
+    """How likely each answer is, as a branch of what the sequence `trunk` holds before `position`.
+
+    Args:
+        last: the token at `position`, which predicts the first of each answer.
+        answers: their tokens, the right one's first.
+
+    Raises:
+        NonFiniteLogits: the model computes no numbers.
+    """
+    found: dict[int, ContinuationScore] = {}
+    computed = score_branches(context, trunk, branch, position, [last], answers, found.__setitem__)
+    scores = [found[index] for index in range(len(answers))]
+    logprobs = tuple(max(score.logprob, LEAST_LOGPROB) for score in scores)
+    return AnswerScores(logprobs, scores[0].is_greedy, computed)
 
 
 def document_reader(worker: WorkerContext, model: Model, context: Context, frame: tuple[str, str]) -> DocumentReader:

@@ -8,25 +8,36 @@ an uninterrupted one.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError
 from dfqs.evaluate.conditions import Numerics
-from dfqs.evaluate.documents import DOCUMENT_SEQUENCES, DocumentJob, TokenWork, document_reader
-from dfqs.evaluate.thoughts import Cap, said_piece
+from dfqs.evaluate.documents import (
+    DOCUMENT_SEQUENCES,
+    AnswerScores,
+    DocumentJob,
+    TokenWork,
+    answer_scores,
+    document_reader,
+)
+from dfqs.evaluate.thoughts import Cap, closing_mark, said_piece
 from dfqs.evaluate.tool_offers import Tool, takes_tools, template_field
+from dfqs.quantize.noise_floor import FLOOR_PASSES, NoiseFloor, measure_floor, tokens_for_floor
 from dfqs.runtime.context import Context, Logits, Model
 from dfqs.runtime.loading import LoadedModel, LoadOrder, StreamFigures
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.scoring import MINIMUM_WIDTH
+from dfqs.runtime.scoring import MINIMUM_WIDTH, common_length
 from dfqs.runtime.template import observe_thinking
 from dfqs.runtime.worker_context import WorkerContext
 
 PLACEHOLDER = "DFQS-PLACE-OF-THE-TEXT"
-_HEAD, _PROMPT = 0, 1
-"""Sequences: what all prompts begin with, one prompt."""
-PROMPT_SEQUENCES = 2
+_HEAD, _PROMPT, _ANSWER = 0, 1, 2
+"""Sequences: what all prompts begin with, one prompt, one given answer to it."""
+PROMPT_SEQUENCES = 3
+ANSWER_MARK = "Answer:"
+"""What the reasoning sets ask for before an answer; given answers are scored behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,28 @@ class Thinking:
     @property
     def asked(self) -> bool:
         return self.tokens is not None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTokens:
+    """A message with answers to be scored, as one model's template and tokenizer write them."""
+
+    text: str
+    """Rendered, up to where an answer begins."""
+    head: tuple[int, ...]
+    """Tokens that every message begins with; empty without a template."""
+    asked: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenAnswers:
+    """Answers that were scored by likelihood. Without `scores`, `finish_reason` and `failure` say why."""
+
+    prompt_tokens: int
+    scores: AnswerScores | None
+    finish_reason: str = ""
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +162,69 @@ def complete(
         return _generate(model, context, logits, len(tokens), _PROMPT, max_tokens, _thinking(worker), worker.emit)
     except NonFiniteLogits as error:
         return Generated("", "error", len(tokens), 0, str(error))
+
+
+def render_answers(worker: WorkerContext, prompt: str, answers: Sequence[str]) -> GivenTokens:
+    """A user's message with given answers as tokens, behind the mark that the message asks for. A thought that the
+    template opens is ended first: nobody answers inside of it."""
+    model: Model = worker.state["model"]
+    thinking = _thinking(worker)
+    head, tail = _frame(model, thinking.asked)
+    encode = model.tokenize_chat if tail else model.tokenize
+    asked = f"{head}{prompt}{tail or chr(10)}{closing_mark(tail) if thinking.begun else ''}{ANSWER_MARK}"
+    before, whole = encode(asked), [encode(f"{asked} {answer}") for answer in answers]
+    # An answer's first letters can change the token before them.
+    shared = min(min(common_length(before, each), len(each) - 1) for each in whole)
+    return GivenTokens(
+        asked,
+        tuple(model.tokenize_chat(head) if tail else ()),
+        tuple(before[:shared]),
+        tuple(tuple(each[shared:]) for each in whole),
+    )
+
+
+def score_given(worker: WorkerContext, given: GivenTokens, numerics: Numerics, context_tokens: int) -> GivenAnswers:
+    """How likely each given answer is: branches of one prefill."""
+    asked = given.asked
+    context = _context(worker, context_settings(numerics, context_tokens, PROMPT_SEQUENCES))
+    if len(asked) + max(map(len, given.answers)) + MINIMUM_WIDTH > context.n_ctx_sequence:
+        return GivenAnswers(len(asked), None, "context", f"the prompt alone has {len(asked):,} tokens")
+    last = len(asked) - 1
+    try:
+        done = _read_head(worker, context, list(given.head), list(asked))
+        if done < last:
+            context.decode(asked[done:last], done, _PROMPT, logits="none")
+        scores = answer_scores(context, _PROMPT, _ANSWER, last, asked[last], given.answers)
+    except NonFiniteLogits as error:
+        return GivenAnswers(len(asked), None, "error", str(error))
+    return GivenAnswers(len(asked), scores)
+
+
+def score_answers(
+    worker: WorkerContext, prompt: str, answers: Sequence[str], numerics: Numerics, context_tokens: int
+) -> GivenAnswers:
+    """How likely each given answer is after a user's message."""
+    return score_given(worker, render_answers(worker, prompt, answers), numerics, context_tokens)
+
+
+def read_pieces(worker: WorkerContext, tokens: Sequence[int]) -> list[bytes | None]:
+    """What each token stands for; None where the vocabulary has no such token."""
+    model: Model = worker.state["model"]
+    return [model.piece(token) if 0 <= token < model.vocab_size else None for token in tokens]
+
+
+def hold_against_itself(worker: WorkerContext, tokens: int) -> NoiseFloor:
+    """How far the model is from itself under other numerics, on held-out text. Emits the tokens so far, and all.
+
+    Raises:
+        NonFiniteLogits, RuntimeFailure: the model computes no numbers.
+    """
+    model: Model = worker.state["model"]
+    _free_context(worker)
+    held = tokens_for_floor(model, None, tokens)
+    done = count(1)
+    total = max(0, len(held[0]) - 1) * FLOOR_PASSES
+    return measure_floor(model, *held, threads=worker.threads, on_token=lambda: worker.emit((next(done), total)))
 
 
 def _read_head(worker: WorkerContext, context: Context, head: list[int], tokens: list[int]) -> int:
@@ -266,10 +362,7 @@ def context_settings(numerics: Numerics, context_tokens: int, sequences: int) ->
 def _context(worker: WorkerContext, wanted: ContextSettings) -> Context:
     """The context with these settings, made when first asked for; the one before is freed first."""
     if worker.state.get("context_of") != wanted:
-        old: Context | None = worker.state.pop("context", None)
-        worker.state["context_of"] = None
-        if old is not None:
-            old.close()
+        _free_context(worker)
         try:
             worker.state["context"] = Context(worker.state["model"], threads=worker.threads, **asdict(wanted))
         except UsageError as error:
@@ -277,3 +370,10 @@ def _context(worker: WorkerContext, wanted: ContextSettings) -> Context:
         worker.state["context_of"] = wanted
     context: Context = worker.state["context"]
     return context
+
+
+def _free_context(worker: WorkerContext) -> None:
+    old: Context | None = worker.state.pop("context", None)
+    worker.state["context_of"] = worker.state["head_of"] = None
+    if old is not None:
+        old.close()

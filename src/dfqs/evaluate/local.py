@@ -9,15 +9,16 @@ from dfqs.errors import NonFiniteLogits, RuntimeFailure, UsageError, WorkerCrash
 from dfqs.evaluate import jobs
 from dfqs.evaluate.answerer import Answered, AnswererInfo, Asking, DocumentSize, LengthFailure, LengthFault
 from dfqs.evaluate.conditions import Numerics
-from dfqs.evaluate.context import GrowingDocument, Question, fitting_lines
+from dfqs.evaluate.context import GrowingDocument, fitting_lines
 from dfqs.evaluate.documents import AnswerScores, AskedQuestion, DocumentJob, ReadSoFar, TokenWork
-from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, OpenedModel
+from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, GivenAnswers, GivenTokens, OpenedModel
 from dfqs.evaluate.scores import CHOSEN, Completion, LikelihoodScore
 from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.evaluate.thoughts import split_output
 from dfqs.evaluate.tool_offers import Tool
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
+from dfqs.quantize.noise_floor import NoiseFloor
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
@@ -165,6 +166,34 @@ class LocalAnswerer:
         generated = worker.call(jobs.complete, prompt, max_tokens, self._numerics, self._answer_context(), tools)
         return _completion(generated, self._thinks)
 
+    def prefer(
+        self, prompt: str, answers: Sequence[str], numerics: Numerics | None = None
+    ) -> tuple[Completion, LikelihoodScore | None]:
+        """Score given answers, the right one first, as branches of one prefill."""
+        found: GivenAnswers = self._running().call(
+            jobs.score_answers, prompt, answers, numerics or self._numerics, self._answer_context()
+        )
+        if found.scores is None:
+            reason, failure = found.finish_reason, found.failure
+            return Completion(text=failure, finish_reason=reason, prompt_tokens=found.prompt_tokens), None
+        return _chosen(answers, found.scores, found.prompt_tokens), _likelihood(found.scores, 1 / len(answers))
+
+    def render(self, prompt: str, answers: Sequence[str]) -> GivenTokens:
+        """A message and given answers as this model's template and tokenizer write them."""
+        return self._running().call(jobs.render_answers, prompt, answers)
+
+    def score_given(self, given: GivenTokens, numerics: Numerics | None = None) -> GivenAnswers:
+        """As `prefer`, of tokens."""
+        return self._running().call(jobs.score_given, given, numerics or self._numerics, self._answer_context())
+
+    def pieces(self, tokens: Sequence[int]) -> list[bytes | None]:
+        """What tokens stand for; None where there is no such token."""
+        return self._running().call(jobs.read_pieces, tokens)
+
+    def hold_against_itself(self, tokens: int, progress: Progress = no_progress) -> NoiseFloor:
+        """The same file under other numerics, on held-out text."""
+        return self._running().reporting(lambda event: progress(*event)).call(jobs.hold_against_itself, tokens)
+
     def size(self, document: GrowingDocument, length_tokens: int) -> DocumentSize:
         """The longest document that leaves room for a question and its answer."""
         if length_tokens > (self.info.context_tokens or 0):
@@ -193,12 +222,13 @@ class LocalAnswerer:
                 progress(event.tokens, event.of_tokens)
                 return
             index, prompt_tokens, written, scores = event
-            likelihood = _likelihood(questions[index], scores) if scores is not None else None
-            completion = (
-                _completion(written, self._thinks)
-                if written is not None
-                else _chosen(questions[index], scores, prompt_tokens)
-            )
+            asked = questions[index]
+            likelihood = _likelihood(scores, asked.chance) if scores is not None else None
+            if written is not None:
+                completion = _completion(written, self._thinks)
+            else:
+                assert scores is not None, "an answer that is not written is chosen"
+                completion = _chosen((asked.answer, *asked.near_misses), scores, prompt_tokens)
             on_answer(index, completion, likelihood)
 
         job = DocumentJob(
@@ -286,19 +316,17 @@ def _completion(generated: Generated, begun: bool) -> Completion:
     )
 
 
-def _likelihood(question: Question, scores: AnswerScores) -> LikelihoodScore:
+def _likelihood(scores: AnswerScores, chance: float) -> LikelihoodScore:
     first, *others = scores.logprobs
     return LikelihoodScore(
         right=all(first > other for other in others),
-        chance=question.chance,
+        chance=chance,
         logprobs=scores.logprobs,
         greedy=scores.greedy,
         computed_tokens=scores.computed_tokens,
     )
 
 
-def _chosen(question: Question, scores: AnswerScores | None, prompt_tokens: int) -> Completion:
-    assert scores is not None, "an answer that is not written is chosen"
-    given = (question.answer, *question.near_misses)
+def _chosen(given: Sequence[str], scores: AnswerScores, prompt_tokens: int) -> Completion:
     text = max(zip(scores.logprobs, given, strict=True), key=lambda pair: pair[0])[1]
     return Completion(text=text, finish_reason=CHOSEN, prompt_tokens=prompt_tokens, generated_tokens=0)

@@ -11,26 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import SandboxUnavailable, UsageError
-from dfqs.evaluate.answerer import Answerer
+from dfqs.evaluate.answerer import Answerer, LikelihoodAnswerer
 from dfqs.evaluate.asker import Asker
 from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, find_boundary
 from dfqs.evaluate.conditions import ScoreConditions
 from dfqs.evaluate.context import DOCUMENTS
 from dfqs.evaluate.items import item_sets, measure_items, why_no_humaneval
+from dfqs.evaluate.near_misses import set_hash
+from dfqs.evaluate.preference import OTHER_NUMERICS, measure_floor, measure_preferences, preference_items
 from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.sandbox import Sandbox, open_sandbox
 from dfqs.evaluate.speed import CPU_ONLY, DEPTH_DECODE_TOKENS, DecodeRun, measure_runs, used_memory
-from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, ITEM_STAGES, NOTES, SPEED, STAGES
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, FLOOR, ITEM_STAGES, LIKELIHOOD, NOTES, SPEED, STAGES
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
 from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress
+from dfqs.quantize.noise_floor import FLOOR_PASSES
 from dfqs.runtime.loading import LoadOrder
 
 PROMPT_TOKENS, QUESTION_TOKENS = 150, 100
 """About, for an estimate: of a reasoning or code prompt, and of a question about a document with the answers that are
 scored by likelihood."""
+
+REASONING_SETS = 2
 
 StageProgress = Callable[[str], AbstractContextManager[Progress]]
 """Opens a stage by name for drawing; its progress counts items."""
@@ -76,6 +81,8 @@ class Request:
             humaneval_items=min(self.limit, self.suite.humaneval_items),
             tool_items=min(self.limit, self.suite.tool_items),
             profile_items=min(self.limit, self.suite.profile_items),
+            likelihood_items=min(self.limit, self.suite.likelihood_items),
+            floor_items=min(self.limit, self.suite.floor_items),
             context_questions=min(self.limit, self.suite.context_questions),
         )
 
@@ -99,6 +106,9 @@ class Request:
         generated += repeats * (suite.decode_tokens + DEPTH_DECODE_TOKENS)
         read = sum(each.count * PROMPT_TOKENS for each in sets)
         read += max(lengths, default=0) * DOCUMENTS * (1 + bisections) + questions * QUESTION_TOKENS
+        given = suite.likelihood_items if LIKELIHOOD in stages else 0
+        given += suite.floor_items * len(OTHER_NUMERICS) if FLOOR in stages else 0
+        read += given * REASONING_SETS * PROMPT_TOKENS + (suite.floor_tokens * FLOOR_PASSES if FLOOR in stages else 0)
         return generated, read + repeats * (suite.prefill_tokens + suite.depth_tokens)
 
     @property
@@ -160,6 +170,7 @@ def evaluate(
             if stage in request.stages and (stage != CODE or sandbox is not None):
                 with draw(stage) as progress:
                     measure_items(answerer, store, stage, sets, sandbox, progress)
+        _measure_likelihoods(answerer, store, request, draw, LIKELIHOOD)
         if CONTEXT in request.stages:
             with draw(CONTEXT) as progress:
                 asker = Asker(answerer, store, request.sized, progress, request.suite.context_lengths)
@@ -167,12 +178,26 @@ def evaluate(
         if BOUNDARY in request.stages:
             with draw(BOUNDARY) as progress:
                 _measure_boundary(answerer, store, request, progress)
+        _measure_likelihoods(answerer, store, request, draw, FLOOR)
         if SPEED in request.stages and opened is not None:
             # The model's own worker would share the processor and the memory with the one that is timed.
             getattr(answerer, "close", lambda: None)()
             with draw(SPEED) as progress:
                 _measure_speed(opened.path, store, request, progress)
         return store.directory
+
+
+def _measure_likelihoods(answerer: Answerer, store: Store, request: Request, draw: StageProgress, stage: str) -> None:
+    """Given answers by likelihood, or the noise floor, where the answerer can tell."""
+    suite, numerics = request.sized, answerer.info.numerics
+    wanted = suite.likelihood_items if stage == LIKELIHOOD else suite.floor_items or suite.floor_tokens
+    if stage not in request.stages or not wanted or numerics is None or not isinstance(answerer, LikelihoodAnswerer):
+        return
+    with draw(stage) as progress:
+        if stage == LIKELIHOOD:
+            measure_preferences(answerer, store, suite, progress)
+        else:
+            measure_floor(answerer, store, suite, numerics, progress)
 
 
 def _plan_run(subject: Subject, conditions: ScoreConditions, request: Request) -> RunRecord:
@@ -200,10 +225,15 @@ def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | No
     suite, info = request.sized, answerer.info
     sets = item_sets(suite)
     entries = [*(each.set_.entry for each in sets), read_context_set().entry]
+    prompt_sets = {entry.name: entry.set_sha256 for entry in entries}
+    items = {**{each.set_.name: each.count for each in sets}, CONTEXT: suite.context_questions}
+    if suite.likelihood_items and isinstance(answerer, LikelihoodAnswerer):
+        prompt_sets[LIKELIHOOD] = set_hash()
+        items[LIKELIHOOD] = len(preference_items(suite.likelihood_items))
     return ScoreConditions(
         suite=suite.name,
-        prompt_sets={entry.name: entry.set_sha256 for entry in entries},
-        items={**{each.set_.name: each.count for each in sets}, CONTEXT: suite.context_questions},
+        prompt_sets=prompt_sets,
+        items=items,
         context_lengths=request.lengths,
         max_tokens={entry.name: entry.max_tokens for entry in entries},
         thinking=info.thinking,

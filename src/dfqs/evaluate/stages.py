@@ -4,10 +4,12 @@ REASONING = "reasoning"
 CODE = "code"
 TOOLS = "tools"
 PROFILE = "profile"
+LIKELIHOOD = "likelihood"
 CONTEXT = "context"
 BOUNDARY = "boundary"
+FLOOR = "floor"
 SPEED = "speed"
-STAGES = (REASONING, CODE, TOOLS, PROFILE, CONTEXT, BOUNDARY, SPEED)
+STAGES = (REASONING, CODE, TOOLS, PROFILE, LIKELIHOOD, CONTEXT, BOUNDARY, FLOOR, SPEED)
 
 ITEM_STAGES = (REASONING, CODE, TOOLS, PROFILE)
 """Those that ask one prompt after the other."""

@@ -6,8 +6,9 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from dfqs.errors import FormatError, printable
 from dfqs.evaluate.scores import ScoredItem
-from dfqs.evaluate.stages import BOUNDARY, CONTEXT, ITEM_STAGES, NOTES, SPEED
+from dfqs.evaluate.stages import BOUNDARY, CONTEXT, FLOOR, ITEM_STAGES, LIKELIHOOD, NOTES, SPEED
 from dfqs.hardware import Machine
+from dfqs.quantize.noise_floor import NoiseFloor
 from dfqs.records import Amount, AtLeastOne, Record, Share, Whole
 
 Duration = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
@@ -138,13 +139,16 @@ _NOTES: dict[str, type[Record]] = {
 }
 
 _CONTEXT: dict[str, type[Record]] = {"plan": StoredPlan, "failure": StoredReason}
+_FLOOR: dict[str, type[Record]] = {"text": NoiseFloor, "text/failure": StoredReason}
 _OTHERS: dict[str, type[Record]] = {BOUNDARY: StoredBoundary, SPEED: StoredRepeat}
 
 
 def model_of(stage: str, key: str) -> type[Record] | None:
     """The form of a line; None: of no stage that there is."""
-    if stage in ITEM_STAGES:
+    if stage in ITEM_STAGES or stage == LIKELIHOOD:
         return ScoredItem
+    if stage == FLOOR:
+        return _FLOOR.get(key, ScoredItem)
     if stage == CONTEXT:
         return _CONTEXT.get(key.rpartition("/")[2], ScoredItem)
     return _NOTES.get(key) if stage == NOTES else _OTHERS.get(stage)

@@ -31,10 +31,30 @@ class Suite:
     humaneval_items: int = 0
     tool_items: int = 0
     profile_items: int = 0
+    likelihood_items: int = 0
+    """Of each reasoning set, whose right answers are scored by likelihood beside near misses."""
+    floor_items: int = 0
+    """Of each reasoning set, scored so under other numerics too."""
+    floor_tokens: int = 0
+    """Of held-out text, on which the model is held against itself."""
 
 
 QUICK = Suite(
-    "quick", 16, 12, (1024, 1536, 2048, 3072), 40, 128, 3, 512, 2048, gym_items=12, tool_items=12, profile_items=12
+    "quick",
+    16,
+    12,
+    (1024, 1536, 2048, 3072),
+    40,
+    128,
+    3,
+    512,
+    2048,
+    gym_items=12,
+    tool_items=12,
+    profile_items=12,
+    likelihood_items=48,
+    floor_items=12,
+    floor_tokens=512,
 )
 STANDARD = Suite(
     "standard",
@@ -50,6 +70,9 @@ STANDARD = Suite(
     humaneval_items=164,
     tool_items=24,
     profile_items=39,
+    likelihood_items=96,
+    floor_items=32,
+    floor_tokens=1024,
 )
 SUITES = {suite.name: suite for suite in (QUICK, STANDARD)}
 

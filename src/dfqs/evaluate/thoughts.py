@@ -50,6 +50,12 @@ def split_output(output: str, begun: bool) -> tuple[str, str]:
     return split_thinking(output)
 
 
+def closing_mark(prompt: str) -> str:
+    """What ends the thought that a prompt opened last; empty where it opened none that is known."""
+    opened = max((prompt.rfind(opening), opening, ending) for opening, ending in THINKING_MARKS)
+    return f"\n{opened[2]}\n\n" if opened[0] >= 0 else ""
+
+
 def without_thinking(output: str) -> str:
     """What stands outside of thoughts; nothing, when one was begun and never ended."""
     return split_thinking(output)[1]

@@ -147,16 +147,17 @@ def measure_floor(
 
     first = score(OtherNumerics("reference"), None).losses("reference", conditions)
     found = [_against(first, numerics, score) for numerics in others]
-    measured = [each for each in found if each.kl is not None]
     return NoiseFloor(
         tokens=len(first.nll),
         window_tokens=window,
         text_sha256=text_sha256,
         reference=reference_numerics,
         others=tuple(found),
-        kl_nats=max((_far(each.kl) for each in measured), default=None),
-        nll_nats=max((_far(each.nll_difference) for each in measured), default=None),
-        same_top=min((_low(each.same_top) for each in measured), default=None),
+        kl_nats=max((far_end(each.kl) for each in found if each.kl is not None), default=None),
+        nll_nats=max((far_end(each.nll_difference) for each in found if each.nll_difference is not None), default=None),
+        same_top=min(
+            (_or(each.same_top.low, each.same_top.mean) for each in found if each.same_top is not None), default=None
+        ),
     )
 
 
@@ -198,10 +199,15 @@ def hold_against(
 def resolve_loss(floors: Sequence[NoiseFloor | None], difference: Estimate | None) -> Resolution | None:
     """Whether a paired difference in loss is more than either model's own; None: not known."""
     bounds = [floor.nll_nats for floor in floors if floor is not None and floor.nll_nats is not None]
-    if difference is None or not bounds:
+    return None if difference is None else resolve(difference, max(bounds, default=None))
+
+
+def resolve(difference: Estimate, floor: float | None) -> Resolution | None:
+    """Whether a difference lies wholly beyond a floor, on one side; None: there is no floor."""
+    if floor is None:
         return None
     low, high = _or(difference.low, difference.mean), _or(difference.high, difference.mean)
-    return _word(low > max(bounds) or high < -max(bounds))
+    return _word(low > floor or high < -floor)
 
 
 def _against(
@@ -225,8 +231,9 @@ def _against(
 
 
 def _exponential(estimate: Estimate) -> Estimate:
-    low, high = (None if end is None else math.exp(end) for end in (estimate.low, estimate.high))
-    return Estimate(math.exp(estimate.mean), low, high, estimate.tokens, estimate.blocks)
+    # Beyond this there is no floating-point number.
+    low, high = (None if end is None else math.exp(min(end, 700.0)) for end in (estimate.low, estimate.high))
+    return Estimate(math.exp(min(estimate.mean, 700.0)), low, high, estimate.tokens, estimate.blocks)
 
 
 def _resolve(value: Estimate | None, bound: float) -> Resolution | None:
@@ -237,15 +244,9 @@ def _word(resolved: bool) -> Resolution:
     return Resolution.RESOLVED if resolved else Resolution.NOT_RESOLVABLE
 
 
-def _far(estimate: Estimate | None) -> float:
-    """The end of an interval that is farther from nothing."""
-    assert estimate is not None
+def far_end(estimate: Estimate) -> float:
+    """The end of an interval that is farther from nothing, as an amount; of the mean where there is no interval."""
     return max(abs(_or(end, estimate.mean)) for end in (estimate.low, estimate.high))
-
-
-def _low(estimate: Estimate | None) -> float:
-    assert estimate is not None
-    return _or(estimate.low, estimate.mean)
 
 
 def _or(value: float | None, default: float) -> float:

@@ -7,9 +7,10 @@ import numpy as np
 
 from dfqs.evaluate.conditions import differences
 from dfqs.evaluate.scores import ScoredItem
-from dfqs.evaluate.stages import CODE, CONTEXT, REASONING
+from dfqs.evaluate.stages import CODE, CONTEXT, LIKELIHOOD, REASONING
 from dfqs.evaluate.statistics import CONFIDENCE, Count
 from dfqs.quantize.bootstrap import estimate_difference
+from dfqs.quantize.noise_floor import Resolution, far_end, resolve
 from dfqs.report.comparison import Against, Compared, ComparisonDocument, Measure, Outcome
 from dfqs.report.extras import noise_floor
 from dfqs.report.facts import was_busy
@@ -23,6 +24,7 @@ from dfqs.report.paired import (
     smallest_significant,
     square_and_add,
 )
+from dfqs.report.preference import margin_of
 from dfqs.report.reading import Reported
 from dfqs.report.schema import Report
 
@@ -114,7 +116,7 @@ def _standing(outcomes: Sequence[Outcome]) -> Outcome:
 def _scores(reference: Reported, other: Reported, refused: Sequence[str]) -> list[Measure]:
     found = [_score(reference, other, name, stage, refused) for name, stage in _STAGES.items()]
     if not refused:
-        found += compare_likelihoods(reference, other)
+        found += [*_preferences(reference, other), *compare_likelihoods(reference, other)]
     tested = [index for index, measure in enumerate(found) if measure.p_value is not None]
     adjusted = holm([found[index].p_value or 0.0 for index in tested])
     for index, p in zip(tested, adjusted, strict=True):
@@ -219,40 +221,69 @@ def _points(reference: Reported, other: Reported) -> list[Measure]:
     return found
 
 
+def _preferences(reference: Reported, other: Reported) -> list[Measure]:
+    """Which right answers each preferred to near misses, pair by pair, where both evaluations have that."""
+    pairs = pair_up(reference.items, other.items, LIKELIHOOD)
+    return [_paired("right answers preferred", pairs)] if pairs.total else []
+
+
 def compare_likelihoods(reference: Reported, other: Reported) -> list[Measure]:
-    """Log-likelihoods of right answers, pair by pair, where both evaluations have them."""
+    """Log-likelihoods of right answers, and their margins over near misses, pair by pair, where both evaluations have
+    them; of the likelihood stage beside the larger of both models' own floors."""
     ours, theirs = reference.items, other.items
     found = []
     for stage in sorted({key[0] for key in ours}):
         keys = [key for key in ours if key[0] == stage and key in theirs]
-        both = [(right_logprob(ours[key]), right_logprob(theirs[key])) for key in keys]
-        known = [(a, b) for a, b in both if a is not None and b is not None]
-        if len(known) < 2:
-            continue
-        baseline, values = (np.array(column, np.float64) for column in zip(*known, strict=True))
-        # Questions do not follow each other as tokens do: each is a block of its own.
-        estimate = estimate_difference(values, baseline, block_tokens=1)
-        interval = (estimate.low, estimate.high) if estimate.low is not None and estimate.high is not None else None
-        # Without any spread nothing says how small a difference would have been seen.
-        same = bool((values == baseline).all())
-        outcome = Outcome.NO_DIFFERENCE
-        if estimate.excludes_zero:
-            outcome = Outcome.BETTER if estimate.mean > 0 else Outcome.WORSE
-        found.append(
-            Measure(
-                name=f"likelihood of {stage} answers",
-                outcome=outcome,
-                reference=float(baseline.mean()),
-                value=float(values.mean()),
-                difference=estimate.mean,
-                interval=interval,
-                method=f"paired bootstrap of questions, seeded; {estimate.blocks} pairs",
-                n=len(known),
-                smallest_significant=(interval[1] - interval[0]) / 2 if interval is not None and not same else None,
-                reason="every answer is exactly as likely on both sides" if same else None,
-            )
-        )
+        measures = [(f"likelihood of {stage} answers", "gold", right_logprob)]
+        if stage == LIKELIHOOD:
+            measures = [
+                ("likelihood of right answers", "gold", right_logprob),
+                ("margin over near misses", "margin", right_margin),
+            ]
+        for name, kind, read in measures:
+            both = [(read(ours[key]), read(theirs[key])) for key in keys]
+            known = [(a, b) for a, b in both if a is not None and b is not None]
+            if len(known) > 1:
+                bound = _answer_floor(reference.report, other.report, kind) if stage == LIKELIHOOD else None
+                found.append(_paired_means(name, known, bound))
     return found
+
+
+def _answer_floor(ours: Report, theirs: Report, kind: str) -> float | None:
+    """How far either model's answers are at most from themselves under other numerics; None: not measured."""
+    details = [report.details.likelihood for report in (ours, theirs)]
+    estimates = [getattr(each, kind) for detail in details if detail is not None for each in detail.floor]
+    return max((far_end(estimate) for estimate in estimates if estimate is not None), default=None)
+
+
+def _paired_means(name: str, known: Sequence[tuple[float, float]], floor: float | None) -> Measure:
+    """A paired difference of means, called not resolvable where it is not wholly beyond the floor."""
+    baseline, values = (np.array(column, np.float64) for column in zip(*known, strict=True))
+    # Questions do not follow each other as tokens do: each is a block of its own.
+    estimate = estimate_difference(values, baseline, block_tokens=1)
+    interval = (estimate.low, estimate.high) if estimate.low is not None and estimate.high is not None else None
+    resolution = resolve(estimate, floor)
+    # Without any spread nothing says how small a difference would have been seen.
+    same = bool((values == baseline).all())
+    outcome, reason = Outcome.NO_DIFFERENCE, "every answer is exactly as likely on both sides" if same else None
+    if estimate.excludes_zero and resolution is Resolution.NOT_RESOLVABLE:
+        reason = f"not resolvable: a model differs from itself under other numerics by up to {floor:.3f} nats an item"
+    elif estimate.excludes_zero:
+        outcome = Outcome.BETTER if estimate.mean > 0 else Outcome.WORSE
+    return Measure(
+        name=name,
+        outcome=outcome,
+        reason=reason,
+        reference=float(baseline.mean()),
+        value=float(values.mean()),
+        difference=estimate.mean,
+        interval=interval,
+        method=f"paired bootstrap of questions, seeded; {estimate.blocks} pairs",
+        n=len(known),
+        smallest_significant=(interval[1] - interval[0]) / 2 if interval is not None and not same else None,
+        noise_floor=floor,
+        resolution=resolution,
+    )
 
 
 def _scored_by(reference: Reported, other: Reported) -> str:
@@ -272,6 +303,14 @@ def right_logprob(item: ScoredItem) -> float | None:
     scored = getattr(item, "likelihood", None)
     logprobs = getattr(scored, "logprobs", ())
     return float(logprobs[0]) if logprobs and np.isfinite(logprobs[0]) else None
+
+
+def right_margin(item: ScoredItem) -> float | None:
+    """How much likelier the right answer is than the likeliest near miss, in nats; None where it was not scored."""
+    scored = item.likelihood
+    if scored is None or len(scored.logprobs) < 2 or not np.isfinite(scored.logprobs).all():
+        return None
+    return margin_of(scored)
 
 
 def _boundary(ours: Report, theirs: Report, refused: Sequence[str]) -> Measure:

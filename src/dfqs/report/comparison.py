@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from dfqs import __version__
+from dfqs.quantize.noise_floor import Resolution
 from dfqs.records import Document, Record, Share, Text, Whole
 
 
@@ -64,6 +65,10 @@ class Measure(Record):
     """The smallest difference that this test would have told from none."""
     detectable: float | None = None
     """The true difference that would have been shown four times in five."""
+    noise_floor: float | None = None
+    """How far either model is at most from itself under other numerics, in the difference's unit; null: not known."""
+    resolution: Resolution | None = None
+    """Whether the difference is more than that."""
 
 
 class Against(Record):

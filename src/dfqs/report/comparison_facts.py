@@ -91,6 +91,8 @@ def _resolution(measure: Measure) -> str:
     words = []
     if measure.smallest_significant is not None:
         words.append(f"{_difference(measure, measure.smallest_significant).lstrip('+')} at least")
+    if measure.noise_floor is not None:
+        words.append(f"noise floor {measure.noise_floor:.3f}")
     if measure.detectable is not None:
         words.append(f"{measure.detectable:.3f} with power {POWER}")
     if measure.n is not None and measure.p_value is not None and not words:

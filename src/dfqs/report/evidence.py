@@ -8,9 +8,16 @@ from typing import Any
 
 from dfqs.errors import DfqsError, UsageError
 from dfqs.evaluate.context import KINDS, GrowingDocument
-from dfqs.evaluate.prompts import ContextVocabulary, PromptSet, read_code_set, read_context_set, read_reasoning_set
+from dfqs.evaluate.prompts import (
+    ContextVocabulary,
+    PromptSet,
+    read_code_set,
+    read_context_set,
+    read_gym_set,
+    read_reasoning_set,
+)
 from dfqs.evaluate.scores import ScoredItem
-from dfqs.evaluate.stages import CODE, CONTEXT, REASONING
+from dfqs.evaluate.stages import CODE, CONTEXT, LIKELIHOOD, REASONING
 from dfqs.planning.document import PlanDocument
 from dfqs.quantize.ladder import LadderDocument
 from dfqs.records import RECORD_LIMIT_BYTES, Document, parse_json, parse_record, read_bounded
@@ -103,8 +110,10 @@ def _companions(directories: Iterable[Path], files: Sequence[Path]) -> tuple[Doc
 def _prompts_of(sets: Mapping[str, str], lines: Lines) -> dict[tuple[str, str], str]:
     """What was asked, by stage and item."""
     found: dict[tuple[str, str], str] = {}
-    if _is_here(sets, reasoning := read_reasoning_set()):
-        found |= {(REASONING, item.id): reasoning.prompt(item.question) for item in reasoning.items}
+    for asked_of in (read_reasoning_set(), read_gym_set()):
+        if _is_here(sets, asked_of):
+            prompts = {item.id: asked_of.prompt(item.question) for item in asked_of.items}
+            found |= {(stage, name): prompt for stage in (REASONING, LIKELIHOOD) for name, prompt in prompts.items()}
     if _is_here(sets, code := read_code_set()):
         found |= {(CODE, item.id): code.prompt(item.prompt) for item in code.items}
     if _is_here(sets, context := read_context_set()):

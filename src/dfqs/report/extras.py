@@ -11,14 +11,25 @@ from dfqs.quantize.ladder import LadderDocument
 from dfqs.quantize.noise_floor import Resolution
 from dfqs.quantize.perplexity import Summary
 from dfqs.records import Document
-from dfqs.report.facts import PROFILE_HEADER, PROFILE_WORDS, Row, profile_rows, tool_rows
+from dfqs.report.facts import (
+    FLOOR_HEADER,
+    FLOOR_WORDS,
+    LIKELIHOOD_WORDS,
+    PROFILE_HEADER,
+    PROFILE_WORDS,
+    Row,
+    floor_rows,
+    likelihood_rows,
+    profile_rows,
+    tool_rows,
+)
 from dfqs.report.schema import Report
 from dfqs.routing.determinism import RouteCheck
 from dfqs.routing.stats import RouteStats
 from dfqs.units import format_bytes
 
 ROWS_LIMIT = 100
-ORDER = ("tools", "profile", "memory", "determinism", "experts", "ladder")
+ORDER = ("likelihood", "floor", "tools", "profile", "memory", "determinism", "experts", "ladder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,7 @@ class Extra:
 
 def describe_extras(report: Report, companions: Sequence[Document], drawing: ModuleType | None) -> list[Extra]:
     """A section for each document, in the order of `ORDER`."""
-    found = _own(report)
+    found = [*_likelihoods(report, drawing), *_own(report)]
     for document in companions:
         if isinstance(document, PlanDocument):
             found.append(_memory(document, drawing))
@@ -47,6 +58,19 @@ def describe_extras(report: Report, companions: Sequence[Document], drawing: Mod
         elif isinstance(document, LadderDocument):
             found.append(_ladder(document, ladder_floor(document) or noise_floor(report), drawing))
     return sorted(found, key=lambda extra: ORDER.index(extra.id))
+
+
+def _likelihoods(report: Report, drawing: ModuleType | None) -> list[Extra]:
+    """Given answers, and the noise floor."""
+    found: list[Extra] = []
+    detail, floor = report.details.likelihood, report.details.noise_floor
+    if detail is not None:
+        found.append(Extra("likelihood", "Given answers", LIKELIHOOD_WORDS, ("", "", ""), likelihood_rows(detail), ()))
+    if floor is not None:
+        words = f"{FLOOR_WORDS} {floor.tokens:,} tokens; the reference: {floor.reference}."
+        plots = [drawing.plot_floor(floor)] if drawing is not None else []
+        found.append(Extra("floor", "Noise floor", words, FLOOR_HEADER, floor_rows(floor), plots))
+    return found
 
 
 def _own(report: Report) -> list[Extra]:
@@ -69,9 +93,8 @@ def ladder_floor(ladder: LadderDocument) -> float | None:
 
 def noise_floor(report: Report) -> float | None:
     """How far the file is from itself under other numerics, in nats a token; None: the report does not tell."""
-    likelihood = getattr(report.details, "likelihood", None)
-    floor = getattr(likelihood, "noise_floor_nats", None)
-    return float(floor) if isinstance(floor, int | float) else None
+    floor = report.details.noise_floor
+    return floor.kl_nats if floor is not None else None
 
 
 def _memory(plan: PlanDocument, drawing: ModuleType | None) -> Extra:

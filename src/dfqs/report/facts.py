@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.speed import SpeedSummary
 from dfqs.model.description import ModelDescription
-from dfqs.report.schema import ContextDetail, ProfileRow, Report, ScoreDetail, ToolDetail
+from dfqs.quantize.bootstrap import Estimate
+from dfqs.quantize.noise_floor import NoiseFloor
+from dfqs.report.schema import ContextDetail, LikelihoodDetail, ProfileRow, Report, ScoreDetail, ToolDetail
 from dfqs.units import format_bytes, format_count
 
 QUIET_CPUS = 0.1
@@ -127,6 +129,71 @@ def tool_rows(tools: ToolDetail) -> list[Row]:
             f"{score.right} of {score.n}, {format_interval(score.interval_95)}",
         ),
     ]
+
+
+LIKELIHOOD_WORDS = (
+    "Right answers beside near misses (wrong answers of the same kind and length), scored behind the question by how "
+    "likely the model finds them; nothing is written."
+)
+
+
+def likelihood_rows(detail: LikelihoodDetail) -> list[Row]:
+    """Preference, margins, and the written score beside them."""
+    above = {True: "above chance", False: "not distinguishable from chance", None: "too few items to tell"}
+    written = detail.written
+    rows: list[Row] = [
+        (
+            "right answer preferred",
+            f"{detail.right / detail.n:.3f}",
+            f"{detail.right} of {detail.n}, {format_interval(detail.interval_95)}; guessing {detail.chance:.3f}: "
+            f"{above[detail.above_chance]}",
+        ),
+        ("margin over the likeliest near miss", f"{detail.margin.mean:+.3f} nats", _between(detail.margin)),
+        ("log-likelihood of the right answer", f"{detail.gold.mean:.3f} nats", _between(detail.gold)),
+    ]
+    if written is not None:
+        told = "at floor: not distinguishable from guessing" if written.at_floor else "above guessing"
+        rows.append(
+            (
+                "written answers to the same questions",
+                f"{written.right / written.n:.3f}",
+                f"{written.right} of {written.n}, {format_interval(written.interval_95)}; "
+                f"guessing {written.guess:.3f}: {told}",
+            )
+        )
+    for each in detail.floor:
+        name = f"against itself: {each.numerics}"
+        if each.same_choice is None or each.gold is None or each.margin is None:
+            rows.append((name, "not measured", each.reason or ""))
+            continue
+        beside = f"right answers {each.gold.mean:+.3f} nats, {_between(each.gold)}; margins {each.margin.mean:+.3f}, "
+        beside += _between(each.margin)
+        rows.append((name, f"{each.same_choice:.3f} the same choice", f"of {each.n}; {beside}"))
+    return rows
+
+
+FLOOR_WORDS = (
+    "The same file on the same text under other numerics, none of which is the right one. A difference from another "
+    "model that is no larger is not resolvable."
+)
+FLOOR_HEADER = ("against itself", "divergence, nats a token", "same most probable token", "perplexity, ratio")
+
+
+def floor_rows(floor: NoiseFloor) -> list[Row]:
+    """The noise floor, in the columns of `FLOOR_HEADER`."""
+    rows: list[Row] = []
+    for other in floor.others:
+        if other.kl is None or other.same_top is None or other.perplexity_ratio is None:
+            rows.append((other.numerics, f"not measured: {other.reason}", "", ""))
+            continue
+        cells = [f"{each.mean:.4f} ({_between(each)})" for each in (other.kl, other.same_top, other.perplexity_ratio)]
+        rows.append((other.numerics, *cells))
+    return rows
+
+
+def _between(estimate: Estimate) -> str:
+    low, high = estimate.low, estimate.high
+    return "no interval" if low is None or high is None else f"{low:.4g} to {high:.4g}"
 
 
 PROFILE_WORDS = (

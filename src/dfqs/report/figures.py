@@ -8,6 +8,7 @@ import numpy as np
 from dfqs.figure import Figure
 from dfqs.planning.document import ContextPlan, PlanDocument
 from dfqs.quantize.ladder import LadderDocument
+from dfqs.quantize.noise_floor import NoiseFloor
 from dfqs.report.comparison import Against
 from dfqs.report.depths import DepthGrid
 from dfqs.report.schema import ContextDetail, Report
@@ -198,6 +199,25 @@ def _limits(plan: PlanDocument) -> list[tuple[float, str, str]]:
     ]
     lines = [(plan.memory_bytes, f"memory {plan.memory_of}", "--"), *envelope]
     return [line for line in lines if line[0] <= 6 * most]
+
+
+def plot_floor(floor: NoiseFloor) -> Plot | None:
+    """The divergence of a model from itself, with intervals."""
+    known = [(other.numerics.partition(",")[0], other.kl) for other in floor.others if other.kl is not None]
+    if not known:
+        return None
+    figure, axes = _figure(0.5 * len(known) + 0.8)
+    means = [estimate.mean for _, estimate in known]
+    below = [max(0.0, e.mean - (e.mean if e.low is None else e.low)) for _, e in known]
+    above = [max(0.0, (e.mean if e.high is None else e.high) - e.mean) for _, e in known]
+    places = range(len(known))
+    axes.errorbar(means, places, xerr=[below, above], fmt="o", capsize=4, color=SERIES[0], ecolor=SERIES[0])
+    axes.set_yticks(places, [name for name, _ in known])
+    axes.set_ylim(len(known) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("divergence from itself, nats a token")
+    caption = "How far the file is from itself under other numerics; bars: 95 %. What is no more is not resolvable."
+    return inline_svg(figure, "floor", "Noise floor", caption)
 
 
 def plot_ladder(ladder: LadderDocument, noise_floor_nats: float | None) -> Plot | None:

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from dfqs.errors import printable
 from dfqs.report.facts import (
     CONTEXT_HEADER,
+    FLOOR_HEADER,
+    FLOOR_WORDS,
+    LIKELIHOOD_WORDS,
     PROFILE_HEADER,
     PROFILE_WORDS,
     SCORES,
@@ -12,6 +15,8 @@ from dfqs.report.facts import (
     condition_rows,
     context_rows,
     describe_others,
+    floor_rows,
+    likelihood_rows,
     metric_rows,
     profile_rows,
     speed_rows,
@@ -31,6 +36,8 @@ def render_markdown(report: Report) -> str:
         *_score_sections(report),
         _context(report.details.context),
         _boundary(report),
+        _likelihood(report),
+        _floor(report),
         _tools(report),
         _profile(report),
         _speed(report),
@@ -89,6 +96,21 @@ def _boundary(report: Report) -> str:
         for entry in boundary.lengths
     )
     return f"**Failure boundary.** {_sentence(escape_words(boundary.reason))} Lengths looked at: {looked}."
+
+
+def _likelihood(report: Report) -> str:
+    detail = report.details.likelihood
+    if detail is None:
+        return ""
+    return f"**Given answers.** {LIKELIHOOD_WORDS}\n\n{table(('', '', ''), likelihood_rows(detail))}"
+
+
+def _floor(report: Report) -> str:
+    floor = report.details.noise_floor
+    if floor is None:
+        return ""
+    told = f"**Noise floor.** {FLOOR_WORDS} {floor.tokens:,} tokens; the reference: {escape_words(floor.reference)}."
+    return f"{told}\n\n{table(FLOOR_HEADER, floor_rows(floor))}"
 
 
 def _tools(report: Report) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dfqs.errors import DfqsError, UsageError
 from dfqs.evaluate.scores import ScoredItem
-from dfqs.evaluate.stages import NOTES
+from dfqs.evaluate.stages import FLOOR, NOTES
 from dfqs.evaluate.store import read_lines, runs_of
 from dfqs.evaluate.stored import model_of
 from dfqs.records import read_json
@@ -38,7 +38,7 @@ def scored_items(lines: Lines) -> dict[tuple[str, str], ScoredItem]:
     return {
         (stage, key): ScoredItem.model_validate(data)
         for (stage, key), data in lines.items()
-        if stage != NOTES and model_of(stage, key) is ScoredItem
+        if stage not in (NOTES, FLOOR) and model_of(stage, key) is ScoredItem
     }
 
 

@@ -4,7 +4,7 @@ Nothing but the run's own directory is read: what the model was stands in the ru
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from dfqs.evaluate.speed import (
     summarise,
     used_memory,
 )
-from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, NOTES, PROFILE, REASONING, SPEED, TOOLS
+from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, FLOOR, LIKELIHOOD, NOTES, PROFILE, REASONING, SPEED, TOOLS
 from dfqs.evaluate.statistics import Count, wilson_interval
 from dfqs.evaluate.store import RunRecord, Subject, read_lines, read_run, runs_of
 from dfqs.hardware import Machine
@@ -32,6 +32,7 @@ from dfqs.records import is_document, write_json
 from dfqs.report.capability import profile_rows, tool_detail
 from dfqs.report.context import boundary_detail, context_detail
 from dfqs.report.markdown import render_markdown
+from dfqs.report.preference import likelihood_detail, text_floor
 from dfqs.report.schema import (
     SCHEMA_ID,
     Artifact,
@@ -187,6 +188,8 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
     reasoning = _score_detail("reasoning_score", stages[REASONING], _expected(expected, REASONING, "gym"), reasons)
     code = _score_detail("code_score", stages[CODE], _expected(expected, CODE, "humaneval"), reasons)
     tools, no_tools = _tools(stages.get(TOOLS, {}), expected)
+    missing: dict[str, str] = {}
+    given = likelihood_detail(stages, expected.get(LIKELIHOOD), missing)
     refusal = notes.get("code_unavailable", {}).get("reason")
     if code is None and refusal:
         reasons["code_score"] = refusal
@@ -197,7 +200,7 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
         reasons["failure_boundary_tokens"] = "not measured"
     elif boundary["tokens"] is None:
         reasons["failure_boundary_tokens"] = boundary["reason"]
-    speed_conditions = _speed_conditions(record, machine, speed)
+    at_speed = _speed_conditions(record, machine, speed)
     return Report(
         dfqs_version=__version__,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,8 +210,8 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
         conditions=Conditions(
             score=score,
             score_fingerprint=score.fingerprint,
-            speed=speed_conditions,
-            speed_fingerprint=speed_conditions.fingerprint if speed_conditions is not None else None,
+            speed=at_speed,
+            speed_fingerprint=at_speed.fingerprint if at_speed is not None else None,
         ),
         metrics=Metrics(
             reasoning_score=_value(reasoning),
@@ -227,14 +230,24 @@ def _report(record: RunRecord, stages: dict[str, dict[str, Any]]) -> Report:
             speed=speed,
             boundary=boundary_detail(boundary) if boundary is not None else None,
             tools=tools,
+            likelihood=given,
+            noise_floor=text_floor(stages.get(FLOOR, {}), missing),
             profile=profile_rows(stages.get(PROFILE, {}), expected.get(PROFILE), code, context),
         ),
-        notices=[
-            *notes.get("target", {}).get("notices", []),
-            *(f"tool calls: {why}" for why in no_tools),
-            *(f"began anew: {why}" for why in record.began_anew),
-        ],
+        notices=_notices(notes, no_tools, missing, record.began_anew),
     )
+
+
+def _notices(
+    notes: Results, no_tools: Iterable[str], missing: Mapping[str, str], began_anew: Iterable[str]
+) -> list[str]:
+    """What the answerer told, what is missing though it was begun, and why the run began anew."""
+    return [
+        *notes.get("target", {}).get("notices", []),
+        *(f"tool calls: {why}" for why in no_tools),
+        *(f"{name}: {why}" for name, why in missing.items()),
+        *(f"began anew: {why}" for why in began_anew),
+    ]
 
 
 def _tools(items: Results, expected: Mapping[str, int]) -> tuple[ToolDetail | None, tuple[str, ...]]:

@@ -13,7 +13,9 @@ from dfqs.evaluate.conditions import ScoreConditions, SpeedConditions
 from dfqs.evaluate.speed import SpeedSummary
 from dfqs.hardware import Machine
 from dfqs.model.description import ModelDescription
-from dfqs.records import AtLeastOne, Document, Record, Share, Whole
+from dfqs.quantize.bootstrap import Estimate
+from dfqs.quantize.noise_floor import NoiseFloor
+from dfqs.records import AtLeastOne, Document, Record, Share, Text, Whole
 from dfqs.report.earlier import upgrade_report
 
 SCHEMA_ID = "dfqs.report/1"
@@ -106,6 +108,60 @@ class ProfileRow(Record):
     """From 0.9, from 0.5, below; of the score, whatever its interval."""
     reason: str | None
     """Why it was not measured."""
+
+
+class WrittenBeside(Record):
+    """Written answers to the same items, as far as both were measured."""
+
+    n: AtLeastOne
+    right: Whole
+    interval_95: tuple[Share, Share] | None
+    guess: Share
+    """Share that guessing among the possible answers gets right."""
+    at_floor: bool
+    """Not distinguishable from guessing: its interval reaches down to it. Differences between such scores say
+    nothing."""
+
+
+class AnswersAgainstThemselves(Record):
+    """The first items again under other numerics, held against the score's own. Null: not measured."""
+
+    numerics: Text
+    n: Whole
+    same_choice: Share | None
+    """Share of items whose likeliest answer is the same."""
+    gold: Estimate | None
+    """Log-likelihood of the right answer, less that under the score's numerics; nats an item."""
+    margin: Estimate | None
+    """The same of the margin."""
+    reason: Text | None = None
+    """Why there are no numbers."""
+
+
+class LikelihoodDetail(Record):
+    """Right answers beside near misses, by how likely the model finds each behind the question. Nats an item;
+    intervals of means by bootstrap over items."""
+
+    n: AtLeastOne
+    right: Whole
+    """Likelier than every near miss."""
+    interval_95: tuple[Share, Share] | None
+    chance: Share
+    """Score of guessing among the answers."""
+    above_chance: bool | None
+    """Whether the interval lies above chance; null without an interval."""
+    unusable: Whole
+    """Without numbers, or too long for the context; not among the n."""
+    gold: Estimate
+    """Log-likelihood of the right answer."""
+    margin: Estimate
+    """That, less the likeliest near miss's: above 0 where the right answer is preferred."""
+    greedy: Whole
+    """Items whose right answer greedy decoding would write."""
+    groups: dict[str, tuple[Whole, Whole]]
+    """Family or level -> (right, total)."""
+    written: WrittenBeside | None
+    floor: list[AnswersAgainstThemselves]
 
 
 class ContextCell(Record):
@@ -239,6 +295,9 @@ class Details(Record):
     boundary: BoundaryDetail | None
     tools: ToolDetail | None = None
     profile: list[ProfileRow] | None = None
+    likelihood: LikelihoodDetail | None = None
+    noise_floor: NoiseFloor | None = None
+    """The same file against itself under other numerics, on held-out text."""
 
 
 class Conditions(Record):

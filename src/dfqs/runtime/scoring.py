@@ -242,7 +242,7 @@ class Scorer:
         """
         if self._path == tokens[:start]:
             return 0
-        common = _common(self._path, tokens[:start])
+        common = common_length(self._path, tokens[:start])
         while self._marks and self._marks[-1] > common:
             self._context.remove_sequence(_FIRST_MARK + len(self._marks) - 1)
             self._marks.pop()
@@ -357,10 +357,10 @@ def _score_batch(
 def _shared(contexts: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[int]:
     """What each of the contexts, less their ends, has in common with the next."""
     beginnings = [context[:start] for context, start in zip(contexts, starts, strict=True)]
-    return [_common(first, second) for first, second in pairwise(beginnings)]
+    return [common_length(first, second) for first, second in pairwise(beginnings)]
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts have in common at their beginning."""
     for index, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
