@@ -130,22 +130,17 @@ def write_text(text: str) -> None:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    _say(Text.assemble(("warning: ", "yellow"), escape_controls(message)))
+    err.print(Text.assemble(("warning: ", "yellow"), escape_controls(message)))
 
 
 def note(message: str) -> None:
     """One line on stderr."""
-    _say(Text(escape_controls(message), style="dim"))
+    err.print(Text(escape_controls(message), style="dim"))
 
 
 def complain(message: str) -> None:
     """Why the program ends, on stderr."""
-    _say(Text(f"dfqs: {escape_controls(message)}"))
-
-
-def _say(sentence: Text) -> None:
-    """A terminal would break a long sentence in the middle of a word; in a log it stays a line."""
-    err.print(sentence, soft_wrap=not err.is_terminal)
+    err.print(Text(f"dfqs: {escape_controls(message)}"))
 
 
 def key_value_table(rows: list[tuple[str, str]], title: str | None = None) -> Table:
