@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dfqs.evaluate.prompts import read_code_set, read_context_set, read_reasoning_set
+from dfqs.evaluate.items import frozen_hashes
 from dfqs.model.hashes import ModelHashes
 from dfqs.model.origin import ModelOrigin
 from dfqs.planning.document import PlanDocument
@@ -36,8 +36,7 @@ def good_report() -> Report:
     """A report of which every clause likes everything."""
     document = report_document()
     document["artifact"]["content_sha256"] = CONTENT
-    sets = (read_reasoning_set(), read_code_set(), read_context_set())
-    score = SCORE.model_copy(update={"prompt_sets": {set_.name: set_.sha256 for set_ in sets}})
+    score = SCORE.model_copy(update={"prompt_sets": frozen_hashes()})
     document["conditions"]["score"] = score.model_dump(mode="json")
     document["conditions"]["score_fingerprint"] = score.fingerprint
     context = document["details"]["context"]

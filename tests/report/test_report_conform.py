@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dfqs.cli.main import run
+from dfqs.evaluate.items import frozen_hashes
 from dfqs.integrity.findings import Finding
 from dfqs.records import parse_record
 from dfqs.report import Report
@@ -154,7 +155,11 @@ FAILS: dict[str, list[Change]] = {
     "11.5": [in_report(metrics__failure_boundary_tokens=None)],
     "11.6": [in_report(artifact__kind="endpoint")],
     "11.7": [in_report(conditions__score__runtime="another")],
-    "11.8": [in_report(conditions__score__prompt_sets={"reasoning": "f" * 64})],
+    "11.8": [
+        in_report(conditions__score__prompt_sets=frozen_hashes() | {"tools": "f" * 64}),
+        in_report(conditions__score__prompt_sets=frozen_hashes() | {"own": "f" * 64}),
+        in_report(conditions__score__prompt_sets={"reasoning": frozen_hashes()["reasoning"]}),
+    ],
     "11.9": [
         in_report(conditions__score_fingerprint="f" * 64),
         in_report(conditions__speed__score_fingerprint="f" * 64),

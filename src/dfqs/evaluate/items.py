@@ -12,7 +12,7 @@ from dfqs.errors import IntegrityError, UsageError
 from dfqs.evaluate.answerer import Answerer
 from dfqs.evaluate.asker import is_open
 from dfqs.evaluate.code import code_place, score_code
-from dfqs.evaluate.humaneval import read_humaneval_set
+from dfqs.evaluate.humaneval import humaneval_entry, read_humaneval_set
 from dfqs.evaluate.profile import score_profile
 from dfqs.evaluate.prompts import (
     CodeItem,
@@ -21,6 +21,7 @@ from dfqs.evaluate.prompts import (
     ReasoningItem,
     ToolItem,
     read_code_set,
+    read_context_set,
     read_gym_set,
     read_profile_set,
     read_reasoning_set,
@@ -31,7 +32,7 @@ from dfqs.evaluate.sandbox import Sandbox
 from dfqs.evaluate.scores import Completion, ScoredItem, judged
 from dfqs.evaluate.stages import CODE, PROFILE, REASONING, TOOLS
 from dfqs.evaluate.store import Store
-from dfqs.evaluate.suites import Suite
+from dfqs.evaluate.suites import STANDARD, Suite
 from dfqs.evaluate.tools import score_tools, tool_prompt
 from dfqs.progress import Progress
 
@@ -77,6 +78,12 @@ def item_sets(suite: Suite) -> tuple[ItemSet, ...]:
     if suite.profile_items:
         sets.append(ItemSet(PROFILE, read_profile_set(), suite.profile_items))
     return tuple(sets)
+
+
+def frozen_hashes() -> dict[str, str]:
+    """Every set of this version with its hash, whether its data is here or not."""
+    sets = [*(each.set_.entry for each in item_sets(STANDARD)), read_context_set().entry, humaneval_entry()]
+    return {entry.name: entry.set_sha256 for entry in sets}
 
 
 def why_no_humaneval() -> str | None:

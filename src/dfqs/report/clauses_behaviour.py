@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from itertools import pairwise
 
-from dfqs.evaluate.prompts import read_code_set, read_context_set, read_reasoning_set
+from dfqs.evaluate.items import frozen_hashes
+from dfqs.evaluate.stages import CODE, CONTEXT, REASONING
 from dfqs.report.clauses import (
     CHECK,
     DIFF,
@@ -135,11 +136,11 @@ def by_llama_cpp(facts: Facts) -> Ruling:
 
 
 def standard_prompts(facts: Facts) -> Ruling:
-    """Every set is a frozen one of this version."""
-    frozen = {set_.name: set_.sha256 for set_ in (read_reasoning_set(), read_code_set(), read_context_set())}
+    """Every set is a frozen one of this version, and those of the metrics are among them."""
+    frozen = frozen_hashes()
     told = facts.report.conditions.score.prompt_sets
     other = [name for name, digest in told.items() if frozen.get(name) != digest]
-    missing = [name for name in frozen if name not in told]
+    missing = [name for name in (REASONING, CODE, CONTEXT) if name not in told]
     if other or missing:
         return passes(False, f"not the frozen set: {', '.join([*other, *missing])}", facts.report_place)
     return passes(True, ", ".join(f"{name} {digest[:12]}" for name, digest in told.items()), facts.report_place)

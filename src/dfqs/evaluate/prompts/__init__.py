@@ -194,14 +194,14 @@ def read_context_set(directory: Path = DIRECTORY) -> PromptSet[ContextVocabulary
 
 
 def build_entry(
-    name: str, version: int, file: str, data: bytes, items: int, instruction: str, max_tokens: int
+    name: str, version: int, file: str, file_sha256: str, items: int, instruction: str, max_tokens: int
 ) -> SetEntry:
     """The manifest entry of a set, with both hashes."""
     fields: dict[str, Any] = {
         "name": name,
         "version": version,
         "file": file,
-        "file_sha256": hashlib.sha256(data).hexdigest(),
+        "file_sha256": file_sha256,
         "items": items,
         "instruction": instruction,
         "max_tokens": max_tokens,

@@ -3,6 +3,7 @@
 Run as `python -m dfqs.evaluate.prompts.freeze DIRECTORY`.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def build_manifest(directory: Path) -> Manifest:
     ):
         data = (directory / file).read_bytes()
         items = len(data.splitlines()) if file.endswith(".jsonl") else 1
-        sets.append(build_entry(name, version, file, data, items, instruction, max_tokens))
+        sets.append(build_entry(name, version, file, hashlib.sha256(data).hexdigest(), items, instruction, max_tokens))
     return Manifest(sets=tuple(sets))
 
 
