@@ -77,9 +77,9 @@ def table(models: list[Path], answers: Answers) -> list[str]:
     lines.append("|---|---|---|---|---|---|---|")
     previous: tuple[np.ndarray, np.ndarray] | None = None
     floors = [0.0, 0.0]
+    names = sorted(set.intersection(*(set(answers[f"{m.name}/{name}"]) for m in models for name in NUMERICS)))
     for model in models:
         own, other = (answers[f"{model.name}/{name}"] for name in NUMERICS)
-        names = sorted(own)
         gold, margin = _columns(own, names)
         itself = [estimate_difference(b, a, 1) for a, b in zip((gold, margin), _columns(other, names), strict=True)]
         before, floors = floors, [far_end(each) for each in itself]
