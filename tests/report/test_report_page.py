@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dfqs.cli.main import run
+from dfqs.evaluate.items import item_sets
 from dfqs.evaluate.store import Line
 from dfqs.evaluate.suites import STANDARD
 from dfqs.records import parse_record
@@ -207,3 +208,18 @@ def test_a_named_document_that_no_page_shows_is_refused(tmp_path: Path, capsys: 
     call = ["report", str(tmp_path), "--html", str(tmp_path / "p.html"), "--with", str(tmp_path / "other.json")]
     assert run(call) == 2
     assert "none of the documents" in capsys.readouterr().err
+
+
+def test_every_frozen_set_has_its_prompts_beside_the_answers_and_not_the_first_two_alone(tmp_path: Path) -> None:
+    sets = item_sets(STANDARD)
+    told = {"prompt_sets": {each.set_.name: each.set_.sha256 for each in sets}}
+    document = report_document()
+    document["conditions"]["score"] |= told
+    reported = Reported(parse_record(json.dumps(document), Report), tmp_path, None)
+
+    prompts = gather_evidence(reported).prompts or {}
+
+    for each in sets:
+        for item in each.items:
+            assert prompts[each.stage, item.id] == each.prompt(item)
+    assert {stage for stage, _ in prompts} == {"reasoning", "code", "tools", "profile", "likelihood"}

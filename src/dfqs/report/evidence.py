@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import DfqsError, UsageError
+from dfqs.evaluate.conditions import ScoreConditions
 from dfqs.evaluate.context import KINDS, GrowingDocument
-from dfqs.evaluate.prompts import (
-    ContextVocabulary,
-    PromptSet,
-    read_code_set,
-    read_context_set,
-    read_gym_set,
-    read_reasoning_set,
-)
+from dfqs.evaluate.items import item_sets
+from dfqs.evaluate.prompts import ContextVocabulary, PromptSet, read_context_set
 from dfqs.evaluate.scores import ScoredItem
-from dfqs.evaluate.stages import CODE, CONTEXT, LIKELIHOOD, REASONING
+from dfqs.evaluate.stages import CONTEXT, LIKELIHOOD, REASONING
+from dfqs.evaluate.suites import STANDARD
 from dfqs.planning.document import PlanDocument
 from dfqs.quantize.ladder import LadderDocument
 from dfqs.records import RECORD_LIMIT_BYTES, Document, parse_json, parse_record, read_bounded
@@ -59,7 +55,7 @@ def gather_evidence(reported: Reported, directories: Iterable[Path] = (), files:
     """
     return Evidence(
         tuple(reported.items.values()),
-        _prompts_of(reported.report.conditions.score.prompt_sets, reported.lines or {}),
+        _prompts_of(reported.report.conditions.score, reported.lines or {}),
         _companions(directories, files),
     )
 
@@ -107,15 +103,15 @@ def _companions(directories: Iterable[Path], files: Sequence[Path]) -> tuple[Doc
     return tuple(kept.values())
 
 
-def _prompts_of(sets: Mapping[str, str], lines: Lines) -> dict[tuple[str, str], str]:
+def _prompts_of(score: ScoreConditions, lines: Lines) -> dict[tuple[str, str], str]:
     """What was asked, by stage and item."""
+    sets = score.prompt_sets
     found: dict[tuple[str, str], str] = {}
-    for asked_of in (read_reasoning_set(), read_gym_set()):
-        if _is_here(sets, asked_of):
-            prompts = {item.id: asked_of.prompt(item.question) for item in asked_of.items}
-            found |= {(stage, name): prompt for stage in (REASONING, LIKELIHOOD) for name, prompt in prompts.items()}
-    if _is_here(sets, code := read_code_set()):
-        found |= {(CODE, item.id): code.prompt(item.prompt) for item in code.items}
+    for each in item_sets(STANDARD):
+        if _is_here(sets, each.set_):
+            prompts = {item.id: each.prompt(item, score.tools == "template") for item in each.items}
+            stages = (REASONING, LIKELIHOOD) if each.stage == REASONING else (each.stage,)
+            found |= {(stage, name): prompt for stage in stages for name, prompt in prompts.items()}
     if _is_here(sets, context := read_context_set()):
         for item in scored_items(lines).values():
             asked = _context_question(context.items[0], item.item) if item.stage == CONTEXT else None
