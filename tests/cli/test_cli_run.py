@@ -262,6 +262,12 @@ def test_a_grammar_leaves_nothing_else_to_be_said_and_a_bad_one_is_a_sentence(
 
 
 def test_a_repeat_penalty_changes_a_greedy_answer_that_repeats_itself(embedded_model: Path) -> None:
-    repeating = ("run", embedded_model, "one one one one one one one one one", "--raw", "-n", "8", "--ctx", "512")
+    repeating = ("run", embedded_model, "1 2 1 2 1 2 1 2 1 2", "--raw", "-n", "8", "--ctx", "512")
 
-    assert run_dfqs(*repeating).stdout != run_dfqs(*repeating, "--repeat-penalty", "1.5", "--top-k", "40").stdout
+    plain = run_dfqs(*repeating).stdout
+    # Thrice: an argument that llama.cpp had moved made the penalty hold now and then.
+    penalized = [run_dfqs(*repeating, "--repeat-penalty", "1.5", "--top-k", "40").stdout for _ in range(3)]
+
+    assert plain.split() == ["1", "2", "1", "2"]
+    assert penalized[0] != plain
+    assert len(set(penalized)) == 1

@@ -237,7 +237,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_sampler_init_top_p": (c_void_p, [c_float, c_size_t]),
     "llama_sampler_init_min_p": (c_void_p, [c_float, c_size_t]),
     "llama_sampler_init_temp": (c_void_p, [c_float]),
-    "llama_sampler_init_penalties": (c_void_p, [c_int32, c_float, c_float, c_float]),
+    # Size of the vocabulary, tokens that count, then the three penalties.
+    "llama_sampler_init_penalties": (c_void_p, [c_int32, c_int32, c_float, c_float, c_float]),
     "llama_sampler_init_grammar": (c_void_p, [c_void_p, c_char_p, c_char_p]),
     "llama_sampler_sample": (c_int32, [c_void_p, c_void_p, c_int32]),
     "llama_sampler_reset": (None, [c_void_p]),

@@ -26,7 +26,9 @@ class Sampler(Closing):
         if settings.grammar is not None:
             self._add_grammar(model, settings.grammar)
         if settings.repeat_penalty != 1:
-            self._add(library.llama_sampler_init_penalties(PENALIZED_TOKENS, settings.repeat_penalty, 0, 0))
+            self._add(
+                library.llama_sampler_init_penalties(model.vocab_size, PENALIZED_TOKENS, settings.repeat_penalty, 0, 0)
+            )
         if settings.temperature == 0:
             self._add(library.llama_sampler_init_greedy())
             return
