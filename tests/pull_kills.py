@@ -35,6 +35,10 @@ import dfqs.pull.transfer as transfer
 def die(*_args, **_options):
     os.kill(os.getpid(), signal.SIGKILL)
 
+def replace(place, name, by):
+    getattr(place, name)  # Nobody calls what is not there.
+    setattr(place, name, by)
+
 point = sys.argv[1]
 if point == "chunks of the first file":
     record = journal.PullJournal.record_chunk
@@ -55,13 +59,13 @@ elif point == "hashing the last file":
         return plain(self, index, progress)
     transfer.Transfer._hash_in_order = last
 elif point == "all files verified":
-    output.PullOutput.publish = die
+    replace(output.PullOutput, "publish", die)
 elif point == "header written, not named":
-    output.publish_file = die
+    replace(output, "publish_file", die)
 elif point == "named, no manifest":
-    dfqs.cli.pull._write_manifest = die
+    replace(dfqs.cli.pull, "write_pulled_manifest", die)
 elif point == "manifest written":
-    dfqs.cli.pull.forget_pull = die
+    replace(dfqs.cli.pull, "forget_pull", die)
 elif point == "fetching a file again":
     drop = transfer.Transfer._drop
     def dropped(self, index, chunk, **options):

@@ -82,6 +82,8 @@ def judged(scratch: Path) -> Iterator[None]:
     Does not nest, and limits the process's memory only where the caller does (`bounded_memory`).
     """
     _watch.scratch, _watch.outside = str(scratch.resolve()), []
+    # What is imported for the first time meanwhile would be compiled, and written beside its source.
+    compiles, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     began = time.process_time()
     try:
         yield
@@ -95,6 +97,7 @@ def judged(scratch: Path) -> Iterator[None]:
         raise Find(f"{kind} at {Path(place.filename).name}:{place.lineno}: {str(error)[:200]!r}") from error
     finally:
         _watch.scratch = None
+        sys.dont_write_bytecode = compiles
     if _watch.outside:
         raise Find(f"written outside: {_watch.outside[:3]}")
     if (took := time.process_time() - began) > CPU_LIMIT_S:
