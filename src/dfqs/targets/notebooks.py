@@ -112,6 +112,24 @@ class Notebook(Target):
             ),
         )
 
+    def hub_usage(self, hub: Hub) -> tuple[UsageLine, ...]:
+        return (
+            self.usage_line(
+                "",
+                "python",
+                f"# !pip install {RUNTIME} huggingface_hub",
+                "from huggingface_hub import hf_hub_download",
+                "import xllamacpp",
+                "",
+                "parameters = xllamacpp.CommonParams()",
+                f"parameters.model.path = hf_hub_download({python_text(hub.repo)}, {python_text(hub.file)},",
+                f"                                        local_dir={python_text(self.downloads)})",
+                "server = xllamacpp.Server(parameters)",
+                'messages = [{"role": "user", "content": "What is the capital of France?"}]',
+                'print(server.handle_chat_completions({"messages": messages})["choices"][0]["message"]["content"])',
+            ),
+        )
+
     def notebook(self, title: str, file: str, file_bytes: int, context_tokens: int, *, repo: str | None) -> str:
         """The notebook's text."""
         places = [f"{place}/{file}" for place in self.places]
@@ -150,9 +168,6 @@ class Colab(Notebook):
     places = ("/content", "/content/drive/MyDrive")
     limit = "the free machine has about 12.7 GB of memory"
 
-    def hub_usage(self, hub: Hub) -> tuple[UsageLine, ...]:
-        return _hub_lines(self, hub)
-
 
 class Kaggle(Notebook):
     """Kaggle notebooks."""
@@ -162,28 +177,6 @@ class Kaggle(Notebook):
     downloads = "/kaggle/working"
     places = ("/kaggle/working", "/kaggle/input/model")
     limit = "/kaggle/working holds 20 GB, and the machine has about 30 GB of memory"
-
-    def hub_usage(self, hub: Hub) -> tuple[UsageLine, ...]:
-        return _hub_lines(self, hub)
-
-
-def _hub_lines(target: Notebook, hub: Hub) -> tuple[UsageLine, ...]:
-    return (
-        target.usage_line(
-            "",
-            "python",
-            f"# !pip install {RUNTIME} huggingface_hub",
-            "from huggingface_hub import hf_hub_download",
-            "import xllamacpp",
-            "",
-            "parameters = xllamacpp.CommonParams()",
-            f"parameters.model.path = hf_hub_download({python_text(hub.repo)}, {python_text(hub.file)},",
-            f"                                        local_dir={python_text(target.downloads)})",
-            "server = xllamacpp.Server(parameters)",
-            'messages = [{"role": "user", "content": "What is the capital of France?"}]',
-            'print(server.handle_chat_completions({"messages": messages})["choices"][0]["message"]["content"])',
-        ),
-    )
 
 
 def _cell(number: int, kind: str, source: str) -> dict[str, object]:
