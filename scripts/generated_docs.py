@@ -12,7 +12,7 @@ TREE_START = "<!-- tree: written by scripts/write-docs -->\n"
 TREE_END = "<!-- end of tree -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
-    *("errors", "units", "progress", "cache", "storage", "config", "seal", "records", "receipts"),
+    *("on_demand", "errors", "units", "progress", "cache", "storage", "config", "seal", "records", "receipts"),
     *("gguf", "model", "shards", "inplace", "pull", "integrity", "find"),
     *("control_groups", "hardware", "energy", "figure"),
     *("runtime", "streaming", "quantize", "routing", "planning", "evaluate", "report", "targets"),

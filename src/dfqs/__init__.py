@@ -4,7 +4,7 @@ The names below are what a program needs; docs/library.md is a program that uses
 for, so that `import dfqs` costs nothing and works where llama.cpp does not.
 """
 
-from importlib import import_module
+from dfqs.on_demand import names_on_demand
 
 __version__ = "0.1.0"
 
@@ -47,52 +47,44 @@ if TYPE_CHECKING:
 
 # Where a name is a package's already (`pull`, `quantize`), the function says of what: `pull_model`.
 _PLACES = {
-    "ChatSession": "dfqs.runtime.chat:ChatSession",
-    "DfqsError": "dfqs.errors:DfqsError",
-    "Hub": "dfqs.pull:Hub",
-    "LikelihoodSession": "dfqs.evaluate.likelihood:LikelihoodSession",
-    "PlanRequest": "dfqs.planning.plan:PlanRequest",
-    "Prompt": "dfqs.routing.prompts:Prompt",
-    "Report": "dfqs.report:Report",
-    "Sampling": "dfqs.runtime.requests:Sampling",
-    "Worker": "dfqs.runtime:Worker",
-    "abort_merge": "dfqs.inplace:abort_merge",
-    "capture_trace": "dfqs.routing.capture:capture_trace",
-    "diff_traces": "dfqs.routing.coherence:diff_traces",
-    "evaluate_model": "dfqs.report.evaluation:evaluate_model",
-    "has_errors": "dfqs.integrity:has_errors",
-    "hash_model": "dfqs.model.hashes:hash_model",
-    "measure_memory_curve": "dfqs.runtime.memory:measure_memory_curve",
-    "merge": "dfqs.shards:merge",
-    "merge_inplace": "dfqs.inplace:merge_inplace",
-    "open_model": "dfqs.model.files:open_model",
-    "plan_inplace": "dfqs.inplace:plan_inplace",
-    "plan_merge": "dfqs.shards:plan_merge",
-    "plan_model": "dfqs.planning.plan:plan_model",
-    "plan_pull": "dfqs.pull:plan_pull",
-    "plan_repair": "dfqs.shards.repair:plan_repair",
-    "plan_split": "dfqs.shards.split:plan_split",
+    "ChatSession": "dfqs.runtime.chat",
+    "DfqsError": "dfqs.errors",
+    "Hub": "dfqs.pull",
+    "LikelihoodSession": "dfqs.evaluate.likelihood",
+    "PlanRequest": "dfqs.planning.plan",
+    "Prompt": "dfqs.routing.prompts",
+    "Report": "dfqs.report",
+    "Sampling": "dfqs.runtime.requests",
+    "Worker": "dfqs.runtime",
+    "abort_merge": "dfqs.inplace",
+    "capture_trace": "dfqs.routing.capture",
+    "diff_traces": "dfqs.routing.coherence",
+    "evaluate_model": "dfqs.report.evaluation",
+    "has_errors": "dfqs.integrity",
+    "hash_model": "dfqs.model.hashes",
+    "measure_memory_curve": "dfqs.runtime.memory",
+    "merge": "dfqs.shards",
+    "merge_inplace": "dfqs.inplace",
+    "open_model": "dfqs.model.files",
+    "plan_inplace": "dfqs.inplace",
+    "plan_merge": "dfqs.shards",
+    "plan_model": "dfqs.planning.plan",
+    "plan_pull": "dfqs.pull",
+    "plan_repair": "dfqs.shards.repair",
+    "plan_split": "dfqs.shards.split",
     "pull_model": "dfqs.pull:pull",
     "quantize_model": "dfqs.quantize.quantize:quantize",
-    "repair": "dfqs.shards.repair:repair",
-    "resume_merge": "dfqs.inplace:resume_merge",
-    "split": "dfqs.shards.split:split",
-    "verify_against": "dfqs.integrity:verify_against",
-    "verify_structure": "dfqs.integrity:verify_structure",
+    "repair": "dfqs.shards.repair",
+    "resume_merge": "dfqs.inplace",
+    "split": "dfqs.shards.split",
+    "verify_against": "dfqs.integrity",
+    "verify_structure": "dfqs.integrity",
 }
 
 __all__ = [*_PLACES]
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """A public name, loaded the first time it is asked for (PEP 562)."""
-        if name not in _PLACES:
-            raise AttributeError(f"module 'dfqs' has no attribute '{name}'")
-        module, _, attribute = _PLACES[name].partition(":")
-        value = getattr(import_module(module), attribute)
-        globals()[name] = value
-        return value
+    __getattr__ = names_on_demand(__name__, _PLACES)
 
     def __dir__() -> list[str]:
         return sorted([*globals(), *__all__])

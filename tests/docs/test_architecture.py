@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "dfqs"
 
 # From the base upwards, as docs/architecture.md lists them; a layer imports only from those before it (or itself).
 LAYERS = (
-    ("errors", "units", "progress", "storage", "config", "records", "receipts"),
+    ("on_demand", "errors", "units", "progress", "storage", "config", "records", "receipts"),
     ("gguf",),
     ("model",),
     ("shards",),

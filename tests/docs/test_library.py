@@ -70,7 +70,7 @@ def test_type_checkers_see_the_same_names_at_the_same_places() -> None:
     tree = ast.parse(Path(dfqs.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {
-        alias.asname: f"{node.module}:{alias.name}"
+        alias.asname: node.module if alias.asname == alias.name else f"{node.module}:{alias.name}"
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
@@ -112,5 +112,5 @@ def test_importing_dfqs_loads_nothing_else_of_it_and_costs_little() -> None:
 
     # The best of a few: what else this machine does is no cost of ours.
     assert min(costs_ms) < MOST_MS
-    assert [name for name in loaded if name.startswith("dfqs")] == ["dfqs"]
+    assert {name for name in loaded if name.startswith("dfqs")} == {"dfqs", "dfqs.on_demand"}
     assert not {"numpy", "pydantic", "typer", "rich", "httpx"} & set(loaded)

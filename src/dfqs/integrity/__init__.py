@@ -4,11 +4,11 @@ Checks of a whole file import all that merges and repairs one, and are loaded wh
 bytes against a manifest while a model runs does without.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfqs.integrity.findings import Finding, Severity, has_errors
 from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
+from dfqs.on_demand import names_on_demand
 
 if TYPE_CHECKING:
     from dfqs.integrity.compare import Comparison, verify_against
@@ -35,8 +35,4 @@ _PLACES = {
     "verify_structure": "dfqs.integrity.structure",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_demand(__name__, _PLACES)

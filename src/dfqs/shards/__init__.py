@@ -3,8 +3,9 @@
 Each name is loaded when it is asked for: who only asks how shards are named does without what merges them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dfqs.on_demand import names_on_demand
 
 if TYPE_CHECKING:
     from dfqs.gguf.shard import Shard, read_shards
@@ -41,8 +42,4 @@ _PLACES = {
     "read_shards": "dfqs.gguf.shard",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_demand(__name__, _PLACES)
