@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfqs.cli.blame import open_reference
 from dfqs.cli.main import run
 from dfqs.evaluate.closeness import rounding, sample_tensors
 from dfqs.gguf import GGMLType
@@ -144,3 +145,55 @@ def test_attribution_writes_nothing_and_needs_two_files(words: list[str], tmp_pa
     model = [] if "--endpoint" in words else ["m.gguf"]
 
     assert run(["eval", *model, *words, "--blame", str(tmp_path)]) == 2
+
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def evaluation_of(model: Path, directory: Path, **subject: object) -> Path:
+    """The directory of an evaluation, with one run and the report on it, as they are stored."""
+    record = json.loads((GOLDEN / "run-record-1.json").read_bytes())
+    record["subject"] |= {"location": str(model), "file_bytes": model.stat().st_size} | subject
+    report = json.loads((GOLDEN / "report-1.json").read_bytes())
+    report["artifact"] |= {key: record["subject"][key] for key in ("kind", "file_bytes", "file_sha256")}
+    (directory / "run-1").mkdir(parents=True)
+    (directory / "run-1" / "run.json").write_text(json.dumps(record))
+    (directory / "report.json").write_text(json.dumps(report))
+    return directory
+
+
+@pytest.mark.parametrize("place", ["", "report.json", "run-1", "run-1/run.json"])
+def test_an_evaluation_leads_to_its_model(
+    tiny_deepseek4: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    evaluated = evaluation_of(tiny_deepseek4, tmp_path / "results")
+
+    assert open_reference(evaluated / place).path == tiny_deepseek4
+    # The golden run knows no such time of the file.
+    assert "was written or moved since" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("subject", "alone", "said"),
+    [
+        ({}, True, "says what was measured (text, SHA-256 0123"),
+        ({"location": "/nowhere.gguf"}, False, "is not at /nowhere.gguf any more"),
+        ({"file_bytes": 7}, False, "and had 7 when"),
+        ({"kind": "endpoint"}, False, "give the file that it serves"),
+    ],
+)
+def test_a_report_that_leads_to_no_model_says_what_to_give(
+    tiny_deepseek4: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    subject: dict[str, object],
+    alone: bool,
+    said: str,
+) -> None:
+    reported = evaluation_of(tiny_deepseek4, tmp_path / "results", **subject) / "report.json"
+    if alone:
+        reported = reported.rename(tmp_path / "alone.json")
+
+    assert run(["eval", str(tiny_deepseek4), "--blame", str(reported)]) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint and "give the" in complaint

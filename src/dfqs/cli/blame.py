@@ -6,15 +6,17 @@ import typer
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.loading import Loading
-from dfqs.cli.output import column_table, emit, note, out, print_plain
-from dfqs.errors import UsageError
+from dfqs.cli.output import column_table, emit, note, out, print_plain, warn
+from dfqs.errors import UsageError, printable
 from dfqs.evaluate.blame import BLAME_CONTEXT_TOKENS, ITEMS, BlameDocument, Effect, blame
 from dfqs.evaluate.local import answer_contexts
 from dfqs.evaluate.speed import CPU_ONLY
-from dfqs.evaluate.store import read_run, runs_of
+from dfqs.evaluate.subject import is_untouched
+from dfqs.gguf.beginnings import SAMPLE_BYTES
 from dfqs.model.files import ModelFiles
 from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.noise_floor import Resolution
+from dfqs.report.reading import read_subject
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import LoadOrder
 
@@ -27,10 +29,10 @@ def run_blame(
     """Measure and show.
 
     Raises:
-        UsageError: the reference is neither a model nor a run whose model is still there.
+        UsageError: the reference is neither a model nor an evaluation whose model is still there.
         typer.Exit: 1, where nothing could be compared.
     """
-    theirs = check_model(_model_of(reference))
+    theirs = open_reference(reference)
     with progress_bar("attributing", "answers") as progress:
         found = blame(
             model,
@@ -50,18 +52,40 @@ def _order(model: ModelFiles, loading: Loading) -> LoadOrder:
     return loading.plan(model, contexts, "a smaller model", whole=CPU_ONLY).order
 
 
-def _model_of(reference: Path) -> Path:
-    """The file itself, or the one that a run's directory was made of."""
-    if not reference.is_dir():
-        return reference
-    runs = [reference] if (reference / "run.json").exists() else [*reversed(runs_of(reference))]
-    for run in runs:
-        if (run / "run.json").exists():
-            location = Path(read_run(run).subject.location)
-            if location.is_file():
-                return location
-            raise UsageError(f"the model of {run} is not at {location} any more; name the file itself")
-    raise UsageError(f"{reference} is no model, and no evaluation was written to it")
+def open_reference(reference: Path) -> ModelFiles:
+    """The file itself, or the one that an evaluation was made of: its directory, one run's, or its report.
+
+    Raises:
+        UsageError: nothing that leads to a model that is here.
+    """
+    if not reference.is_dir() and not _is_json(reference):
+        return check_model(reference)
+    subject = read_subject(reference)
+    if subject.kind == "endpoint":
+        raise UsageError(
+            f"{reference} is of an endpoint ({printable(subject.location, 120)}), and weights are needed; give the "
+            "file that it serves"
+        )
+    location = Path(subject.location)
+    if not location.is_file():
+        raise UsageError(f"the model of {reference} is not at {location} any more; give the file itself")
+    model = check_model(location)
+    if subject.file_bytes not in (None, model.file_bytes):
+        raise UsageError(
+            f"{location} has {model.file_bytes:,} bytes, and had {subject.file_bytes:,} when {reference} was measured; "
+            "give the file that is meant"
+        )
+    if not is_untouched(model, subject):
+        warn(f"{location} was written or moved since {reference} was measured; taken as it is now")
+    return model
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file begins as dfqs's documents do, and no model does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(SAMPLE_BYTES).lstrip().startswith(b"{")
 
 
 def _show(found: BlameDocument) -> None:

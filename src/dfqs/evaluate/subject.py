@@ -20,6 +20,11 @@ def known_subject(model: ModelFiles, out: Path) -> Subject | None:
     return None
 
 
+def is_untouched(model: ModelFiles, subject: Subject) -> bool:
+    """Whether a model's files have the sizes, times and places that they were measured with."""
+    return subject.stamp in (None, _stamp(model))
+
+
 def describe_subject(model: ModelFiles, hashes: ModelHashes) -> Subject:
     """A model's files as a run keeps them.
 

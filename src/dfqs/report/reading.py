@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfqs.errors import DfqsError, UsageError
+from dfqs.errors import DfqsError, UsageError, printable
 from dfqs.evaluate.scores import ScoredItem
 from dfqs.evaluate.stages import FLOOR, NOTES
-from dfqs.evaluate.store import read_lines, runs_of
+from dfqs.evaluate.store import RunRecord, Subject, read_lines, read_run, runs_of
 from dfqs.evaluate.stored import model_of
-from dfqs.records import read_json
+from dfqs.records import is_document, read_json
 from dfqs.report.record import build_report, find_run
-from dfqs.report.schema import Report
+from dfqs.report.schema import Artifact, Report
 
 Lines = Mapping[tuple[str, str], dict[str, Any]]
 
@@ -62,6 +62,47 @@ def read_reported(path: Path, run: int | None = None) -> Reported:
         raise UsageError(f"{path}: {what}; make one with dfqs eval MODEL -o DIRECTORY")
     report = read_json(stored, Report)
     return Reported(report, path, _lines_behind(report, stored.parent))
+
+
+def read_subject(path: Path) -> Subject:
+    """What an evaluation was made of, with the place where it lay: by its directory, one run's, a run's `run.json`, or
+    a `report.json` that lies with its runs (a report itself says what was measured, and not where that is).
+
+    Raises:
+        UsageError: no evaluation, or a report that came alone.
+        FormatError: it cannot be read.
+    """
+    if is_document(path, "dfqs.run-record/1"):
+        return read_json(path, RunRecord).subject
+    directory = path if path.is_dir() else path.parent
+    runs = [run for run in (directory, *reversed(runs_of(directory))) if (run / "run.json").exists()]
+    if path.is_dir():
+        if runs:
+            return read_run(runs[0]).subject
+        path = path / "report.json"
+        if not path.exists():
+            raise UsageError(f"{directory} is no model, and no evaluation was written to it")
+    artifact = read_json(path, Report).artifact
+    for subject in (read_run(run).subject for run in runs):
+        if _same_model(subject, artifact):
+            return subject
+    sha256 = artifact.file_sha256 or artifact.content_sha256
+    known_by = "an endpoint" if artifact.kind == "endpoint" else f"SHA-256 {sha256}"
+    raise UsageError(
+        f"{path} says what was measured ({printable(artifact.name)}, {known_by}) and not where it lies, and no run "
+        "beside it does; give the model's file, or the directory of the evaluation with its run-N"
+    )
+
+
+def _same_model(subject: Subject, artifact: Artifact) -> bool:
+    mine = (subject.kind, subject.name, subject.file_bytes, subject.file_sha256, subject.content_sha256)
+    return mine == (
+        artifact.kind,
+        artifact.name,
+        artifact.file_bytes,
+        artifact.file_sha256,
+        artifact.content_sha256,
+    )
 
 
 def _lines_behind(report: Report, directory: Path) -> Lines | None:
