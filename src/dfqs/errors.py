@@ -155,17 +155,21 @@ class EndpointError(NetworkError):
 
     Args:
         retry_after_s: how long the server asks to be left alone.
+        status: of HTTP, where there was an answer that refuses.
     """
 
     kind = "endpoint"
 
-    def __init__(self, message: str, fault: EndpointFault, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, fault: EndpointFault, retry_after_s: float | None = None, status: int | None = None
+    ) -> None:
         self.fault = fault
         self.retry_after_s = retry_after_s
+        self.status = status
         super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.args[0], self.fault, self.retry_after_s))
+        return (type(self), (self.args[0], self.fault, self.retry_after_s, self.status))
 
 
 class RuntimeFailure(DfqsError):

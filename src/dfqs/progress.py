@@ -9,5 +9,15 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None: ...
 
 
+class Tell(Protocol):
+    """Called with a sentence on what holds the work up (a server that is asked again), when it begins to."""
+
+    def __call__(self, message: str, /) -> None: ...
+
+
 def no_progress(done: int, total: int | None = None, note: str = "") -> None:
+    """Says nothing."""
+
+
+def untold(message: str, /) -> None:
     """Says nothing."""

@@ -239,3 +239,32 @@ def test_a_shortest_length_that_was_hardly_answered_is_no_boundary_of_zero() -> 
     )
 
     assert (boundary.tokens, boundary.cause) == (None, "undecided")
+
+
+@pytest.mark.parametrize(("status", "asked"), [(404, 1), (500, 2), (400, 2), (503, 3)])
+def test_an_answer_that_does_not_come_is_told_and_asked_for_as_often_as_that_may_help(status: int, asked: int) -> None:
+    told: list[str] = []
+    reply = refused({"error": {"message": "out of \x1b[31m memory"}}, status)
+    with serve(lambda _prompt: reply) as endpoint:
+        target = EndpointAnswerer(endpoint.url, max_context=1024, tell=told.append)
+        first = target.complete("q", 8)
+        assert len(endpoint.prompts) == asked
+        target.complete("q", 8)
+        assert len(endpoint.prompts) == asked + 1
+
+    assert first.finish_reason == "error"
+    assert len(told) == asked
+    assert all(f"refused (HTTP {status}): out of" in line and line.isprintable() for line in told)
+    assert all(f"asking again in 10 ms ({number} of {asked - 1})" in line for number, line in enumerate(told[:-1], 1))
+    assert "going on, and asking once each until something is answered" in told[-1]
+
+
+def test_after_an_answer_the_next_outage_is_told_again() -> None:
+    told: list[str] = []
+    down = refused({"error": {"message": "busy"}}, 503)
+    flaky, _ = failing(lambda _prompt: Reply("x"), {1: down, 3: down})
+    with serve(flaky) as endpoint:
+        target = EndpointAnswerer(endpoint.url, max_context=1024, tell=told.append)
+        assert [target.complete("q", 8).finish_reason for _ in range(2)] == ["stop", "stop"]
+
+    assert [line.rpartition("; ")[2] for line in told] == ["asking again in 10 ms (1 of 2)"] * 2

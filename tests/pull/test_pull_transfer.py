@@ -1,7 +1,6 @@
 """Pull against a server that misbehaves in every way that servers do: never a wrong file reported as right."""
 
 import hashlib
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,7 @@ import pytest
 
 from dfqs.errors import IntegrityError, NetworkError
 from dfqs.integrity import verify_against
-from dfqs.pull import RetryPolicy, forget_pull, plan_pull
-from dfqs.pull.retry import retry_after_s
+from dfqs.pull import forget_pull, plan_pull
 from hub_server import FakeHub, Reply, Request
 from pull_cases import CHUNK_BYTES, HASTY, Repository, single_model, write_repository
 
@@ -374,16 +372,3 @@ def test_a_file_of_another_length_than_planned_is_refused(repository: Repository
 
     with pytest.raises(IntegrityError, match=r"changed on the (Hub|server)"):
         repository.pull(tmp_path / "m.gguf", plan)
-
-
-def test_back_off_grows_is_bounded_and_believes_retry_after_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    retry = RetryPolicy(first_wait_s=1, longest_wait_s=10)
-
-    assert [retry.wait_s(n) for n in range(6)] == [1, 2, 4, 8, 10, 10]
-    assert retry.wait_s(0, 7.0) == 7
-    assert retry.wait_s(0, 1e9) == 300
-    assert retry_after_s("12") == 12
-    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after_s("soon") is None
-    assert retry_after_s(None) is None

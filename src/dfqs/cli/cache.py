@@ -8,8 +8,9 @@ from dfqs.cli.documents.cache import CacheDocument
 from dfqs.cli.fetching import fetch_kept
 from dfqs.cli.options import DryRun, Json, Yes
 from dfqs.cli.output import column_table, emit, note, out, print_plain
+from dfqs.cli.remote import patient_hub
 from dfqs.errors import UsageError, printable
-from dfqs.pull import Hub, KeptModel, hub_endpoint, list_kept, models_directory, plan_pull, remove_kept, select_kept
+from dfqs.pull import KeptModel, hub_endpoint, list_kept, models_directory, plan_pull, remove_kept, select_kept
 from dfqs.shards.hub_address import parse_hub_address
 from dfqs.units import format_bytes, format_number_of
 
@@ -45,7 +46,7 @@ def add(name: Name, yes: Yes = False, json_: Json = False) -> None:
     Example: dfqs cache add teamblobfish/DeepSeek-V4-Flash-GGUF:IQ1_S-XL --yes
     """
     address = parse_hub_address(name, endpoint=hub_endpoint())
-    hub = Hub()
+    hub = patient_hub()
     plan = plan_pull(hub, address.repo, revision=address.revision, pattern=address.pattern)
     kept = fetch_kept(hub, plan, address, load=None, yes=yes)
     found = CacheDocument.of(models_directory(), [kept])

@@ -52,8 +52,9 @@ Blame = Annotated[
     Path | None,
     typer.Option(
         "--blame",
-        help="Say what makes MODEL answer otherwise than this file (or the model of this evaluation's directory): "
-        "template, tokenizer, engine numerics, quantization, or another checkpoint. Measures that and nothing else.",
+        help="Say what makes MODEL answer otherwise than this file (or the model of this evaluation's directory, or of "
+        "the report in it): template, tokenizer, engine numerics, quantization, or another checkpoint. Measures that "
+        "and nothing else.",
         show_default=False,
     ),
 ]
@@ -204,6 +205,7 @@ def _open_answerer(
             api_key=os.environ.get(API_KEY_VARIABLE),
             max_context=request.longest,
             thinking_tokens=request.thinking_tokens,
+            tell=warn,
         )
         answerer = stack.enter_context(remote)
         return answerer, Subject(kind="endpoint", name=answerer.info.name, location=remote.location)

@@ -7,6 +7,7 @@ from typing import Any
 from dfqs.cli.asking import confirm
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, warn
+from dfqs.cli.remote import patient_hub
 from dfqs.errors import NetworkError, SpaceError, UsageError, printable
 from dfqs.gguf.shard import Shard
 from dfqs.integrity.manifest import (
@@ -71,7 +72,7 @@ def keep_model(
     kept = find_local(source)
     if kept is None:
         address = parse_hub_address(source, endpoint=hub_endpoint())
-        hub = Hub()
+        hub = patient_hub()
         try:
             plan = plan_pull(hub, address.repo, revision=address.revision, pattern=address.pattern)
         except NetworkError as error:

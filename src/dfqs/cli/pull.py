@@ -63,7 +63,7 @@ def command(
 
     Example: dfqs pull teamblobfish/DeepSeek-V4-Flash-GGUF IQ1_S-XL -o v4-flash.gguf
     """
-    retry = RetryPolicy(attempts=retries, stall_s=timeout)
+    retry = RetryPolicy(attempts=retries, stall_s=timeout, tell=warn)
     hub = Hub(retry=retry)
     plan = _plan(
         repo, pattern, hub, chunk_bytes=parse_size(chunk), retry=retry, connections=connections, alignment=align

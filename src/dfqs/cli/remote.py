@@ -6,13 +6,19 @@ Imported only when such a source is given: huggingface_hub is not on the way of 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from dfqs.cli.output import warn
 from dfqs.gguf.reader import Header
 from dfqs.gguf.shard import Shard
 from dfqs.gguf.source import ByteSource
 from dfqs.model.files import ModelFiles
-from dfqs.pull import Hub, hub_endpoint, read_remote_headers
+from dfqs.pull import Hub, RetryPolicy, hub_endpoint, read_remote_headers
 from dfqs.pull.reading import RemoteFiles
 from dfqs.shards.hub_address import parse_hub_address
+
+
+def patient_hub() -> Hub:
+    """The Hub, whose silences are told on stderr."""
+    return Hub(retry=RetryPolicy(tell=warn))
 
 
 def open_remote_model(source: str) -> ModelFiles:
@@ -23,7 +29,7 @@ def open_remote_model(source: str) -> ModelFiles:
         DfqsError: as `read_remote_headers`.
     """
     address = parse_hub_address(source, endpoint=hub_endpoint())
-    _, _, headers = read_remote_headers(Hub(), address.repo, revision=address.revision, pattern=address.pattern)
+    _, _, headers = read_remote_headers(patient_hub(), address.repo, revision=address.revision, pattern=address.pattern)
     return _model(headers)
 
 
@@ -35,7 +41,7 @@ def open_remote_bytes(source: str) -> Iterator[tuple[ModelFiles, tuple[ByteSourc
         As `open_remote_model`.
     """
     address = parse_hub_address(source, endpoint=hub_endpoint())
-    with RemoteFiles(Hub(), address.repo, revision=address.revision, pattern=address.pattern) as files:
+    with RemoteFiles(patient_hub(), address.repo, revision=address.revision, pattern=address.pattern) as files:
         yield _model(files.headers), files.sources
 
 

@@ -11,8 +11,9 @@ from dfqs.evaluate.context import GrowingDocument, fitting_lines
 from dfqs.evaluate.scores import Completion
 from dfqs.evaluate.thoughts import split_thinking
 from dfqs.evaluate.tool_offers import Tool
-from dfqs.progress import Progress, no_progress
+from dfqs.progress import Progress, Tell, no_progress, untold
 from dfqs.runtime.client import Client
+from dfqs.units import format_duration
 
 CHARACTERS_PER_TOKEN = 24
 """No tokenizer's average token is longer; an answer longer than the cap times this ignores the cap."""
@@ -22,6 +23,10 @@ RETRY_WAITS_S = (0.5, 1.0, 2.0)
 """Before an answer that did not come is asked for again."""
 LONGEST_WAIT_S = 30.0
 """Even when a server asks for more."""
+NEVER_OTHERWISE = frozenset({401, 402, 403, 404, 405, 406, 410, 415, 421, 422, 501, 505})
+"""Statuses that the same request gets again: it is not asked for a second time."""
+SELDOM_OTHERWISE = frozenset({400, 500})
+"""A fault of the request or of the server, which some servers also answer while they are busy: once more."""
 FINISH_REASONS = {
     "stop": "stop",
     "length": "length",
@@ -40,7 +45,11 @@ _SAMPLE_LINES = 64
 
 
 class EndpointAnswerer:
-    """For use in a `with` block. `model` names the model where the server has several.
+    """For use in a `with` block.
+
+    Args:
+        model: its name, where the server has several.
+        tell: called when an answer did not come, with what came instead and when it goes on.
 
     Raises:
         EndpointError: the server does not answer.
@@ -54,12 +63,14 @@ class EndpointAnswerer:
         api_key: str | None = None,
         max_context: int,
         thinking_tokens: int | None = None,
+        tell: Tell = untold,
     ) -> None:
         # A server that reads thousands of tokens before it answers says nothing meanwhile.
         self._client = Client(url, api_key=api_key, timeout_s=ANSWER_TIME_LIMIT_S, answer_s=ANSWER_TIME_LIMIT_S)
         self._model = model
         self._max_context = max_context
         self._thinking_tokens = thinking_tokens
+        self._tell = tell
         self._patient = True
         """Whether waiting may help: not right after a question that was asked in vain to the last time."""
         self._tokens_per_line: float | None = None
@@ -120,20 +131,30 @@ class EndpointAnswerer:
         Raises:
             EndpointError: the last attempt's.
         """
-        waits = RETRY_WAITS_S if self._patient else ()
-        for wait_s in waits:
+        attempt = 0
+        while True:
             try:
                 completion = self._attempt(prompt, max_tokens, progress)
             except EndpointError as error:
-                if error.fault not in ASKED_AGAIN:
+                waits = _waits_after(error) if self._patient else ()
+                if attempt >= len(waits):
+                    self._give_up(error, attempt)
                     raise
-                time.sleep(min(max(wait_s, error.retry_after_s or 0.0), LONGEST_WAIT_S))
+                wait_s = min(max(waits[attempt], error.retry_after_s or 0.0), LONGEST_WAIT_S)
+                attempt += 1
+                self._tell(f"{error}; asking again in {format_duration(wait_s)} ({attempt} of {len(waits)})")
+                time.sleep(wait_s)
             else:
+                self._patient = True
                 return completion
-        self._patient = False
-        completion = self._attempt(prompt, max_tokens, progress)
-        self._patient = True
-        return completion
+
+    def _give_up(self, error: EndpointError, repeats: int) -> None:
+        """Say once, until something is answered, how it goes on."""
+        # A question can be answered by the next run of the command; a server that is gone ends this one.
+        if self._patient and error.fault in ASKED_AGAIN and error.fault is not EndpointFault.UNREACHABLE:
+            often = f" after {repeats + 1} attempts" if repeats else ""
+            self._tell(f"{error}; no answer{often}: going on, and asking once each until something is answered")
+            self._patient = False
 
     def _attempt(self, prompt: str, max_tokens: int, progress: Progress) -> Completion:
         max_tokens += self._thinking_tokens or 0
@@ -226,6 +247,13 @@ class EndpointAnswerer:
         answer = self.complete(text, 1)
         # Three characters a token is more tokens than tokenizers make of these notes: the length is not overstepped.
         return answer.prompt_tokens or len(text) // 3
+
+
+def _waits_after(error: EndpointError) -> tuple[float, ...]:
+    """Seconds before each further attempt, as long as the answer may be another then."""
+    if error.fault not in ASKED_AGAIN or error.status in NEVER_OTHERWISE:
+        return ()
+    return RETRY_WAITS_S[:1] if error.status in SELDOM_OTHERWISE else RETRY_WAITS_S
 
 
 class _Endless(Exception):

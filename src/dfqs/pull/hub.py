@@ -24,7 +24,7 @@ from dfqs.config import held
 from dfqs.errors import DfqsError, FormatError, IntegrityError, NetworkError, UsageError, printable
 from dfqs.gguf.numbered_names import may_be_model
 from dfqs.pull.metadata import Answer, MetadataClient, origin
-from dfqs.pull.retry import RETRIED_STATUS, RetryPolicy, retry_after_s
+from dfqs.pull.retry import BUSY_STATUS, RETRIED_STATUS, RetryPolicy, retry_after_s
 
 METADATA_ATTEMPTS = 4
 MAX_FILE_BYTES = (1 << 63) - 1
@@ -99,8 +99,9 @@ class Hub:
     def __init__(self, endpoint: str | None = None, token: str | None = None, retry: RetryPolicy | None = None) -> None:
         self.endpoint = (endpoint or hub_endpoint()).rstrip("/")
         self._token = token or get_token()
-        self._retry = retry or RetryPolicy()
-        self._client = MetadataClient(self._token, self._retry.stall_s)
+        self.retry = retry or RetryPolicy()
+        """For its files' ranges too, where they are given no other."""
+        self._client = MetadataClient(self._token, self.retry.stall_s)
 
     def list_repo(self, repo: str, revision: str = "main") -> Listing:
         """The GGUF files of a repository, pinned to a commit.
@@ -176,17 +177,18 @@ class Hub:
 
     def _ask(self, what: str, method: str, url: str, read: Callable[[Answer], Found]) -> Found:
         """Ask the Hub, patiently; its refusals become sentences."""
-        attempt = 0
+        attempt, few = 0, min(self.retry.attempts, METADATA_ATTEMPTS)
         while True:
-            wait_s = None
+            told_s, attempts = None, few
             try:
                 answer = self._client.ask(method, url)
                 if answer.status == 200 or (answer.location is not None and answer.status < 400 and method == "HEAD"):
                     return read(answer)
             except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
                 # A Hub that cannot be reached at all is said soon; ranges under way are waited for longer.
-                if attempt >= min(self._retry.attempts, METADATA_ATTEMPTS):
+                if attempt >= attempts:
                     raise _unreachable(self.endpoint, error) from None
+                problem = f"{self.endpoint} cannot be reached ({_why(error)})"
             except (FormatError, KeyError, TypeError, ValueError) as error:
                 raise NetworkError(
                     f"{self.endpoint} answered {what} with something unreadable ({printable(str(error), 120)})"
@@ -197,11 +199,15 @@ class Hub:
                 refusal = self._refusal(what, answer)
                 if refusal is not None:
                     raise refusal
-                if answer.status not in RETRIED_STATUS or attempt >= self._retry.attempts:
-                    raise NetworkError(f"the Hub answered {what} with HTTP {answer.status}; try again later")
-                wait_s = retry_after_s(answer.headers.get("Retry-After"))
-            time.sleep(self._retry.wait_s(attempt, wait_s))
+                attempts = self.retry.attempts if answer.status in BUSY_STATUS else few
+                problem = f"the Hub answered {what} with HTTP {answer.status}"
+                if answer.status not in RETRIED_STATUS or attempt >= attempts:
+                    raise NetworkError(f"{problem}; try again later")
+                told_s = retry_after_s(answer.headers.get("Retry-After"))
+            seconds = self.retry.wait_s(attempt, told_s)
             attempt += 1
+            self.retry.tell_wait(problem, seconds, attempt, attempts)
+            time.sleep(seconds)
 
     def _refusal(self, what: str, answer: Answer) -> DfqsError | None:
         """The sentence for a refusal that asking again does not change."""
@@ -231,8 +237,12 @@ def _read_info(answer: Answer) -> dict[str, Any]:
 
 
 def _unreachable(endpoint: str, error: Exception) -> DfqsError:
-    why = printable(str(error) or type(error).__name__, 200)
-    return NetworkError(f"{endpoint} cannot be reached: {why}; look at this machine's network and at HF_ENDPOINT")
+    where = "look at this machine's network and at HF_ENDPOINT"
+    return NetworkError(f"{endpoint} cannot be reached: {_why(error)}; {where}")
+
+
+def _why(error: Exception) -> str:
+    return printable(str(error) or type(error).__name__, 200)
 
 
 def _checked_file(entry: dict[str, Any]) -> RemoteFile | None:

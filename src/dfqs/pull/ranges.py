@@ -62,7 +62,7 @@ class RangeClient(Closing):
     def __init__(self, hub: Hub, listing: Listing, *, retry: RetryPolicy | None = None, connections: int = 8) -> None:
         self._hub = hub
         self._listing = listing
-        self._retry = retry or RetryPolicy()
+        self._retry = retry or hub.retry
         self._client = bounded_client(
             timeout=httpx.Timeout(self._retry.stall_s, connect=min(self._retry.stall_s, 15.0)),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -71,7 +71,7 @@ class RangeClient(Closing):
         )
         self._states: dict[str, _State] = {}
         self._lock = threading.Lock()
-        self._not_before = 0.0
+        self._not_before = self._told_until = 0.0
         self._stopped = threading.Event()
         self._open: set[httpx.Response] = set()
         self.fetched_bytes = 0
@@ -126,7 +126,7 @@ class RangeClient(Closing):
                 )
             if resolve:
                 self._forget_address(file)
-            self._wait(failures - 1, wait_s, everyone=wait_s is not None)
+            self._wait(f"{printable(file.name)}: {printable(reason, 200)}", failures, wait_s)
 
     def abort(self) -> None:
         """End every stream now, from another thread."""
@@ -259,11 +259,15 @@ class RangeClient(Closing):
         with state.lock:
             state.address = None
 
-    def _wait(self, attempt: int, told_s: float | None, *, everyone: bool) -> None:
-        seconds = self._retry.wait_s(attempt, told_s)
-        if everyone:
-            with self._lock:
-                self._not_before = max(self._not_before, time.monotonic() + seconds)
+    def _wait(self, reason: str, failures: int, told_s: float | None) -> None:
+        seconds, now = self._retry.wait_s(failures - 1, told_s), time.monotonic()
+        with self._lock:
+            if told_s is not None:
+                self._not_before = max(self._not_before, now + seconds)
+            # Connections fail together; one of them says it.
+            is_told, self._told_until = now < self._told_until, max(self._told_until, now + seconds)
+        if not is_told:
+            self._retry.tell_wait(reason, seconds, failures, self._retry.attempts)
         self._stopped.wait(seconds)
 
     def _wait_for_turn(self) -> None:

@@ -307,7 +307,8 @@ class Client(Closing):
         refusal = read_refusal(status, body)
         fault = EndpointFault.CONTEXT_EXCEEDED if is_context_refusal(refusal) else EndpointFault.REFUSED
         message = f"{self.url} refused (HTTP {refusal.status}): {printable(refusal.message.strip(), 300)}"
-        return EndpointError(message, fault, response.retry_after_s if response is not None else None)
+        wait_s = response.retry_after_s if response is not None else None
+        return EndpointError(message, fault, wait_s, refusal.status)
 
     def _strange(self, what: str, fault: EndpointFault = EndpointFault.UNUSABLE) -> EndpointError:
         return EndpointError(f"{self.url} does not answer like an OpenAI-compatible server: {what}", fault)
