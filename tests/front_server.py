@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfqs.runtime.admission import Admission, make_admission
+from dfqs.runtime.api_key import make_key
+from dfqs.runtime.body_rules import BodyRules
 from dfqs.runtime.front import Front, FrontLimits, Inspect
 
 JSON_POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -113,13 +115,15 @@ def fronted(
     limits: FrontLimits | None = None,
     admission: Admission | None = None,
     inspect: Inspect | None = None,
+    key: str | None = None,
 ) -> Iterator[Fronted]:
     """A front on a free port of this machine."""
     path = directory / "engine.sock"
     engine = FakeEngine(path)
     threading.Thread(target=engine.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    front = Front(listener, path, admission or make_admission(False, (), ()), inspect, limits or FrontLimits())
+    allowed = admission or make_admission(False, (), ())
+    front = Front(listener, path, allowed, make_key(key), BodyRules(), inspect, limits or FrontLimits())
     front.start()
     try:
         yield Fronted(engine, front)

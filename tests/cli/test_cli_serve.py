@@ -17,6 +17,7 @@ from test_cli_run import write_unknown_architecture
 
 import runtime_session_jobs
 from cli_processes import RunningDfqs, run_dfqs, wait_until_gone
+from dfqs.cli.main import run
 from dfqs.cli.serve import plan_serving
 from dfqs.errors import NetworkError
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
@@ -222,6 +223,23 @@ def test_listening_beyond_this_machine_is_warned_about_and_can_ask_for_a_key(smo
 
     assert (refused, unknown, known, slots) == (401, 401, 200, 501)
     assert "warning: listening on 0.0.0.0: whoever reaches this machine can use the model" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--host", "0.0.0.0"), "0.0.0.0 is reached from other machines, so a key is needed"),
+        (("--host", "::"), "so a key is needed: --api-key KEY (or DFQS_API_KEY); --without-key serves whoever comes"),
+        (("--host", "0.0.0.0", "--force"), "so a key is needed"),
+        (("--host", "0.0.0.0", "--api-key", ""), "the API key is empty"),
+        (("--api-key", "two words"), "or has a space"),
+    ],
+)
+def test_nobody_serves_the_world_by_oversight(
+    options: tuple[str, ...], message: str, smollm2_gguf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", str(smollm2_gguf), "--port", "0", *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_names_and_pages_of_strangers_are_refused_and_listed_ones_are_not(served: Served) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 TIGHT = RenderLimits(cpu_s=1, memory_bytes=96 << 20)
 
 
-def ask(inspection: ChatInspection, path: str, document: object) -> None:
+def ask(inspection: ChatInspection, path: str, document: dict[str, Any]) -> None:
     head = parse_request_head(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-    asyncio.run(inspection(head, json.dumps(document).encode()))
+    asyncio.run(inspection(head, document))
 
 
 @pytest.mark.parametrize(
@@ -57,8 +56,6 @@ def test_a_template_that_takes_too_much_on_one_word_only_is_found_when_the_word_
             ask(inspection, path, {"messages": [{"role": "user", "content": "magic"}]})
     with pytest.raises(TemplateExcess):
         ask(inspection, "/v1/responses", {"input": "magic"})
-    with pytest.raises(FormatError):
-        asyncio.run(inspection(parse_request_head(JSON_POST + b"\r\n"), b"{" + b"[" * 10_000))
     hello = {"messages": [{"role": "user", "content": "hello"}]}
     with pytest.raises(TemplateExcess):
         kwargs = {"messages": [{"role": "user", "content": "magic"}]}
@@ -171,14 +168,14 @@ def test_a_template_that_wants_another_kind_of_conversation_is_the_server_s_affa
 
 
 def test_the_front_answers_what_the_inspection_refuses(tmp_path: Path) -> None:
-    async def refuse(_head: object, body: bytes) -> None:
-        raise FormatError(f"{len(body)} bytes of nonsense")
+    async def refuse(_head: object, document: object) -> None:
+        raise FormatError(f"{document} is nonsense")
 
     with fronted(tmp_path, inspect=refuse) as front:
         answer = front.send(JSON_POST + b"Content-Length: 2\r\n\r\n{}")
 
         assert status(answer) == 400
-        assert b"2 bytes of nonsense" in answer
+        assert b"{} is nonsense" in answer
         assert front.engine.seen == []
 
 

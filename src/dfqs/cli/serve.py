@@ -10,10 +10,11 @@ from dfqs.cli.loading import NOT_ASKED, Checking
 from dfqs.cli.options import Check, CheckManifest, Force, Json, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.cli.source import obtain_model
-from dfqs.errors import UsageError
+from dfqs.errors import UsageError, printable
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import Start, choose_start
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
+from dfqs.runtime.api_key import make_key
 from dfqs.runtime.client import Client
 from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.requests import ContextSettings
@@ -28,6 +29,9 @@ SERVING_BYTES = 60_000_000
 
 ApiKeyOption = Annotated[
     str | None, typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False)
+]
+WithoutKey = Annotated[
+    bool, typer.Option("--without-key", help="Listen beyond this machine though no --api-key is asked for.")
 ]
 DeterministicOption = Annotated[
     bool,
@@ -53,6 +57,7 @@ def command(
     yes: Yes = False,
     deterministic: DeterministicOption = False,
     api_key: ApiKeyOption = None,
+    without_key: WithoutKey = False,
     allow_host: Annotated[
         list[str] | None,
         typer.Option("--allow-host", help="A name that clients call this server by; * for any.", show_default=False),
@@ -74,6 +79,7 @@ def command(
     """
     if deterministic and parallel > 1:
         raise UsageError("--deterministic computes one request at a time; leave --parallel out, others wait")
+    _check_door(host, api_key, without_key)
     checked = obtain_model(model, context_tokens=ctx or DEFAULT_CONTEXT_TOKENS, ram=ram, force=force, yes=yes)
     _say_beforehand(checked, host, api_key)
     settings = ServerSettings(
@@ -98,11 +104,24 @@ def command(
     _serve_until_stopped(checked, settings, start, plan, json_)
 
 
+def _check_door(host: str, api_key: str | None, without_key: bool) -> None:
+    """
+    Raises:
+        UsageError: whoever reaches this machine could use the model, and nobody said that they may.
+    """
+    make_key(api_key)
+    if api_key is None and not without_key and not is_loopback(host):
+        raise UsageError(
+            f"{printable(host)} is reached from other machines, so a key is needed: --api-key KEY (or DFQS_API_KEY); "
+            "--without-key serves whoever comes"
+        )
+
+
 def _say_beforehand(checked: ModelFiles, host: str, api_key: str | None) -> None:
     if checked.label is not None:
         note(f"note: {checked.label}")
     if not is_loopback(host):
-        guard = "clients need the API key" if api_key else "there is no password (--api-key sets one)"
+        guard = "clients need the API key" if api_key else "nobody is asked for a key (--without-key)"
         warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
 
 

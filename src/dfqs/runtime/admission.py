@@ -76,13 +76,19 @@ class Admission:
         return self.beyond_this_machine and _address(name) is not None
 
 
-def make_admission(beyond_this_machine: bool, hosts: Iterable[str], origins: Iterable[str]) -> Admission:
+def make_admission(
+    beyond_this_machine: bool, hosts: Iterable[str], origins: Iterable[str], bound: str = "localhost"
+) -> Admission:
     """Rules with the names and pages that a user lists.
+
+    Args:
+        bound: what is listened on; where it is a name, that is one of this server's.
 
     Raises:
         UsageError: one of them is no name, or no origin.
     """
-    names = set()
+    own = host_name(bound)
+    names = set() if own is None or _address(own) is not None else {own}
     for host in hosts:
         name = host if host == ANY else host_name(host)
         if name is None:

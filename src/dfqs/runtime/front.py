@@ -19,29 +19,33 @@ from typing import Any, Protocol
 
 from dfqs.errors import DfqsError
 from dfqs.runtime.admission import Admission
+from dfqs.runtime.api_key import ApiKey
+from dfqs.runtime.body_rules import BodyRules
 from dfqs.runtime.http_head import HttpRefusal, RequestHead, format_head, parse_request_head
 from dfqs.runtime.incoming import Gone, Incoming
 from dfqs.runtime.page import Page
 from dfqs.runtime.upstream import WRITE_STALL_S, format_event, relay
 
-Inspect = Callable[[RequestHead, bytes], Awaitable[None]]
-"""Looks at a request before the model's server does; an `HttpRefusal` that it raises is the answer."""
+Inspect = Callable[[RequestHead, Mapping[str, Any]], Awaitable[None]]
+"""Looks at a request and at what its body says, before the model's server does; an `HttpRefusal` that it raises is the
+answer."""
 
 
 class OwnAnswers(Protocol):
     """Answers some requests in place of the model's server."""
 
-    def wants(self, head: RequestHead, body: bytes) -> bool:
+    def wants(self, head: RequestHead, document: Mapping[str, Any]) -> bool:
         """Whether this is one of them."""
         ...
 
-    async def answer(self, head: RequestHead, body: bytes) -> bytes:
+    async def answer(self, head: RequestHead, document: Mapping[str, Any]) -> bytes:
         """The JSON of the answer; an `HttpRefusal` that it raises is one too."""
         ...
 
 
 _FAILURE_LOOKS, _FAILURE_LOOK_S = 20, 0.05
 _METRICS = "/metrics"
+_LARGE_BODY_BYTES = 256 << 10
 _AT_ONCE = 64
 """Connections taken before those taken earlier are looked at: a flood must not use up the process's files."""
 
@@ -91,6 +95,8 @@ class Front:
     listener: socket.socket
     upstream: Path
     admission: Admission
+    key: ApiKey | None = None
+    rules: BodyRules = field(default_factory=BodyRules)
     inspect: Inspect | None = None
     limits: FrontLimits = FrontLimits()
     pages: Mapping[tuple[str, str], Page] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class Front:
     _connections: list[_Connection] = field(default_factory=list)
     _held_bytes: int = 0
     _computing: Any = None
+    _parsing: Any = None
     _loop: Any = None
     _stop: Any = None
     _thread: Any = None
@@ -129,7 +136,7 @@ class Front:
 
     async def _serve(self, started: "Future[None]") -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._computing = asyncio.Semaphore(self.limits.computing)
+        self._computing, self._parsing = asyncio.Semaphore(self.limits.computing), asyncio.Lock()
         server = await asyncio.start_server(self._accept, sock=self.listener, limit=64 << 10, backlog=_AT_ONCE)
         started.set_result(None)
         await self._stop.wait()
@@ -194,6 +201,8 @@ class Front:
                 head = await self._read_head(incoming)
                 self.admission.check(head)
                 cors = _cors(head)
+                if self.key is not None:
+                    self.key.check(head)
                 more = await self._answer(connection, head, incoming, writer, cors) and not head.asks_to_close
             except HttpRefusal as error:
                 # What follows a request that was not taken may be the rest of it.
@@ -280,14 +289,27 @@ class Front:
             # /health answers however much is computed.
             return await self._relay(head, body, writer, cors)
         async with self._computing:
-            if self.inspect is not None:
+            document = await self._read_document(head, body)
+            if document is not None and self.inspect is not None:
                 try:
-                    await self.inspect(head, body)
+                    await self.inspect(head, document)
                 except DfqsError as error:
-                    raise HttpRefusal(400, str(error)) from None
-            if self.own is not None and self.own.wants(head, body):
-                return await _write_own(await self.own.answer(head, body), writer, cors)
+                    raise HttpRefusal(400, error.sentence) from None
+            if document is not None and self.own is not None and self.own.wants(head, document):
+                return await _write_own(await self.own.answer(head, document), writer, cors)
+            if document is not None:
+                # Written anew, so that what was looked at is what is read there: a name given twice means one thing.
+                body = json.dumps(document).encode()
             return await self._relay(head, body, writer, cors)
+
+    async def _read_document(self, head: RequestHead, body: bytes) -> dict[str, Any] | None:
+        if head.method != "POST":
+            raise HttpRefusal(400, f"{head.method} takes no body")
+        if len(body) < _LARGE_BODY_BYTES:
+            return self.rules.read(head, body)
+        # Away from the clients that others are, and one at a time: parsed it takes many times its length.
+        async with self._parsing:
+            return await asyncio.to_thread(self.rules.read, head, body)
 
     async def _relay(
         self, head: RequestHead, body: bytes, writer: asyncio.StreamWriter, cors: list[tuple[str, str]]
@@ -338,9 +360,14 @@ def _preflight(cors: list[tuple[str, str]]) -> bytes:
 
 
 def _refuse(writer: asyncio.StreamWriter, error: HttpRefusal, cors: list[tuple[str, str]]) -> None:
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    kind = "authentication_error" if error.status == 401 else "invalid_request_error"
+    kind = kind if error.status < 500 else "server_error"
     document = {"error": {"code": error.status, "message": error.message, "type": kind}}
     body = json.dumps(document).encode()
     headers = [("content-type", "application/json; charset=utf-8"), ("content-length", str(len(body)))]
+    if error.retry_after_s is not None:
+        headers.append(("retry-after", str(error.retry_after_s)))
+    if error.status == 401:
+        headers.append(("www-authenticate", "Bearer"))
     with contextlib.suppress(ConnectionError):
         writer.write(format_head(f"HTTP/1.1 {error.status} Refused", [*headers, ("connection", "close"), *cors]) + body)

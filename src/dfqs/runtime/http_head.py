@@ -8,6 +8,7 @@ client of today.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 HEAD_LIMIT_BYTES = 32 << 10
 HEADER_LIMIT = 100
@@ -31,10 +32,11 @@ class HttpRefusal(Exception):
     Args:
         status: of the answer.
         message: one sentence for whoever asked.
+        retry_after_s: when it may be asked again.
     """
 
-    def __init__(self, status: int, message: str) -> None:
-        self.status, self.message = status, message
+    def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
+        self.status, self.message, self.retry_after_s = status, message, retry_after_s
         super().__init__(message)
 
 
@@ -96,6 +98,9 @@ def parse_request_head(data: bytes) -> RequestHead:
         raise HttpRefusal(414, f"the address is longer than {TARGET_LIMIT_BYTES:,} bytes")
     if not _TARGET.fullmatch(target):
         raise HttpRefusal(400, "the address is not a path that begins with /")
+    path = unquote(target.partition(b"?")[0].decode(), "latin-1")
+    if ".." in path.replace("\\", "/").split("/") or any(character < " " for character in path):
+        raise HttpRefusal(400, "the address leads out of where it begins, or has a control character in it")
     counts = {name: sum(key == name for key, _ in headers) for name in _SINGLE}
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:

@@ -94,19 +94,16 @@ class ChatInspection:
                 # It asks for conversations of another kind; the server will tell.
                 pass
 
-    async def __call__(self, head: RequestHead, body: bytes) -> None:
+    async def __call__(self, head: RequestHead, document: Mapping[str, Any]) -> None:
         """
         Raises:
-            HttpRefusal, RuntimeFailure, FormatError: the request is not for the model's server.
+            HttpRefusal, RuntimeFailure: the request is not for the model's server.
         """
         path = unquote(head.path)
         if path not in _CHAT_PATHS:
             return
         if self.refusal is not None:
             raise HttpRefusal(400, self.refusal)
-        document = parse_json(body)
-        if not isinstance(document, dict):
-            raise HttpRefusal(400, "the body is no JSON object")
         more = document.get("chat_template_kwargs")
         # The server lets these stand in for anything that it would tell the template itself.
         known = {"messages": _messages_of(document), "tools": document.get("tools", [])}
@@ -180,7 +177,7 @@ def _with_object(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _messages_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _messages_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The conversation in any of the forms that the paths take."""
     found = document.get("messages", document.get("input", []))
     messages = [{"role": "user", "content": found}] if isinstance(found, str) else found

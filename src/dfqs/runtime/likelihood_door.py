@@ -6,10 +6,10 @@ then score chance. Here the front answers it, from a worker of its own that load
 """
 
 import asyncio
-import hmac
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -49,28 +49,22 @@ class LikelihoodDoor:
     _worker: Worker | None = None
     _lock: Any = field(default_factory=threading.Lock)
 
-    def wants(self, head: RequestHead, body: bytes) -> bool:
+    def wants(self, head: RequestHead, document: Mapping[str, Any]) -> bool:
         """Whether a request asks for the likelihood of its prompt."""
-        if head.method != "POST" or unquote(head.path) not in PATHS or b"echo" not in body:
-            return False
-        try:
-            document = json.loads(body)
-        except ValueError:
-            return False
-        return isinstance(document, dict) and document.get("echo") is True and document.get("logprobs") is not None
+        asks = document.get("echo") is True and document.get("logprobs") is not None
+        return asks and head.method == "POST" and unquote(head.path) in PATHS
 
-    async def answer(self, head: RequestHead, body: bytes) -> bytes:
+    async def answer(self, _head: RequestHead, document: Mapping[str, Any]) -> bytes:
         """The body of the answer.
 
         Raises:
             HttpRefusal: it cannot be answered; says why.
         """
-        self._check_key(head)
         if not isinstance(self.settings.order, InMemory) or self.settings.bounded:
             raise HttpRefusal(
                 501, "likelihoods take the model a second time, and this server keeps to its memory (--ram)"
             )
-        asked = _read(body)
+        asked = _read(document)
         left = threading.Event()
         try:
             return await asyncio.to_thread(self._compute, asked, left)
@@ -89,14 +83,6 @@ class LikelihoodDoor:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
-
-    def _check_key(self, head: RequestHead) -> None:
-        key = self.settings.api_key
-        if key is None:
-            return
-        given = (head.get("authorization") or "").removeprefix("Bearer ") or head.get("x-api-key") or ""
-        if not hmac.compare_digest(given.encode(), key.encode()):
-            raise HttpRefusal(401, "Invalid API Key")
 
     def _compute(self, asked: _Asked, left: threading.Event) -> bytes:
         def heard(_event: object) -> None:
@@ -206,12 +192,11 @@ def _top(model: Any, score: TokenScore, top: int) -> dict[str, float]:
     return found
 
 
-def _read(body: bytes) -> _Asked:
+def _read(document: Mapping[str, Any]) -> _Asked:
     """
     Raises:
         HttpRefusal: the request is not one that is answered here.
     """
-    document = json.loads(body)
     prompt, top, tokens = document.get("prompt"), document.get("logprobs"), document.get("max_tokens", 16)
     top = int(top) if isinstance(top, bool) else top
     if not isinstance(top, int) or not 0 <= top <= TOP_LIMIT:

@@ -13,6 +13,8 @@ from typing import Any
 from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.runtime.addresses import is_loopback, listen, urls_of
 from dfqs.runtime.admission import make_admission
+from dfqs.runtime.api_key import make_key
+from dfqs.runtime.body_rules import BodyRules
 from dfqs.runtime.engine import EngineFailed, EngineListening, ServerSettings, run_server
 from dfqs.runtime.engine_directory import engine_directory
 from dfqs.runtime.front import Front, FrontLimits
@@ -53,13 +55,16 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         on_listening: called once, when requests are answered.
 
     Raises:
+        UsageError: a key that no client can show, or names and pages that are none.
         NetworkError: the port is taken, or the host is not ours.
         TemplateExcess: the model's chat template takes more than a template needs.
         RuntimeFailure: llama.cpp refused the model or the settings.
         WorkerCrash: it died.
     """
     inspection = ChatInspection(settings.templates)
-    admission = make_admission(not is_loopback(settings.host), settings.allow_hosts, settings.allow_origins)
+    beyond = not is_loopback(settings.host)
+    admission = make_admission(beyond, settings.allow_hosts, settings.allow_origins, settings.host)
+    key, rules = make_key(settings.api_key), BodyRules(settings.parallel)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
         stack.callback(inspection.close)
@@ -67,7 +72,7 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         engine = stack.enter_context(engine_directory()) / "engine.sock"
         door = LikelihoodDoor(settings, worker.threads)
         stack.callback(door.close)
-        front = Front(listener, engine, admission, inspection, limits_of(settings), own=door)
+        front = Front(listener, engine, admission, key, rules, inspection, limits_of(settings), own=door)
         stack.callback(front.stop)
         begun = False
 
@@ -91,7 +96,7 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         try:
             worker.reporting(hear, doing=doing).call(run_server, settings, engine)
         except WorkerCrash as error:
-            front.failure = str(error)
+            front.failure = error.sentence
             raise
         except RuntimeFailure as error:
             # Its log is whole only then; requests under way end with it.

@@ -23,6 +23,9 @@ _BETWEEN_EVENTS = b"\n\n\r\n"
 """An event ends, and its chunk."""
 _TAIL_BYTES = max(len(_LAST_CHUNK), len(_BETWEEN_EVENTS))
 _CORS = "access-control-"
+_OURS = ("host", "origin", "x-conversation-id")
+"""Who asked from where was settled here; what the server knows of that would only make it decide a second time. With a
+conversation's id it goes on to compute, and to keep what it computed, for a client that left."""
 WRITE_STALL_S = 60.0
 """A client that takes nothing of its answer for so long is cut."""
 
@@ -75,8 +78,7 @@ async def relay(
 
 
 def _request(head: RequestHead, body: bytes) -> bytes:
-    # Who asked from where was settled here; what it knows of that would only make it decide a second time.
-    kept = [(k, v) for k, v in head.headers if k not in HOP_BY_HOP and k not in ("host", "origin")]
+    kept = [(k, v) for k, v in head.headers if k not in HOP_BY_HOP and k not in _OURS]
     length = [("content-length", str(len(body)))] if body or head.method == "POST" else []
     headers = [("host", "localhost"), *kept, *length, ("connection", "close")]
     return format_head(f"{head.method} {head.target} HTTP/1.1", headers)
