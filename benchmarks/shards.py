@@ -11,7 +11,6 @@ beyond what the shards took (blocks of all files, sampled), and the largest resi
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,19 +18,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dfqs.gguf import GGMLType, TensorSource, ValueType, array, string, u32, write_gguf
-from dfqs.shards.split import plan_split, split
 from dfqs.units import format_bytes
+from speed.inputs import write_shards
+from speed.machine import load, machine
 
 SAMPLE_S = 0.01
-VOCABULARY = 129_280
-COLUMNS = 4096
-EXPERTS = 8
-ROW_BYTES = COLUMNS // 32 * 34
 SHARD_TENSORS = (40, 8)
 """Tensors of experts in the first and second shard."""
 
@@ -44,34 +39,6 @@ class Measurement:
     written_bytes: int
     extra_disk_bytes: int
     resident_bytes: int
-
-
-def make_shards(folder: Path, scale: float) -> list[Path]:
-    """Random data, so that nothing can be sparse or compressed away."""
-    rows = round(1000 * scale)
-    block = os.urandom(ROW_BYTES * rows)
-
-    def tensor(number: int) -> TensorSource:
-        def read() -> Iterator[bytes]:
-            for expert in range(EXPERTS):
-                yield block[expert * 64 :] + block[: expert * 64]
-
-        return TensorSource(f"blk.{number}.ffn_up_exps.weight", (COLUMNS, rows, EXPERTS), GGMLType.Q8_0, read)
-
-    tokens = [f"token{number}" for number in range(VOCABULARY)]
-    keys = [
-        string("general.architecture", "llama"),
-        u32("llama.block_count", sum(SHARD_TENSORS)),
-        array("tokenizer.ggml.tokens", ValueType.STRING, tokens),
-        array("tokenizer.ggml.token_type", ValueType.INT32, [1] * VOCABULARY),
-        array("tokenizer.ggml.merges", ValueType.STRING, [f"{token[:4]} {token[4:]}" for token in tokens]),
-    ]
-    model = folder / "whole.gguf"
-    write_gguf(model, keys, [tensor(number) for number in range(sum(SHARD_TENSORS))])
-    plan = plan_split(model, folder / "model", max_tensors=SHARD_TENSORS[0])
-    shards = list(split(plan))
-    model.unlink()
-    return shards
 
 
 def measure(command: Sequence[str], folder: Path, out: Path) -> Measurement:
@@ -211,16 +178,6 @@ def table(results: dict[str, list[Measurement]]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """What it was measured on."""
-    model = "unknown CPU"
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), model)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    load = os.getloadavg()[0]
-    return f"{model}, {os.cpu_count()} CPUs, {format_bytes(memory)} RAM, Linux {platform.release()}, load {load:.1f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Merge two shards in several ways and measure it.")
     parser.add_argument("--rounds", type=int, default=7)
@@ -232,14 +189,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         scratch = Path(name)
-        shards = make_shards(scratch, options.scale)
+        rows = round(1000 * options.scale)
+        shards = write_shards(scratch, sum(SHARD_TENSORS), SHARD_TENSORS[0], rows=rows)
         moved = shards[1].stat().st_size
-        print(f"{machine()}\nshards: {' + '.join(format_bytes(path.stat().st_size) for path in shards)}")
+        print(f"{machine()}, load {load():.1f}")
+        print(f"shards: {' + '.join(format_bytes(path.stat().st_size) for path in shards)}")
         print(f"bytes of the shard that moves in place: {moved:,}")
         print(f"the shards are {'not ' if options.cold else ''}in the page cache\n")
         results = run_rounds(shards, options.rounds, options.peer, scratch, cold=options.cold)
         print(table(results))
-        print(f"\nload after: {os.getloadavg()[0]:.1f}")
+        print(f"\nload after: {load():.1f}")
         if options.json:
             plain = {name: [asdict(m) for m in found] for name, found in results.items()}
             options.json.write_text(json.dumps({"machine": machine(), "results": plain}, indent=2) + "\n")
