@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from pathlib import Path
 
 from speed.frame import DFQS, Arm, Goal, Place, Row, command, synced_s
 from speed.inputs import total_bytes, warm, write_shards
@@ -21,8 +22,8 @@ def merging(place: Place, *, name: str, title: str, tensors: int, in_first: int,
         synced_s(copies)
         warm(sorted(copies.iterdir()))
 
-    cat = ["sh", "-c", 'out="$1"; shift; exec cat "$@" > "$out"', "cat", out, *shards]
-    ours = [*DFQS, "merge", copies / shards[0].name, "-o", copies / "out.gguf", option]
+    cat: list[str | Path] = ["sh", "-c", 'out="$1"; shift; exec cat "$@" > "$out"', "cat", out, *shards]
+    ours: list[str | Path] = [*DFQS, "merge", copies / shards[0].name, "-o", copies / "out.gguf", option]
     finished = functools.partial(shutil.rmtree, copies)
     arms = [
         Arm("cat", "limit", command(cat, after=out.unlink, sync=out, until_on_disk=True)),

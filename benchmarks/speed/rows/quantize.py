@@ -27,14 +27,22 @@ def row(place: Place) -> Row:
         write_imatrix(imatrix, write_random_moe(model, layers=max(1, round(LAYERS[class_] * place.scale))))
         warm([model])
         gone, same = functools.partial(_gone, ours), functools.partial(_require_same_tensors, ours, theirs)
-        line = [*DFQS, "quantize", model, ours, "--class", class_, "--imatrix", imatrix]
+        line: list[str | Path] = [*DFQS, "quantize", model, ours, "--class", class_, "--imatrix", imatrix]
         arms.append(Arm(f"dfqs quantize {class_}", "ours", command(line, before=gone, after=same)))
         script = Path(__file__).parent.parent / "quantize_unread.py"
         unread = command([sys.executable, script, model, ours, class_, imatrix], before=gone, after=same)
         arms.append(Arm(f"{class_}, not read back", "ours", unread))
         if peer is None:
             continue
-        other = [peer, "--imatrix", imatrix, "--tensor-type", f"ffn_(gate|up|down)_exps={expert_type}", model, theirs]
+        other: list[str | Path] = [
+            peer,
+            "--imatrix",
+            imatrix,
+            "--tensor-type",
+            f"ffn_(gate|up|down)_exps={expert_type}",
+            model,
+            theirs,
+        ]
         run = command([*other, "Q8_0", "2"], before=functools.partial(_gone, theirs), sync=theirs)
         arms.append(Arm(f"llama-quantize {class_}", "peer", run))
         for name, most in ((f"dfqs quantize {class_}", 1.0), (f"{class_}, not read back", 0.95)):

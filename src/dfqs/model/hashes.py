@@ -9,7 +9,7 @@ buffers. Holes of a sparse file are read and hashed as the zeroes they are.
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from dfqs.gguf import FileSource, Header, TensorInfo, read_header
 from dfqs.gguf.layout import squeeze_shape
 from dfqs.progress import Progress, no_progress
-from dfqs.storage.hashing import BUFFER_BYTES, Lane, read_pieces, read_some
+from dfqs.storage.hashing import BUFFER_BYTES, Digest, Lane, read_pieces, read_some
 from dfqs.storage.linux import advise_sequential, advise_soon, usable_cpus
 from dfqs.storage.sharing import SharedProgress, share_out
 
@@ -139,13 +139,22 @@ class ModelDigest:
 
     def __init__(self, header: Header) -> None:
         self._file_bytes = header.file_size
-        self._whole = hashlib.sha256()
+        self._whole: Digest = hashlib.sha256()
         self._digests = [TensorDigest(tensor) for tensor in header.tensors]
         self._router = _Router(header, self._digests)
 
-    def update(self, piece: bytes | memoryview) -> None:
-        """The next bytes of the file."""
-        self._whole.update(piece)
+    def takers(self, whole: Digest | None = None) -> tuple[Callable[[bytes | memoryview], None], ...]:
+        """What is to be given the bytes of the file, each in order; the one may be behind the other.
+
+        Args:
+            whole: the SHA-256 of the same bytes, where somebody computes it already.
+        """
+        if whole is None:
+            return self._whole.update, self._route
+        self._whole = whole
+        return (self._route,)
+
+    def _route(self, piece: bytes | memoryview) -> None:
         for start in range(0, len(piece), BUFFER_BYTES):
             self._router.update(memoryview(piece)[start : start + BUFFER_BYTES])
 

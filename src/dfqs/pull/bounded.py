@@ -22,6 +22,11 @@ from dfqs.units import format_bytes
 
 _own = threading.local()
 
+GATHERED_BYTES = 256 << 10
+"""What is handed on at once of a body: each piece costs the same, however short, and TLS gives 16 KiB at a time."""
+_GATHERING_S = 0.1
+"""A slow body is handed on as it comes."""
+
 
 class SlowAnswer(NetworkError):
     """Bytes came, but not all of them in the time there was."""
@@ -32,9 +37,10 @@ class LongAnswer(NetworkError):
 
 
 class _Exchange:
-    def __init__(self, seconds: float, limit_bytes: int) -> None:
+    def __init__(self, seconds: float, limit_bytes: int, expected_bytes: int) -> None:
         self.seconds = seconds
         self.limit_bytes = limit_bytes
+        self.expected_bytes = expected_bytes
         self.ends_at = time.monotonic() + seconds
         self.received = 0
 
@@ -59,14 +65,17 @@ class _Exchange:
 
 
 @contextmanager
-def exchange(seconds: float, limit_bytes: int) -> Iterator[None]:
+def exchange(seconds: float, limit_bytes: int, expected_bytes: int = 0) -> Iterator[None]:
     """Bound what this thread does with a client of `bounded_client` in the block.
+
+    Args:
+        expected_bytes: are on their way for certain, so that one read may wait for more than one packet of them.
 
     Raises:
         SlowAnswer, LongAnswer: from the block.
     """
     before = getattr(_own, "exchange", None)
-    _own.exchange = _Exchange(seconds, limit_bytes)
+    _own.exchange = _Exchange(seconds, limit_bytes, expected_bytes)
     try:
         yield
     finally:
@@ -115,6 +124,19 @@ class _Stream(httpcore.NetworkStream):
         bounds: _Exchange | None = getattr(_own, "exchange", None)
         if bounds is None:
             return self._inner.read(max_bytes, timeout)
+        wanted = min(bounds.expected_bytes, GATHERED_BYTES)
+        parts = [self._read(bounds, max(max_bytes, wanted), timeout)]
+        got, until = len(parts[0]), time.monotonic() + _GATHERING_S
+        while got < wanted and parts[-1] and time.monotonic() < until:
+            try:
+                parts.append(self._read(bounds, wanted - got, timeout))
+            except (httpcore.ReadTimeout, httpcore.ReadError, SlowAnswer):
+                # What came before counts; whatever is wrong shows again at the next read.
+                break
+            got += len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read(self, bounds: _Exchange, max_bytes: int, timeout: float | None) -> bytes:
         try:
             data = self._inner.read(max_bytes, bounds.time_left(timeout))
         except httpcore.ReadTimeout:

@@ -7,7 +7,8 @@ becomes part of a model or of its manifest.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ from dfqs.progress import Progress
 from dfqs.pull.output import BUFFER_BYTES, digest_for, rest_path
 from dfqs.pull.plan import Layout, Piece, Place, PullPlan, plan_pull_of
 from dfqs.storage.files import open_regular, open_to_read, read_at
+from dfqs.storage.hashing import Digest
 
 
 class Stored(Protocol):
@@ -31,7 +33,13 @@ class Stored(Protocol):
 class Recorder(Protocol):
     """Takes down what a model's bytes are, as they come in order."""
 
-    def update(self, piece: bytes, /) -> None: ...
+    def takers(self, whole: Digest | None, /) -> Sequence[Callable[[bytes], None]]:
+        """What is to be given every piece, in order each and side by side.
+
+        Args:
+            whole: the SHA-256 of the same bytes, where somebody computes it already.
+        """
+        ...
 
 
 RecorderFor = Callable[[Header], Recorder]
@@ -125,20 +133,22 @@ def check_finished(
             plan was made of, or the model's own header or padding is another.
     """
     recorder = recorder_for(model_header(plan)) if recorder_for is not None else None
-    done = 0
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="check") as pool:
-        feed = _Feed(pool)
-        position = 0
+    digests = [digest_for(layout.file) for layout in plan.layouts]
+    # A model that is one remote file has one hash, for both.
+    is_one_file = plan.layouts[0].pieces == (Piece(0, plan.file_bytes, Place.MODEL, 0),) and digests[0][1] == "sha256"
+    takers = recorder.takers(digests[0][0] if is_one_file else None) if recorder is not None else ()
+    done, position = 0, 0
+    with _Feed(takers) as feed:
         for index, layout in enumerate(plan.layouts):
-            digest, prefix = digest_for(layout.file)
+            digest, prefix = digests[index]
             for piece in layout.pieces:
-                if piece.place is Place.MODEL:
-                    _check_gap(plan, stored, position, piece.offset, recorder, feed)
+                in_model = piece.place is Place.MODEL
+                if in_model:
+                    _check_gap(plan, stored, position, piece.offset, feed)
                     position = piece.offset + piece.length
-                kept = recorder.update if recorder is not None and piece.place is Place.MODEL else None
                 end = piece.source_offset + piece.length
                 for data in stored.read(layout, piece.source_offset, end):
-                    feed.give(data, digest.update, kept)
+                    feed.give(data, digest.update, in_model=in_model)
                     done += len(data)
                     progress(done, plan.fetch_bytes, layout.file.name)
             feed.wait()
@@ -149,7 +159,7 @@ def check_finished(
                 )
             if not header_is_as_planned(plan, stored, index):
                 raise IntegrityError(f"{printable(layout.file.name)}: its header is not the one that was planned with")
-        _check_gap(plan, stored, position, plan.file_bytes, recorder, feed)
+        _check_gap(plan, stored, position, plan.file_bytes, feed)
         feed.wait()
     return recorder
 
@@ -216,26 +226,46 @@ class _PlannedSource:
 
 
 class _Feed:
-    """Gives each piece to two hashes at once, while the next one is read."""
+    """Gives pieces to several hashes side by side, each in order, while the next pieces are read."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._waiting: list[Future[None]] = []
+    def __init__(self, takers: Sequence[Callable[[bytes], None]]) -> None:
+        self._takers = takers
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="check") for _ in (None, *takers)]
+        self._waiting: deque[list[Future[None]]] = deque()
 
-    def give(self, data: bytes, *takers: Callable[[bytes], None] | None) -> None:
-        self.wait()
-        self._waiting = [self._pool.submit(taker, data) for taker in takers if taker is not None]
+    def give(self, data: bytes, remote: Callable[[bytes], None] | None, *, in_model: bool) -> None:
+        """Give a piece to the hash of a remote file, if it is of one, and to those of the model."""
+        if len(self._waiting) == _BEHIND:
+            _finish(self._waiting.popleft())
+        takers = [remote, *(self._takers if in_model else ())]
+        threads = zip(self._threads, takers, strict=False)
+        self._waiting.append([thread.submit(taker, data) for thread, taker in threads if taker is not None])
 
     def wait(self) -> None:
-        for future in self._waiting:
-            future.result()
-        self._waiting = []
+        while self._waiting:
+            _finish(self._waiting.popleft())
+
+    def __enter__(self) -> "_Feed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.shutdown()
 
 
-def _check_gap(plan: PullPlan, stored: Stored, start: int, end: int, recorder: Recorder | None, feed: _Feed) -> None:
+_BEHIND = 4
+"""Pieces that may wait to be hashed."""
+
+
+def _finish(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        future.result()
+
+
+def _check_gap(plan: PullPlan, stored: Stored, start: int, end: int, feed: _Feed) -> None:
     position = start
     for data in stored.read_model(start, end):
         if data != plan.gap_bytes(position, position + len(data)):
             raise IntegrityError(f"the header or padding of {printable(plan.choice.name)} was written over")
-        feed.give(data, recorder.update if recorder is not None else None)
+        feed.give(data, None, in_model=True)
         position += len(data)

@@ -1,9 +1,11 @@
 """What an interrupted pull knows when it goes on: which chunks were written, with their hashes.
 
-A record is a claim, and the hash in it is how the claim is checked: on resume every claimed chunk is read back and
-hashed before it counts, and every whole file too. So records need not wait for the disk, and a power loss that takes
-data but leaves its record does no harm. A torn last line ends the journal there, and so does one that no pull writes:
-a journal lies beside a model, so a stranger can have written it. It cannot make a pull believe anything.
+A record is a claim, and the hash in it is how the claim is checked. It is of the file from its first byte to the
+chunk's last, so that the one hash of the file, taken in its order, makes and checks all of them: on resume every
+claimed chunk is read back and hashed before it counts, and every whole file too. So records need not wait for the disk,
+and a power loss that takes data but leaves its record does no harm. A torn last line ends the journal there, and so
+does one that no pull writes: a journal lies beside a model, so a stranger can have written it. It cannot make a pull
+believe anything.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +41,7 @@ class Progressed:
     chunk_bytes: int
     """How the files were cut when the journal began; its numbers of chunks mean that."""
     chunks: dict[tuple[int, int], str] = field(default_factory=dict)
-    """(file, chunk) -> SHA-256."""
+    """(file, chunk) -> SHA-256 of the file as far as the chunk's end."""
     verified: set[int] = field(default_factory=set)
     """Files that were found right. With all of them here, the model was about to get its name, or has it."""
 
@@ -89,7 +91,7 @@ class PullJournal:
         return progressed
 
     def record_chunk(self, file: int, chunk: int, sha256: str) -> None:
-        """A chunk was written."""
+        """A file is there as far as a chunk's end, with this SHA-256."""
         self._journal.append({"chunk": [file, chunk], "sha256": sha256}, durable=False)
 
     def record_dropped(self, file: int, chunk: int) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 from dfqs.errors import FormatError, IntegrityError
 from dfqs.pull.hub import RemoteFile
@@ -14,10 +13,12 @@ from dfqs.pull.journal import KIND
 from dfqs.pull.plan import Layout, Place, PullPlan
 from dfqs.storage.atomic import publish_file, storage_errors
 from dfqs.storage.files import open_own, read_at, write_at
+from dfqs.storage.hashing import Digest
 from dfqs.storage.linux import fallocate
 from dfqs.storage.space import allocated_bytes
 
-BUFFER_BYTES = 4 << 20
+BUFFER_BYTES = 1 << 20
+"""Read at once: in the processor's cache still when it is hashed."""
 _SEALED_AGO_NS = 10 * 10**9
 """The time that is set on files that are not to change any more: any later write shows, whatever the clock's ticks."""
 
@@ -83,13 +84,6 @@ class PullOutput:
                 if len(data) != length:
                     raise FormatError("was cut short while it was written", path=self._model)
                 yield data
-
-    def sha256(self, layout: Layout, start: int, end: int) -> str:
-        """Hash of a range of a remote file, from where it was written."""
-        digest = hashlib.sha256()
-        for data in self.read(layout, start, end):
-            digest.update(data)
-        return digest.hexdigest()
 
     def read_model(self, start: int, end: int) -> Iterator[bytes]:
         """Bytes of the model under way."""
@@ -179,13 +173,6 @@ def _removed_on_failure(path: Path, created: bool) -> Iterator[None]:
         if created:
             path.unlink(missing_ok=True)
         raise
-
-
-class Digest(Protocol):
-    """What hashlib makes."""
-
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
 
 
 def digest_for(file: RemoteFile) -> tuple[Digest, str]:

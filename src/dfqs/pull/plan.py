@@ -21,7 +21,7 @@ from dfqs.shards.layout import check_alignment
 from dfqs.shards.plan import MergePlan, plan_merge_of
 
 CHUNK_BYTES = 16 << 20
-"""One request, and what a kill loses at most on each connection."""
+"""One request, and one claim of the journal."""
 MIN_CHUNK_BYTES = 64 << 10
 MAX_CHUNKS = 1 << 20
 """Of all files together: what is known of each takes memory, and a line of the journal."""

@@ -161,7 +161,7 @@ class RangeClient(Closing):
             try:
                 skip = self._check(file, state, response, start, end, whole)
                 left = end - start
-                for piece in self._at_a_fair_pace(response.iter_raw()):
+                for piece in self._at_a_fair_pace(response):
                     with self._lock:
                         self.fetched_bytes += len(piece)
                     if self._stopped.is_set():
@@ -179,19 +179,22 @@ class RangeClient(Closing):
                 with self._lock:
                     self._open.discard(response)
 
-    def _at_a_fair_pace(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """The pieces, for as long as they do not merely trickle: a byte now and then is no stall, but no progress."""
+    def _at_a_fair_pace(self, response: httpx.Response) -> Iterator[bytes]:
+        """The body, for as long as it does not merely trickle: a byte now and then is no stall, but no progress."""
+        pieces, length = response.iter_raw(), response.headers.get("Content-Length", "")
+        coming = int(length) if length.isascii() and length.isdigit() else 0
         received, waited_s = 0, 0.0
         while True:
             # Only the waiting counts: what is done with a piece may take long, too.
             asked = time.monotonic()
-            with exchange(self._retry.stall_s, PIECE_LIMIT_BYTES):
+            with exchange(self._retry.stall_s, PIECE_LIMIT_BYTES, coming):
                 piece = next(pieces, None)
             waited_s += time.monotonic() - asked
             if piece is None:
                 return
             yield piece
             received += len(piece)
+            coming = max(coming - len(piece), 0)
             if waited_s >= self._retry.stall_s:
                 if received < waited_s * self._retry.slowest_bytes_per_s:
                     raise _Again(f"only {received:,} bytes came in {waited_s:.0f} s", trickles=True)

@@ -1,17 +1,18 @@
 """The work of a pull: threads that fetch chunks, and one reader that hashes behind them.
 
 A chunk is missing, under way, claimed (an earlier run's journal says that it is written) or written. The reader goes
-through each file in order: claimed chunks are hashed by themselves first, and fetched again where the claim is false.
-When a whole file's hash is wrong although every chunk is as it came, a chunk came wrong: all are fetched again, once.
-A file that is right is then held against the header that the plan was made of, which nothing had vouched for.
+through each file in order and hashes it: one hash says of every chunk what the file is as far as there, which is what
+the journal claims, and of the last what the whole file is. A claim that does not hold has its chunk fetched again.
+Where the whole file's hash is wrong a chunk came wrong: all are fetched again, once. A file that is right is then held
+against the header that the plan was made of, which nothing had vouched for.
 """
 
-import hashlib
 import heapq
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from itertools import accumulate
 from pathlib import Path
 
 from dfqs.errors import IntegrityError, printable
@@ -22,8 +23,11 @@ from dfqs.pull.journal import Progressed, PullJournal
 from dfqs.pull.output import PullOutput, digest_for
 from dfqs.pull.plan import PullPlan
 from dfqs.pull.ranges import RangeClient, RangeIgnored
+from dfqs.storage.hashing import Digest
 
 READ_BYTES = 1 << 20
+AHEAD_BYTES = 1 << 30
+"""So far chunks are fetched before the reader at most: what it has not come to yet is lost to a kill."""
 _POLL_S = 0.2
 _JOIN_S = 5.0
 
@@ -53,6 +57,10 @@ class Transfer:
         self._client = client
         self._cached = dict(cached)
         self._changed = threading.Condition()
+        self._first_chunks = list(accumulate((plan.chunks(index) for index in range(len(plan.layouts))), initial=0))
+        self._reached = 0
+        """How many chunks of all files the reader is done with."""
+        self._ahead = 0
         self._stopped = False
         self._error: BaseException | None = None
         self._hashes: dict[tuple[int, int], str] = {}
@@ -76,6 +84,7 @@ class Transfer:
         Raises:
             IntegrityError, NetworkError, SpaceError, UsageError: as `dfqs.pull.pull`.
         """
+        self._ahead = max(AHEAD_BYTES // self._plan.chunk_bytes, 2 * connections)
         threads = [threading.Thread(target=self._work, name=f"pull-{i}", daemon=True) for i in range(connections)]
         for thread in threads:
             thread.start()
@@ -112,8 +121,9 @@ class Transfer:
     def _verify_file(self, index: int, progress: Progress) -> None:
         """Wait for a file's chunks, hash them in order, and settle what does not fit."""
         file = self._plan.layouts[index].file
+        wrong: dict[int, str] = {}
         for attempt in (1, 2):
-            found = self._hash_in_order(index, progress)
+            found = self._hash_in_order(index, progress, wrong)
             if found == file.identity:
                 plan = plan_as_verified(self._plan, self._output, index)
                 if plan is not self._plan:
@@ -122,25 +132,50 @@ class Transfer:
                 self._journal.record_verified(index)
                 return
             if attempt == 1:
-                self._fetch_again(index)
+                wrong = self._fetch_again(index)
         raise IntegrityError(
             f"{printable(file.name)}: the Hub promises {file.identity}, what it sent (twice) is {found}; nothing was "
             f"published. Ask the repository's owner or try a mirror; {self._output.out.name}.part can be removed"
         )
 
-    def _hash_in_order(self, index: int, progress: Progress) -> str:
-        layout = self._plan.layouts[index]
-        digest, prefix = digest_for(layout.file)
+    def _hash_in_order(self, index: int, progress: Progress, wrong: dict[int, str]) -> str:
+        """The file's hash.
+
+        Args:
+            wrong: what it was as far as each chunk when it was wrong; the first chunk that differs had come wrong.
+        """
+        digest, name = digest_for(self._plan.layouts[index].file)
         for chunk in range(self._plan.chunks(index)):
-            start, end = self._plan.chunk_range(index, chunk)
             while True:
                 claimed = self._wait_for(index, chunk, progress) is _State.CLAIMED
-                if not claimed or self._output.sha256(layout, start, end) == self._hashes[(index, chunk)]:
+                through = self._hash_chunk(digest, index, chunk)
+                if not claimed or through.hexdigest() == self._hashes[(index, chunk)]:
                     break
                 self._drop(index, chunk, reused=True)
-            for data in self._output.read(layout, start, end):
-                digest.update(data)
-        return f"{prefix}:{digest.hexdigest()}"
+            digest, so_far = through, through.hexdigest()
+            if not claimed:
+                self._claim(index, chunk, so_far)
+            if wrong.get(chunk, so_far) != so_far:
+                self._note(index, chunk, "had come wrong")
+                wrong.clear()
+            with self._changed:
+                self._reached = self._first_chunks[index] + chunk + 1
+                self._changed.notify_all()
+        return f"{name}:{digest.hexdigest()}"
+
+    def _hash_chunk(self, before: Digest, index: int, chunk: int) -> Digest:
+        """The hash of what comes before a chunk, and of the chunk as it was written."""
+        through = before.copy()
+        for data in self._output.read(self._plan.layouts[index], *self._plan.chunk_range(index, chunk)):
+            through.update(data)
+        return through
+
+    def _claim(self, index: int, chunk: int, so_far: str) -> None:
+        """Write down that the file is there as far as a chunk."""
+        self._hashes[(index, chunk)] = so_far
+        if self._plan.layouts[index].file.sha256 is not None:
+            # Files outside large-file storage have another hash, and are a chunk at most.
+            self._journal.record_chunk(index, chunk, so_far)
 
     def _wait_for(self, index: int, chunk: int, progress: Progress) -> _State:
         """Until the chunk is there; the workers' errors surface here."""
@@ -169,21 +204,16 @@ class Transfer:
             heapq.heappush(self._missing, (index, chunk))
             self._changed.notify_all()
 
-    def _fetch_again(self, index: int) -> None:
-        """A file's hash is wrong: fetch every chunk again, not from the cache, and note which ones differ."""
+    def _fetch_again(self, index: int) -> dict[int, str]:
+        """A file's hash is wrong: have every chunk fetched again, not from the cache; what the hashes were."""
         before = {chunk: self._hashes[(index, chunk)] for chunk in range(self._plan.chunks(index))}
         self._cached[index] = None
         for chunk in before:
             self._drop(index, chunk, reused=False)
         with self._changed:
             self._streamed_whole.discard(index)
-            while self._error is None and any(state != _State.WRITTEN for state in self._states[index]):
-                self._changed.wait(_POLL_S)
-            if self._error is not None:
-                raise self._error
-            for chunk, sha256 in before.items():
-                if self._hashes[(index, chunk)] != sha256:
-                    self._note(index, chunk, "had come wrong")
+            self._reached = self._first_chunks[index]
+        return before
 
     def _note(self, index: int, chunk: int, what: str) -> None:
         start, end = self._plan.chunk_range(index, chunk)
@@ -215,13 +245,17 @@ class Transfer:
     def _next(self) -> tuple[int, int] | None:
         with self._changed:
             while not self._stopped and self._error is None:
-                while self._missing:
+                while self._missing and self._is_near(*self._missing[0]):
                     index, chunk = heapq.heappop(self._missing)
                     if self._states[index][chunk] == _State.MISSING:
                         self._states[index][chunk] = _State.UNDER_WAY
                         return index, chunk
                 self._changed.wait(_POLL_S)
             return None
+
+    def _is_near(self, index: int, chunk: int) -> bool:
+        """Whether the reader comes to a chunk soon enough."""
+        return self._first_chunks[index] + chunk < self._reached + self._ahead
 
     def _fetch_chunk(self, index: int, chunk: int) -> None:
         start, end = self._plan.chunk_range(index, chunk)
@@ -267,21 +301,16 @@ class Transfer:
     def _write_chunk(self, index: int, chunk: int, pieces: Iterator[bytes]) -> None:
         layout = self._plan.layouts[index]
         position, end = self._plan.chunk_range(index, chunk)
-        digest = hashlib.sha256()
         for piece in pieces:
             if self._stopped:
                 return
             self._output.write(layout, position, piece)
-            digest.update(piece)
             position += len(piece)
             with self._changed:
                 self._done_bytes += len(piece)
         if position != end:
             raise IntegrityError(f"{printable(layout.file.name)}: ends at byte {position:,}, not at {end:,}")
-        sha256 = digest.hexdigest()
-        self._journal.record_chunk(index, chunk, sha256)
         with self._changed:
-            self._hashes[(index, chunk)] = sha256
             self._states[index][chunk] = _State.WRITTEN
             self._changed.notify_all()
 

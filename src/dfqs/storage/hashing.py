@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol, Self
 
 from dfqs.errors import FormatError, ShardError
 from dfqs.progress import Progress, no_progress
@@ -22,6 +23,14 @@ BUFFERS = 16
 PIECE_BYTES = 1 << 20
 """Likewise, where the caller writes it too."""
 PIECES_BEHIND = 48
+
+
+class Digest(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+    def copy(self) -> Self: ...
 
 
 def hash_file(path: Path, *, progress: Progress = no_progress, note: str = "") -> str:
