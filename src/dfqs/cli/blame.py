@@ -1,5 +1,6 @@
 """`dfqs eval --blame`: what makes two files answer differently."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -39,7 +40,7 @@ def run_blame(
             theirs,
             items=limit or ITEMS,
             threads=threads,
-            orders=(_order(theirs, loading), _order(model, loading)),
+            orders=(_order(theirs, replace(loading, template=None)), _order(model, loading)),
             progress=progress,
         )
     emit(found, json_, lambda: _show(found))

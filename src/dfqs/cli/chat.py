@@ -23,11 +23,24 @@ from dfqs.cli.generating import (
     make_sampling,
     open_chat,
 )
-from dfqs.cli.loading import Checking, note_streaming
-from dfqs.cli.options import Check, CheckManifest, Force, JsonLines, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
+from dfqs.cli.loading import Checking, Loading, note_streaming
+from dfqs.cli.options import (
+    ChatTemplate,
+    Check,
+    CheckManifest,
+    Force,
+    JsonLines,
+    NoTuning,
+    ObtainedModel,
+    Ram,
+    Threads,
+    Verbose,
+    Yes,
+)
 from dfqs.cli.output import note
 from dfqs.cli.signals import Ended
 from dfqs.cli.source import obtain_model
+from dfqs.runtime.template_file import read_template
 
 try:
     # Line editing and history for input(); some builds of Python come without it.
@@ -51,6 +64,7 @@ def command(
     json_schema: JsonSchemaOption = None,
     thinking: ThinkingOption = None,
     thinking_budget: ThinkingBudgetOption = None,
+    chat_template: ChatTemplate = None,
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -67,11 +81,11 @@ def command(
     Example: dfqs chat model.gguf --system "Answer briefly."
     """
     accept_any_bytes_on_stdin()
+    how = Loading(ram, force, Checking(check, manifest), read_template(chat_template))
     checked = obtain_model(model, context_tokens=ctx, ram=ram, force=force, yes=yes)
     follow = (grammar, json_schema, thinking, thinking_budget)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, *follow)
-    checking, tuned = Checking(check, manifest), not no_tuning
-    with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
+    with open_chat(checked, ctx, threads, how, use_tuning=not no_tuning, verbose=verbose) as session:
         check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
         allow_pasting()

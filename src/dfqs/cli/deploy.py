@@ -3,6 +3,9 @@
 import contextlib
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +14,13 @@ import typer
 from dfqs.cli.deploy_text import show_deployment, show_list, show_undone
 from dfqs.cli.documents.deploy import DeployDocument, DeployEndpoint, UndoDocument, endpoint_record
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import DryRun, Json, ModelIfAny
+from dfqs.cli.options import ChatTemplate, DryRun, Json, ModelIfAny
 from dfqs.cli.output import emit, note, warn
 from dfqs.errors import NetworkError, RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.records import readable_text
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, check_address
+from dfqs.runtime.template_file import read_template
 from dfqs.targets.catalogue import all_targets, find_target
 from dfqs.targets.contract import LocalModel, Target
 from dfqs.targets.deploy import (
@@ -34,7 +38,7 @@ from dfqs.targets.listing import list_targets
 from dfqs.targets.live import prove_live
 from dfqs.targets.look import read_site
 from dfqs.targets.model import local_model
-from dfqs.targets.serving import run_in_terminal, served
+from dfqs.targets.serving import Served, run_in_terminal, served
 from dfqs.targets.undo import undo_deployment
 from dfqs.targets.verify import Verification
 
@@ -71,10 +75,8 @@ def command(
     api_key: Annotated[
         str | None, typer.Option("--api-key", help="The server's key.", envvar="DFQS_API_KEY", show_default=False)
     ] = None,
-    live: Annotated[
-        bool,
-        typer.Option("--live", help="Ask through the client, and hold what it prints against the answer."),
-    ] = False,
+    chat_template: ChatTemplate = None,
+    live: Live = False,
     dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
@@ -96,12 +98,17 @@ def command(
     placing: Placing | None = None if copy is None else "copy" if copy else "link"
     if live and (chosen.takes != "endpoint" or dry_run):
         raise UsageError("--live asks a client's server; it goes with clients, and without --dry-run")
+    if chat_template is not None and not serve:
+        raise UsageError("--chat-template is for the server that --serve starts; a running one has its own")
+    read_template(chat_template)
     files = open_model(model)
     local = local_model(files, name=name, context_tokens=ctx)
     if files.label is not None:
         note(f"note: {files.label}")
     if serve:
-        _deploy_served(chosen, files, local, placing, ctx, api_key, live=live, dry_run=dry_run, json_=json_)
+        serving = partial(served, context_tokens=ctx or local.context_tokens, api_key=api_key)
+        serving = partial(serving, Path(local.path), chat_template=chat_template)
+        _deploy_served(chosen, files, local, placing, serving, live=live, dry_run=dry_run, json_=json_)
         return
     asked = find_endpoint(endpoint, local, api_key=api_key, context_tokens=ctx)
     if chosen.takes == "endpoint" and not asked.answered:
@@ -169,8 +176,7 @@ def _deploy_served(
     files: ModelFiles,
     local: LocalModel,
     placing: Placing | None,
-    ctx: int | None,
-    api_key: str | None,
+    serving: Callable[..., AbstractContextManager[Served]],
     *,
     live: bool,
     dry_run: bool,
@@ -181,8 +187,7 @@ def _deploy_served(
         raise UsageError(f"--serve is for clients of a server; {target.title} runs the model by itself")
     if dry_run:
         raise UsageError("--serve starts a server, which is more than --dry-run may; leave one of the two out")
-    tokens = ctx or local.context_tokens
-    with served(Path(local.path), port=_free_port(), context_tokens=tokens, api_key=api_key) as server:
+    with serving(port=_free_port()) as server:
         prepared = prepare(target, files, local, Asked(server.endpoint, answered=True), placing=placing)
         _deploy(prepared, live=live, dry_run=False, json_=json_)
         first = prepared.rendering.use[0]

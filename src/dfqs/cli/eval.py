@@ -13,7 +13,18 @@ import typer
 from dfqs.cli.documents.evaluate import EvalPlan
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.loading import Checking, Loading, note_streaming
-from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ObtainedModelIfAny, Ram, Threads, Yes
+from dfqs.cli.options import (
+    ChatTemplate,
+    Check,
+    CheckManifest,
+    DryRun,
+    Force,
+    Json,
+    ObtainedModelIfAny,
+    Ram,
+    Threads,
+    Yes,
+)
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
@@ -33,6 +44,7 @@ from dfqs.report.markdown import render_summary
 from dfqs.report.record import build_report, check_report_place
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.loading import StreamFigures
+from dfqs.runtime.template_file import read_template
 from dfqs.units import format_duration, parse_tokens
 
 API_KEY_VARIABLE = "DFQS_API_KEY"
@@ -47,6 +59,10 @@ ThinkingBudget = Annotated[
 ]
 
 
+EndpointOption = Annotated[
+    str | None,
+    typer.Option("--endpoint", help=f"OpenAI-compatible server; its key in {API_KEY_VARIABLE}."),
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin another run, beside those in DIRECTORY, which stay.")]
 Blame = Annotated[
     Path | None,
@@ -77,12 +93,10 @@ def command(
             "--context", "--max-context", help="Longest context to look for the boundary at, in tokens: 128k, 1M."
         ),
     ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option("--endpoint", help=f"OpenAI-compatible server; its key in {API_KEY_VARIABLE}."),
-    ] = None,
+    endpoint: EndpointOption = None,
     model_name: Annotated[str, typer.Option("--model", help="Model name at the endpoint.", show_default=False)] = "",
     thinking_budget: ThinkingBudget = None,
+    chat_template: ChatTemplate = None,
     blame: Blame = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -98,8 +112,8 @@ def command(
 
     Example: dfqs eval model.gguf -o results --suite quick
     """
-    _check_subject(model, endpoint, ram)
-    loading = Loading(ram, force, Checking(check, manifest))
+    _check_subject(model, endpoint, ram, chat_template)
+    loading = Loading(ram, force, Checking(check, manifest), read_template(chat_template))
     if blame is not None:
         _attribute(model, blame, output, dry_run, limit, threads, loading, yes, json_)
         return
@@ -165,11 +179,13 @@ def _saying_what_is_kept(output: Path) -> Iterator[None]:
         raise
 
 
-def _check_subject(model: str | None, endpoint: str | None, ram: str | None) -> None:
+def _check_subject(model: str | None, endpoint: str | None, ram: str | None, template: Path | None) -> None:
     if (model is None) == (endpoint is None):
         raise UsageError("give a MODEL file or --endpoint URL, one of the two")
     if ram is not None and model is None:
         raise UsageError("--ram is of a MODEL that is loaded here; a server behind --endpoint has its own")
+    if template is not None and model is None:
+        raise UsageError("a server behind --endpoint has its chat template; 'dfqs serve' takes --chat-template")
 
 
 def _open_model(model: str | None, request: Request, loading: Loading, yes: bool) -> tuple[ModelFiles | None, Request]:

@@ -11,13 +11,14 @@ from typing import Annotated, Literal
 import typer
 
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.loading import NOT_ASKED, Checking, note_plan
+from dfqs.cli.loading import Loading
 from dfqs.cli.output import note, warn
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.json_grammar import grammar_of_schema
+from dfqs.runtime.loading import with_template
 from dfqs.runtime.requests import Answer, ContextSettings, Sampling
 from dfqs.storage.documents import parse_json, read_bounded, read_text
 from dfqs.units import format_duration, format_number_of
@@ -66,6 +67,7 @@ ContextOption = Annotated[
 ]
 SystemOption = Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)]
 
+GIVE_ONE = " (--chat-template FILE gives it a template)"
 _SEEDS = 1 << 31
 SCHEMA_LIMIT_BYTES = 1 << 20
 TEXT_LIMIT_BYTES = 32 << 20
@@ -123,11 +125,9 @@ def open_chat(
     model: ModelFiles,
     n_ctx: int | None,
     threads: int | None,
-    ram: str | None = None,
-    checking: Checking = NOT_ASKED,
+    how: Loading,
     *,
     use_tuning: bool = True,
-    force: bool = False,
     verbose: bool = False,
 ) -> Iterator[ChatSession]:
     """A session, with a progress bar while it loads and its notices shown.
@@ -138,9 +138,8 @@ def open_chat(
     if model.label is not None:
         note(f"note: {model.label}")
     context = ContextSettings(n_ctx=n_ctx)
-    start, plan = choose_start(model, context, threads=threads, ram=ram, force=force, use_tuning=use_tuning)
-    plan = checking.applied(model, plan)
-    note_plan(plan)
+    start, plan = choose_start(model, context, threads=threads, ram=how.ram, force=how.force, use_tuning=use_tuning)
+    plan = how.checking.settled(model, plan)
     if verbose:
         note(start.reason)
     with contextlib.ExitStack() as stack:
@@ -151,7 +150,7 @@ def open_chat(
                 threads=start.threads,
                 omp_wait_policy=start.wait_policy,
                 env=start.environment,
-                order=plan.order,
+                order=with_template(plan.order, how.template),
                 tuned=start.tuned is not None,
                 progress=progress,
             )
@@ -171,7 +170,7 @@ def check_template(session: ChatSession, system: str | None = None) -> None:
         return
     asked = "so it cannot converse" if system is None else "so it cannot be given a system message (--system)"
     raise RuntimeFailure(
-        f"{session.model.path} has no chat template, {asked}; 'dfqs run --raw' continues a text with it"
+        f"{session.model.path} has no chat template, {asked}; 'dfqs run --raw' continues a text with it{GIVE_ONE}"
     )
 
 

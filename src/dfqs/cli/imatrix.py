@@ -11,7 +11,19 @@ from dfqs.cli.documents.imatrix import ImatrixDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.loading import Checking, Loading, note_streaming
-from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, ModelIfAny, Overwrite, Ram, Restart, Threads
+from dfqs.cli.options import (
+    ChatTemplate,
+    Check,
+    CheckManifest,
+    DryRun,
+    Force,
+    Json,
+    ModelIfAny,
+    Overwrite,
+    Ram,
+    Restart,
+    Threads,
+)
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import AlreadyDone, UsageError
 from dfqs.model.files import ModelFiles
@@ -24,19 +36,21 @@ from dfqs.quantize.imatrix_memory import sums_bytes
 from dfqs.quantize.source import read_source
 from dfqs.receipts import find_receipt, receipt_of
 from dfqs.records import sha256_of
+from dfqs.runtime.template_file import read_template
 from dfqs.storage.hashing import hash_file
 from dfqs.streaming.budget import LoadPlan
 from dfqs.units import format_duration, format_number_of
 
 SHOWN_COLD = 10
+CorpusOption = Annotated[
+    list[Path] | None, typer.Option(help="Your own text (UTF-8), repeatable; replaces the mix that dfqs ships.")
+]
 
 
 def command(
     model: ModelIfAny = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
-    corpus: Annotated[
-        list[Path] | None, typer.Option(help="Your own text (UTF-8), repeatable; replaces the mix that dfqs ships.")
-    ] = None,
+    corpus: CorpusOption = None,
     add: Annotated[
         list[Path] | None,
         typer.Option(help="Importance matrix to add up with, repeatable; without a MODEL, only these are merged."),
@@ -45,6 +59,7 @@ def command(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to see at least, before stopping early.")] = 8192,
     max_tokens: Annotated[int | None, typer.Option(min=16, help="Tokens to see at most.", show_default=False)] = None,
     chunk: Annotated[int, typer.Option(min=16, help="Tokens computed together.")] = 512,
+    chat_template: ChatTemplate = None,
     threads: Threads = None,
     ram: Ram = None,
     check: Check = None,
@@ -63,6 +78,7 @@ def command(
     Example: dfqs imatrix model-q8_0.gguf -o model.imatrix.gguf
     """
     added = tuple(add or ())
+    loading = Loading(ram, force, Checking(check, manifest), read_template(chat_template))
     if output is None:
         raise UsageError("name the file to write with -o")
     inputs = (model, *added, *(corpus or ()))
@@ -87,7 +103,7 @@ def command(
         "chunk_tokens": chunk,
     }
     beside = sums_bytes(source, chunk) + 2 * sum(path.stat().st_size for path in added)
-    limits["order"] = _plan(source, chunk, Loading(ram, force, Checking(check, manifest)), beside).order
+    limits["order"] = _plan(source, chunk, loading, beside).order
     measure = partial(measure_importance, model, output, corpus=text, add=added, threads=threads, **limits)
     _measure(partial(measure, overwrite=overwrite, restart=restart), output, text, min_samples, json_)
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from dfqs.cli.options import Json
-from dfqs.cli.output import column_table, key_value_table, out, print_plain
+from dfqs.cli.output import column_table, key_value_table, note, out, print_plain
 from dfqs.cli.source import open_source
 from dfqs.gguf.kinds import MODEL
 from dfqs.model.facts import ModelFacts
@@ -99,6 +99,8 @@ def _show_facts(model: ModelFiles) -> None:
         out.print(f"Closest class: {described.closest_class}. Deviations:")
         for deviation in described.class_deviations:
             out.print(f"  - {deviation}")
+    if not described.chat_template:
+        note("no chat template: run continues plain text; --chat-template FILE gives run, chat, serve and eval one")
 
 
 def _show_other(model: ModelFiles) -> None:

@@ -1,12 +1,13 @@
 """What every verb that loads a model says about memory: before it loads, and at its end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.cli.output import note
 from dfqs.model.files import ModelFiles
-from dfqs.runtime.loading import InMemory, StreamFigures
+from dfqs.runtime.given_template import GivenTemplate
+from dfqs.runtime.loading import InMemory, StreamFigures, with_template
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import LoadPlan, Streamed, choose_load
 from dfqs.streaming.verification import CheckMode, read_recorded
@@ -47,11 +48,12 @@ NOT_ASKED = Checking()
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What a verb that measures was told about memory: `--ram`, `--force`, `--check` and `--manifest`."""
+    """What a verb was told about loading a model: `--ram`, `--force`, `--check`, `--manifest`, `--chat-template`."""
 
     ram: str | None
     force: bool
     checking: Checking = NOT_ASKED
+    template: GivenTemplate | None = None
 
     def plan(
         self,
@@ -83,7 +85,8 @@ class Loading:
             force=self.force,
             smaller=smaller,
         )
-        return self.checking.settled(model, chosen)
+        plan = self.checking.settled(model, chosen)
+        return replace(plan, order=with_template(plan.order, self.template))
 
 
 def note_plan(plan: LoadPlan) -> None:

@@ -71,6 +71,14 @@ Force = Annotated[
     bool, typer.Option("--force", help="Load a model that does not fit into memory, and wait for the disk.")
 ]
 Context = Annotated[int | None, typer.Option("--ctx", help="Context in tokens.", min=1, show_default="as trained")]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template",
+        help="File of a chat template (Jinja) to use in place of the model's own, or where it has none.",
+        show_default=False,
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which settings hold and why, and how fast it was.")]
 NoTuning = Annotated[bool, typer.Option("--no-tuning", help="Leave out what `dfqs tune` found.")]
 AllowRequantize = Annotated[bool, typer.Option("--allow-requantize", help="Take tensors that are below Q8_0 already.")]

@@ -8,6 +8,7 @@ import typer
 
 from dfqs.cli.documents.running import RunDocument
 from dfqs.cli.generating import (
+    GIVE_ONE,
     TEXT_LIMIT_BYTES,
     ContextOption,
     GrammarOption,
@@ -30,18 +31,34 @@ from dfqs.cli.generating import (
     make_sampling,
     open_chat,
 )
-from dfqs.cli.loading import Checking, note_streaming
-from dfqs.cli.options import Check, CheckManifest, Force, Json, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
+from dfqs.cli.loading import Checking, Loading, note_streaming
+from dfqs.cli.options import (
+    ChatTemplate,
+    Check,
+    CheckManifest,
+    Force,
+    Json,
+    NoTuning,
+    ObtainedModel,
+    Ram,
+    Threads,
+    Verbose,
+    Yes,
+)
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.requests import Answer, Prompt, Sampling
+from dfqs.runtime.template_file import read_template
 from dfqs.storage.documents import read_text
 
 PromptOption = Annotated[
     str | None,
     typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin, as does a pipe alone.", show_default=False),
+]
+PromptArgument = Annotated[
+    str | None, typer.Argument(metavar="[prompt]", help="The prompt, as --prompt.", show_default=False)
 ]
 PromptFileOption = Annotated[
     Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.", show_default=False)
@@ -50,9 +67,7 @@ PromptFileOption = Annotated[
 
 def command(
     model: ObtainedModel,
-    text: Annotated[
-        str | None, typer.Argument(metavar="[prompt]", help="The prompt, as --prompt.", show_default=False)
-    ] = None,
+    text: PromptArgument = None,
     prompt: PromptOption = None,
     prompt_file: PromptFileOption = None,
     system: SystemOption = None,
@@ -69,6 +84,7 @@ def command(
     json_schema: JsonSchemaOption = None,
     thinking: ThinkingOption = None,
     thinking_budget: ThinkingBudgetOption = None,
+    chat_template: ChatTemplate = None,
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -84,20 +100,22 @@ def command(
 
     Example: dfqs run model.gguf "Name three colours."
     """
-    if raw and (system is not None or thinking is not None):
-        needs = "--thinking" if system is None else "--system"
-        raise UsageError(f"{needs} needs the chat template, and --raw does without it; leave one out")
+    needs = [name for name, value in (("--system", system), ("--thinking", thinking)) if value is not None]
+    if raw and needs:
+        raise UsageError(f"{needs[0]} needs the chat template, and --raw does without it; leave one out")
+    if raw and chat_template is not None:
+        raise UsageError("--raw does without a chat template; leave it or --chat-template out")
     # First: no model is fetched for a prompt that is not there.
     asked = read_prompt(text, prompt, prompt_file)
     follow = (grammar, json_schema, thinking, thinking_budget)
     sampling = make_sampling(max_tokens, temperature, top_p, min_p, seed, top_k, repeat_penalty, stop, *follow)
+    how = Loading(ram, force, Checking(check, manifest), read_template(chat_template))
     checked = obtain_model(model, context_tokens=ctx, ram=ram, force=force, yes=yes)
-    checking, tuned = Checking(check, manifest), not no_tuning
-    with open_chat(checked, ctx, threads, ram, checking, use_tuning=tuned, force=force, verbose=verbose) as session:
+    with open_chat(checked, ctx, threads, how, use_tuning=not no_tuning, verbose=verbose) as session:
         if not raw and not session.info.chat_template:
             if system is not None:
                 check_template(session, system)
-            note("note: this model has no chat template; the prompt is continued as plain text")
+            note(f"note: this model has no chat template; the prompt is continued as plain text{GIVE_ONE}")
             raw = True
         request = asked if raw else conversation(asked, system)
         if json_:

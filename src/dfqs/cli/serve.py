@@ -7,7 +7,19 @@ import typer
 
 from dfqs.cli.documents.running import ServeDocument
 from dfqs.cli.loading import NOT_ASKED, Checking
-from dfqs.cli.options import Check, CheckManifest, Force, Json, NoTuning, ObtainedModel, Ram, Threads, Verbose, Yes
+from dfqs.cli.options import (
+    ChatTemplate,
+    Check,
+    CheckManifest,
+    Force,
+    Json,
+    NoTuning,
+    ObtainedModel,
+    Ram,
+    Threads,
+    Verbose,
+    Yes,
+)
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError, printable
@@ -19,6 +31,7 @@ from dfqs.runtime.client import Client
 from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.server import Listening, ServerSettings, serve
+from dfqs.runtime.template_file import read_template
 from dfqs.runtime.worker import Worker
 from dfqs.streaming.budget import LoadPlan
 from dfqs.units import format_bytes
@@ -33,6 +46,10 @@ ApiKeyOption = Annotated[
 WithoutKey = Annotated[
     bool, typer.Option("--without-key", help="Listen beyond this machine though no --api-key is asked for.")
 ]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--ctx", help="Context of a request, in tokens.", min=1, show_default="as trained, at most 8192"),
+]
 DeterministicOption = Annotated[
     bool,
     typer.Option(
@@ -46,16 +63,14 @@ def command(
     model: ObtainedModel,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = DEFAULT_HOST,
     port: Annotated[int, typer.Option("--port", help="0 takes any that is free.", min=0, max=65535)] = DEFAULT_PORT,
-    ctx: Annotated[
-        int | None,
-        typer.Option("--ctx", help="Context of a request, in tokens.", min=1, show_default="as trained, at most 8192"),
-    ] = None,
+    ctx: ContextOption = None,
     parallel: Annotated[int, typer.Option("--parallel", help="Requests answered at once.", min=1, max=64)] = 1,
     threads: Threads = None,
     ram: Ram = None,
     force: Force = False,
     yes: Yes = False,
     deterministic: DeterministicOption = False,
+    chat_template: ChatTemplate = None,
     api_key: ApiKeyOption = None,
     without_key: WithoutKey = False,
     allow_host: Annotated[
@@ -80,6 +95,7 @@ def command(
     if deterministic and parallel > 1:
         raise UsageError("--deterministic computes one request at a time; leave --parallel out, others wait")
     _check_door(host, api_key, without_key)
+    template = read_template(chat_template)
     checked = obtain_model(model, context_tokens=ctx or DEFAULT_CONTEXT_TOKENS, ram=ram, force=force, yes=yes)
     _say_beforehand(checked, host, api_key)
     settings = ServerSettings(
@@ -91,6 +107,7 @@ def command(
         parallel=parallel,
         api_key=api_key,
         templates=templates_of(checked.header.metadata),
+        given_template=template,
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
         deterministic=deterministic,

@@ -51,6 +51,8 @@ class OpenedModel:
     because it was asked for), `always` (one is opened although it was asked not to be); None: nothing is shown."""
     takes_tools: bool = False
     """Whether the template writes tools that it is given."""
+    given_template: str | None = None
+    """Name of the file that the template is from; None: it is the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def open_model(worker: WorkerContext, path: Path, order: LoadOrder, thinking_tok
         hashlib.sha256(template.encode()).hexdigest() if template else None,
         thinking,
         takes_tools(model),
+        model.given_template.name if model.given_template is not None else None,
     )
 
 

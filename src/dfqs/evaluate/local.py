@@ -138,7 +138,12 @@ class LocalAnswerer:
         assert self._opened is not None
         notices = []
         if self._opened.template_sha256 is None:
-            notices.append("the model has no chat template; prompts are continued as plain text")
+            notices.append(
+                "the model has no chat template; prompts are continued as plain text "
+                "(--chat-template FILE gives it one)"
+            )
+        if self._opened.given_template is not None:
+            notices.append(f"the chat template is {self._opened.given_template}, which is not the model's own")
         if self._opened.trained_context_tokens < self._max_context:
             notices.append(f"the model is trained for {self._opened.trained_context_tokens:,} tokens of context")
         if self._numerics.document_ubatch is not None:

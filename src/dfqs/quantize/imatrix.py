@@ -37,7 +37,7 @@ from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
+from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures, Templated
 from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
@@ -73,7 +73,8 @@ class ImatrixJob:
     restart: bool = False
     """Throw away what an interrupted measurement left."""
     order: LoadOrder = field(default_factory=InMemory)
-    """No part of the fingerprint: sums differ less by it than by which tokens they saw."""
+    """No part of the fingerprint but for a template that was given: sums differ less by it than by which tokens they
+    saw."""
 
     @property
     def partial(self) -> Path:
@@ -85,7 +86,10 @@ class ImatrixJob:
         files = (*open_model(self.model).paths, *self.add)
         status = {str(path.absolute()): path.stat() for path in files}
         inputs = [[path, found.st_size, found.st_mtime_ns] for path, found in status.items()]
-        return sha256_of({"inputs": inputs, "corpus": self.corpus.sha256, "chunk_tokens": self.chunk_tokens})
+        decides: dict[str, Any] = {"inputs": inputs, "corpus": self.corpus.sha256, "chunk_tokens": self.chunk_tokens}
+        if isinstance(self.order, Templated):
+            decides["template"] = self.order.template.sha256
+        return sha256_of(decides)
 
     @property
     def result_fingerprint(self) -> str:

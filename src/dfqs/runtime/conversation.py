@@ -153,6 +153,7 @@ def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettin
         chat_template=model.chat_template() is not None,
         load_s=time.perf_counter() - started,
         notices=tuple(context.notices),
+        given_template_sha256=model.given_template.sha256 if model.given_template is not None else None,
     )
 
 

@@ -13,6 +13,7 @@ from dfqs.errors import RuntimeFailure
 from dfqs.runtime import abi
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
 from dfqs.runtime.choice import PACKAGE, find_wheel
+from dfqs.runtime.given_template import GivenTemplate
 from dfqs.runtime.library import bind_library
 from dfqs.runtime.loading import InMemory, LoadOrder, ServerCompanion
 from dfqs.runtime.model import choice_of
@@ -40,6 +41,8 @@ class ServerSettings:
     api_key: str | None = None
     templates: tuple[str, ...] = ()
     """The model's chat templates; see `dfqs.runtime.inspection.templates_of`."""
+    given_template: GivenTemplate | None = None
+    """In place of those."""
     allow_hosts: tuple[str, ...] = ()
     """Further names that clients may call the server by; see `dfqs.runtime.admission`."""
     allow_origins: tuple[str, ...] = ()
@@ -107,6 +110,8 @@ def make_parameters(native: Any, worker: WorkerContext, settings: ServerSettings
     parameters = native.CommonParams()
     parameters.model.path = str(settings.path)
     parameters.model_alias = {settings.alias}
+    if settings.given_template is not None:
+        parameters.chat_template = settings.given_template.text
     # Only the front gets to it: a socket in a directory of this user's, whatever page or user asks.
     parameters.hostnames, parameters.port = [str(engine)], 0
     parameters.n_ctx = settings.context_tokens * settings.parallel

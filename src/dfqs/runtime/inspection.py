@@ -14,10 +14,13 @@ from dfqs.errors import FormatError, RuntimeFailure
 from dfqs.model.spec import CHAT_TEMPLATE
 from dfqs.records import parse_json
 from dfqs.runtime.http_head import HttpRefusal, RequestHead
-from dfqs.runtime.messages import TemplateDropsMessage
+from dfqs.runtime.messages import MODELS_OWN, TemplateDropsMessage
 from dfqs.runtime.rendering import Renderer, TemplateExcess
 
-NO_TEMPLATE = "this model has no chat template, so it cannot converse; /v1/completions continues a text with it"
+NO_TEMPLATE = (
+    "this model has no chat template, so it cannot converse; /v1/completions continues a text with it, and "
+    "--chat-template FILE serves it with a template"
+)
 
 _CHAT_PATHS = frozenset(
     f"{version}/{name}{counted}"
@@ -34,7 +37,7 @@ _USER = {"role": "user", "content": "DFQS-PLACE-OF-THE-TEXT"}
 _SYSTEM = {"role": "system", "content": "Be brief."}
 _CALL = {"id": "call00001", "type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
 _TOOLS = [{"type": "function", "function": {"name": "now", "description": "Time.", "parameters": {"type": "object"}}}]
-_PROBES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
+PROBES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
     ([_USER], {}),
     ([_SYSTEM, _USER], {}),
     ([_USER, {"role": "assistant", "content": "Yes."}, _USER], {}),
@@ -50,6 +53,7 @@ _PROBES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
         {"tools": _TOOLS},
     ),
 )
+"""Conversations of every kind, with what else a template is told."""
 
 
 def templates_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
@@ -66,9 +70,11 @@ class ChatInspection:
 
     Args:
         templates: see `templates_of`.
+        whose: they are, for messages.
     """
 
-    def __init__(self, templates: Sequence[str], renderer: Renderer | None = None) -> None:
+    def __init__(self, templates: Sequence[str], renderer: Renderer | None = None, *, whose: str = MODELS_OWN) -> None:
+        self._whose = whose
         self.templates = tuple(templates)
         self.refusal = None if templates else NO_TEMPLATE
         """Why no conversation is answered, if none is."""
@@ -81,11 +87,11 @@ class ChatInspection:
             TemplateExcess: one takes more time or memory than a template needs; the model must not be loaded.
         """
         for template in self.templates:
-            for messages, variables in _PROBES:
+            for messages, variables in PROBES:
                 self._render(template, messages, variables)
         if self.templates:
             try:
-                self._renderer.render(self.templates[0], [_USER], {"bos_token": "", "eos_token": ""})
+                self._renderer.render(self.templates[0], [_USER], {"bos_token": "", "eos_token": ""}, whose=self._whose)
             except TemplateDropsMessage as error:
                 self.refusal = f"{error.what}, so no conversation is answered"
             except TemplateExcess:
@@ -133,14 +139,14 @@ class ChatInspection:
         """
         variables = {"bos_token": "", "eos_token": "", **variables}
         try:
-            self._renderer.render(template, messages, variables, check=False)
+            self._renderer.render(template, messages, variables, check=False, whose=self._whose)
             return None
         except TemplateExcess:
             raise
         except RuntimeFailure as error:
             failure = error
         try:
-            self._renderer.render(template, _in_order(messages), variables)
+            self._renderer.render(template, _in_order(messages), variables, whose=self._whose)
         except TemplateDropsMessage:
             return None
         except TemplateExcess:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from dfqs.progress import Progress
+from dfqs.runtime.given_template import GivenTemplate
 from dfqs.runtime.library import Library
 from dfqs.runtime.model import Model
 
@@ -169,3 +170,36 @@ class Mapped:
 
     def accompany(self, library: Library, progress: Progress) -> ServerCompanion | None:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Templated:
+    """A model loaded as `order` says, that converses by a template which it was given."""
+
+    order: LoadOrder
+    template: GivenTemplate
+
+    @property
+    def load_mode(self) -> str:
+        return self.order.load_mode
+
+    @property
+    def repack(self) -> bool:
+        return self.order.repack
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.order.is_streamed
+
+    def load(self, library: Library, path: Path, progress: Progress) -> LoadedModel:
+        loaded = self.order.load(library, path, progress)
+        loaded.model.use_template(self.template)
+        return loaded
+
+    def accompany(self, library: Library, progress: Progress) -> ServerCompanion | None:
+        return self.order.accompany(library, progress)
+
+
+def with_template(order: LoadOrder, template: GivenTemplate | None) -> LoadOrder:
+    """The order, with a template where one is given."""
+    return order if template is None else Templated(order, template)

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from dfqs.errors import RuntimeFailure, UsageError, printable
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime import abi
+from dfqs.runtime.given_template import GivenTemplate
 from dfqs.runtime.library import Library
 from dfqs.runtime.log_lines import logged_reason, parse_buffers
-from dfqs.runtime.messages import Conversation
+from dfqs.runtime.messages import MODELS_OWN, Conversation
 from dfqs.runtime.observe import GraphCallback
 from dfqs.runtime.rendering import shared
 from dfqs.storage.closing import Closing
@@ -37,6 +38,9 @@ class Model(Closing):
         RuntimeFailure: llama.cpp refused the file; says why.
         Stopped: a stop was requested while loading.
     """
+
+    given_template: GivenTemplate | None = None
+    """Used in place of the file's own; see `use_template`."""
 
     def __init__(
         self,
@@ -148,9 +152,18 @@ class Model(Closing):
         return bool(self.library.llama_vocab_is_eog(self.vocab, token))
 
     def chat_template(self) -> str | None:
-        """The Jinja template that the file carries, if any."""
+        """The Jinja template that is used: one that was given, else the one that the file carries, if any."""
+        if self.given_template is not None:
+            return self.given_template.text
         template = self.library.llama_model_chat_template(self.handle, None)
         return template.decode("utf-8", "replace") if template else None
+
+    def use_template(self, given: GivenTemplate) -> None:
+        """Render conversations with a template that was given. One that is the file's own changes nothing, and what is
+        measured with it is measured under the same conditions."""
+        self.given_template = None
+        if not given.is_that_of(self.chat_template()):
+            self.given_template = given
 
     def apply_chat_template(
         self, messages: Conversation, *, add_generation_prompt: bool = True, **variables: Any
@@ -170,7 +183,9 @@ class Model(Closing):
         """
         template = self.chat_template()
         if template is None:
-            raise RuntimeFailure(f"{self.path} has no chat template; give it plain text (--raw)")
+            raise RuntimeFailure(
+                f"{self.path} has no chat template; give it one (--chat-template FILE), or plain text (--raw)"
+            )
         # As llama.cpp's server has it: models that can think do, unless told otherwise.
         variables.setdefault("enable_thinking", True)
         variables |= {
@@ -178,7 +193,9 @@ class Model(Closing):
             "eos_token": self._special_text(self.eos),
             "add_generation_prompt": add_generation_prompt,
         }
-        return shared.render(template, messages, variables, check_stop=self.library.stop.raise_if_requested)
+        whose = self.given_template.whose if self.given_template is not None else MODELS_OWN
+        check_stop = self.library.stop.raise_if_requested
+        return shared.render(template, messages, variables, whose=whose, check_stop=check_stop)
 
     def tokenize_chat(self, rendered: str) -> list[int]:
         """Tokens of a rendered conversation. BOS comes from the template or from the model, never twice."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfqs.errors import RuntimeFailure, printable
-from dfqs.runtime.messages import Conversation, TemplateDropsMessage
+from dfqs.runtime.messages import MODELS_OWN, Conversation, TemplateDropsMessage, TemplateFailure
 
 _PIECE = 1 << 16
 _ESCAPED_BYTES = 12
@@ -65,6 +65,7 @@ class Renderer:
         variables: Mapping[str, Any] | None = None,
         *,
         check: bool = True,
+        whose: str = MODELS_OWN,
         check_stop: Callable[[], object] = lambda: None,
     ) -> str:
         """Text of a conversation; see `dfqs.runtime.template.render_conversation`.
@@ -72,6 +73,7 @@ class Renderer:
         Args:
             variables: what else the template knows, as JSON can say it.
             check: refuse where the text of a message is not in the rendered one.
+            whose: which template it is, for messages.
             check_stop: called ten times a second; what it raises ends the rendering.
 
         Raises:
@@ -87,7 +89,7 @@ class Renderer:
             )
         with self._lock:
             try:
-                answer = self._ask(request, check_stop)
+                answer = self._ask(request, check_stop, whose)
             except BaseException:
                 self._end()
                 raise
@@ -96,12 +98,16 @@ class Renderer:
         if "text" in answer:
             return str(answer["text"])
         if answer.get("excess") == "text":
-            raise _exceeded(f"more than {self.limits.text_characters:,} characters of text")
+            raise _exceeded(f"more than {self.limits.text_characters:,} characters of text", whose)
+        if answer.get("excess") == "depth":
+            raise _exceeded("more than Python's stack holds", whose)
         if "excess" in answer:
-            raise _exceeded(f"more than {self.limits.memory_bytes >> 20} MiB of memory")
+            raise _exceeded(f"more than {self.limits.memory_bytes >> 20} MiB of memory", whose)
         if "drops" in answer:
-            what, way_out = map(str, answer["drops"])
-            raise TemplateDropsMessage(what, way_out)
+            role, way_out = map(str, answer["drops"])
+            raise TemplateDropsMessage(role, way_out, whose)
+        if "does" in answer:
+            raise TemplateFailure(str(answer["does"]), whose)
         raise RuntimeFailure(str(answer["failure"]))
 
     def close(self) -> None:
@@ -109,7 +115,7 @@ class Renderer:
         with self._lock:
             self._end()
 
-    def _ask(self, request: bytes, check_stop: Callable[[], object]) -> dict[str, Any]:
+    def _ask(self, request: bytes, check_stop: Callable[[], object], whose: str) -> dict[str, Any]:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         deadline = time.monotonic() + self.limits.wall_s
@@ -118,20 +124,20 @@ class Renderer:
         while not answer.endswith(b"\n"):
             check_stop()
             if time.monotonic() > deadline:
-                raise _exceeded(f"more than {self.limits.wall_s:g} s")
+                raise _exceeded(f"more than {self.limits.wall_s:g} s", whose)
             readable, writable, _ = select.select([reading], [writing] if rest else [], [], _POLL_S)
             if writable:
                 try:
                     rest = rest[os.write(writing, rest[:_PIECE]) :]
                 except BrokenPipeError:
-                    raise self._died(process) from None
+                    raise self._died(process, whose) from None
             if readable:
                 piece = os.read(reading, _PIECE)
                 if not piece:
-                    raise self._died(process)
+                    raise self._died(process, whose)
                 answer += piece
                 if len(answer) > _ESCAPED_BYTES * (self.limits.text_characters + 1024):
-                    raise _exceeded(f"more than {self.limits.text_characters:,} characters of text")
+                    raise _exceeded(f"more than {self.limits.text_characters:,} characters of text", whose)
         document = json.loads(answer)
         if not isinstance(document, dict):
             raise RuntimeFailure("the process that renders chat templates gave no answer")
@@ -153,13 +159,13 @@ class Renderer:
             os.set_blocking(self._process.stdin.fileno(), False)
         return self._process
 
-    def _died(self, process: subprocess.Popen[bytes]) -> TemplateExcess:
+    def _died(self, process: subprocess.Popen[bytes], whose: str) -> TemplateExcess:
         """Of time, or of something that Python does not survive (a nesting too deep for the C stack, say)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_GRACE_S)
         if process.returncode is not None and -process.returncode in _TIME_SIGNALS:
-            return _exceeded(f"more than {self.limits.cpu_s} s of CPU time")
-        return _exceeded(f"more than its process could give (code {process.returncode})")
+            return _exceeded(f"more than {self.limits.cpu_s} s of CPU time", whose)
+        return _exceeded(f"more than its process could give (code {process.returncode})", whose)
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -180,7 +186,5 @@ shared = Renderer()
 """The rendering process of this process."""
 
 
-def _exceeded(what: str) -> TemplateExcess:
-    return TemplateExcess(
-        f"the model's chat template takes {printable(what)}; no honest one does. --raw does without it"
-    )
+def _exceeded(what: str, whose: str) -> TemplateExcess:
+    return TemplateExcess(f"{whose} takes {printable(what)}; no honest one does. --raw does without it")

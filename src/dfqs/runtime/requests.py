@@ -61,9 +61,12 @@ class SessionInfo:
     settings: ContextSettings
     """As it was made."""
     chat_template: bool
+    """There is one: the model's, or one that was given."""
     load_s: float
     notices: tuple[str, ...]
     """For the user: what was asked for and not granted."""
+    given_template_sha256: str | None = None
+    """Of a chat template that is used in place of the model's own."""
 
 
 @dataclass(frozen=True, slots=True)

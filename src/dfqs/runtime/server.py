@@ -61,7 +61,10 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
         RuntimeFailure: llama.cpp refused the model or the settings.
         WorkerCrash: it died.
     """
-    inspection = ChatInspection(settings.templates)
+    given = settings.given_template
+    inspection = (
+        ChatInspection(settings.templates) if given is None else ChatInspection([given.text], whose=given.whose)
+    )
     beyond = not is_loopback(settings.host)
     admission = make_admission(beyond, settings.allow_hosts, settings.allow_origins, settings.host)
     key, rules = make_key(settings.api_key), BodyRules(settings.parallel)

@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dfqs.errors import RuntimeFailure, printable
-from dfqs.runtime.messages import Conversation, TemplateDropsMessage
+from dfqs.runtime.messages import Conversation, TemplateDropsMessage, TemplateFailure
 
 THINKING_MARKS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),
@@ -73,13 +73,13 @@ def render_chat(template: str, messages: Conversation, *, add_generation_prompt:
             messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **variables
         )
     except TemplateRefusal as error:
-        raise RuntimeFailure(f"the model's chat template refuses this conversation: {printable(str(error))}") from None
-    except MemoryError:
+        raise TemplateFailure(f"refuses this conversation: {printable(str(error))}") from None
+    except (MemoryError, RecursionError):
         raise
     except Exception as error:
         # A template can raise anything that the expressions in it can raise.
         detail = printable(f"{type(error).__name__}: {error}", 200)
-        raise RuntimeFailure(f"the model's chat template failed ({detail}); --raw does without it") from None
+        raise TemplateFailure(f"failed ({detail}); --raw does without it") from None
 
 
 def render_conversation(
@@ -110,7 +110,7 @@ def render_conversation(
             return text
         role = missing or "user"
         way_out = "--raw does without the template" if role == "user" else "say it in the prompt, or do without it"
-        failures.append(TemplateDropsMessage(f"the model's chat template drops the {role} message", way_out))
+        failures.append(TemplateDropsMessage(role, way_out))
     # The first says what the template makes of the conversation as it was given.
     raise failures[0]
 

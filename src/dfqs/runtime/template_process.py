@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from dfqs.errors import RuntimeFailure
-from dfqs.runtime.messages import TemplateDropsMessage
+from dfqs.runtime.messages import TemplateDropsMessage, TemplateFailure
 from dfqs.runtime.template import render_chat, render_conversation
 
 
@@ -40,11 +40,15 @@ def _answer(line: bytes, output_bytes: int) -> bytes:
             return b'{"excess": "text"}'
         return json.dumps({"text": text}).encode()
     except TemplateDropsMessage as error:
-        return json.dumps({"drops": [error.what, error.way_out]}).encode()
+        return json.dumps({"drops": [error.role, error.way_out]}).encode()
+    except TemplateFailure as error:
+        return json.dumps({"does": error.does}).encode()
     except RuntimeFailure as error:
         return json.dumps({"failure": str(error)}).encode()
     except MemoryError:
         return b'{"excess": "memory"}'
+    except RecursionError:
+        return b'{"excess": "depth"}'
     except Exception as error:
         # A variable by the name of an argument, say: whoever asks can choose them.
         return json.dumps({"failure": f"the chat template cannot be rendered ({type(error).__name__})"}).encode()

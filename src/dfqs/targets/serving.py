@@ -29,12 +29,20 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(model: Path, *, port: int, context_tokens: int | None, api_key: str | None) -> Iterator[Served]:
+def served(
+    model: Path,
+    *,
+    port: int,
+    context_tokens: int | None,
+    api_key: str | None,
+    chat_template: Path | None = None,
+) -> Iterator[Served]:
     """A server for a model, loaded and answering inside the block; it ends with it.
 
     Args:
         port: 0 takes any that is free.
         context_tokens: None: as `dfqs serve` chooses.
+        chat_template: a file with one, in place of the model's own.
 
     Raises:
         RuntimeFailure: it did not come up; it has said why on stderr.
@@ -42,6 +50,8 @@ def served(model: Path, *, port: int, context_tokens: int | None, api_key: str |
     words = [sys.executable, "-m", "dfqs", "serve", str(model), "--port", str(port), "--json"]
     if context_tokens is not None:
         words += ["--ctx", str(context_tokens)]
+    if chat_template is not None:
+        words += ["--chat-template", str(chat_template)]
     environment = dict(os.environ)
     if api_key is not None:
         # Not among the words, which every user of the machine can read.

@@ -42,6 +42,8 @@ class RunSettings(Record):
     """As the template was asked; null: not asked."""
     thinking_tokens: int | None = None
     """That a thought might take; null: no limit of its own."""
+    template_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
+    """Of a chat template that was given in place of the model's own; told only where one was."""
 
 
 class RunDocument(Document):
@@ -97,6 +99,7 @@ class RunDocument(Document):
                 type_k=info.settings.type_k,
                 type_v=info.settings.type_v,
                 tuned=session.tuned,
+                template_sha256=info.given_template_sha256,
             ),
         )
 
@@ -142,6 +145,8 @@ class ServeDocument(Document):
     omp_wait_policy: str
     cache_bytes: int | None = None
     """For experts that stream from disk; null where all weights are in memory."""
+    template_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
+    """Of a chat template that was given in place of the model's own; told only where one was."""
 
     @classmethod
     def of(cls, listening: Listening, settings: ServerSettings, cache_bytes: int | None = None) -> "ServeDocument":
@@ -158,4 +163,5 @@ class ServeDocument(Document):
             threads=listening.threads,
             omp_wait_policy=listening.omp_wait_policy,
             cache_bytes=cache_bytes,
+            template_sha256=settings.given_template.sha256 if settings.given_template else None,
         )
