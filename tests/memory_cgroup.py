@@ -32,12 +32,18 @@ def memory_group(limit_bytes: int) -> Iterator[Path | None]:
         path.rmdir()
 
 
-def run_in_group(group: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run_in_group(group: Path, command: Sequence[str], seconds: float = 300) -> subprocess.CompletedProcess[str]:
     """Run a command, all of its processes within the group."""
 
     def enter() -> None:
         (group / "cgroup.procs").write_text(str(os.getpid()))
 
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, preexec_fn=enter, stdin=subprocess.DEVNULL
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        preexec_fn=enter,
+        stdin=subprocess.DEVNULL,
     )

@@ -16,6 +16,7 @@ import streaming_jobs
 from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.runtime import Worker
 from fixtures_moe import write_tiny_moe
+from fuse_folder import NAME, fuse_folder
 from memory_cgroup import memory_group, run_in_group
 from runtime_functions import WORKER_ENV
 
@@ -131,10 +132,36 @@ def test_a_disk_that_fails_in_the_middle_of_reading_is_named_with_the_file(
             gate.touch()
 
         sentence = fail_while_running(path, cache_bytes, break_disk, gate)
-    # What fails first may be a row of the embeddings, which llama.cpp itself reads from the mapping.
+    assert names_what_failed(sentence, path, read_by_us=cache_bytes > 0)
+
+
+def names_what_failed(sentence: str, path: Path, read_by_us: bool) -> bool:
+    """What fails first may be a row of the embeddings, which llama.cpp itself reads from the mapping."""
     died = sentence.startswith("llama.cpp died with SIGBUS while answering: ") and f"bytes of {path}" in sentence
     said = f"{path} cannot be read at byte " in sentence and "Input/output error" in sentence
-    assert died or (said and cache_bytes)
+    return died or (said and read_by_us)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("cache_bytes", [30_000, 0])
+def test_a_file_system_in_user_space_that_begins_to_fail_is_a_sentence_and_no_hang(
+    model: Path, tmp_path: Path, cache_bytes: int
+) -> None:
+    broken, gate, place = tmp_path / "broken", tmp_path / "go", tmp_path / "mount"
+    place.mkdir()
+    with fuse_folder(place, model, broken=broken) as why:
+        if why:
+            pytest.skip(f"no FUSE here: {why}")
+        path = place / NAME
+
+        def break_folder(_: Worker) -> None:
+            broken.touch()
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            gate.touch()
+
+        sentence = fail_while_running(path, cache_bytes, break_folder, gate)
+    assert names_what_failed(sentence, path, read_by_us=cache_bytes > 0)
 
 
 _CROWDED = """

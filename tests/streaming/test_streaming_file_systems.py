@@ -15,6 +15,7 @@ from dfqs.streaming.layout import plan_layout
 from dfqs.streaming.mechanism import Choice, Mechanism, choose_mechanism
 from dfqs.streaming.surroundings import read_facts
 from fixtures_moe import write_tiny_moe
+from fuse_folder import NAME, fuse_folder
 from runtime_functions import WORKER_ENV
 
 TOKENS = [(7 * i * i + 13 * i) % 4000 for i in range(60)]
@@ -32,10 +33,16 @@ def run(command: Sequence[str | Path]) -> None:
 
 
 @contextlib.contextmanager
-def mounted(kind: str, tmp_path: Path) -> Iterator[Path]:
-    """A file system of this kind, empty and writable."""
+def mounted(kind: str, tmp_path: Path, here: Path) -> Iterator[Path]:
+    """The file `here` on a file system of this kind."""
     place = tmp_path / "mount"
     place.mkdir()
+    if kind.startswith("fuse"):
+        with fuse_folder(place, here, refuses_direct=kind.endswith("refusing")) as why:
+            if why:
+                pytest.skip(f"no FUSE here: {why}")
+            yield place / NAME
+        return
     if kind == "tmpfs":
         run(["mount", "-t", "tmpfs", "none", place])
     elif kind == "overlay":
@@ -53,7 +60,9 @@ def mounted(kind: str, tmp_path: Path) -> Iterator[Path]:
         run([f"mkfs.{name}", "-q", image])
         run(["mount", "-t", name, "-o", ",".join(filter(None, ["loop", options])), image, place])
     try:
-        yield place
+        path = Path(shutil.copy(here, place / NAME))
+        subprocess.run(["sync", "-f", str(path)], check=True)
+        yield path
     finally:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
@@ -72,15 +81,15 @@ def choose(path: Path) -> Choice:
         ("xfs", Mechanism.CACHE),
         ("btrfs", None),
         ("btrfs compress-force=zstd", Mechanism.HINTS),
+        ("fuse", Mechanism.CACHE),
+        ("fuse refusing", Mechanism.HINTS),
     ],
 )
 def test_a_model_says_the_same_on_every_file_system_in_the_way_that_is_chosen_there(
     kind: str, mechanism: Mechanism | None, tmp_path: Path, smollm2_gguf: Path
 ) -> None:
     here = write_tiny_moe(tmp_path / "m.gguf", smollm2_gguf, "qwen3moe", alignment=4096)
-    with mounted(kind, tmp_path) as place, Worker(threads=2, omp_wait_policy="passive", env=WORKER_ENV) as worker:
-        path = Path(shutil.copy(here, place / "m.gguf"))
-        subprocess.run(["sync", "-f", str(path)], check=True)
+    with mounted(kind, tmp_path, here) as path, Worker(threads=2, omp_wait_policy="passive", env=WORKER_ENV) as worker:
         wanted = worker.call(streaming_jobs.run_in_memory, [here], TOKENS)
         choice = choose(path)
 

@@ -25,13 +25,13 @@ NEARLY_CHECKED, NEARLY_EVALUATED = 615_000_000, 590_000_000
 experts for every token, and with room for two each token would read all of them again, for minutes."""
 
 
-def run_within(ram: int, arguments: Sequence[str | Path]) -> dict[str, Any]:
+def run_within(ram: int, arguments: Sequence[str | Path], seconds: float = 300) -> dict[str, Any]:
     """A command in a group that may hold no more than it was told to take; its document."""
     command = [sys.executable, "-m", "dfqs", *map(str, arguments), "--ram", str(ram), "--json"]
     with memory_group(ram) as group:
         if group is None:
             pytest.skip("no control group can be made here")
-        ended = run_in_group(group, command)
+        ended = run_in_group(group, command, seconds)
         version_1 = (group / "memory.oom_control").exists()
         told = (group / ("memory.oom_control" if version_1 else "memory.events")).read_text()
     assert ended.returncode == 0, ended.stderr
@@ -112,7 +112,7 @@ def test_an_evaluation_stays_within_the_memory_it_was_given_and_says_how_it_was_
     arguments: list[str | Path] = ["eval", embedded_model, "-o", tmp_path / "out", "--suite", "quick", "--limit", "1"]
 
     ram = NEARLY_EVALUATED
-    report = run_within(ram, [*arguments, "--only", "reasoning,speed"])
+    report = run_within(ram, [*arguments, "--only", "reasoning,speed"], seconds=1800)
 
     assert report["conditions"]["score"]["numerics"]["repack"] is False
     assert report["conditions"]["speed"]["load_mode"] == "streamed"
