@@ -5,9 +5,10 @@
 Arms, in turns within a round: `ours`; `llama-server` with its prompt cache, its defaults and its own flash attention;
 the same with flash attention off, which is what ours computes; `ours again`, the control; `naive`, each question with
 its document through an empty cache, in the batches of ours. All write the same number of tokens after the same tokens.
-A process whose turn it is not is stopped, for threads of OpenMP may wait busily. llama-server tells how many tokens of
-a prompt it computed (`timings.prompt_n`). Beside the seconds stand those of the processor: with one thread they tell
-of a machine that is busy with other things, too.
+A server is started for each of its turns, and asked for something else before the clock runs: in a second round it
+would find the prompts of the first in its cache. A process whose turn it is not is stopped, for threads of OpenMP may
+wait busily. llama-server tells how many tokens of a prompt it computed (`timings.prompt_n`). Beside the seconds stand
+those of the processor: with one thread they tell of a machine that is busy with other things, too.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,19 +30,17 @@ import psutil
 
 import context_jobs
 from dfqs.evaluate import jobs
-from dfqs.evaluate.answerer import Asking
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import DOCUMENTS, GrowingDocument, plan_questions
-from dfqs.evaluate.documents import AskedQuestion, DocumentJob
-from dfqs.evaluate.jobs import Generated
+from dfqs.evaluate.documents import AskedAnswer, AskedQuestion, DocumentJob
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.speed import CPU_ONLY
 from dfqs.runtime import Worker
 from runtime_functions import WORKER_ENV
 
-Arm = Callable[[], tuple[int, list[str]]]
-"""Tokens that were prefilled, and the answers."""
+SERVERS = {"llama-server": "auto", "llama-server -fa off": "off"}
+ARMS = ("ours", *SERVERS, "ours again", "naive")
 
 
 def plan_jobs(model: Path, lengths: list[int], count: int, max_tokens: int) -> list[DocumentJob]:
@@ -56,9 +55,8 @@ def plan_jobs(model: Path, lengths: list[int], count: int, max_tokens: int) -> l
         for length in lengths:
             lines = sizes[length][document.number]
             questions = [q for q in plan_questions(documents, sizes[length], count) if q.document == document.number]
-            asking = Asking(length, document, lines, tuple(stops), tuple(questions), max_tokens)
             pieces = (document.vocabulary.opening, *map(document.line, range(lines)))
-            asked = tuple(AskedQuestion(question.text) for question in asking.questions)
+            asked = tuple(AskedQuestion(question.text, document.stem(question.kind)) for question in questions)
             found.append(DocumentJob(pieces, tuple(1 + stop for stop in stops), asked, max_tokens))
             stops.append(lines)
     return found
@@ -82,6 +80,7 @@ def llama_server(model: Path, context_tokens: int, threads: int, flash: str) -> 
 
 
 def ask_server(address: str, prompts: list[list[int]], max_tokens: int) -> tuple[int, list[str]]:
+    """Tokens that were prefilled, and the answers."""
     prefilled, answers = 0, []
     for prompt in prompts:
         asked = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "cache_prompt": True}
@@ -93,11 +92,41 @@ def ask_server(address: str, prompts: list[list[int]], max_tokens: int) -> tuple
     return prefilled, answers
 
 
+def ask_worker(worker: Worker, asked: list[DocumentJob], context_tokens: int, *, afresh: bool) -> tuple[int, list[str]]:
+    """The same of our worker, which reads every document once, or for every question."""
+    answers: list[str] = []
+    prefilled = 0
+
+    def take(event: object) -> None:
+        if isinstance(event, AskedAnswer):
+            answers.append(event.written.text)
+
+    calls = worker.reporting(take)
+    for job in asked:
+        if afresh:
+            work = calls.call(context_jobs.ask_afresh, job, context_tokens)
+        else:
+            work = calls.call(jobs.ask_document, job, Numerics(), context_tokens)
+        prefilled += work.document + work.questions
+    return prefilled, answers
+
+
 @contextmanager
-def running(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGCONT)
+def awake(worker: Worker) -> Iterator[int]:
+    """Its process, which is stopped otherwise."""
+    os.kill(worker.pid, signal.SIGCONT)
+    try:
+        yield worker.pid
+    finally:
+        os.kill(worker.pid, signal.SIGSTOP)
+
+
+@contextmanager
+def timed(pid: int, seconds: list[float], cpu: list[float]) -> Iterator[None]:
+    started, before = time.perf_counter(), processor_s(pid)
     yield
-    os.kill(pid, signal.SIGSTOP)
+    seconds.append(time.perf_counter() - started)
+    cpu.append(processor_s(pid) - before)
 
 
 def main() -> None:
@@ -109,65 +138,36 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-rounds", type=int, default=1, help="how many of the rounds have the naive arm")
-    parser.add_argument("--arms", help="some of them, separated by commas; `ours` first")
+    parser.add_argument("--arms", default=",".join(ARMS), help="some of them, separated by commas; `ours` first")
     options = parser.parse_args()
     lengths = [int(length) for length in options.lengths.split(",")]
     context_tokens = max(lengths) + 64
     asked = plan_jobs(options.model, lengths, options.questions, options.max_tokens)
+    arms = options.arms.split(",")
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    cpu: dict[str, list[float]] = {name: [] for name in arms}
+    results: dict[str, tuple[int, list[str]]] = {}
 
-    with (
-        Worker(threads=options.threads, env=WORKER_ENV) as worker,
-        llama_server(options.model, context_tokens, options.threads, "auto") as (plain, plain_pid),
-        llama_server(options.model, context_tokens, options.threads, "off") as (off, off_pid),
-    ):
+    with Worker(threads=options.threads, env=WORKER_ENV) as worker:
         worker.call(jobs.open_model, options.model, CPU_ONLY)
         prompts = [prompt for job in asked for prompt in worker.call(context_jobs.read_prompts, job, context_tokens)]
-
-        def ours(afresh: bool) -> tuple[int, list[str]]:
-            answers: list[str] = []
-
-            def take(event: object) -> None:
-                if isinstance(event, tuple) and isinstance(event[2], Generated):
-                    answers.append(event[2].text)
-
-            work = []
-            for job in asked:
-                calls = worker.reporting(take)
-                if afresh:
-                    work.append(calls.call(context_jobs.ask_afresh, job, context_tokens))
-                else:
-                    work.append(calls.call(jobs.ask_document, job, Numerics(), context_tokens))
-            return sum(each.document + each.questions for each in work), answers
-
-        arms: dict[str, tuple[int, Arm]] = {
-            "ours": (worker.pid, lambda: ours(False)),
-            "llama-server": (plain_pid, lambda: ask_server(plain, prompts, options.max_tokens)),
-            "the same, flash attention off": (off_pid, lambda: ask_server(off, prompts, options.max_tokens)),
-            "ours again": (worker.pid, lambda: ours(False)),
-            "naive": (worker.pid, lambda: ours(True)),
-        }
-        if options.arms:
-            arms = {name: arms[name] for name in options.arms.split(",")}
-        pids = {pid for pid, _ in arms.values()}
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        cpu: dict[str, list[float]] = {name: [] for name in arms}
-        results: dict[str, tuple[int, list[str]]] = {}
+        os.kill(worker.pid, signal.SIGSTOP)
         try:
-            for number in range(options.rounds):
-                for name, (pid, arm) in arms.items():
-                    if name == "naive" and number >= options.naive_rounds:
-                        continue
-                    with running(pid):
-                        started, before = time.perf_counter(), processor_s(pid)
-                        results[name] = arm()
-                        seconds[name].append(time.perf_counter() - started)
-                        cpu[name].append(processor_s(pid) - before)
-                    print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
+            for number, name in ((number, name) for number in range(options.rounds) for name in arms):
+                if name == "naive" and number >= options.naive_rounds:
+                    continue
+                if name in SERVERS:
+                    running = llama_server(options.model, context_tokens, options.threads, SERVERS[name])
+                    with running as (address, pid):
+                        ask_server(address, [prompts[0][:1] * 32], options.max_tokens)
+                        with timed(pid, seconds[name], cpu[name]):
+                            results[name] = ask_server(address, prompts, options.max_tokens)
+                else:
+                    with awake(worker) as pid, timed(pid, seconds[name], cpu[name]):
+                        results[name] = ask_worker(worker, asked, context_tokens, afresh=name == "naive")
+                print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
         finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+            os.kill(worker.pid, signal.SIGCONT)
     print(f"lengths {lengths}, {DOCUMENTS} documents, {len(prompts)} questions, {options.max_tokens} tokens written")
     show(len(prompts), seconds, cpu, results)
 

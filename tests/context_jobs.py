@@ -14,7 +14,8 @@ def read_prompts(worker: WorkerContext, job: DocumentJob, context_tokens: int) -
     context = jobs._context(worker, jobs.document_settings(Numerics(), context_tokens))
     reader = document_reader(worker, model, context, jobs._frame(model, False))
     tokens, _ = reader.document_tokens(job)
-    return [tokens + reader.question_tokens(question.text) for question in job.questions]
+    asked = (reader.question_tokens(question) for question in job.questions)
+    return [tokens + stem + rest for stem, rest in asked]
 
 
 def ask_afresh(worker: WorkerContext, job: DocumentJob, context_tokens: int) -> TokenWork:

@@ -93,6 +93,21 @@ def test_a_curve_reads_each_document_once_and_answers_as_a_run_that_reads_it_for
     assert read == longest <= lengths[-1]
 
 
+def test_questions_of_a_kind_share_their_beginning_and_are_answered_as_if_each_were_alone(tiny_deepseek4: Path) -> None:
+    with LocalAnswerer(tiny_deepseek4, threads=1, max_context=512) as target:
+        together = ask(target, 400, count=20)
+        work, size = target.work, target.size(DOCUMENT, 400)
+        alone = ask(target, 400, slice(5, 6), count=20)
+
+    assert alone == together[5:6]
+    kinds = [question.kind for question in plan_questions([DOCUMENT], [size.lines], 20)]
+    answers = [answer for answer, _ in together]
+    stems = {kind: answer.stem_tokens or 0 for kind, answer in zip(kinds, answers, strict=True)}
+    assert len(kinds) > len(stems) == 4 and min(stems.values()) >= 4
+    own = [answer.prompt_tokens - size.tokens - stems[kind] for kind, answer in zip(kinds, answers, strict=True)]
+    assert work.questions == sum(own) + sum(stems.values())
+
+
 def test_a_length_includes_its_question_and_answer(tiny_deepseek4: Path) -> None:
     with LocalAnswerer(tiny_deepseek4, threads=1, max_context=2048) as target:
         used = [answer.prompt_tokens + answer.generated_tokens for answer, _ in ask(target, 400)]

@@ -12,12 +12,15 @@ from pydantic import ValidationError
 from dfqs.evaluate.answerer import Answerer, AnswererInfo
 from dfqs.evaluate.conditions import Numerics, ScoreConditions
 from dfqs.evaluate.run import Request, score_conditions
+from dfqs.evaluate.scores import Completion, ScoredItem, Verdict
 from dfqs.evaluate.speed import DecodeRun, summarise
+from dfqs.evaluate.stored import StoredPlan, plan_keys
 from dfqs.evaluate.suites import QUICK
 from dfqs.gguf.types import GGMLType
 from dfqs.hardware import Machine, default_threads, measure_copy_bandwidth, read_machine
 from dfqs.model.spec import ModelSpec, Role, RoleSize, bytes_per_token
 from dfqs.report import Report
+from dfqs.report.context import context_detail
 from dfqs.report.markdown import render_markdown, render_summary
 from dfqs.report.record import build_report
 from dfqs.report.schema import SCHEMA_FILE, Artifact, Conditions, Details, Metrics, json_schema
@@ -223,3 +226,32 @@ def test_every_condition_that_can_change_a_score_changes_its_fingerprint() -> No
 
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
     assert score_conditions(target, Request(QUICK, threads=7), None).fingerprint == base.fingerprint
+
+
+def test_what_questions_of_a_kind_begin_with_is_counted_once_a_document_and_length() -> None:
+    places = [(kind, document) for kind in ("single", "chain") for document in (0, 1) for _ in range(2)]
+    plan = StoredPlan(
+        notes=[*range(8)],
+        depths=[0.5] * 8,
+        kinds=[kind for kind, _ in places],
+        documents=[document for _, document in places],
+        document_lines=[9, 9],
+        document_tokens=[100, 110],
+    )
+    results: dict[str, Any] = {"256/plan": plan.model_dump(mode="json")}
+    for key, (kind, document) in zip(plan_keys(256, plan), places, strict=True):
+        completion = Completion(
+            text="1", finish_reason="stop", prompt_tokens=130 + document, generated_tokens=3, stem_tokens=7
+        )
+        place: dict[str, str | int | float] = {"kind": kind, "document": document, "depth": 0.5, "length_tokens": 256}
+        item = ScoredItem(stage="context", item=key, verdict=Verdict.WRONG, completion=completion, place=place)
+        results[key] = item.model_dump(mode="json")
+
+    detail = context_detail([256], results, {})
+
+    assert detail is not None and detail.tokens is not None
+    # Four questions behind 100 tokens and four behind 110; a stem of 7 for two kinds and two documents.
+    assert detail.tokens.documents == [100, 110]
+    assert detail.tokens.questions == 4 * (30 - 7) + 4 * (21 - 7) + 4 * 7
+    assert detail.tokens.unshared == 4 * 133 + 4 * 134
+    assert detail.tokens.saved == detail.tokens.unshared - 210 - detail.tokens.questions - 24

@@ -18,6 +18,9 @@ class Numerics(Record):
     document_ubatch: AtLeastOne | None = Field(default=None, exclude_if=lambda width: width is None)
     """Tokens of a document that are computed at once, where its context is so long that `ubatch` of them take too much
     memory; None: `ubatch`."""
+    question_pieces: AtLeastOne = Field(default=1, exclude_if=lambda version: version == 1)
+    """Version of the pieces that questions about a document, and given answers, are computed in
+    (`dfqs.evaluate.documents.PIECES`). Told from the second on."""
     parallel: AtLeastOne = 1
     swa_full: bool = False
     repack: bool = Field(default=True, exclude_if=bool)

@@ -86,19 +86,29 @@ class GrowingDocument:
         Args:
             blocks: of the document that have their question of this kind; near misses are taken from them.
         """
-        words = self.vocabulary
+        if kind == CHAIN:
+            text = self._question(kind).format(name=self._variable(block, 2))
+        else:
+            text = self._question(kind).format(**self._name(kind, block))
         if kind == COUNT:
             rings = self._rings(block)
             others = tuple(str(count) for count in range(1, MOST_COUNTED + 1) if count != rings)
-            text = words.count_question.format(**self._name(COUNT, block))
             return Question(self.number, kind, block, depth, text, str(rings), others)
-        if kind == CHAIN:
-            text = words.chain_question.format(name=self._variable(block, 2))
-        else:
-            question = words.question if kind == SINGLE else words.key_question
-            text = question.format(**self._name(kind, block))
         answer = self._answer(kind, block)
         return Question(self.number, kind, block, depth, text, answer, self._near_misses(kind, block, blocks, answer))
+
+    def stem(self, kind: str) -> str:
+        """What every question of a kind begins with."""
+        return self._question(kind).partition("{")[0]
+
+    def _question(self, kind: str) -> str:
+        words = self.vocabulary
+        return {
+            SINGLE: words.question,
+            KEYS: words.key_question,
+            CHAIN: words.chain_question,
+            COUNT: words.count_question,
+        }[kind]
 
     def _write_block(self, block: int) -> tuple[str, ...]:
         words, code = self.vocabulary, self._code

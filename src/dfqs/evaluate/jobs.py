@@ -192,12 +192,11 @@ def score_given(worker: WorkerContext, given: GivenTokens, numerics: Numerics, c
     context = _context(worker, context_settings(numerics, context_tokens, PROMPT_SEQUENCES))
     if len(asked) + max(map(len, given.answers)) + MINIMUM_WIDTH > context.n_ctx_sequence:
         return GivenAnswers(len(asked), None, "context", f"the prompt alone has {len(asked):,} tokens")
-    last = len(asked) - 1
     try:
         done = _read_head(worker, context, list(given.head), list(asked))
-        if done < last:
-            context.decode(asked[done:last], done, _PROMPT, logits="none")
-        scores = answer_scores(context, _PROMPT, _ANSWER, last, asked[last], given.answers)
+        logits = context.decode(asked[done:], done, _PROMPT)
+        assert logits is not None
+        scores = answer_scores(context, _PROMPT, _ANSWER, len(asked), logits, given.answers)
     except NonFiniteLogits as error:
         return GivenAnswers(len(asked), None, "error", str(error))
     return GivenAnswers(len(asked), scores)

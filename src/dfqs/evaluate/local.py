@@ -10,7 +10,15 @@ from dfqs.evaluate import jobs
 from dfqs.evaluate.answerer import Answered, AnswererInfo, Asking, DocumentSize, LengthFailure, LengthFault
 from dfqs.evaluate.conditions import Numerics
 from dfqs.evaluate.context import GrowingDocument, fitting_lines
-from dfqs.evaluate.documents import AnswerScores, AskedQuestion, DocumentJob, ReadSoFar, TokenWork
+from dfqs.evaluate.documents import (
+    PIECES,
+    AnswerScores,
+    AskedAnswer,
+    AskedQuestion,
+    DocumentJob,
+    ReadSoFar,
+    TokenWork,
+)
 from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, GivenAnswers, GivenTokens, OpenedModel
 from dfqs.evaluate.scores import CHOSEN, Completion, LikelihoodScore
 from dfqs.evaluate.speed import CPU_ONLY
@@ -95,7 +103,8 @@ class LocalAnswerer:
         self._threads = threads
         self._max_context = max_context
         self._order = order
-        self._numerics = document_numerics(self._model, max_context, Numerics(repack=order.repack))
+        numerics = Numerics(repack=order.repack, question_pieces=PIECES)
+        self._numerics = document_numerics(self._model, max_context, numerics)
         self._progress = progress
         self._thinking_tokens = thinking_tokens
         self._worker: Worker | None = None
@@ -222,24 +231,27 @@ class LocalAnswerer:
         """One prefill of the document as far as it is not read yet, and every question on a branch of it."""
         document, questions = asking.document, asking.questions
 
-        def take(event: ReadSoFar | tuple[int, int, Generated | None, AnswerScores | None]) -> None:
+        def take(event: ReadSoFar | AskedAnswer) -> None:
             if isinstance(event, ReadSoFar):
                 progress(event.tokens, event.of_tokens)
                 return
-            index, prompt_tokens, written, scores = event
-            asked = questions[index]
+            asked, scores = questions[event.index], event.scores
             likelihood = _likelihood(scores, asked.chance) if scores is not None else None
-            if written is not None:
-                completion = _completion(written, self._thinks)
+            if event.written is not None:
+                completion = _completion(event.written, self._thinks)
             else:
                 assert scores is not None, "an answer that is not written is chosen"
-                completion = _chosen((asked.answer, *asked.near_misses), scores, prompt_tokens)
-            on_answer(index, completion, likelihood)
+                completion = _chosen((asked.answer, *asked.near_misses), scores, event.prompt_tokens)
+            completion = completion.model_copy(update={"stem_tokens": event.stem_tokens or None})
+            on_answer(event.index, completion, likelihood)
 
         job = DocumentJob(
             (document.vocabulary.opening, *map(document.line, range(asking.lines))),
             tuple(1 + stop for stop in asking.stops),
-            tuple(AskedQuestion(each.text, (each.answer, *each.near_misses)) for each in questions),
+            tuple(
+                AskedQuestion(each.text, document.stem(each.kind), (each.answer, *each.near_misses))
+                for each in questions
+            ),
             asking.max_tokens if asking.written else 0,
         )
         try:

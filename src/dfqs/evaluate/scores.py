@@ -48,6 +48,9 @@ class Completion(Record):
     `chosen`: nothing was written, and `text` is the likeliest of the answers given."""
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
+    stem_tokens: Whole | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
+    """Of the prompt's: the words behind a document with which questions of its kind begin, computed once for those that
+    are asked in a row. None: it was computed by itself."""
     reasoning: str = Field(default="", exclude_if=operator.not_)
     """What it thought; kept, and never judged."""
 

@@ -174,6 +174,7 @@ def _tokens(lengths: Sequence[_Length]) -> ContextTokens | None:
     read: dict[int, int] = {}
     questions = answers = likelihoods = unshared = 0
     for each in lengths:
+        stems: dict[tuple[int, str], int] = {}
         for item in each.items:
             if item.completion.prompt_tokens is None:
                 return None
@@ -182,10 +183,14 @@ def _tokens(lengths: Sequence[_Length]) -> ContextTokens | None:
             read[number] = max(read.get(number, 0), document)
             generated = item.completion.generated_tokens or 0
             scored = item.likelihood.computed_tokens if item.likelihood is not None else 0
-            questions += item.completion.prompt_tokens - document
+            stem = item.completion.stem_tokens or 0
+            # Questions of a kind are asked in a row.
+            stems[number, str(_place(item, "kind"))] = stem
+            questions += item.completion.prompt_tokens - document - stem
             answers += generated
             likelihoods += scored
             unshared += item.completion.prompt_tokens + generated + scored
+        questions += sum(stems.values())
     documents = [read[number] for number in sorted(read)]
     computed = sum(documents) + questions + answers + likelihoods
     return ContextTokens(
