@@ -48,6 +48,7 @@ def test_the_largest_integers_and_the_deepest_document_pass_so_that_no_honest_on
     assert json.dumps(parse_json(deepest)).encode() == deepest
 
 
+@pytest.mark.thorough
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_no_bytes_end_in_another_exception_than_our_own(data: bytes) -> None:
     for read in (parse_json, lambda data: parse_record(data, Point)):

@@ -57,6 +57,7 @@ def test_an_empty_run_does_not_hide_the_finished_one_and_both_can_be_asked_for(
     assert json.loads(shown([two_runs, "--run", 2, "--json"], capsys).out)["artifact"]["name"] == "second"
 
 
+@pytest.mark.thorough
 def test_report_writes_nothing_unless_asked_and_replaces_nothing_unless_told(
     two_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

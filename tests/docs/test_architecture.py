@@ -106,6 +106,7 @@ def test_every_module_has_a_place_in_the_layer_list() -> None:
     assert not unknown
 
 
+@pytest.mark.thorough
 def test_no_import_points_upwards_so_that_a_layer_can_be_understood_without_those_above_it() -> None:
     wrong = []
     for path in source_files():

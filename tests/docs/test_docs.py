@@ -22,6 +22,7 @@ def generated_documents() -> dict[Path, str]:
     return documents
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cli.md", "architecture.md"])
 def test_generated_document_is_current_else_run_scripts_write_docs(name: str) -> None:
     path = ROOT / "docs" / name

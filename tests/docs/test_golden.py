@@ -73,6 +73,7 @@ def test_a_report_from_before_depths_and_kinds_is_still_one() -> None:
     assert report == read_json(GOLDEN / "report-1.json", documents()["dfqs.report/1"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["first", "load", "flat"])
 def test_a_report_of_before_0_1_is_read_and_nothing_that_it_did_not_tell_is_made_up(form: str) -> None:
     """`first`: without columns of what was not judged; `load`: with a load average; `flat`: seven keys of the model."""

@@ -81,6 +81,7 @@ def test_with_one_expert_left_out_the_model_stays_near_the_dense_one(
     assert 0 < distance.std() < 0.7 * logits(worker, dense).std()
 
 
+@pytest.mark.thorough
 def test_building_twice_gives_the_same_bytes(dense: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         build_embedded_model(tmp_path / name, dense)
@@ -88,6 +89,7 @@ def test_building_twice_gives_the_same_bytes(dense: Path, tmp_path: Path) -> Non
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.thorough
 def test_the_file_says_what_it_is_so_that_nobody_takes_its_scores_for_another_model_s(
     dense: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +108,7 @@ def test_the_file_says_what_it_is_so_that_nobody_takes_its_scores_for_another_mo
     assert metadata["llama.feed_forward_length"] == FFN_LENGTH // build.EXPERTS
 
 
+@pytest.mark.thorough
 def test_every_neuron_of_the_dense_model_is_in_one_expert(dense: Path, tmp_path: Path) -> None:
     build_embedded_model(tmp_path / "moe.gguf", dense)
 

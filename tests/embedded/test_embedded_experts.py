@@ -125,6 +125,7 @@ def test_an_expert_s_contribution_is_the_length_of_what_it_adds() -> None:
     np.testing.assert_allclose(norms, [[3, 0], [2, 0]])
 
 
+@pytest.mark.thorough
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_experts_are_always_of_one_size(clusters: int, size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -99,6 +99,7 @@ def test_thoughts_are_kept_apart_from_what_is_said(output: str, thought: str, sa
     assert split_thinking(output) == (thought, said)
 
 
+@pytest.mark.thorough
 def test_a_hostile_answer_is_read_in_bounded_time() -> None:
     for text in (
         "answer: " * 20_000,

@@ -154,6 +154,7 @@ VOCABULARY = prompts.read_context_set().items[0]
 DOCUMENTS = [GrowingDocument(VOCABULARY, number) for number in range(2)]
 
 
+@pytest.mark.thorough
 def test_no_two_questions_of_a_document_ask_for_the_same_thing() -> None:
     asked = [DOCUMENTS[0].question(kind, block, 3000).text for kind in KINDS for block in range(3000)]
 

@@ -70,6 +70,7 @@ def test_vocabulary_of_the_first_shard_is_not_written_again(tmp_path: Path) -> N
     assert plan.moved_bytes == sum(c.length for c in plan.job.job.copies) + len(plan.job.header) - resident.insert_at
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("insertable")
 def test_file_merged_in_place_is_read_by_the_public_package_with_one_more_key(tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "in")

@@ -300,6 +300,7 @@ def test_ctrl_c_during_consume_says_how_to_go_on(shards: list[Path], tmp_path: P
     assert_tensors(tmp_path / "out.gguf")
 
 
+@pytest.mark.thorough
 def test_memory_stays_small_however_large_a_shard_is(tmp_path: Path) -> None:
     tensors = [(f"blk.{n}.ffn_up_exps.weight", (4096, 500, 8), GGMLType.Q8_0) for n in range(6)]
     shards = write_shards(tmp_path, tiny_entries()[:1], [tensors[:3], tensors[3:]])

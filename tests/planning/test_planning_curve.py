@@ -43,6 +43,7 @@ def test_choices_that_stay_the_same_cost_nothing_after_the_first() -> None:
     assert point.hit_share == 1.0
 
 
+@pytest.mark.thorough
 def test_more_memory_is_never_slower() -> None:
     model = model_of(6, 32)
     choices = draw_choices(range(6), 32, 4)

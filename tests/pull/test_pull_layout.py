@@ -115,6 +115,7 @@ def write_journal(path: Path) -> None:
     journal.close()
 
 
+@pytest.mark.thorough
 def test_a_journal_torn_at_any_byte_claims_no_more_than_was_written_and_goes_on(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     write_journal(whole)

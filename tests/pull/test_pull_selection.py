@@ -185,6 +185,7 @@ def test_headers_that_claim_too_much_are_refused_after_a_few_kilobytes(hub: Fake
     assert hub.sent_bytes < 1 << 20
 
 
+@pytest.mark.thorough
 def test_a_header_that_goes_on_and_on_is_left_before_it_fills_memory(hub: FakeHub) -> None:
     # An array of 40 MB that is really there: legal, but no shard after the first has one.
     entries = [*split_entries(1, 2, 3)]

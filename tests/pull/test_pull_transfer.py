@@ -140,6 +140,7 @@ def test_a_server_that_only_trickles_ends_the_run_and_what_came_is_kept(reposito
     assert (tmp_path / "m.gguf").read_bytes() == repository.merged
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("address", ["", "http://" + "a" * 20_000, "file:///etc/passwd"])
 def test_storage_that_redirects_for_ever_or_elsewhere_ends_in_a_sentence(
     repository: Repository, tmp_path: Path, address: str

@@ -99,6 +99,7 @@ def test_what_is_neither_format_is_refused_with_its_place(data: bytes, tmp_path:
         ImatrixFile(write_old(tmp_path / "old.dat", data))
 
 
+@pytest.mark.thorough
 @given(st.data())
 def test_an_older_file_with_any_bytes_changed_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -134,6 +134,7 @@ def test_divergence_from_itself_is_zero_and_never_below() -> None:
     assert divergence(reference, reference.top_logprobs).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
 
 
+@pytest.mark.thorough
 @given(st.lists(st.floats(0.01, 1), min_size=6, max_size=12), st.lists(st.floats(0.01, 1), min_size=12, max_size=12))
 def test_divergence_on_few_outcomes_is_never_above_the_true_one(p_raw: list[float], q_raw: list[float]) -> None:
     p = np.sort(np.array(p_raw) / sum(p_raw))[::-1]

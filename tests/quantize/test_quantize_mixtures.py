@@ -95,6 +95,7 @@ def test_every_matrix_gets_the_type_that_llama_quantize_gives_it(case: str, tmp_
 DENSE = {"layers": 16, "heads": 4, "kv_heads": 1, "experts": 0, "tied": False}
 
 
+@pytest.mark.thorough
 def test_a_dense_model_gets_a_recipe_that_is_one_and_verify_agrees(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

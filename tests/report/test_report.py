@@ -86,6 +86,7 @@ def test_the_five_keys_have_the_names_and_types_of_the_specification() -> None:
         assert kinds == {type_, NoneType}, name
 
 
+@pytest.mark.thorough
 def test_the_shipped_schema_is_current_and_accepts_a_report(report: Any) -> None:
     shipped = json.loads(SCHEMA_FILE.read_bytes())
 

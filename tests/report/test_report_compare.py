@@ -140,6 +140,7 @@ def test_another_prompt_set_is_refused_for_everything_and_named(
     assert compared(a, b, anyway=True).outcome == Outcome.NO_DIFFERENCE
 
 
+@pytest.mark.thorough
 def test_a_fingerprint_that_was_written_by_hand_does_not_make_conditions_equal(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", conditions={"sampling": "hot"})
     for directory in (a, b):
@@ -167,6 +168,7 @@ def test_what_one_side_lacks_is_not_taken_for_no_worse(tmp_path: Path, capsys: p
     assert run(["compare", str(b), str(c)]) == 0
 
 
+@pytest.mark.thorough
 def test_reports_without_their_answers_are_compared_by_their_counts_and_say_so(tmp_path: Path) -> None:
     paths = []
     for name, number in (("a", 30), ("b", 5)):
@@ -201,6 +203,7 @@ def test_a_speed_differs_when_its_repeats_lie_apart_on_a_quiet_machine(
     assert low <= speed.difference <= high
 
 
+@pytest.mark.thorough
 def test_a_comparison_is_a_page_that_obeys_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = write_run(tmp_path / "a", name=EVIL)
     b = write_run(tmp_path / "b", wrong_from(10), name=EVIL, conditions={"sampling": EVIL})

@@ -199,6 +199,7 @@ def test_a_model_that_is_as_it_should_be_passes_everything_that_can_be_tested_he
     assert judge(facts()).conforms
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("id_", FAILS)
 def test_a_clause_fails_on_its_inputs_and_says_why(id_: str) -> None:
     for change in FAILS[id_]:

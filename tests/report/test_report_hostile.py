@@ -199,6 +199,7 @@ def test_names_that_only_look_like_runs_are_none(tmp_path: Path) -> None:
     assert [path.name for path in runs_of(tmp_path)] == ["run-1", "run-10"]
 
 
+@pytest.mark.thorough
 def test_words_of_a_hostile_report_are_words_whichever_verb_says_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +226,7 @@ def test_words_of_a_hostile_report_are_words_whichever_verb_says_them(
         assert "<script>alert" not in text and not set("\x1b\x07\x9b\u202e") & set(text)
 
 
+@pytest.mark.thorough
 def test_a_report_of_100_mb_or_of_numbers_that_are_none_is_refused_by_every_verb_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

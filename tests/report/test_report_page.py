@@ -34,6 +34,7 @@ def evil_everywhere(value: Any) -> Any:
     return EVIL if isinstance(value, str) and value not in kept and not re.fullmatch("[0-9a-f]{64}", value) else value
 
 
+@pytest.mark.thorough
 def test_a_hostile_report_and_hostile_answers_are_words_on_page_markdown_and_terminal() -> None:
     document = evil_everywhere(report_document())
     document["reasons"] = {"reasoning_score": EVIL}
@@ -79,6 +80,7 @@ def test_numbers_that_no_measurement_gives_are_refused_when_read_and_harmless_wh
         parse_record(json.dumps(document), Report)
 
 
+@pytest.mark.thorough
 def test_a_full_standard_run_with_long_answers_stays_below_5_mb() -> None:
     suite = STANDARD
     long = "word & <tag> 'quoted' " * 400
@@ -127,6 +129,7 @@ def test_a_page_has_every_number_of_the_report_and_what_was_not_measured_says_wh
     assert "Nothing was measured." in text and "bubblewrap is missing" in text and "None" not in text
 
 
+@pytest.mark.thorough
 def test_identifiers_on_a_page_stand_for_one_element_each() -> None:
     items = tuple(answer("x", f"1024/{k}", "context", length_tokens=1024, depth=k / 5) for k in range(5))
     page = page_of(report_document(), Evidence(items, None, golden_companions()))

@@ -181,6 +181,7 @@ def test_a_persons_own_card_is_not_replaced_unless_told_to(name: str, model: Pat
     assert hub.files[name] != b"years of work"
 
 
+@pytest.mark.thorough
 def test_a_card_of_an_earlier_report_is_replaced(model: Path, hub: UploadHub) -> None:
     assert publish(model, "--yes", "--author", "first") == 0
     assert publish(model, "--yes", "--author", "second") == 0
@@ -189,6 +190,7 @@ def test_a_card_of_an_earlier_report_is_replaced(model: Path, hub: UploadHub) ->
     assert hub.puts[hashlib.sha256(model.read_bytes()).hexdigest()] == 1
 
 
+@pytest.mark.thorough
 def test_files_in_parts_arrive_whole(model: Path, hub: UploadHub) -> None:
     hub.lfs_from, hub.part_bytes = 1, 5000
 

@@ -253,6 +253,7 @@ def v4_flash_sized() -> tuple[TraceHeader, list[TraceChunk]]:
     return header, chunks
 
 
+@pytest.mark.thorough
 def test_ten_thousand_tokens_of_the_reference_model_stay_below_3_mb_and_are_read_in_bounded_memory(
     tmp_path: Path,
 ) -> None:

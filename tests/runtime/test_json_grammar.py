@@ -154,6 +154,7 @@ def schemas(references: bool = True) -> st.SearchStrategy[Any]:
     return st.recursive(simple, deeper, max_leaves=6)
 
 
+@pytest.mark.thorough
 @given(schemas())
 @settings(max_examples=120)
 def test_whatever_the_grammar_allows_the_schema_accepts(schema: Any) -> None:

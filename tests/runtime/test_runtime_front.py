@@ -153,6 +153,7 @@ class TestAnswers:
         # In the middle of an event there is no place for another.
         assert b"the disk failed" not in broken
 
+    @pytest.mark.thorough
     def test_an_answer_that_is_none_is_said_to_be_none(self, front: Fronted) -> None:
         assert status(front.get("/rubbish")) == 502
 

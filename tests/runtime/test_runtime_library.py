@@ -201,6 +201,7 @@ class TestNativeLog:
 
         assert log.errors_since(mark) == ["new \\x1b[31m"]
 
+    @pytest.mark.thorough
     @given(st.lists(st.tuples(st.integers(-5, 9), st.none() | st.binary(max_size=40)), max_size=60))
     def test_nothing_that_c_says_raises_into_c(self, messages: list[tuple[int, bytes | None]]) -> None:
         log = NativeLog()

@@ -55,6 +55,7 @@ def test_the_reference_model_is_loaded_whole_in_80_gb_and_streamed_in_less(stub:
         assert 7.4 * GB < plan.resident_bytes < 7.8 * GB
 
 
+@pytest.mark.thorough
 def test_memory_too_small_for_one_layers_experts_is_refused_with_what_it_takes(stub: Path) -> None:
     header = read_header(stub)
 

@@ -18,6 +18,7 @@ from dfqs.streaming.policy import DecayedFrequency, HeldKeys, simulate_cache
 from dfqs.streaming.reader import Arrival, PageReader
 
 
+@pytest.mark.thorough
 @given(
     lengths=st.lists(st.integers(1, 9000), min_size=1, max_size=6),
     experts=st.integers(1, 5),

@@ -97,6 +97,7 @@ def test_json_with_any_name_and_value_is_read_back_and_taken_back(key: str, name
     assert take_back_edits(Jsonc(), changed, edits, text) == text
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(NAMES, NAMES | st.integers(0, 2**53) | st.booleans())
 def test_yaml_with_any_name_and_value_is_read_back_and_taken_back(key: str, value: object) -> None:
@@ -139,6 +140,7 @@ def test_an_identifier_is_one_harmless_name(name: str) -> None:
     assert all(char.isascii() and (char.isalnum() or char in "._-") for char in found)
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(LINE.filter(lambda name: "/" not in name and name not in ("", ".", "..")), LINE.filter(bool))
 def test_every_target_renders_a_strange_model_so_that_it_reads_back(file: str, served: str) -> None:
