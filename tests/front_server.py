@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dfqs.runtime.admission import Admission, make_admission
 from dfqs.runtime.api_key import make_key
-from dfqs.runtime.body_rules import BodyRules
-from dfqs.runtime.front import Front, FrontLimits, Inspect
+from dfqs.runtime.dispatch import Dispatch, DispatchLimits, Inspect
+from dfqs.runtime.engine_state import EngineState
+from dfqs.runtime.front import Front, FrontLimits
 
 JSON_POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -62,6 +63,8 @@ class _Handler(socketserver.StreamRequestHandler):
         elif path == "/cut":
             self.wfile.write(chunked)
             self._chunk(b"data: whole\n\n")
+        elif path == "/silent":
+            self.rfile.read(1)
         elif path == "/rubbish":
             self.wfile.write(b"hello\r\n\r\n")
         else:
@@ -116,6 +119,7 @@ def fronted(
     admission: Admission | None = None,
     inspect: Inspect | None = None,
     key: str | None = None,
+    dispatch_limits: DispatchLimits | None = None,
 ) -> Iterator[Fronted]:
     """A front on a free port of this machine."""
     path = directory / "engine.sock"
@@ -123,7 +127,9 @@ def fronted(
     threading.Thread(target=engine.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     allowed = admission or make_admission(False, (), ())
-    front = Front(listener, path, allowed, make_key(key), BodyRules(), inspect, limits or FrontLimits())
+    dispatch = Dispatch(EngineState(), inspect=inspect, limits=dispatch_limits or DispatchLimits())
+    dispatch.engine.up(path)
+    front = Front(listener, allowed, dispatch, make_key(key), limits or FrontLimits())
     front.start()
     try:
         yield Fronted(engine, front)

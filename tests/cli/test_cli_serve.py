@@ -155,7 +155,7 @@ def test_our_sessions_generate_exactly_what_llama_server_generates(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_cleanly_even_while_it_answers(smollm2_gguf: Path, number: signal.Signals) -> None:
-    with serve(smollm2_gguf) as running:
+    with serve(smollm2_gguf, "--grace", "0.5") as running:
         served = Served(running)
         workers = running.worker_pids()
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as client:
@@ -177,7 +177,7 @@ def test_a_signal_stops_it_cleanly_even_while_it_answers(smollm2_gguf: Path, num
 
 
 def test_a_server_that_dies_is_one_sentence(smollm2_gguf: Path) -> None:
-    with serve(smollm2_gguf) as running:
+    with serve(smollm2_gguf, "--restarts", "0") as running:
         Served(running)
         (worker,) = running.worker_pids()
         os.kill(worker, signal.SIGKILL)

@@ -166,7 +166,7 @@ def test_the_front_answers_such_a_request_itself_and_passes_on_the_others(tmp_pa
         return served.send("\r\n".join(lines).encode() + body)
 
     with fronted(tmp_path) as served:
-        served.front.own = Fixed()
+        served.front.dispatch.own = Fixed()
         own, refused, others = post(b'{"echo": true}'), post(b'{"echo": "refuse"}'), post(b'{"prompt": "x"}')
         passed_on = len(served.engine.seen)
 

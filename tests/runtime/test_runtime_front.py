@@ -141,7 +141,7 @@ class TestAnswers:
 
     def test_a_stream_that_breaks_off_between_events_ends_with_what_happened(self, tmp_path: Path) -> None:
         with fronted(tmp_path, FrontLimits()) as failing:
-            failing.front.failure = "the disk failed"
+            failing.front.dispatch.engine.failures[1] = "the disk failed"
             cut = failing.send(b"GET /cut HTTP/1.1\r\nHost: localhost\r\n\r\n")
             broken = failing.send(b"GET /broken HTTP/1.1\r\nHost: localhost\r\n\r\n")
 

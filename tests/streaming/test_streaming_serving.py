@@ -276,7 +276,7 @@ def test_a_served_model_of_which_a_byte_differs_from_its_manifest_answers_nothin
 
 @pytest.mark.slow
 def test_a_streaming_server_whose_worker_is_killed_is_one_sentence(embedded_model: Path) -> None:
-    with serve_streamed(embedded_model) as running:
+    with serve_streamed(embedded_model, "--restarts", "0") as running:
         json.loads(running.read_until("}\n"))
         (worker,) = running.worker_pids()
         os.kill(worker, signal.SIGKILL)

@@ -21,6 +21,21 @@ from dfqs.cli.options import (
     Yes,
 )
 from dfqs.cli.output import emit, note, print_plain, warn
+from dfqs.cli.serve_options import (
+    AllowHost,
+    AllowOrigin,
+    ApiKeyOption,
+    ContextOption,
+    DeterministicOption,
+    Grace,
+    MaxBody,
+    MaxTokens,
+    Queue,
+    Restarts,
+    TimeLimit,
+    WithoutKey,
+    read_body_limit,
+)
 from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError, printable
 from dfqs.model.files import ModelFiles
@@ -28,35 +43,21 @@ from dfqs.planning.use import Start, choose_start
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
 from dfqs.runtime.api_key import make_key
 from dfqs.runtime.client import Client
+from dfqs.runtime.engine import ServeLimits
 from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.server import Listening, ServerSettings, serve
+from dfqs.runtime.supervision import Restarting
 from dfqs.runtime.template_file import read_template
 from dfqs.runtime.worker import Worker
 from dfqs.streaming.budget import LoadPlan
-from dfqs.units import format_bytes
+from dfqs.units import format_bytes, format_number_of
 
 DEFAULT_CONTEXT_TOKENS = 8192
 SERVING_BYTES = 60_000_000
 """What serving takes beside a run: the front, its page, a process for templates, requests under way."""
 
-ApiKeyOption = Annotated[
-    str | None, typer.Option("--api-key", help="Ask clients for this key.", envvar="DFQS_API_KEY", show_default=False)
-]
-WithoutKey = Annotated[
-    bool, typer.Option("--without-key", help="Listen beyond this machine though no --api-key is asked for.")
-]
-ContextOption = Annotated[
-    int | None,
-    typer.Option("--ctx", help="Context of a request, in tokens.", min=1, show_default="as trained, at most 8192"),
-]
-DeterministicOption = Annotated[
-    bool,
-    typer.Option(
-        "--deterministic",
-        help="Compute each request by itself and from its beginning: the same answer whatever else is asked.",
-    ),
-]
+_USUAL = ServeLimits()
 
 
 def command(
@@ -73,14 +74,14 @@ def command(
     chat_template: ChatTemplate = None,
     api_key: ApiKeyOption = None,
     without_key: WithoutKey = False,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option("--allow-host", help="A name that clients call this server by; * for any.", show_default=False),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option("--allow-origin", help="A page that may use the model; * for any.", show_default=False),
-    ] = None,
+    allow_host: AllowHost = None,
+    allow_origin: AllowOrigin = None,
+    queue: Queue = _USUAL.queue,
+    max_tokens: MaxTokens = None,
+    max_body: MaxBody = None,
+    time_limit: TimeLimit = None,
+    grace: Grace = _USUAL.stop_s,
+    restarts: Restarts = _USUAL.restarts,
     check: Check = None,
     manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
@@ -92,10 +93,9 @@ def command(
 
     Example: dfqs serve model.gguf --port 8080
     """
-    if deterministic and parallel > 1:
-        raise UsageError("--deterministic computes one request at a time; leave --parallel out, others wait")
     _check_door(host, api_key, without_key)
     template = read_template(chat_template)
+    limits = ServeLimits(queue, max_tokens, read_body_limit(max_body), time_limit, grace, restarts)
     checked = obtain_model(model, context_tokens=ctx or DEFAULT_CONTEXT_TOKENS, ram=ram, force=force, yes=yes)
     _say_beforehand(checked, host, api_key)
     settings = ServerSettings(
@@ -104,20 +104,19 @@ def command(
         host=host,
         port=port,
         context_tokens=choose_context(checked, ctx),
-        parallel=parallel,
+        parallel=choose_slots(parallel, deterministic),
         api_key=api_key,
         templates=templates_of(checked.header.metadata),
         given_template=template,
         allow_hosts=tuple(allow_host or ()),
         allow_origins=tuple(allow_origin or ()),
+        limits=limits,
         deterministic=deterministic,
     )
     settings, start, plan = plan_serving(
         checked, settings, threads, ram, force=force, checking=Checking(check, manifest), use_tuning=not no_tuning
     )
-    _say_memory(settings, plan)
-    if verbose:
-        note(start.reason)
+    _say_plan(settings, plan, start.reason if verbose else None)
     _serve_until_stopped(checked, settings, start, plan, json_)
 
 
@@ -142,7 +141,9 @@ def _say_beforehand(checked: ModelFiles, host: str, api_key: str | None) -> None
         warn(f"listening on {host}: whoever reaches this machine can use the model, and {guard}")
 
 
-def _say_memory(settings: ServerSettings, plan: LoadPlan) -> None:
+def _say_plan(settings: ServerSettings, plan: LoadPlan, reason: str | None) -> None:
+    if reason is not None:
+        note(reason)
     note(plan.describe() or f"all weights in memory: {format_bytes(plan.total_bytes)} in all")
     if settings.likelihood_bytes:
         more = format_bytes(settings.likelihood_bytes)
@@ -201,14 +202,25 @@ def _serve_until_stopped(
             warn(listening.chat_refusal)
         emit(ServeDocument.of(listening, settings, plan.cache_bytes), json_, lambda: _show(listening, settings))
 
-    with Worker(start.threads, start.wait_policy, start.environment) as worker:
+    def make_worker() -> Worker:
+        worker = Worker(start.threads, start.wait_policy, start.environment)
         worker.watch(model.paths)
-        try:
-            serve(worker, settings, announce)
-        except KeyboardInterrupt:
-            if not ready:
-                raise
+        return worker
+
+    try:
+        serve(make_worker, settings, announce, _say_restart, _say_stopping, files=model.paths)
+    except KeyboardInterrupt:
+        if not ready:
+            raise
     note("stopped")
+
+
+def _say_restart(event: Restarting) -> None:
+    warn(f"{event.why}; it is started again in {event.wait_s:g} s")
+
+
+def _say_stopping(answers: int) -> None:
+    note(f"stopping when {format_number_of(answers, 'request')} under way {'is' if answers == 1 else 'are'} answered")
 
 
 def _show(listening: Listening, settings: ServerSettings) -> None:
@@ -219,6 +231,13 @@ def _show(listening: Listening, settings: ServerSettings) -> None:
         f"context {settings.context_tokens:,} tokens, requests at once: {settings.parallel}, "
         f"threads: {listening.threads}; Ctrl-C stops it"
     )
+
+
+def choose_slots(parallel: int, deterministic: bool) -> int:
+    """Requests computed at once."""
+    if deterministic and parallel > 1:
+        warn(f"--deterministic computes one request at a time: of --parallel {parallel}, {parallel - 1} wait")
+    return 1 if deterministic else parallel
 
 
 def choose_context(checked: ModelFiles, requested: int | None) -> int:

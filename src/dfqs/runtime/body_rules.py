@@ -36,9 +36,11 @@ class BodyRules:
 
     Args:
         choices: answers to one request, at most.
+        max_tokens: of one answer.
     """
 
     choices: int = 1
+    max_tokens: int = _LARGEST
 
     def read(self, head: RequestHead, body: bytes) -> dict[str, Any] | None:
         """What a body says; None for one that is no JSON (a form with a file).
@@ -63,7 +65,7 @@ class BodyRules:
         for name in _ALTERNATIVES:
             _within(document, name, ALTERNATIVES_LIMIT)
         for name in _TOKENS:
-            _within(document, name, _LARGEST)
+            _within(document, name, self.max_tokens, "tokens (--max-tokens)")
         for name in _CHOICES:
             _within(document, name, self.choices, "answers at once (--parallel)")
         for text in _grammars(document):

@@ -26,6 +26,24 @@ _LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
+class ServeLimits:
+    """What requests may take, and the server's own patience."""
+
+    queue: int = 64
+    """Requests that wait for their turn, beside the `parallel` that are computed."""
+    max_tokens: int | None = None
+    """Of an answer; None: as many as the context holds."""
+    body_bytes: int | None = None
+    """Of one request; None: 32 MiB, or less where memory is planned."""
+    answer_s: float | None = None
+    """For a request, from its arrival to its last byte; None: as long as it takes."""
+    stop_s: float = 10.0
+    """For answers under way when the server is asked to stop."""
+    restarts: int = 5
+    """Times in a row that a server which died is started again without an answer in between."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
     """How a model is served."""
 
@@ -55,6 +73,7 @@ class ServerSettings:
     likelihood_bytes: int = 0
     """What a second copy of the model takes, with its context: the likelihoods of prompts are computed in one, loaded
     when they are first asked for, if so much is free then."""
+    limits: ServeLimits = ServeLimits()
     bounded: bool = False
     """Take no memory that was not planned: for states of earlier prompts, or for requests of many megabytes."""
 
@@ -116,6 +135,9 @@ def make_parameters(native: Any, worker: WorkerContext, settings: ServerSettings
     parameters.hostnames, parameters.port = [str(engine)], 0
     parameters.n_ctx = settings.context_tokens * settings.parallel
     parameters.n_parallel = settings.parallel
+    if settings.limits.max_tokens is not None:
+        # For requests that name no number; those that name a larger one do not get here.
+        parameters.n_predict = settings.limits.max_tokens
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = worker.threads
     _set_speed(native, parameters, settings)
     # What is asked for is taken or refused, not quietly made smaller; and memory stays what `plan` says.

@@ -11,41 +11,21 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from dfqs.errors import DfqsError
 from dfqs.runtime.admission import Admission
 from dfqs.runtime.api_key import ApiKey
-from dfqs.runtime.body_rules import BodyRules
+from dfqs.runtime.dispatch import Asked, Dispatch
 from dfqs.runtime.http_head import HttpRefusal, RequestHead, format_head, parse_request_head
 from dfqs.runtime.incoming import Gone, Incoming
 from dfqs.runtime.page import Page
-from dfqs.runtime.upstream import WRITE_STALL_S, format_event, relay
+from dfqs.runtime.upstream import WRITE_STALL_S
 
-Inspect = Callable[[RequestHead, Mapping[str, Any]], Awaitable[None]]
-"""Looks at a request and at what its body says, before the model's server does; an `HttpRefusal` that it raises is the
-answer."""
-
-
-class OwnAnswers(Protocol):
-    """Answers some requests in place of the model's server."""
-
-    def wants(self, head: RequestHead, document: Mapping[str, Any]) -> bool:
-        """Whether this is one of them."""
-        ...
-
-    async def answer(self, head: RequestHead, document: Mapping[str, Any]) -> bytes:
-        """The JSON of the answer; an `HttpRefusal` that it raises is one too."""
-        ...
-
-
-_FAILURE_LOOKS, _FAILURE_LOOK_S = 20, 0.05
-_METRICS = "/metrics"
-_LARGE_BODY_BYTES = 256 << 10
+_DRAIN_LOOK_S = 0.05
 _AT_ONCE = 64
 """Connections taken before those taken earlier are looked at: a flood must not use up the process's files."""
 
@@ -66,8 +46,6 @@ class FrontLimits:
     body_bytes: int = 32 << 20
     bodies_bytes: int = 256 << 20
     """Of all connections, at once."""
-    computing: int = 32
-    """Requests with a body that the model's server has at once; more of them wait here, and take no thread there."""
     linger_s: float = 2.0
     """For the rest of a request that was refused, so that its sender reads why."""
     half_closed_s: float = 0.5
@@ -88,31 +66,22 @@ class Front:
 
     Args:
         listener: bound and listening.
-        upstream: the socket of the model's server.
-        inspect: see `Inspect`.
+        dispatch: what is done with requests that were let in.
     """
 
     listener: socket.socket
-    upstream: Path
     admission: Admission
+    dispatch: Dispatch
     key: ApiKey | None = None
-    rules: BodyRules = field(default_factory=BodyRules)
-    inspect: Inspect | None = None
     limits: FrontLimits = FrontLimits()
     pages: Mapping[tuple[str, str], Page] = field(default_factory=dict)
     """Method and path -> what is answered there without the model's server."""
-    metrics: bytes = b""
-    """Lines after those of the model's server at /metrics."""
-    own: OwnAnswers | None = None
-    """What is answered without the model's server, after inspection."""
-    failure: str | None = None
-    """Why the model's server answers no more."""
     _connections: list[_Connection] = field(default_factory=list)
     _held_bytes: int = 0
-    _computing: Any = None
-    _parsing: Any = None
+    _draining: bool = False
     _loop: Any = None
     _stop: Any = None
+    _server: Any = None
     _thread: Any = None
 
     def start(self) -> None:
@@ -121,6 +90,33 @@ class Front:
         self._thread = threading.Thread(target=self._run, args=(started,), name="front", daemon=True)
         self._thread.start()
         started.result()
+
+    def drain(self, seconds: float) -> int:
+        """Take no more requests, and give those under way so long to be answered.
+
+        Returns:
+            How many are still under way.
+        """
+        if self._thread is None:
+            return 0
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._begin_draining)
+        ends = time.monotonic() + seconds
+        while (left := self.answering) and time.monotonic() < ends:
+            time.sleep(_DRAIN_LOOK_S)
+        return left
+
+    @property
+    def answering(self) -> int:
+        """Requests under way."""
+        return sum(connection.answering for connection in list(self._connections))
+
+    def _begin_draining(self) -> None:
+        self._draining = True
+        self._server.close()
+        for connection in self._connections:
+            if not connection.answering:
+                connection.task.cancel()
 
     def stop(self) -> None:
         """Take no more, give answers under way a moment, and end. Safe to call twice, or before `start`."""
@@ -136,11 +132,11 @@ class Front:
 
     async def _serve(self, started: "Future[None]") -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._computing, self._parsing = asyncio.Semaphore(self.limits.computing), asyncio.Lock()
-        server = await asyncio.start_server(self._accept, sock=self.listener, limit=64 << 10, backlog=_AT_ONCE)
+        self.dispatch.begin()
+        self._server = await asyncio.start_server(self._accept, sock=self.listener, limit=64 << 10, backlog=_AT_ONCE)
         started.set_result(None)
         await self._stop.wait()
-        server.close()
+        self._server.close()
         for connection in list(self._connections):
             if not connection.answering:
                 connection.task.cancel()
@@ -191,7 +187,7 @@ class Front:
 
     async def _converse(self, connection: _Connection, incoming: Incoming, writer: asyncio.StreamWriter) -> None:
         wait_s, more = self.limits.head_s, True
-        while more and not self._stop.is_set():
+        while more and not self._draining and not self._stop.is_set():
             connection.answering = False
             if not incoming.waiting_bytes:
                 async with asyncio.timeout(wait_s):
@@ -246,7 +242,7 @@ class Front:
             return True
         connection.answering = True
         # The client is watched while it waits, so that nothing is computed for one that left.
-        work = asyncio.ensure_future(self._compute(head, body, writer, cors))
+        work = asyncio.ensure_future(self.dispatch.answer(Asked(head, body, writer, cors)))
         watching = asyncio.ensure_future(incoming.watch())
         try:
             await asyncio.wait((work, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -281,67 +277,6 @@ class Front:
                 return await incoming.read_body(head, self.limits.body_bytes)
         except TimeoutError:
             raise HttpRefusal(408, f"the body took longer than {seconds:.0f} s") from None
-
-    async def _compute(
-        self, head: RequestHead, body: bytes, writer: asyncio.StreamWriter, cors: list[tuple[str, str]]
-    ) -> bool:
-        if not body:
-            # /health answers however much is computed.
-            return await self._relay(head, body, writer, cors)
-        async with self._computing:
-            document = await self._read_document(head, body)
-            if document is not None and self.inspect is not None:
-                try:
-                    await self.inspect(head, document)
-                except DfqsError as error:
-                    raise HttpRefusal(400, error.sentence) from None
-            if document is not None and self.own is not None and self.own.wants(head, document):
-                return await _write_own(await self.own.answer(head, document), writer, cors)
-            if document is not None:
-                # Written anew, so that what was looked at is what is read there: a name given twice means one thing.
-                body = json.dumps(document).encode()
-            return await self._relay(head, body, writer, cors)
-
-    async def _read_document(self, head: RequestHead, body: bytes) -> dict[str, Any] | None:
-        if head.method != "POST":
-            raise HttpRefusal(400, f"{head.method} takes no body")
-        if len(body) < _LARGE_BODY_BYTES:
-            return self.rules.read(head, body)
-        # Away from the clients that others are, and one at a time: parsed it takes many times its length.
-        async with self._parsing:
-            return await asyncio.to_thread(self.rules.read, head, body)
-
-    async def _relay(
-        self, head: RequestHead, body: bytes, writer: asyncio.StreamWriter, cors: list[tuple[str, str]]
-    ) -> bool:
-        more = self.metrics if head.path == _METRICS else b""
-        try:
-            relayed = await relay(self.upstream, head, body, writer, cors, more)
-        except HttpRefusal as error:
-            if error.status == 502 and (failure := await self._learn_failure()) is not None:
-                raise HttpRefusal(500, failure) from None
-            raise
-        if relayed.takes_an_event and (failure := await self._learn_failure()) is not None:
-            # Without a last chunk: the answer is not whole, and does not look so.
-            writer.write(format_event(failure))
-            await writer.drain()
-        return relayed.whole
-
-    async def _learn_failure(self) -> str | None:
-        """Why the model's server is gone; who looks for that may take a moment longer than its clients."""
-        for _ in range(_FAILURE_LOOKS):
-            if self.failure is not None:
-                break
-            await asyncio.sleep(_FAILURE_LOOK_S)
-        return self.failure
-
-
-async def _write_own(body: bytes, writer: asyncio.StreamWriter, cors: list[tuple[str, str]]) -> bool:
-    headers = [("content-type", "application/json; charset=utf-8"), ("content-length", str(len(body)))]
-    writer.write(format_head("HTTP/1.1 200 OK", [*headers, *cors]) + body)
-    async with asyncio.timeout(WRITE_STALL_S):
-        await writer.drain()
-    return True
 
 
 def _cors(head: RequestHead) -> list[tuple[str, str]]:

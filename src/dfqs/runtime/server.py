@@ -1,29 +1,30 @@
 """llama-server, as the wheel carries it, in a worker process behind a front of ours: OpenAI-compatible endpoints and a
 web page.
 
-with Worker() as worker:
-    serve(worker, ServerSettings(path, alias="my-model"), on_listening=print)   # until Ctrl-C
+serve(Worker, ServerSettings(path, alias="my-model"), on_listening=print)   # until Ctrl-C
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dfqs.errors import RuntimeFailure, WorkerCrash
 from dfqs.runtime.addresses import is_loopback, listen, urls_of
 from dfqs.runtime.admission import make_admission
 from dfqs.runtime.api_key import make_key
 from dfqs.runtime.body_rules import BodyRules
-from dfqs.runtime.engine import EngineFailed, EngineListening, ServerSettings, run_server
+from dfqs.runtime.dispatch import Dispatch, DispatchLimits
+from dfqs.runtime.engine import EngineListening, ServerSettings
 from dfqs.runtime.engine_directory import engine_directory
+from dfqs.runtime.engine_state import EngineState
 from dfqs.runtime.front import Front, FrontLimits
 from dfqs.runtime.inspection import ChatInspection
 from dfqs.runtime.likelihood_door import LikelihoodDoor
 from dfqs.runtime.loading import StreamFigures
-from dfqs.runtime.log_lines import server_errors
 from dfqs.runtime.page import own_pages
 from dfqs.runtime.stream_metrics import format_metrics
+from dfqs.runtime.supervision import Restarting, Supervision
 from dfqs.runtime.worker import Worker
 
 __all__ = ["Listening", "ServerSettings", "serve"]
@@ -48,18 +49,29 @@ class Listening:
     """Why conversations are not answered, if they are not."""
 
 
-def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[Listening], None]) -> None:
+def serve(
+    make_worker: Callable[[], Worker],
+    settings: ServerSettings,
+    on_listening: Callable[[Listening], None],
+    on_restart: Callable[[Restarting], None] = lambda _: None,
+    on_stopping: Callable[[int], None] = lambda _: None,
+    files: Sequence[Path] = (),
+) -> None:
     """Load the model, serve it, and return when the server was asked to stop (KeyboardInterrupt goes on to the caller).
 
     Args:
+        make_worker: a worker that was not entered yet; another one for each server that has to be started again.
         on_listening: called once, when requests are answered.
+        on_restart: called when a server died and another will be started.
+        on_stopping: called with the number of answers under way that the end waits for.
+        files: of the model.
 
     Raises:
         UsageError: a key that no client can show, or names and pages that are none.
         NetworkError: the port is taken, or the host is not ours.
         TemplateExcess: the model's chat template takes more than a template needs.
         RuntimeFailure: llama.cpp refused the model or the settings.
-        WorkerCrash: it died.
+        WorkerCrash: it died before it answered, or too often in a row.
     """
     given = settings.given_template
     inspection = (
@@ -67,52 +79,55 @@ def serve(worker: Worker, settings: ServerSettings, on_listening: Callable[[List
     )
     beyond = not is_loopback(settings.host)
     admission = make_admission(beyond, settings.allow_hosts, settings.allow_origins, settings.host)
-    key, rules = make_key(settings.api_key), BodyRules(settings.parallel)
+    key = make_key(settings.api_key)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
         stack.callback(inspection.close)
         inspection.probe()
-        engine = stack.enter_context(engine_directory()) / "engine.sock"
-        door = LikelihoodDoor(settings, worker.threads)
+        directory = stack.enter_context(engine_directory())
+        door = LikelihoodDoor(settings, make_worker().threads)
         stack.callback(door.close)
-        front = Front(listener, engine, admission, key, rules, inspection, limits_of(settings), own=door)
+        state = EngineState()
+        dispatch = Dispatch(state, rules_of(settings), inspection, door, dispatch_limits_of(settings))
+        front = Front(listener, admission, dispatch, key, limits_of(settings))
         stack.callback(front.stop)
-        begun = False
-
-        def begin(event: EngineListening) -> None:
-            nonlocal begun
-            begun = True
-            front.pages = own_pages(engine)
-            front.start()
-            url, others = urls_of(settings.host, listener.getsockname()[1])
-            on_listening(Listening(url, others, event.omp_wait_policy, event.threads, inspection.refusal))
 
         def hear(event: Any) -> None:
-            if isinstance(event, EngineListening):
-                begin(event)
+            if isinstance(event, EngineListening) and state.epoch == 1:
+                assert state.path is not None
+                front.pages = own_pages(state.path)
+                front.start()
+                url, others = urls_of(settings.host, listener.getsockname()[1])
+                on_listening(Listening(url, others, event.omp_wait_policy, event.threads, inspection.refusal))
             elif isinstance(event, StreamFigures):
-                front.metrics = format_metrics(event)
-            elif isinstance(event, EngineFailed):
-                front.failure = event.sentence
+                dispatch.more_metrics = format_metrics(event)
 
-        doing = f"serving {settings.path}"
-        try:
-            worker.reporting(hear, doing=doing).call(run_server, settings, engine)
-        except WorkerCrash as error:
-            front.failure = error.sentence
-            raise
-        except RuntimeFailure as error:
-            # Its log is whole only then; requests under way end with it.
-            worker.close()
-            reasons = [] if begun else server_errors(worker.log_lines)
-            if not reasons:
-                raise
-            raise RuntimeFailure(f"llama-server could not start: {reasons[0]}") from error
+        def drain() -> None:
+            if front.answering:
+                on_stopping(front.answering)
+            front.drain(settings.limits.stop_s)
+
+        Supervision(make_worker, settings, tuple(files), directory, state, hear, on_restart, drain).run()
+
+
+def rules_of(settings: ServerSettings) -> BodyRules:
+    """What the body of a request may ask for."""
+    if settings.limits.max_tokens is None:
+        return BodyRules(settings.parallel)
+    return BodyRules(settings.parallel, settings.limits.max_tokens)
+
+
+def dispatch_limits_of(settings: ServerSettings) -> DispatchLimits:
+    """What requests may take of the model's server."""
+    return DispatchLimits(settings.parallel, settings.limits.queue, answer_s=settings.limits.answer_s)
 
 
 def limits_of(settings: ServerSettings) -> FrontLimits:
     """What clients may take: where memory is planned, requests are no larger than a context of text makes them."""
+    asked, usual = settings.limits.body_bytes, FrontLimits()
     if not settings.bounded:
-        return FrontLimits()
-    body = min(_BOUNDED_BODY_BYTES + settings.context_tokens * _BYTES_PER_TOKEN, FrontLimits().body_bytes)
-    return FrontLimits(body_bytes=body, bodies_bytes=_BODIES * body)
+        body = usual.body_bytes if asked is None else asked
+        return FrontLimits(body_bytes=body, bodies_bytes=max(usual.bodies_bytes, body))
+    planned = min(_BOUNDED_BODY_BYTES + settings.context_tokens * _BYTES_PER_TOKEN, usual.body_bytes)
+    body = planned if asked is None else min(planned, asked)
+    return FrontLimits(body_bytes=body, bodies_bytes=_BODIES * planned)

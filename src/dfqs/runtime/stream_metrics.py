@@ -1,17 +1,15 @@
-"""Streaming as `/metrics` tells it, beside what llama-server tells: Prometheus' text format.
-
-Format: Prometheus, "Exposition formats", version 0.0.4. What is not known has no line.
-"""
+"""Streaming as `/metrics` tells it, beside what llama-server tells."""
 
 from dfqs.runtime.loading import StreamFigures
+from dfqs.runtime.metrics import format_rows
 
 
 def format_metrics(figures: StreamFigures) -> bytes:
     """Lines for a scrape."""
     hits = round(figures.choices * figures.hit_rate) if figures.hit_rate is not None else None
-    return "".join(
-        _lines(name, kind, text, value)
-        for name, kind, text, value in (
+    return format_rows(
+        "dfqs_stream",
+        (
             ("passes_total", "counter", "Graphs computed: one a token and slot, or one a batch.", figures.passes),
             ("tokens_total", "counter", "Tokens computed in them.", figures.tokens),
             ("passes_seconds_total", "counter", "How long they took, waiting included.", figures.passes_s),
@@ -23,12 +21,5 @@ def format_metrics(figures: StreamFigures) -> bytes:
             ("bytes_per_token", "gauge", "Bytes read for a token, since the start.", figures.bytes_per_token),
             ("disk_bytes_per_second", "gauge", "The disk's rate, measured at the start.", figures.disk_bytes_per_s),
             ("bound_ratio", "gauge", "Rate, of the rate that computing and the disk allow.", figures.bound_share),
-        )
-    ).encode()
-
-
-def _lines(name: str, kind: str, text: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    name = f"dfqs_stream_{name}"
-    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name} {value!r}\n"
+        ),
+    )

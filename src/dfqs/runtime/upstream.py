@@ -30,51 +30,79 @@ WRITE_STALL_S = 60.0
 """A client that takes nothing of its answer for so long is cut."""
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
-    """How an answer went."""
+class Unreachable(HttpRefusal):
+    """Nobody answers on the socket: nothing was asked, so it can be asked again."""
 
-    whole: bool
-    """The client got all of it, and the connection can take another request."""
-    takes_an_event: bool = False
-    """It is a stream of events that broke off between two of them, so one more can be sent."""
+    def __init__(self) -> None:
+        super().__init__(502, "the model's server does not answer")
 
 
-async def relay(
-    socket_path: Path,
-    head: RequestHead,
-    body: bytes,
-    client: asyncio.StreamWriter,
-    extra: Sequence[tuple[str, str]],
-    more: bytes = b"",
-) -> Relayed:
-    """Pass one request on, and its answer back as it comes; nothing is kept, so that a stream stays one.
+@dataclass(slots=True)
+class Relay:
+    """One request passed on, and its answer back as it comes; nothing is kept, so that a stream stays one.
 
     Args:
         extra: headers of ours for the answer.
-        more: bytes of ours after an answer that is not refused and tells its length.
-
-    Raises:
-        HttpRefusal: there is no answer to pass on; nothing was written to the client yet.
-        ConnectionError, TimeoutError: the client is gone, or takes nothing.
     """
-    try:
-        reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=HEAD_LIMIT_BYTES * 2)
-    except OSError:
-        raise HttpRefusal(502, "the model's server does not answer") from None
-    try:
-        writer.write(_request(head, body) + body)
+
+    socket_path: Path
+    head: RequestHead
+    body: bytes
+    client: asyncio.StreamWriter
+    extra: Sequence[tuple[str, str]]
+    status: int | None = None
+    """Of the answer, once its head was passed on."""
+    takes_an_event: bool = False
+    """It is a stream of events that stands between two of them, so one more can be sent."""
+
+    async def run(self) -> bool:
+        """Returns whether the client got all of it, so that the connection can take another request.
+
+        Raises:
+            Unreachable: see there.
+            HttpRefusal: there is no answer to pass on; nothing was written to the client yet.
+            ConnectionError, TimeoutError: the client is gone, or takes nothing.
+        """
         try:
-            answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
-            raise HttpRefusal(502, "the model's server gave no answer") from None
-        if answer.status != 200 or answer.body_bytes is None:
-            more = b""
-        client.write(_answer(answer, head, extra, len(more)))
-        return await _relay_body(reader, answer, head, client, more)
-    finally:
-        # Closing is what tells the server that nobody waits for the answer any more.
-        writer.transport.abort()
+            reader, writer = await asyncio.open_unix_connection(str(self.socket_path), limit=HEAD_LIMIT_BYTES * 2)
+        except OSError:
+            raise Unreachable from None
+        try:
+            writer.write(_request(self.head, self.body) + self.body)
+            try:
+                answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
+            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
+                raise HttpRefusal(502, "the model's server gave no answer") from None
+            self.client.write(_answer(answer, self.head, self.extra))
+            self.status = answer.status
+            return await self._pass_body(reader, answer)
+        finally:
+            # Closing is what tells the server that nobody waits for the answer any more.
+            writer.transport.abort()
+
+    async def _pass_body(self, reader: asyncio.StreamReader, answer: ResponseHead) -> bool:
+        if self.head.method == "HEAD" or answer.status in (204, 304):
+            await _drain(self.client)
+            return True
+        has_events = answer.chunked and (answer.get("content-type") or "").startswith(_EVENTS)
+        # An answer of which nothing came can take an event, too.
+        self.takes_an_event = has_events
+        left, tail = answer.body_bytes, b""
+        while left is None or left > 0:
+            try:
+                piece = await reader.read(_PIECE if left is None else min(_PIECE, left))
+            except OSError:
+                # It died with what we had said unread.
+                piece = b""
+            if not piece:
+                break
+            tail = (tail + piece)[-_TAIL_BYTES:]
+            self.takes_an_event = has_events and tail.endswith(_BETWEEN_EVENTS)
+            self.client.write(piece)
+            await _drain(self.client)
+            if left is not None:
+                left -= len(piece)
+        return tail.endswith(_LAST_CHUNK) if answer.chunked else left == 0
 
 
 def _request(head: RequestHead, body: bytes) -> bytes:
@@ -84,46 +112,42 @@ def _request(head: RequestHead, body: bytes) -> bytes:
     return format_head(f"{head.method} {head.target} HTTP/1.1", headers)
 
 
-def _answer(answer: ResponseHead, head: RequestHead, extra: Sequence[tuple[str, str]], more_bytes: int) -> bytes:
+def _answer(answer: ResponseHead, head: RequestHead, extra: Sequence[tuple[str, str]]) -> bytes:
     kept = [(k, v) for k, v in answer.headers if k not in HOP_BY_HOP and not k.startswith(_CORS)]
     if answer.chunked:
         kept.append(("transfer-encoding", "chunked"))
     elif answer.body_bytes is not None and answer.status not in (204, 304):
-        kept.append(("content-length", str(answer.body_bytes + more_bytes)))
+        kept.append(("content-length", str(answer.body_bytes)))
     elif answer.status not in (204, 304) and head.method != "HEAD":
         kept.append(("connection", "close"))
     return format_head(f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Answer')}", [*kept, *extra])
 
 
-async def _relay_body(
-    reader: asyncio.StreamReader, answer: ResponseHead, head: RequestHead, client: asyncio.StreamWriter, more: bytes
-) -> Relayed:
-    if head.method == "HEAD" or answer.status in (204, 304):
-        await _drain(client)
-        return Relayed(True)
-    # An answer of which nothing came can take an event, too.
-    left, tail = answer.body_bytes, _BETWEEN_EVENTS
-    while left is None or left > 0:
-        piece = await reader.read(_PIECE if left is None else min(_PIECE, left))
-        if not piece:
-            break
-        client.write(piece)
-        await _drain(client)
-        tail = (tail + piece)[-_TAIL_BYTES:]
-        if left is not None:
-            left -= len(piece)
-    if left == 0 and more:
-        client.write(more)
-        await _drain(client)
-    if not answer.chunked:
-        return Relayed(left == 0)
-    has_events = (answer.get("content-type") or "").startswith(_EVENTS)
-    return Relayed(tail.endswith(_LAST_CHUNK), has_events and tail.endswith(_BETWEEN_EVENTS))
+async def fetch(socket_path: Path, head: RequestHead, limit_bytes: int) -> bytes | None:
+    """The body of a short answer of status 200; None where there is none.
+
+    Raises:
+        Unreachable: see there.
+    """
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=HEAD_LIMIT_BYTES * 2)
+    except OSError:
+        raise Unreachable from None
+    try:
+        writer.write(_request(head, b""))
+        answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
+        if answer.status != 200 or answer.body_bytes is None or answer.body_bytes > limit_bytes:
+            return None
+        return await reader.readexactly(answer.body_bytes)
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, HttpRefusal):
+        return None
+    finally:
+        writer.transport.abort()
 
 
-def format_event(message: str) -> bytes:
+def format_event(message: str, status: int = 500) -> bytes:
     """An error as one event of a stream, in a chunk of its own (HTML standard, "Server-sent events")."""
-    document = {"error": {"code": 500, "message": message, "type": "server_error"}}
+    document = {"error": {"code": status, "message": message, "type": "server_error"}}
     event = f"data: {json.dumps(document)}\n\n".encode()
     return b"%x\r\n%s\r\n" % (len(event), event)
 
@@ -148,4 +172,5 @@ _REASONS = {
     500: "Internal Server Error",
     501: "Not Implemented",
     503: "Service Unavailable",
+    504: "Gateway Timeout",
 }

@@ -135,14 +135,21 @@ class Worker:
         """
         return self.reporting().call(job, *args, **kwargs)
 
-    def reporting(self, on_event: Callable[[Any], None] | None = None, *, doing: str | None = None) -> "ReportingCalls":
+    def reporting(
+        self,
+        on_event: Callable[[Any], None] | None = None,
+        *,
+        doing: str | None = None,
+        before_stop: Callable[[], object] | None = None,
+    ) -> "ReportingCalls":
         """The same worker, with somebody told of what its calls emit.
 
         Args:
             on_event: called here, in order, with what the function emits.
             doing: what is under way, for the message should the process die: "loading the model".
+            before_stop: called on Ctrl-C before the call is asked to stop, which waits for it.
         """
-        return ReportingCalls(self._call, on_event, doing)
+        return ReportingCalls(self._call, on_event, doing, before_stop)
 
     def _call(
         self,
@@ -151,6 +158,7 @@ class Worker:
         kwargs: dict[str, Any],
         on_event: Callable[[Any], None] | None,
         doing: str | None,
+        before_stop: Callable[[], object] | None,
     ) -> Any:
         process = self._running()
         doing = doing or f"running {name.rpartition(':')[2]}"
@@ -163,12 +171,16 @@ class Worker:
             return self._await_answer(process, doing, on_event)
         except ChannelClosed:
             raise self._crash(process, doing) from None
-        except BaseException:
-            if not sent:
-                # Half a message may be in the pipe.
-                self.close()
-            elif not self._idle.is_set():
-                self._stop_call()
+        except BaseException as error:
+            try:
+                if isinstance(error, KeyboardInterrupt) and before_stop is not None:
+                    before_stop()
+            finally:
+                if not sent:
+                    # Half a message may be in the pipe.
+                    self.close()
+                elif not self._idle.is_set():
+                    self._stop_call()
             raise
 
     def close(self) -> None:
@@ -265,6 +277,7 @@ class ReportingCalls:
     _call: Callable[..., Any]
     _on_event: Callable[[Any], None] | None
     _doing: str | None
+    _before_stop: Callable[[], object] | None
 
     def call(
         self,
@@ -273,7 +286,7 @@ class ReportingCalls:
         **kwargs: Parameters.kwargs,
     ) -> Result:
         """See `Worker.call`."""
-        result: Result = self._call(_name_of(job), args, kwargs, self._on_event, self._doing)
+        result: Result = self._call(_name_of(job), args, kwargs, self._on_event, self._doing, self._before_stop)
         return result
 
 
