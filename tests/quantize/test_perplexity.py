@@ -24,7 +24,7 @@ from dfqs.quantize.logits_file import Conditions, Losses, divergence, read_losse
 from dfqs.quantize.perplexity import Measured, PerplexityJob, summarise
 from dfqs.quantize.windows import plan_windows
 from dfqs.runtime import Worker
-from dfqs.runtime.logprobs import log_softmax, most_probable
+from dfqs.runtime.logprobs import LogProbabilities, most_probable
 from quantize_inputs import WIDTH, write_model
 
 TEXT = (Path(__file__).parents[1] / "vectors" / "quantize" / "calibration.txt").read_text()
@@ -85,13 +85,11 @@ def test_a_text_of_one_token_is_refused() -> None:
 
 
 def test_log_probabilities_do_not_overflow_on_large_logits() -> None:
-    rows = np.array([[1000.0, 999.0, -1000.0]], np.float32)
+    row = np.array([1000.0, 999.0, -1000.0], np.float32)
 
-    log_p = log_softmax(rows)
+    log_p = LogProbabilities.of(row)[np.arange(3)]
 
-    assert log_p[0].tolist() == pytest.approx(
-        [-math.log(1 + math.exp(-1)), -1 - math.log(1 + math.exp(-1)), -2000.3133]
-    )
+    assert log_p.tolist() == pytest.approx([-math.log(1 + math.exp(-1)), -1 - math.log(1 + math.exp(-1)), -2000.3133])
 
 
 @given(arrays(np.float32, st.integers(1, 300), elements=st.integers(-20, 0)), st.integers(1, 40))
@@ -103,6 +101,27 @@ def test_the_most_probable_tokens_are_found_whatever_is_left_out_of_the_search(
     found = most_probable(row, count)
 
     assert found.tolist() == np.argsort(-row, kind="stable")[:count].tolist()
+
+
+@given(
+    arrays(np.float32, st.integers(1, 600), elements=st.floats(-30, 30, width=32)),
+    st.integers(1, 40),
+    st.sampled_from([1.0, 1e-6, 3e4]),
+    st.floats(-40, -1),
+)
+def test_the_most_probable_of_few_candidates_are_those_of_the_whole_vocabulary_to_the_last_bit(
+    row: np.ndarray[Any, Any], count: int, scale: float, least: float
+) -> None:
+    """Ties that rounding makes, and tokens below the least, included."""
+    count, row = min(count, len(row)), row * np.float32(scale)
+
+    ids, values = LogProbabilities.of(row).most_probable(count, least)
+
+    shifted = row[None] - row.max()
+    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    whole = np.maximum((shifted - np.log(total).astype(np.float32))[0], np.float32(least))
+    assert ids.tolist() == np.argsort(-whole, kind="stable")[:count].tolist()
+    assert values.tobytes() == whole[ids].tobytes()
 
 
 def made_up(top_logprobs: list[list[float]], **changes: Any) -> Losses:

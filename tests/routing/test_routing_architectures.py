@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import counted_logits
 import routing_jobs
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.gguf import GGMLType, boolean, read_header, string, u32, write_gguf
 from dfqs.gguf.file import GGUFFile
 from dfqs.model.spec import Role, read_model_spec
 from dfqs.routing import load
-from dfqs.routing.capture import REFERENCE, capture_trace
+from dfqs.routing.capture import PROBE_TOKENS, REFERENCE, capture_trace
 from dfqs.routing.coherence import diff_traces
 from dfqs.routing.determinism import Condition, check_routing, run_condition
 from dfqs.routing.identity import read_groups, read_identity
@@ -34,7 +35,8 @@ SHARED |= {"deepseek2": 2, "glm4moe": 1, "hunyuan-moe": 1, "nemotron_h_moe": 1}
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    with Worker(threads=2, omp_wait_policy="passive") as running:
+    path = str(Path(__file__).parents[1])
+    with Worker(threads=2, omp_wait_policy="passive", env={"PYTHONPATH": path}) as running:
         yield running
 
 
@@ -78,6 +80,34 @@ def test_every_token_and_routed_layer_is_captured_and_chosen_by_its_scores(
     assert (same.overall.jaccard, same.overall.weight_overlap, same.overall.kl_nats) == (1.0, 1.0, 0.0)
     assert {(row.jaccard, row.same_set, row.top1) for row in same.by_layer} == {(1.0, 1.0, 1.0)}
     assert [sum(layer.counts) for layer in measure_stats(out).layers] == [trace.tokens * USED] * len(header.layers)
+
+
+QUICK = ("deepseek2", "gemma4", "grovemoe", "nemotron_h_moe", "qwen35moe", "smallthinker")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
+def test_graphs_that_end_behind_the_last_router_route_as_whole_ones_do(
+    name: str, models: dict[str, Path], worker: Worker, tmp_path: Path
+) -> None:
+    """Also the batches after them, which read what they left in the caches. No logits but a few are computed."""
+    tokens = worker.call(load.tokenize, str(models[name]), PROMPTS[:1])[0]
+    settings = {**REFERENCE, "n_batch": 32, "n_ubatch": 32}
+    whole = worker.call(load.run_steps, str(models[name]), tokens, {**settings, "threads": 2}, (), True)
+
+    with Worker(threads=2, env={"PYTHONPATH": str(Path(__file__).parents[1])}) as own:
+        out, counted = tmp_path / "t.route", counted_logits.Counted()
+        capture_trace(own, models[name], PROMPTS[:1], out, settings=settings, scores=True, order=counted)
+        assert own.call(counted_logits.take_counts) == [PROBE_TOKENS]
+    trace = read_trace(out)
+
+    assert len(trace.chunks) > 2
+    assert np.array_equal(np.concatenate([chunk.ids for chunk in trace.chunks], axis=1), whole.ids)
+    if trace.chunks[0].selection is None:
+        scores = np.concatenate([chunk.probabilities for chunk in trace.chunks], axis=1)
+        assert whole.scores is not None
+        assert np.array_equal(scores, whole.scores)
 
 
 def test_choice_in_groups_is_by_the_biased_scores_of_the_best_groups(

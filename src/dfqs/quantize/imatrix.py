@@ -1,51 +1,40 @@
 """Importance of weights, measured: which columns of each matrix see large inputs, for each expert by itself.
 
-While text runs through the model, the evaluation callback looks at every multiplication with a weight and adds up the
-squares of its inputs; a `MUL_MAT_ID` says besides which expert each row went to. What was never routed to an expert
-says nothing about it, so the measurement goes on until every expert of every layer has seen enough.
-Runs in a worker process. Sums as `tools/imatrix/imatrix.cpp` (`collect_imatrix`) defines them.
+Text runs through the model, and `dfqs.quantize.activations` adds up what each weight is multiplied with. What was never
+routed to an expert says nothing about it, so the measurement goes on until every expert of every layer has seen enough.
+Runs in a worker process.
 """
 
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dfqs import __version__
-from dfqs.errors import AlreadyDone, RuntimeFailure, UsageError
+from dfqs.errors import AlreadyDone, UsageError
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
+from dfqs.quantize.activations import MIN_ROWS, Collector
 from dfqs.quantize.calibration import Corpus, Stream, shipped_corpus
 from dfqs.quantize.checkpoint import Checkpoint, checkpoint_path, forget_checkpoint
 from dfqs.quantize.coverage import Coverage, measure_coverage
 from dfqs.quantize.imatrix_file import (
     OLDER_AND_NEWER,
-    Accumulated,
-    Counts,
     Imatrix,
     merge_imatrices,
     read_imatrix,
     write_imatrix,
 )
-from dfqs.quantize.imatrix_sums import Float32
 from dfqs.receipts import find_receipt, receipt_of
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures, Templated
-from dfqs.runtime.observe import EvalCallback, TensorView
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import check_output_path
-
-MIN_ROWS = 16
-"""Inputs of fewer rows are no sample of text (llama-imatrix's own limit)."""
-WEIGHT = re.compile(r"(blk\.\d+\..+|output|token_embd)\.weight")
 
 Tokens = list[int]
 
@@ -234,11 +223,15 @@ def _see_chunks(
 ) -> bool:
     """Add the chunks from number `done` on to `matrix`; whether every expert had seen enough before the last."""
     available, longest = sum(map(len, chunks)), max(map(len, chunks))
-    collector = Collector(matrix)
-    callback = EvalCallback(collector.wants, collector.take)
+    collector = Collector()
     saved = time.monotonic()
     settings = asdict(imatrix_context(longest))
-    with Context(model, threads=job.threads, eval_callback=callback, **settings) as context:
+    with Context(model, threads=job.threads, eval_callback=collector.callback, **settings) as context:
+        if done < len(chunks):
+            # Computed to the logits, so that a model that ends in no numbers is noticed.
+            collector.begin(Imatrix({}))
+            context.decode(chunks[done][:MIN_ROWS], logits="all")
+            collector.end_graphs()
         for index in range(done, len(chunks)):
             total = merge_imatrices([*base, matrix]) if base else matrix
             coverage = measure_coverage(total, job.min_samples)
@@ -246,9 +239,9 @@ def _see_chunks(
                 return True
             worker.emit((matrix.tokens, available, coverage.describe() if total.entries else ""))
             context.clear()
-            collector.begin()
-            # All logits: the last layer computes only tokens whose logits are wanted.
-            context.decode(chunks[index], logits="all", take=_ignore)
+            collector.begin(matrix)
+            # Asked for, or the last layer would not compute every token.
+            context.decode(chunks[index], logits="unread")
             matrix.tokens += len(chunks[index])
             # A chunk that was cut short is the last one of this measurement, and none of a longer one's.
             if time.monotonic() - saved >= job.checkpoint_s and len(chunks[index]) == longest:
@@ -291,95 +284,6 @@ def tokenize_stream(model: Model, stream: Stream) -> Tokens:
             tokens += model.tokenize_chat(model.apply_chat_template(messages, add_generation_prompt=False))
         return tokens
     return model.tokenize("\n\n".join(stream.documents), add_special=True, parse_special=False)
-
-
-class Collector:
-    """Adds up inputs of weights as the evaluation callback meets them."""
-
-    def __init__(self, matrix: Imatrix) -> None:
-        self.matrix = matrix
-        self._last: tuple[int, Any] | None = None
-
-    def begin(self) -> None:
-        """A new graph: what was read of the last one is void."""
-        self._last = None
-
-    def wants(self, name: str, op: str) -> bool:
-        return op in ("MUL_MAT", "MUL_MAT_ID")
-
-    def take(self, name: str, op: str, tensor: TensorView) -> None:
-        """Add one multiplication's inputs.
-
-        Raises:
-            RuntimeFailure: inputs that are no numbers.
-        """
-        weight, inputs = tensor.source(0), tensor.source(1)
-        if weight is None or inputs is None or inputs.type != 0:
-            return
-        weight_name = weight.name.partition("#")[2].partition("#")[0] or weight.name
-        if not WEIGHT.fullmatch(weight_name):
-            return
-        if op == "MUL_MAT_ID":
-            ids = tensor.source(2)
-            if ids is not None:
-                self._add(weight_name, *self._once(inputs, lambda: sum_by_expert(inputs, ids, weight.shape[2])))
-        elif inputs.shape[1] >= MIN_ROWS:
-            groups = weight.shape[2] * weight.shape[3]
-            self._add(weight_name, *self._once(inputs, lambda: sum_by_group(inputs, groups)))
-
-    def _once(self, inputs: TensorView, measure: Callable[[], Any]) -> Any:
-        # gate and up, or q, k and v, multiply the same input: it is read and summed once.
-        if self._last is None or self._last[0] != inputs.address:
-            self._last = (inputs.address, measure())
-        return self._last[1]
-
-    def _add(self, name: str, squares: Float32, sums: Float32, counts: Counts) -> None:
-        if not np.isfinite(squares).all():
-            raise RuntimeFailure(f"the inputs of '{name}' are no numbers (NaN or infinite); the model is damaged")
-        entry = self.matrix.entries.get(name)
-        if entry is None:
-            self.matrix.entries[name] = Accumulated(squares.copy(), counts.copy(), sums.copy())
-            return
-        entry.add(Accumulated(squares, counts, sums), name)
-
-
-def sum_by_expert(inputs: TensorView, ids: TensorView, experts: int) -> tuple[Float32, Float32, Counts]:
-    """(squares, sums, counts) of a `MUL_MAT_ID`, by expert.
-
-    Inputs are [tokens, 1 or experts used, columns]: the first matrices of an expert get the token's vector, the last
-    one a vector of its own for each expert.
-    """
-    columns, per_token, tokens, _ = inputs.shape
-    values = inputs().reshape(tokens, per_token, columns)
-    chosen = ids().reshape(tokens, -1)
-    squares = np.zeros((experts, columns), np.float32)
-    sums = np.zeros((experts, columns), np.float32)
-    counts = np.zeros(experts, np.int64)
-    for expert in np.unique(chosen):
-        if not 0 <= expert < experts:
-            raise RuntimeFailure(f"a token was routed to expert {expert} of {experts}")
-        token, slot = np.nonzero(chosen == expert)
-        rows = values[token, slot % per_token]
-        squares[expert] = np.einsum("ij,ij->j", rows, rows)
-        sums[expert] = rows.sum(axis=0)
-        counts[expert] = len(rows)
-    return squares, sums, counts
-
-
-def sum_by_group(inputs: TensorView, groups: int) -> tuple[Float32, Float32, Counts]:
-    """(squares, sums, counts) of a `MUL_MAT`, in one row; a matrix multiplied in parts has them end to end."""
-    columns, rows, batches, outer = inputs.shape
-    values = inputs().reshape(outer * batches, rows, columns)
-    squares = np.zeros((groups, columns), np.float32)
-    sums = np.zeros((groups, columns), np.float32)
-    for index, part in enumerate(values):
-        squares[index % groups] += np.einsum("ij,ij->j", part, part)
-        sums[index % groups] += part.sum(axis=0)
-    return squares.reshape(1, -1), sums.reshape(1, -1), np.array([len(values) * rows // groups], np.int64)
-
-
-def _ignore(first: int, rows: object) -> None:
-    """Logits are computed for their inputs, not for themselves; `decode` refuses those that are no numbers."""
 
 
 def limit_chunks(chunks: list[Tokens], most: int) -> list[Tokens]:

@@ -1,7 +1,7 @@
 """What measuring an importance matrix takes of memory, told before it begins."""
 
 from dfqs.model.files import ModelFiles
-from dfqs.quantize.imatrix import WEIGHT
+from dfqs.quantize.activations import WEIGHT
 
 
 def sums_bytes(model: ModelFiles, chunk_tokens: int) -> int:

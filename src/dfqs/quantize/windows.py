@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.quantize.logits_file import TOP, Conditions, Float32, Losses, divergence
 from dfqs.runtime.context import Context
-from dfqs.runtime.logprobs import ROWS, log_softmax, most_probable
+from dfqs.runtime.logprobs import LogProbabilities
 from dfqs.runtime.model import Model
 
 LEAST_LOGPROB = -1e4
@@ -65,7 +65,10 @@ def score_windows(
     model = context.model
     for window in windows:
         context.clear()
-        context.decode(window_tokens(model, tokens, window), logits="all", take=partial(_score_rows, scorer, window))
+        # The logits at one token predict the next.
+        first = window.first_scored - 1 - window.start
+        read = window_tokens(model, tokens, window)
+        context.decode(read, logits="all", first_row=first, take=partial(_score_rows, scorer, window))
         on_window(window)
 
 
@@ -79,7 +82,7 @@ def window_tokens(model: Model, tokens: Sequence[int], window: Window) -> list[i
 
 def _score_rows(scorer: "LossScorer", window: Window, start: int, rows: Float32) -> None:
     """Score what of a batch is to be scored; its rows are those of the window's tokens from `start` on."""
-    # The logits at one token predict the next, so the last row of a window predicts nothing in it.
+    # The last row of a window predicts nothing in it.
     first = max(window.first_scored - 1 - window.start, start)
     end = min(window.end - window.start - 1, start + len(rows))
     if first < end:
@@ -102,7 +105,7 @@ class LossScorer:
         on_token: Callable[[], object] = lambda: None,
     ) -> None:
         self.targets, self.reference, self._on_token = targets, reference, on_token
-        self._nll: list[Float32] = []
+        self._nll: list[np.float32] = []
         self._top_ids: list[NDArray[np.int32]] = []
         self._top_logprobs: list[Float32] = []
         self._others: list[Float32] = []
@@ -113,23 +116,19 @@ class LossScorer:
         Raises:
             RuntimeFailure: the model rules a target out, so that its loss is no number.
         """
-        for offset in range(0, len(logits), ROWS):
-            log_p = log_softmax(logits[offset : offset + ROWS])
-            position = first + offset
-            span = slice(position, position + len(log_p))
-            nll = -np.take_along_axis(log_p, self.targets[span, None].astype(np.int64), 1)[:, 0]
-            if not np.isfinite(nll).all():
+        for position, row in enumerate(logits, first):
+            probabilities = LogProbabilities.of(row)
+            nll = -probabilities[int(self.targets[position])]
+            if not np.isfinite(nll):
                 raise RuntimeFailure(f"the model's loss at token {position:,} or behind it is no number")
-            log_p = np.maximum(log_p, np.float32(LEAST_LOGPROB))
-            self._nll.append(nll.astype(np.float32))
-            chosen = np.stack([most_probable(row, min(TOP, len(row))) for row in log_p])
-            self._top_ids.append(chosen.astype(np.int32))
-            self._top_logprobs.append(np.take_along_axis(log_p, chosen, 1).astype(np.float32))
+            self._nll.append(np.float32(nll))
+            ids, logprobs = probabilities.most_probable(min(TOP, len(row)), LEAST_LOGPROB)
+            self._top_ids.append(ids.astype(np.int32))
+            self._top_logprobs.append(logprobs)
             if self.reference is not None:
-                wanted = self.reference.top_ids[span].astype(np.int64)
-                self._others.append(np.take_along_axis(log_p, wanted, 1).astype(np.float32))
-            for _ in range(len(log_p)):
-                self._on_token()
+                others = probabilities[self.reference.top_ids[position]]
+                self._others.append(np.maximum(others, np.float32(LEAST_LOGPROB)))
+            self._on_token()
 
     def losses(self, name: str, conditions: Conditions) -> Losses:
         """All that was added."""
@@ -137,11 +136,11 @@ class LossScorer:
             name,
             conditions,
             self.targets,
-            np.concatenate(self._nll),
-            np.concatenate(self._top_ids),
-            np.concatenate(self._top_logprobs),
+            np.array(self._nll, np.float32),
+            np.stack(self._top_ids),
+            np.stack(self._top_logprobs),
         )
 
     def divergence(self) -> NDArray[np.float64] | None:
         """[tokens] From the reference; None without one."""
-        return None if self.reference is None else divergence(self.reference, np.concatenate(self._others))
+        return None if self.reference is None else divergence(self.reference, np.stack(self._others))

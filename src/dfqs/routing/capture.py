@@ -13,7 +13,7 @@ from dfqs.model.files import ModelFiles, open_model
 from dfqs.progress import Progress, no_progress
 from dfqs.routing.identity import ModelIdentity, as_words, read_identity
 from dfqs.routing.prompts import Prompt
-from dfqs.routing.tap import BatchToken, RouterTap, Routing, decode_batch
+from dfqs.routing.tap import BatchToken, RouterTap, Routing, decode_batch, route_batch
 from dfqs.routing.trace import RouteConditions, TraceChunk, TraceHeader
 from dfqs.routing.tracefile import TraceWriter
 from dfqs.runtime import Worker
@@ -33,6 +33,8 @@ REFERENCE: dict[str, Any] = {
 }
 """Settings of a reference trace: those under which routing was seen not to depend on threads and chunking."""
 MAX_CONTEXT_TOKENS = 4096
+PROBE_TOKENS = 16
+"""Whose logits are computed, so that a model that ends in no numbers is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def trace_prompts(
     longest = max(len(piece) for piece in pieces)
     header: Routing | None = None
     with Context(model, longest, **settings, eval_callback=tap.callback) as context:
+        _look_at_model(context, pieces[0][:PROBE_TOKENS], tap)
         for number, piece in enumerate(pieces):
             context.clear()
             for start in range(0, len(piece), context.n_batch):
@@ -155,9 +158,8 @@ def trace_prompts(
                     BatchToken(token, start + index)
                     for index, token in enumerate(piece[start : start + context.n_batch])
                 ]
-                # Logits of every token, or the last layer would not route them.
-                decode_batch(context, batch, tap)
-                routing = tap.take_batch(batch)
+                # Every token wants its logits, or the last layer would not route it; they are not computed.
+                routing = route_batch(context, batch, tap)
                 if header is None:
                     header = routing
                     worker.emit(_facts(context, routing, settings))
@@ -166,6 +168,18 @@ def trace_prompts(
                 worker.emit({"chunk": _chunk(number, start, batch, routing), "of": total})
         notices += context.notices
     return {"prompts": len(pieces), "notices": notices}
+
+
+def _look_at_model(context: Context, tokens: Sequence[int], tap: RouterTap) -> None:
+    """Compute a few tokens to the logits: whether those are numbers at all, and which router node is a graph's last.
+
+    Raises:
+        RuntimeFailure: they are none.
+    """
+    batch = [BatchToken(token, place) for place, token in enumerate(tokens)]
+    decode_batch(context, batch, tap)
+    tap.take_batch(batch)
+    tap.end_graphs()
 
 
 def open_model_once(worker: WorkerContext, path: str, order: LoadOrder) -> None:

@@ -39,11 +39,7 @@ def require_numbers(logits: NDArray[np.float32], broken_layer: int | None) -> No
     Raises:
         RuntimeFailure: says where it was seen first.
     """
-    if broken_layer is not None:
-        raise RuntimeFailure(
-            f"the router of layer {broken_layer} gives scores that are no numbers (NaN or infinite), or the same to "
-            f"every expert: {ADVICE}"
-        )
+    require_router_numbers(broken_layer)
     row = broken_row(logits)
     if row is None:
         return
@@ -51,6 +47,19 @@ def require_numbers(logits: NDArray[np.float32], broken_layer: int | None) -> No
     raise RuntimeFailure(
         f"the model's logits are {what} (row {row} of a batch), though every router's scores were sound: {ADVICE}"
     )
+
+
+def require_router_numbers(broken_layer: int | None) -> None:
+    """As `require_numbers`, where there are no logits.
+
+    Raises:
+        RuntimeFailure: names the layer.
+    """
+    if broken_layer is not None:
+        raise RuntimeFailure(
+            f"the router of layer {broken_layer} gives scores that are no numbers (NaN or infinite), or the same to "
+            f"every expert: {ADVICE}"
+        )
 
 
 def require_choice(model: ModelIdentity, hash_layers: tuple[int, ...], layers: tuple[int, ...] | None = None) -> None:

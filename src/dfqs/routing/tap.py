@@ -5,6 +5,10 @@ argsort), `ffn_moe_probs-<layer>` and, where an architecture chooses by somethin
 or `ffn_moe_probs_masked-<layer>`. Reshaped variants of the same names exist and are not wanted. llama 4 chooses by its
 scores before the sigmoid, which keeps their order.
 
+What comes out of a graph behind its last router (that layer's experts, the logits) is computed only for who wants it:
+`RouterTap.end_graphs` leaves it out, on every architecture. Asking llama.cpp for fewer logits would not do, for most
+architectures cut the last layer down to the tokens whose logits are wanted before it routes.
+
 The lookup of the tokens' embeddings begins every graph and tells which tokens it is about. Architectures name it as
 they like (`embd`, `model.embed_tokens`, nothing where a scale follows), so it is known by what it reads.
 """
@@ -19,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqs.errors import RuntimeFailure
-from dfqs.routing.numbers import broken_row, require_numbers
+from dfqs.routing.numbers import broken_row, require_numbers, require_router_numbers
 from dfqs.routing.trace import Ids, Scores
 from dfqs.runtime import abi
 from dfqs.runtime.context import Context, EvalCallback, TensorView
+from dfqs.runtime.observe import END_GRAPH
 
 NOT_COMPUTED = -1
 """Id where a layer skipped a token: the last layer computes only tokens whose logits are wanted."""
@@ -72,8 +77,15 @@ class RouterTap:
         self._ubatches: list[list[int]] = []
         self._seen: set[tuple[str, int]] = set()
         """Nodes of the ubatch under way."""
+        self._enough: frozenset[tuple[str, int]] | None = None
+        """With these a graph ends; None: it is computed to its end."""
         self.broken_layer: int | None = None
         """The lowest layer seen whose scores tell nothing (`broken_row`)."""
+
+    def end_graphs(self) -> None:
+        """From now on compute no graph further than to the last router node that the last one showed. What
+        `llama_decode` then gives as logits was not computed."""
+        self._enough = frozenset(self._seen)
 
     def _wants(self, name: str, op: str) -> bool:
         match = _ROUTER_NODE.fullmatch(name)
@@ -81,14 +93,14 @@ class RouterTap:
             return op == "GET_ROWS" and _LAYER_NODE.fullmatch(name) is None
         return match[1] in ("topk", "probs") or self.scores
 
-    def _take(self, name: str, _op: str, tensor: TensorView) -> None:
+    def _take(self, name: str, _op: str, tensor: TensorView) -> bool | None:
         match = _ROUTER_NODE.fullmatch(name)
         if match is None:
             table, tokens = tensor.source(0), tensor.source(1)
             if table and tokens and (table.name, tokens.name) == (_EMBEDDINGS, _INPUT_TOKENS):
                 self._ubatches.append([int(token) for token in tokens().ravel()])
                 self._seen.clear()
-            return
+            return None
         node = (match[1], int(match[2]))
         # GroveMoE routes twice in a layer; its second choice, of experts that groups share, follows from the first.
         if node not in self._seen:
@@ -98,6 +110,7 @@ class RouterTap:
                 self.broken_layer = min(node[1], self.broken_layer if self.broken_layer is not None else node[1])
             if match[1] == "topk" or self.scores:
                 self._nodes.setdefault(node, []).append(values)
+        return END_GRAPH if self._enough is not None and self._enough <= self._seen else None
 
     def take_batch(self, batch: Sequence[BatchToken]) -> Routing:
         """What was collected since the last time, which must be this batch.
@@ -200,6 +213,32 @@ def decode_batch(context: Context, batch: Sequence[BatchToken], tap: RouterTap |
     Raises:
         RuntimeFailure: llama.cpp failed, or the logits or the router's scores are no numbers.
     """
+    _submit(context, batch)
+    wanted = [place for place, entry in enumerate(batch) if entry.wants_logits]
+    logits = np.empty((0, context.model.vocab_size), np.float32)
+    if wanted:
+        # Logits lie in the order of the batch, whatever order they were computed in, once one was asked for by its
+        # place.
+        first = context.library.llama_get_logits_ith(context.handle, wanted[0])
+        if not first:
+            raise RuntimeFailure("llama.cpp gave no logits")
+        logits = np.ctypeslib.as_array(first, (len(wanted), context.model.vocab_size))
+    require_numbers(logits, None if tap is None else tap.broken_layer)
+    return logits
+
+
+def route_batch(context: Context, batch: Sequence[BatchToken], tap: RouterTap) -> Routing:
+    """Decode tokens of any sequences as one batch for their routing alone, after `RouterTap.end_graphs`.
+
+    Raises:
+        RuntimeFailure: llama.cpp failed, or the router's scores are no numbers.
+    """
+    _submit(context, batch)
+    require_router_numbers(tap.broken_layer)
+    return tap.take_batch(batch)
+
+
+def _submit(context: Context, batch: Sequence[BatchToken]) -> None:
     count = len(batch)
     token = np.array([entry.token for entry in batch], np.int32)
     position = np.array([entry.position for entry in batch], np.int32)
@@ -227,16 +266,3 @@ def decode_batch(context: Context, batch: Sequence[BatchToken], tap: RouterTap |
         if result == abi.DECODE_NO_SLOT:
             raise RuntimeFailure(f"no room for a batch of {count} tokens in a context of {context.n_ctx:,}")
         raise RuntimeFailure(f"llama.cpp failed to decode a batch of {count} tokens (code {result})")
-    rows = int(wanted.sum())
-    broken_layer = None if tap is None else tap.broken_layer
-    if not rows:
-        empty = np.empty((0, context.model.vocab_size), np.float32)
-        require_numbers(empty, broken_layer)
-        return empty
-    # Logits lie in the order of the batch, whatever order they were computed in, once one was asked for by its place.
-    first = library.llama_get_logits_ith(context.handle, int(np.flatnonzero(wanted)[0]))
-    if not first:
-        raise RuntimeFailure("llama.cpp gave no logits")
-    logits = np.ctypeslib.as_array(first, (rows, context.model.vocab_size))
-    require_numbers(logits, broken_layer)
-    return logits

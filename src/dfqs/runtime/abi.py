@@ -245,6 +245,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_sampler_free": (None, [c_void_p]),
     # tensors, as the evaluation callback meets them
     "ggml_backend_tensor_get": (None, [TensorPointer, c_void_p, c_size_t, c_size_t]),
+    "ggml_backend_buffer_is_host": (c_bool, [c_void_p]),
     "ggml_nbytes": (c_size_t, [TensorPointer]),
     "ggml_op_name": (c_char_p, [c_int32]),
     "ggml_type_name": (c_char_p, [c_int32]),

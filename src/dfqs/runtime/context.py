@@ -22,6 +22,9 @@ __all__ = ["Buffer", "Context", "EvalCallback", "Model", "TensorView", "read_ten
 Logits = NDArray[np.float32]
 
 DEFAULT_CONTEXT_TOKENS = 4096
+ROWS_ALIKE = (8, 4)
+"""At least so many rows of logits, and a multiple of so many, go through the same matrix products as those of a whole
+batch, and have the same last bits."""
 
 
 class Context(Closing):
@@ -101,16 +104,19 @@ class Context(Closing):
         tokens: Sequence[int],
         position: int = 0,
         sequence: int = 0,
-        logits: Literal["last", "all", "none"] = "last",
+        logits: Literal["last", "all", "none", "unread"] = "last",
         take: Callable[[int, Logits], None] | None = None,
+        first_row: int = 0,
     ) -> Logits | None:
         """Run `tokens` through the model at `position` of `sequence`.
 
         Args:
-            logits: of the last token, float32 [vocabulary]; of all, float32 [tokens, vocabulary]; or none.
-                (The last layer computes only tokens whose logits are wanted.)
+            logits: of the last token, float32 [vocabulary]; of all, float32 [tokens, vocabulary]; or none. (Mostly the
+                last layer computes only tokens whose logits are wanted. Who needs it to compute all, and ends the graph
+                before the logits, leaves them unread.)
             take: with `all`, called with `(index of the first row, rows)` for each batch, and nothing is returned: a
                 long text's logits do not fit in memory. The rows are a view that the next batch overwrites.
+            first_row: with `all`, the first token whose logits are wanted; those before it are not computed.
 
         Raises:
             UsageError: no tokens, tokens that do not exist, or more than the context has room for.
@@ -127,15 +133,17 @@ class Context(Closing):
         if not 0 <= min(tokens) <= max(tokens) < self.model.vocab_size:
             raise UsageError(f"a token is outside the vocabulary of {self.model.vocab_size:,}")
         rows: list[Logits] = []
+        wanted_from = {"last": len(tokens) - 1, "none": len(tokens)}.get(logits, first_row)
         for start in range(0, len(tokens), self.n_batch):
             chunk = tokens[start : start + self.n_batch]
-            is_last = start + len(chunk) == len(tokens)
-            self._decode_batch(chunk, position + start, sequence, logits, is_last)
-            if logits == "all":
-                batch_rows = self._logits(0, len(chunk))
-                check_logits(batch_rows, position + start)
+            first = min(max(wanted_from - start, 0), len(chunk))
+            asked = _widened(first, len(chunk)) if logits == "all" else first
+            self._decode_batch(chunk, position + start, sequence, asked)
+            if logits == "all" and first < len(chunk):
+                batch_rows = self._logits(first, len(chunk) - first)
+                check_logits(batch_rows, position + start + first)
                 if take is not None:
-                    take(start, batch_rows)
+                    take(start + first, batch_rows)
                 else:
                     rows.append(batch_rows.copy())
         if logits == "all" and take is None:
@@ -146,7 +154,8 @@ class Context(Closing):
         check_logits(last[None], position + len(tokens) - 1)
         return last
 
-    def _decode_batch(self, tokens: Sequence[int], position: int, sequence: int, logits: str, is_last: bool) -> None:
+    def _decode_batch(self, tokens: Sequence[int], position: int, sequence: int, first_wanted: int) -> None:
+        """Compute one batch, with logits of its tokens from `first_wanted` on."""
         self.library.stop.raise_if_requested()
         count = len(tokens)
         token = np.asarray(tokens, np.int32)
@@ -154,8 +163,8 @@ class Context(Closing):
         ones = np.ones(count, np.int32)
         sequence_id = ctypes.c_int32(sequence)
         sequence_ids = (ctypes.POINTER(ctypes.c_int32) * count)(*([ctypes.pointer(sequence_id)] * count))
-        wanted = np.full(count, logits == "all", np.int8)
-        wanted[-1] |= logits == "last" and is_last
+        wanted = np.zeros(count, np.int8)
+        wanted[first_wanted:] = 1
         batch = abi.Batch(
             n_tokens=count,
             token=_int32_pointer(token),
@@ -220,6 +229,14 @@ class Context(Closing):
         if self.handle:
             self.library.llama_free(self.handle)
             self.handle = None
+
+
+def _widened(first: int, count: int) -> int:
+    """The first of `count` tokens to ask for logits of, where those from `first` on are wanted."""
+    if first == count:
+        return first
+    rows = max(count - first, ROWS_ALIKE[0])
+    return max(count - rows - -rows % ROWS_ALIKE[1], 0)
 
 
 def check_logits(rows: Logits, position: int) -> None:

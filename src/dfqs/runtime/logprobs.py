@@ -52,11 +52,44 @@ def log_normalizers(rows: Float32) -> Float64:
     return np.asarray(largest + np.log(total))
 
 
-def log_softmax(rows: Float32) -> Float32:
-    """Log-probabilities of logits [rows, vocabulary]; the sum over the vocabulary is taken in float64."""
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.asarray(shifted - np.log(total).astype(np.float32))
+@dataclass(frozen=True, slots=True)
+class LogProbabilities:
+    """Log-probabilities of a vocabulary of which few are looked at; the sum over all of it is taken in float64."""
+
+    shifted: Float32
+    """[vocabulary] Logits less the largest."""
+    log_total: np.float32
+    """Logarithm of the sum of their exponentials."""
+
+    @classmethod
+    def of(cls, logits: Float32) -> "LogProbabilities":
+        """From one row of logits [vocabulary]."""
+        shifted = logits - logits.max()
+        total = np.exp(shifted[None]).sum(axis=1, dtype=np.float64)
+        return cls(shifted, np.log(total).astype(np.float32)[0])
+
+    def __getitem__(self, tokens: NDArray[np.integer] | int) -> Float32:
+        """Of these tokens; minus infinity of one that the model rules out."""
+        return np.asarray(self.shifted[tokens] - self.log_total)
+
+    def most_probable(self, count: int, least: float) -> tuple[NDArray[np.int64], Float32]:
+        """The `count` most probable tokens, of equal ones the first, and what they have; `least` where that is less."""
+        candidates = self._candidates(count, least)
+        values = np.maximum(self[candidates], np.float32(least))
+        chosen = most_probable(values, count)
+        return candidates[chosen], values[chosen]
+
+    def _candidates(self, count: int, least: float) -> NDArray[np.int64]:
+        """Tokens of which the most probable ones are some, in order."""
+        sample = self.shifted[::8]
+        if len(sample) > count:
+            edge = np.partition(sample, -count)[-count]
+            rounded = edge - self.log_total
+            if rounded > least:
+                # Two logits that differ can have the same log-probability, rounded.
+                slack = 4 * np.spacing(max(abs(edge), abs(rounded)))
+                return np.flatnonzero(self.shifted >= edge - slack)
+        return np.arange(len(self.shifted))
 
 
 def most_probable(values: Float32, count: int) -> NDArray[np.int64]:
@@ -67,4 +100,7 @@ def most_probable(values: Float32, count: int) -> NDArray[np.int64]:
         candidates = np.flatnonzero(values >= np.partition(sample, -count)[-count])
     else:
         candidates = np.arange(len(values))
+    if len(candidates) > count:
+        left = values[candidates]
+        candidates = candidates[left >= np.partition(left, -count)[-count]]
     return candidates[np.argsort(-values[candidates], kind="stable")[:count]]

@@ -1,8 +1,9 @@
 """Looking at tensors while a graph is evaluated (`cb_eval`), without a way to break the evaluation.
 
 llama.cpp calls back twice for a node: asking whether it is wanted, and with its data. Returning False the second time,
-or raising, silently aborts the graph (`llama_decode` still returns 0, with zero logits). So everything is caught here,
-True is returned, and the exception is raised again after the decode.
+or raising, silently ends the graph (`llama_decode` still returns 0, with logits that nobody computed). So everything is
+caught here, True is returned, and the exception is raised again after the decode. Who wants nothing of a graph but
+what it has seen says so, and the rest is not computed.
 """
 
 import ctypes
@@ -23,6 +24,10 @@ _NUMPY_TYPES: dict[int, type[np.generic]] = {
     26: np.int32,
     27: np.int64,
 }
+
+
+END_GRAPH = False
+"""What `take` of an `EvalCallback` returns where nothing behind is wanted."""
 
 
 class TensorView:
@@ -72,21 +77,39 @@ class TensorView:
         """
         return read_tensor(self._library, self._pointer)
 
+    def peek(self) -> NDArray[Any]:
+        """The data as calling gives it, not copied where it lies in this process's memory. Not to be written to, and
+        gone with the view.
+
+        Raises:
+            RuntimeFailure: a quantized type, which has no numpy form.
+        """
+        tensor = self._tensor
+        if not tensor.data or not tensor.buffer or not self._library.ggml_backend_buffer_is_host(tensor.buffer):
+            return self()
+        span = self._library.ggml_nbytes(self._pointer)
+        return _shaped(tensor, (ctypes.c_uint8 * span).from_address(tensor.data))
+
 
 def read_tensor(library: Any, pointer: Any) -> NDArray[Any]:
     """Copy a tensor, contiguous or a strided view, from wherever it lies. See `TensorView.__call__`."""
     tensor = pointer.contents
-    dtype = _NUMPY_TYPES.get(tensor.type)
-    if dtype is None:
-        raise RuntimeFailure(f"tensor {tensor.name!r} of ggml type {tensor.type} has no numpy form")
     # A view ends at its last element, not after a whole last row: ggml_nbytes counts exactly that span.
     span = library.ggml_nbytes(pointer)
     data = np.empty(span, np.uint8)
     library.ggml_backend_tensor_get(pointer, data.ctypes.data, 0, span)
+    return np.ascontiguousarray(_shaped(tensor, data.data))
+
+
+def _shaped(tensor: Any, data: Any) -> NDArray[Any]:
+    """A tensor's bytes as an array."""
+    dtype = _NUMPY_TYPES.get(tensor.type)
+    if dtype is None:
+        raise RuntimeFailure(f"tensor {tensor.name!r} of ggml type {tensor.type} has no numpy form")
     shape, strides = list(tensor.ne)[::-1], list(tensor.nb)[::-1]
     while len(shape) > 2 and shape[0] == 1:
         shape, strides = shape[1:], strides[1:]
-    return np.ascontiguousarray(np.ndarray(shape, dtype, data.data, 0, strides))
+    return np.ndarray(shape, dtype, data, 0, strides)
 
 
 class GraphCallback(Protocol):
@@ -152,11 +175,12 @@ class EvalCallback:
 
     Args:
         wants: `(tensor_name, op) -> bool`, asked once for each pair and remembered.
-        take: `(tensor_name, op, tensor)`; `tensor()` copies the data, `tensor.source(i)` reaches the inputs.
+        take: `(tensor_name, op, tensor)`; `tensor()` copies the data, `tensor.source(i)` reaches the inputs. It returns
+            `END_GRAPH` where nothing behind is wanted: what is left is not computed, and the logits are worth nothing.
             An exception raised here comes out of `Context.decode`; later tensors of that decode are skipped.
     """
 
-    def __init__(self, wants: Callable[[str, str], bool], take: Callable[[str, str, TensorView], None]) -> None:
+    def __init__(self, wants: Callable[[str, str], bool], take: Callable[[str, str, TensorView], bool | None]) -> None:
         self._wants = wants
         self._take = take
         self._known: dict[tuple[bytes, int], tuple[bool, str, str]] = {}
@@ -168,6 +192,10 @@ class EvalCallback:
         """Address to pass as `cb_eval`; valid while this object lives."""
         self._library = library
         return ctypes.cast(self._function, ctypes.c_void_p).value
+
+    def forget(self) -> None:
+        """Ask `wants` anew about every node."""
+        self._known.clear()
 
     def raise_pending(self) -> None:
         """Raise what `wants` or `take` raised since the last time."""
@@ -188,7 +216,7 @@ class EvalCallback:
             if ask:
                 return known[0] and self._error is None
             if known[0] and self._error is None:
-                self._take(known[1], known[2], TensorView(self._library, pointer))
+                return self._take(known[1], known[2], TensorView(self._library, pointer)) is not END_GRAPH
         except BaseException as error:
             self._error = self._error or error
         return True

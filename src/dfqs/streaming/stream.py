@@ -101,6 +101,7 @@ class ExpertStream:
                 this pass is worth nothing.
         """
         error, self._error = self._error, None
+        # A graph that somebody ended before its logits.
         self._end_pass()
         if error is not None:
             raise error
@@ -133,8 +134,7 @@ class ExpertStream:
                 # Before anybody sees what came out.
                 self._reader.require_unchanged()
                 self.has_seen_the_end = True
-                if name == _LOGITS and self._pass_started is not None:
-                    self.passes_s += time.perf_counter() - self._pass_started
+                if name == _LOGITS:
                     self._end_pass()
         except BaseException as error:
             self._error = self._error or error
@@ -142,6 +142,8 @@ class ExpertStream:
         return True
 
     def _end_pass(self) -> None:
+        if self._pass_started is not None:
+            self.passes_s += time.perf_counter() - self._pass_started
         self._last_layer = self._pass_started = None
         self._pending.clear()
         self._router_inputs.clear()
