@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,9 @@ from dfqs.integrity import hash_model
 from dfqs.model.classes import CLASSES
 from dfqs.quantize.imatrix_file import write_imatrix
 from dfqs.quantize.journal import KIND, FinishedTensor, Journal
+from dfqs.quantize.perplexity import measure_losses
 from dfqs.quantize.quantize import plan_source, plan_work, read_source
+from dfqs.runtime import Worker
 from gguf_builder import write_small
 from quantize_inputs import vector_imatrix, write_model
 from v4_flash_stub import write_v4_flash_stub
@@ -177,7 +180,7 @@ def test_a_ladder_that_makes_no_sense_is_refused_in_a_sentence(
 
 
 def test_a_ladder_leaves_models_numbers_table_and_plot(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_imatrix(tmp_path / "i.gguf", vector_imatrix())
     (tmp_path / "text.txt").write_text("A short text, said again and again. " * 12)
@@ -199,6 +202,28 @@ def test_a_ladder_leaves_models_numbers_table_and_plot(
     assert read_header(target / "model-Q4_K-XL.gguf").metadata["dfqs.class"] == "Q4_K-XL"
     plot = (target / "ladder.svg").read_text()
     assert plot.startswith("<?xml") and "Q4_K-XL" in plot
+
+    # Again, as after a kill in the last rung: all before it was measured, and is not measured again.
+    measured: list[str] = []
+
+    def call(self: Worker, job: Any, *arguments: Any) -> Any:
+        if job is measure_losses:
+            measured.append(arguments[0].model.name)
+        return self.reporting().call(job, *arguments)
+
+    monkeypatch.setattr(Worker, "call", call)
+    (target / "model-Q4_K-XL.measured.json").unlink()
+    assert run(["ladder", str(model), str(target), "--classes", "Q8_0, Q4_K-XL", *options]) == 0
+    assert measured == ["model-Q4_K-XL.gguf"]
+    assert json.loads((target / "ladder.json").read_text()) == record
+    # What only looks like a measurement is none.
+    (target / "reference.measured.json").write_text((target / "model-Q8_0.measured.json").read_text())
+    assert run(["ladder", str(model), str(target), "--classes", "Q8_0", *options]) == 0
+    assert measured == ["model-Q4_K-XL.gguf", "model.gguf"]
+    (target / "model-Q8_0.measured.json").write_text("{}")
+    assert run(["ladder", str(model), str(target), "--classes", "Q8_0", *options]) == 2
+    assert "model-Q8_0.measured.json" in capsys.readouterr().err
+    (target / "model-Q8_0.measured.json").unlink()
 
     # Again with other importance: what lies there is of the first, and its numbers would be given out as the second's.
     matrix = vector_imatrix()

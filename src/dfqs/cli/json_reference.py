@@ -74,6 +74,7 @@ WHERE = {
     "dfqs.route-pressure/1": "`dfqs route pressure --json`",
     "dfqs.route-stats/1": "`dfqs route stats --json`",
     "dfqs.route-trace/1": "stored as the header of a trace (docs/route-trace-format.md)",
+    "dfqs.rung/1": "stored by `dfqs ladder` as `NAME.measured.json` beside a model's losses",
     "dfqs.run-record/1": "stored as `run.json` of a run of `dfqs eval`",
     "dfqs.run/1": "`dfqs run --json`; `dfqs chat --json`, a line each",
     "dfqs.runtime-choice/1": "stored in the cache: the llama.cpp that `dfqs runtime use` chose",

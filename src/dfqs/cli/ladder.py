@@ -63,7 +63,7 @@ def command(
     json_: Json = False,
 ) -> None:
     """Make several classes of a model, and measure each on held-out text against the source: what it costs in bytes,
-    and what in quality. What is there already is measured and not made again.
+    and what in quality. What was made and measured already is not done again: the same command goes on after a kill.
 
     Example: dfqs ladder model-f16.gguf ladder/ --classes Q8_0,Q4_K-XL,IQ1_S-XL --imatrix model.imatrix.gguf
     """
@@ -95,7 +95,7 @@ def command(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        note("finished models are kept; the same command goes on from there")
+        note("what was made and measured is kept; the same command goes on from there")
         raise
     _report(rungs, directory, json_)
 

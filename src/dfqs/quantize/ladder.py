@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dfqs.errors import DfqsError, UsageError
+from dfqs.errors import UsageError
 from dfqs.gguf.reader import read_header
 from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.model.classes import DeploymentClass
@@ -20,11 +20,11 @@ from dfqs.model.files import ModelFiles
 from dfqs.model.making import CLASS_KEY, IMATRIX_KEY, RECIPE_KEY, SOURCE_KEY
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.bootstrap import Estimate, estimate_difference
-from dfqs.quantize.logits_file import read_losses, write_losses
 from dfqs.quantize.metadata import recipe_text
 from dfqs.quantize.noise_floor import FLOOR_TOKENS, Resolution, resolve_loss
-from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, logits_bytes, measure_losses, summarise
+from dfqs.quantize.perplexity import Measured, PerplexityJob, Summary, logits_bytes, summarise
 from dfqs.quantize.quantize import DEFAULT_MEMORY_BYTES, is_unfinished, quantize
+from dfqs.quantize.rung import is_ours, measure_rung, rung_files
 from dfqs.quantize.source import read_source
 from dfqs.records import Document, Record, Text, is_document
 from dfqs.runtime import Worker
@@ -33,7 +33,7 @@ from dfqs.storage.atomic import check_output_path
 from dfqs.storage.hashing import hash_file
 from dfqs.streaming.budget import LoadPlan, choose_load
 
-SOURCE = "source"
+SOURCE, REFERENCE = "source", "reference"
 SCHEMA = "dfqs.ladder/1"
 
 
@@ -73,12 +73,12 @@ def measure_ladder(
 ) -> tuple[Rung, ...]:
     """Quantize `source` to each of `classes` in `directory`, and measure all of them.
 
-    A rung that is there already, made of this source by this recipe, is measured and not made again;
-    `reference.logits.gguf` holds the source's logits.
+    A rung that is there already, made of this source by this recipe, is not made again, and one that was measured
+    already is not measured again; `reference.logits.gguf` holds the source's logits.
 
     Args:
         floor_tokens: of the text that each model is held against itself on, under other numerics; 0: none is.
-        restart: throw away what an interrupted run left of a rung that it had not finished.
+        restart: throw away what an interrupted run left of a rung that it had not finished, and measure all anew.
         ram, force: of each measurement; see `dfqs.streaming.budget.choose_load`.
         settle: is told how each model is going to be loaded, and may have what streams checked.
         progress: in models.
@@ -88,16 +88,16 @@ def measure_ladder(
     """
     model = read_source(source)
     names = _rung_names(model.path, classes)
-    read = [*model.paths, *([imatrix] if imatrix else []), *(directory / name for name in names)]
-    reference_path = _check_directory(directory, read, overwrite)
-    make = partial(quantize, imatrix=imatrix, memory_bytes=memory_bytes, threads=threads)
-    make = partial(make, allow_requantize=allow_requantize, overwrite=overwrite, restart=restart)
+    _check_directory(directory, names, [*model.paths, *([imatrix] if imatrix else [])], overwrite)
+    make = partial(quantize, imatrix=imatrix, memory_bytes=memory_bytes, threads=threads, overwrite=overwrite)
+    make = partial(make, allow_requantize=allow_requantize, restart=restart)
     with Worker(threads=threads) as worker:
         job = PerplexityJob(model.path.absolute(), text, max_tokens=max_tokens, threads=threads)
         load = partial(_choose_order, job, ram=ram, force=force, settle=settle)
-        progress(0, len(names) + 1, model.path.name)
         job = replace(job, order=load(model, InMemory()), floor_tokens=floor_tokens)
-        write_losses(reference_path, (first := worker.call(measure_losses, job)).losses, overwrite=True)
+        progress(0, len(names) + 1, model.path.name)
+        measure = partial(measure_rung, worker, directory, anew=restart)
+        first = measure(REFERENCE, job)
         rungs, previous = [_rung(SOURCE, model.path, summarise(first))], first
         for index, (class_, name) in enumerate(zip(classes, names, strict=True), start=1):
             progress(index, len(names) + 1, class_.name)
@@ -107,15 +107,15 @@ def measure_ladder(
             else:
                 _require_rung(out, model, class_, imatrix)
             order = load(read_source(out), InMemory(repack=job.order.repack))
-            measured = worker.call(measure_losses, _of_rung(job, out, reference_path, order))
+            measured = measure(out.stem, _of_rung(job, out, order), source=job.fingerprint)
             rungs.append(_rung(class_.name, out, summarise(measured, first.losses, first.floor), measured, previous))
             previous = measured
         progress(len(names) + 1, len(names) + 1)
     return tuple(rungs)
 
 
-def _of_rung(job: PerplexityJob, out: Path, reference: Path, order: LoadOrder) -> PerplexityJob:
-    return replace(job, model=out.absolute(), reference=reference, order=order)
+def _of_rung(job: PerplexityJob, out: Path, order: LoadOrder) -> PerplexityJob:
+    return replace(job, model=out.absolute(), reference=rung_files(out.parent, REFERENCE)[0], order=order)
 
 
 def _choose_order(
@@ -144,26 +144,19 @@ def _rung_names(source: Path, classes: Sequence[DeploymentClass]) -> list[str]:
     return names
 
 
-def _check_directory(directory: Path, others: Sequence[Path], overwrite: bool) -> Path:
-    """Where the reference's logits go; the ladder's own files are replaced, and nothing else.
+def _check_directory(directory: Path, names: Sequence[str], others: Sequence[Path], overwrite: bool) -> None:
+    """Make sure that the ladder's own files are replaced, and nothing else.
 
     Raises:
         UsageError: something else stands under the name of one of them.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    reference, table, plot = (directory / name for name in ("reference.logits.gguf", "ladder.json", "ladder.svg"))
-    ours = {reference: _holds_logits(reference), table: is_document(table, SCHEMA), plot: is_document(table, SCHEMA)}
+    table, plot = directory / "ladder.json", directory / "ladder.svg"
+    ours = {table: is_document(table, SCHEMA), plot: is_document(table, SCHEMA)}
+    for name in (REFERENCE, *(Path(name).stem for name in names)):
+        ours |= {path: is_ours(path) for path in rung_files(directory, name)}
     for path, own in ours.items():
-        check_output_path(path, overwrite=own or overwrite, inputs=others)
-    return reference
-
-
-def _holds_logits(path: Path) -> bool:
-    try:
-        read_losses(path)
-    except DfqsError:
-        return False
-    return True
+        check_output_path(path, overwrite=own or overwrite, inputs=[*others, *(directory / name for name in names)])
 
 
 def _require_rung(path: Path, source: ModelFiles, class_: DeploymentClass, imatrix: Path | None) -> None:
