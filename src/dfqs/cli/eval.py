@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dfqs.cli.documents.evaluate import EvalPlan
-from dfqs.cli.drawing import progress_bar
+from dfqs.cli.drawing import SHARE, progress_bar
 from dfqs.cli.loading import Checking, Loading, note_streaming
 from dfqs.cli.options import (
     ChatTemplate,
@@ -48,7 +48,7 @@ from dfqs.runtime.template_file import read_template
 from dfqs.units import format_duration, parse_tokens
 
 API_KEY_VARIABLE = "DFQS_API_KEY"
-UNITS = {"speed": "repeats", "context": "questions", "boundary": "questions"}
+UNITS = {"speed": "repeats", "context": SHARE, "boundary": SHARE}
 
 
 ThinkingBudget = Annotated[

@@ -1,7 +1,7 @@
 """Asks the questions of the context stages, and stores every answer before the next."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dfqs.evaluate.answerer import Answerer, Asking, DocumentSize, LengthFailure, LengthFault
 from dfqs.evaluate.boundary import LengthResult
@@ -17,6 +17,9 @@ from dfqs.progress import Progress
 
 ATTEMPTS = 2
 """Rounds of questions at one length; the second is for those without an answer."""
+
+QUESTION_WORK_TOKENS = 100
+"""As many tokens of a document take about as long as a question with its answers."""
 
 
 class Asker:
@@ -45,6 +48,8 @@ class Asker:
         known = {*lengths, *(int(length) for length in stored if length.isascii() and length.isdigit())}
         # What was there before is reported at once: it tells nothing of the rate.
         self._counted = {length: self._closed(length) for length in sorted(known)}
+        self._read = [max(known, default=0) * self._is_over(document, known) for document in range(DOCUMENTS)]
+        """Tokens of each document that were read, or need not be."""
         self._tell(next(iter(lengths), 0))
 
     def measure_curve(self, lengths: Sequence[int]) -> None:
@@ -193,21 +198,47 @@ class Asker:
         def store(index: int, completion: Completion, likelihood: LikelihoodScore | None) -> None:
             scored = score_context(length, questions[index], completion, likelihood)
             self._store.append(CONTEXT, scored.item, scored.model_dump(mode="json"))
+            self._note_read(document, length)
             self._tell(length)
 
         def read(done: int, total: int | None = None, note: str = "") -> None:
+            self._note_read(document, done)
             self._tell(length, f", {done:,} of them read")
 
         if questions:
-            self._last_asked = questions[0].document
+            self._last_asked = document = questions[0].document
             self._answerer.ask(self._asking(length, questions), store, read)
 
+    def _note_read(self, document: int, tokens: int) -> None:
+        self._read[document] = max(self._read[document], tokens)
+
     def _tell(self, length: int, detail: str = "") -> None:
-        """Progress in questions, over all lengths that are known to be asked at."""
+        """Progress over all lengths that are known to be asked at, in tokens of documents: reading one takes hours, its
+        questions minutes."""
         if length in self._counted or self._store.get(CONTEXT, f"{length}/plan") is not None:
             self._counted[length] = self._closed(length)
-        total = len(self._counted) * self._suite.context_questions
-        self._progress(min(sum(self._counted.values()), total), total, f"{length:,} tokens{detail}")
+        questions = len(self._counted) * self._suite.context_questions
+        asked = min(sum(self._counted.values()), questions)
+        longest = max(self._counted, default=0)
+        total = DOCUMENTS * longest + QUESTION_WORK_TOKENS * questions
+        done = sum(min(tokens, longest) for tokens in self._read) + QUESTION_WORK_TOKENS * asked
+        where = f"{length:,} tokens{detail}, {asked} of {questions} questions"
+        # What failed was not read, and needs no more.
+        self._progress(total if asked == questions else done, total, where)
+
+    def _is_over(self, document: int, lengths: Iterable[int]) -> bool:
+        """Whether nothing is left to ask about a document: it is not read again."""
+        for length in lengths:
+            plan = self._store.get(CONTEXT, f"{length}/plan")
+            if self._failure(length) is None:
+                if plan is None:
+                    return False
+                stored = StoredPlan.model_validate(plan)
+                documents = stored.documents or [0] * len(stored.notes)
+                keys = [key for key, of in zip(plan_keys(length, stored), documents, strict=True) if of == document]
+                if any(is_open(self._store, CONTEXT, key) for key in keys):
+                    return False
+        return True
 
     def _closed(self, length: int) -> int:
         """How many questions of a length need not be asked any more."""
