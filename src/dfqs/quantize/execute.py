@@ -281,11 +281,13 @@ class _Run:
         row_bytes = columns // BLOCKS[tensor.source_type].elements * BLOCKS[tensor.source_type].bytes
         source = self.sources[tensor.source]
         data = source.read_exactly(tensor.source_offset + first * row_bytes, rows * row_bytes)
-        if not self.kernels.is_valid(tensor.source_type, data):
-            raise self._not_finite(tensor, first, data)
         if tensor.type is tensor.source_type:
+            if not self.kernels.is_valid(tensor.source_type, data):
+                raise self._not_finite(tensor, first, data)
             return data, data
         values = self.kernels.to_float(tensor.source_type, data, rows * columns).reshape(rows, columns)
+        if not self.kernels.is_valid(tensor.source_type, data, values):
+            raise self._not_finite(tensor, first, data)
         out_row_bytes = tensor_length(tensor.type, (columns,))
         out = np.empty(rows * out_row_bytes, np.uint8)
         # Each expert has its own importance, so a call never crosses from one to the next.
