@@ -1,5 +1,6 @@
 """A model of the Hub, here: pulled to where the user says, or once to where models are kept under their name."""
 
+import importlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,7 @@ from dfqs.cli.asking import confirm
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.output import note, warn
 from dfqs.cli.remote import patient_hub
-from dfqs.errors import NetworkError, SpaceError, UsageError, printable
-from dfqs.gguf.shard import Shard
+from dfqs.errors import NetworkError, UsageError, printable
 from dfqs.integrity.manifest import (
     Manifest,
     Provenance,
@@ -18,7 +18,6 @@ from dfqs.integrity.manifest import (
     manifest_path,
     write_manifest,
 )
-from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import ModelDigest
 from dfqs.progress import Progress, no_progress
 from dfqs.pull import (
@@ -36,10 +35,8 @@ from dfqs.pull import (
     select_kept,
 )
 from dfqs.pull.output import journal_path, part_path, taken_bytes
-from dfqs.runtime.requests import ContextSettings
 from dfqs.shards.hub_address import HubAddress, parse_hub_address
 from dfqs.storage.space import free_bytes
-from dfqs.streaming.budget import Shortfall, Streamed, foresee_load
 from dfqs.units import format_bytes, format_number_of
 
 ASKED_ABOVE_BYTES = 2_000_000_000
@@ -77,14 +74,14 @@ def keep_model(
             plan = plan_pull(hub, address.repo, revision=address.revision, pattern=address.pattern)
         except NetworkError as error:
             return _only_kept(address, error).path
-        load = None if force else (ContextSettings(n_ctx=context_tokens), ram)
+        load = None if force else (context_tokens, ram)
         kept = fetch_kept(hub, plan, address, load=load, yes=yes)
     note(f"{kept.name}: {kept.path}")
     return kept.path
 
 
 def fetch_kept(
-    hub: Hub, plan: PullPlan, address: HubAddress, *, load: tuple[ContextSettings, str | None] | None, yes: bool
+    hub: Hub, plan: PullPlan, address: HubAddress, *, load: tuple[int | None, str | None] | None, yes: bool
 ) -> KeptModel:
     """A planned model, fetched to where models are kept, unless it is there already.
 
@@ -109,7 +106,7 @@ def fetch_kept(
     return kept
 
 
-def _look_ahead(plan: PullPlan, kept: KeptModel, load: tuple[ContextSettings, str | None] | None, *, yes: bool) -> None:
+def _look_ahead(plan: PullPlan, kept: KeptModel, load: tuple[int | None, str | None] | None, *, yes: bool) -> None:
     """Say in a line what is going to be fetched and whether it fits, and ask where it is much."""
     require_room(plan, kept.path)
     here, files = taken_bytes(kept.path), format_number_of(len(plan.layouts), "file")
@@ -118,24 +115,14 @@ def _look_ahead(plan: PullPlan, kept: KeptModel, load: tuple[ContextSettings, st
         parts.append(f"{format_bytes(here)} of it here already")
     parts.append(f"{format_bytes(free_bytes(kept.directory))} free on the disk")
     if load is not None:
-        parts.append(_memory_words(plan, *load))
+        # Who only fetches does not wait for what knows about memory.
+        parts.append(importlib.import_module("dfqs.cli.foreseeing").memory_words(plan, *load))
     note(f"{kept.name}: {'; '.join(parts)}")
     missing = max(plan.fetch_bytes - here, 0)
     if yes or missing <= ASKED_ABOVE_BYTES:
         return
     if not confirm(f"fetch {format_bytes(missing)} to {kept.directory}?", f"fetch {format_bytes(missing)}"):
         raise UsageError("not fetched")
-
-
-def _memory_words(plan: PullPlan, settings: ContextSettings, ram: str | None) -> str:
-    """Raises SpaceError where it cannot be loaded here at all."""
-    shards = tuple(Shard(printable(header.source_name, 200), header) for header in plan.headers)
-    found = foresee_load(ModelFiles(shards), settings, ram)
-    if isinstance(found, Shortfall):
-        raise SpaceError(f"{found.describe(offers_force=True)}; nothing was fetched")
-    if isinstance(found.order, Streamed):
-        return f"larger than memory: its experts will be read from disk, {format_bytes(found.total_bytes)} in memory"
-    return f"takes {format_bytes(found.total_bytes)} of memory, which is there"
 
 
 def _only_kept(address: HubAddress, error: NetworkError) -> KeptModel:
