@@ -14,9 +14,10 @@ import typer
 from dfqs.cli.deploy_text import show_deployment, show_list, show_undone
 from dfqs.cli.documents.deploy import DeployDocument, DeployEndpoint, UndoDocument, endpoint_record
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import ChatTemplate, DryRun, Json, ModelIfAny
+from dfqs.cli.options import ChatTemplate, DryRun, Force, Json, ObtainedModelIfAny, Yes, model_file
 from dfqs.cli.output import emit, note, warn
-from dfqs.errors import NetworkError, RuntimeFailure, UsageError
+from dfqs.cli.source import find_kept_path, is_local, kept_path, obtain_model, open_source
+from dfqs.errors import NetworkError, RuntimeFailure, UsageError, printable
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.records import readable_text
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, check_address
@@ -34,7 +35,7 @@ from dfqs.targets.deploy import (
     prepare,
 )
 from dfqs.targets.kept import find_deployments
-from dfqs.targets.listing import list_targets
+from dfqs.targets.listing import list_targets, why_blocked
 from dfqs.targets.live import prove_live
 from dfqs.targets.look import read_site
 from dfqs.targets.model import local_model
@@ -58,7 +59,7 @@ Live = Annotated[
 
 def command(
     target: TargetName = None,
-    model: ModelIfAny = None,
+    model: ObtainedModelIfAny = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the systems, and what stands in the way.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Take back what deploying wrote, byte for byte.")] = False,
     serve: Annotated[
@@ -76,6 +77,8 @@ def command(
         str | None, typer.Option("--api-key", help="The server's key.", envvar="DFQS_API_KEY", show_default=False)
     ] = None,
     chat_template: ChatTemplate = None,
+    yes: Yes = False,
+    force: Force = False,
     live: Live = False,
     dry_run: DryRun = False,
     json_: Json = False,
@@ -101,7 +104,7 @@ def command(
     if chat_template is not None and not serve:
         raise UsageError("--chat-template is for the server that --serve starts; a running one has its own")
     read_template(chat_template)
-    files = open_model(model)
+    files = _obtain(chosen, model, ctx, yes=yes, force=force, dry_run=dry_run)
     local = local_model(files, name=name, context_tokens=ctx)
     if files.label is not None:
         note(f"note: {files.label}")
@@ -116,8 +119,25 @@ def command(
     _deploy(prepare(chosen, files, local, asked, placing=placing), live=live, dry_run=dry_run, json_=json_)
 
 
+def _obtain(target: Target, source: str, ctx: int | None, *, yes: bool, force: bool, dry_run: bool) -> ModelFiles:
+    """The model's files; one of the Hub is fetched, once, where by its headers nothing stands in the way.
+
+    Raises:
+        UsageError: the system cannot have it; or it is not kept here, and nothing may be written.
+        As `obtain_model`.
+    """
+    if dry_run or is_local(source) or find_kept_path(source) is not None:
+        return open_model(kept_path(source))
+    if target.takes != "endpoint":
+        headers = open_source(source)
+        site = read_site((target,), probe=True)
+        if (reason := why_blocked(target, site, local_model(headers, context_tokens=ctx), headers)) is not None:
+            raise UsageError(f"{target.title} cannot have {printable(source, 200)} here: {reason}; nothing was fetched")
+    return obtain_model(source, context_tokens=ctx, force=force, yes=yes)
+
+
 def _list(source: str | None, json_: bool) -> None:
-    files = open_model(source) if source is not None else None
+    files = open_source(source) if source is not None else None
     local = local_model(files) if files is not None else None
     targets = all_targets()
     document = list_targets(targets, read_site(targets, probe=True), local, files)
@@ -208,7 +228,9 @@ def _free_port() -> int:
     return DEFAULT_PORT
 
 
-def _undo(target: Target, model: Path, json_: bool) -> None:
+def _undo(target: Target, source: str, json_: bool) -> None:
+    # The model need not be there any more.
+    model = model_file(source)
     found = list(find_deployments(target.name, readable_text(model_path(model))))
     if not found:
         raise UsageError(f"{model} was not deployed to {target.title} from here, or that was undone already")

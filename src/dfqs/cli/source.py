@@ -60,12 +60,17 @@ def kept_path(source: str) -> Path:
     """
     if is_local(source):
         return Path(source)
-    kept = importlib.import_module("dfqs.cli.fetching").find_local(source)
-    if kept is None:
+    path = find_kept_path(source)
+    if path is None:
         shown = printable(source, 200)
         raise UsageError(f"'{shown}' is a model of the Hub that is not kept here; 'dfqs cache add {shown}' fetches it")
-    path: Path = kept.path
     return path
+
+
+def find_kept_path(source: str) -> Path | None:
+    """The file of a model of the Hub that is kept here; None: it is not kept."""
+    kept = importlib.import_module("dfqs.cli.fetching").find_local(source)
+    return None if kept is None else Path(kept.path)
 
 
 def is_local(source: str) -> bool:
