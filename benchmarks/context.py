@@ -165,7 +165,8 @@ def main() -> None:
                 else:
                     with awake(worker) as pid, timed(pid, seconds[name], cpu[name]):
                         results[name] = ask_worker(worker, asked, context_tokens, afresh=name == "naive")
-                print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
+                spent = f"{seconds[name][-1]:.1f} s, processor {cpu[name][-1]:.1f} s"
+                print(f"round {number + 1}: {name} {spent}", file=sys.stderr, flush=True)
         finally:
             os.kill(worker.pid, signal.SIGCONT)
     print(f"lengths {lengths}, {DOCUMENTS} documents, {len(prompts)} questions, {options.max_tokens} tokens written")
