@@ -14,7 +14,7 @@ from dfqs.cli.guard import check_output
 from dfqs.cli.options import DryRun, Json, ModelIfAny, Overwrite
 from dfqs.cli.output import emit, note, print_plain, warn
 from dfqs.errors import IntegrityError, UsageError
-from dfqs.integrity.attest import Attestation, attest, attestation_places, write_private
+from dfqs.integrity.attest import Attestation, attest, attestation_places, is_half_written, write_private
 from dfqs.model.files import open_model
 from dfqs.quantize.declared import class_findings
 
@@ -87,7 +87,7 @@ def _attest(
     inputs = (*opened.paths, key, certificate, *chain)
     for place in (places.signature, places.derivation):
         if not dry_run:
-            check_output(place, inputs, overwrite=overwrite)
+            check_output(place, inputs, overwrite=overwrite or is_half_written(opened, places))
     signer = _signing().StatementSigner(key, certificate, tuple(chain))
     with progress_bar("hashing") as progress:
         return attest(opened, signer, places, overwrite=overwrite, write=not dry_run, progress=progress)

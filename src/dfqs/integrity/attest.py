@@ -42,10 +42,12 @@ from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import ModelHashes
 from dfqs.model.making import read_making
 from dfqs.progress import Progress, no_progress
-from dfqs.records import readable_text
+from dfqs.receipts import find_receipt, receipt_of, stamp_record
+from dfqs.records import readable_text, sha256_of
 from dfqs.storage.atomic import partial_path, publish_file, storage_errors, write_bytes_atomic
 from dfqs.storage.documents import parse_json
 from dfqs.storage.hashing import hash_file
+from dfqs.storage.identity import FileStamp
 
 _GET_AGAIN = "Get the model again from where it came from, or the signature that belongs to this one."
 _LISTED = 20
@@ -138,13 +140,27 @@ def attest(
     provenance = [manifest.provenance for manifest in manifests]
     derivation = derivation_of(files, content, described, read_making(model.header), provenance)
     if write:
-        write_bytes_atomic(
-            places.signature, signer.sign(model_statement(readable_text(model.path.name), files)), overwrite=overwrite
-        )
-        if derivation is not None:
-            signed = signer.sign(derivation_statement(derivation))
-            write_bytes_atomic(places.derivation, signed, overwrite=overwrite)
+        overwrite = overwrite or is_half_written(model, places)
+        signed = signer.sign(model_statement(readable_text(model.path.name), files))
+        if derivation is None:
+            write_bytes_atomic(places.signature, signed, overwrite=overwrite)
+        else:
+            made = signer.sign(derivation_statement(derivation))
+            with receipt_of(_half(model), places.signature) as on_whole:
+                write_bytes_atomic(places.signature, signed, overwrite=overwrite, on_whole=on_whole)
+            write_bytes_atomic(places.derivation, made, overwrite=overwrite)
     return Attestation(places, tuple(files), content, derivation, places_of_manifests, signer.public_key_sha256)
+
+
+def is_half_written(model: ModelFiles, places: Places) -> bool:
+    """Whether the signature is there of a run that ended before it wrote how the model was made: it may be replaced."""
+    return not os.path.lexists(places.derivation) and find_receipt(_half(model), [places.signature]) is not None
+
+
+def _half(model: ModelFiles) -> str:
+    """Of the signature of a model that a second statement belongs to."""
+    stamps = [stamp_record(FileStamp.of(path.stat())) for path in model.paths]
+    return sha256_of(["attest", stamps])
 
 
 def _signed_files(model: ModelFiles, parts: Sequence[ModelHashes]) -> list[SignedFile]:

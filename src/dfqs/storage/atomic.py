@@ -149,9 +149,13 @@ def publish_file(temporary: Path, path: Path, *, overwrite: bool = False, durabl
         fsync_directory(path.parent)
 
 
-def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Write `data` whole or not at all."""
-    with atomic_writer(path, overwrite=overwrite) as file:
+def write_bytes_atomic(path: Path, data: bytes, *, overwrite: bool = False, on_whole: OnWhole = tell_nobody) -> None:
+    """Write `data` whole or not at all.
+
+    Args:
+        on_whole: as `atomic_writer` has it.
+    """
+    with atomic_writer(path, overwrite=overwrite, on_whole=on_whole) as file:
         file.write(data)
 
 
