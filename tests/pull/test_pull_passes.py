@@ -15,7 +15,7 @@ from dfqs.pull import bounded
 from dfqs.pull import finished as finished_module
 from dfqs.pull import output as output_module
 from dfqs.pull import transfer as transfer_module
-from dfqs.storage import files
+from dfqs.storage import files, linux
 from hub_server import FakeHub, Reply, Request
 from pull_cases import CHUNK_BYTES, Repository, single_model, write_repository
 
@@ -78,16 +78,48 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
-def test_a_byte_is_written_once_and_read_and_hashed_for_the_file_and_for_the_last_look(
-    repository: Repository, tmp_path: Path, counted: Counter[str]
+@pytest.mark.parametrize(("has_leases", "times"), [(True, 1), (False, 2)])
+def test_a_byte_is_written_once_and_looked_at_again_only_where_somebody_else_may_have_written(
+    repository: Repository,
+    tmp_path: Path,
+    counted: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+    has_leases: bool,
+    times: int,
 ) -> None:
+    if not has_leases:
+        monkeypatch.setattr(linux, "_take_lease", lambda handle: False)
     repository.pull(tmp_path / "m.gguf")
 
-    # The header of the model and its padding are read for the last look alone; 64 KiB is more than all heads here.
+    # Headers and padding are looked at in any case; 64 KiB is more than all of them here.
     assert counted["written"] <= repository.remote_bytes + (64 << 10)
-    assert 2 * repository.remote_bytes <= counted["read"] <= 2 * repository.remote_bytes + (64 << 10)
-    assert CountingHash.hashed == 2 * repository.remote_bytes
+    assert times * repository.remote_bytes <= counted["read"] <= times * repository.remote_bytes + (64 << 10)
+    assert CountingHash.hashed == times * repository.remote_bytes
     assert (tmp_path / "m.gguf").read_bytes() == repository.merged
+
+
+def test_who_opens_a_file_under_a_lease_is_let_in_at_once_and_seen(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    with path.open("w+b") as mine:
+        lease = linux.Lease([mine.fileno()])
+        assert lease.is_kept()
+        mine.write(b"ours")
+        mine.flush()
+        assert lease.is_kept()
+        before = time.monotonic()
+        path.read_bytes()
+        assert time.monotonic() - before < 10
+        assert not lease.is_kept()
+        lease.end()
+        lease.end()
+
+
+def test_a_file_that_somebody_has_open_already_has_no_lease(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    with path.open("w+b") as mine, path.open("r+b"):
+        lease = linux.Lease([mine.fileno()])
+        assert not lease.is_kept()
+        lease.end()
 
 
 def test_a_model_in_one_file_is_not_hashed_once_more_for_its_manifest(
@@ -102,6 +134,7 @@ def test_a_model_in_one_file_is_not_hashed_once_more_for_its_manifest(
         return plain(self, whole)
 
     monkeypatch.setattr(ModelDigest, "takers", takers)
+    monkeypatch.setattr(linux, "_take_lease", lambda handle: False)
     with FakeHub(files={"m.gguf": data}) as hub:
         result = Repository(hub, [], data).pull(tmp_path / "m.gguf", recorder_for=ModelDigest)
 

@@ -3,7 +3,7 @@
 What was hashed while it was fetched may have been written over since. So the finished files are read once more, in the
 order of the model: the remote files' hashes are computed anew from them, their headers are compared with those that the
 plan was made of, and the same bytes go to whoever writes down what the model is. Nothing that this pass has not seen
-becomes part of a model or of its manifest.
+becomes part of a model or of its manifest. Where the kernel says that nobody else opened the files, it has been seen.
 """
 
 import os
@@ -28,6 +28,10 @@ class Stored(Protocol):
 
     def read(self, layout: Layout, start: int, end: int) -> Iterator[bytes]: ...
     def read_model(self, start: int, end: int) -> Iterator[bytes]: ...
+
+    def is_untouched(self) -> bool:
+        """Whether nobody else can have written since the remote files' bytes were found right, as they are written."""
+        ...
 
 
 class Recorder(Protocol):
@@ -96,6 +100,9 @@ class FinishedModel:
         for offset in range(start, end, BUFFER_BYTES):
             yield self._pread(Place.MODEL, min(BUFFER_BYTES, end - offset), offset)
 
+    def is_untouched(self) -> bool:
+        return False
+
     def __enter__(self) -> "FinishedModel":
         return self
 
@@ -119,7 +126,8 @@ class FinishedModel:
 def check_finished(
     plan: PullPlan, stored: Stored, recorder_for: RecorderFor | None, progress: Progress
 ) -> Recorder | None:
-    """Read finished files once, from the model's first byte to its last.
+    """Read finished files once, from the model's first byte to its last. What was hashed as it was written, and nobody
+    else can have written to since, is read for the recorder alone.
 
     Args:
         recorder_for: makes what is given every byte of the model.
@@ -133,10 +141,12 @@ def check_finished(
             plan was made of, or the model's own header or padding is another.
     """
     recorder = recorder_for(model_header(plan)) if recorder_for is not None else None
+    hashed_before = stored.is_untouched()
     digests = [digest_for(layout.file) for layout in plan.layouts]
     # A model that is one remote file has one hash, for both.
     is_one_file = plan.layouts[0].pieces == (Piece(0, plan.file_bytes, Place.MODEL, 0),) and digests[0][1] == "sha256"
-    takers = recorder.takers(digests[0][0] if is_one_file else None) if recorder is not None else ()
+    shared = digests[0][0] if is_one_file and not hashed_before else None
+    takers = recorder.takers(shared) if recorder is not None else ()
     done, position = 0, 0
     with _Feed(takers) as feed:
         for index, layout in enumerate(plan.layouts):
@@ -147,12 +157,17 @@ def check_finished(
                     _check_gap(plan, stored, position, piece.offset, feed)
                     position = piece.offset + piece.length
                 end = piece.source_offset + piece.length
+                if hashed_before and not (in_model and takers):
+                    # Nobody wants these bytes once more.
+                    done += piece.length
+                    progress(done, plan.fetch_bytes, layout.file.name)
+                    continue
                 for data in stored.read(layout, piece.source_offset, end):
-                    feed.give(data, digest.update, in_model=in_model)
+                    feed.give(data, None if hashed_before else digest.update, in_model=in_model)
                     done += len(data)
                     progress(done, plan.fetch_bytes, layout.file.name)
             feed.wait()
-            if f"{prefix}:{digest.hexdigest()}" != layout.file.identity:
+            if not hashed_before and f"{prefix}:{digest.hexdigest()}" != layout.file.identity:
                 raise IntegrityError(
                     f"{printable(layout.file.name)}: the finished file does not hold the bytes that the Hub promises; "
                     "another program wrote to it"

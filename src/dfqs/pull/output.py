@@ -14,7 +14,7 @@ from dfqs.pull.plan import Layout, Place, PullPlan
 from dfqs.storage.atomic import publish_file, storage_errors
 from dfqs.storage.files import open_own, read_at, write_at
 from dfqs.storage.hashing import Digest
-from dfqs.storage.linux import fallocate
+from dfqs.storage.linux import Lease, fallocate
 from dfqs.storage.space import allocated_bytes
 
 BUFFER_BYTES = 1 << 20
@@ -57,6 +57,7 @@ class PullOutput:
         self._model = part_path(out)
         self._handles: list[int] = []
         self._sealed: tuple[tuple[int, ...], ...] = ()
+        self._lease: Lease | None = None
         try:
             for path, length in ((self._model, plan.file_bytes), (rest_path(out), plan.rest_bytes)):
                 created = not path.exists()
@@ -66,6 +67,12 @@ class PullOutput:
         except BaseException:
             self.close()
             raise
+        self._lease = Lease(self._handles)
+
+    def is_untouched(self) -> bool:
+        """Whether no other program opened the files since they were opened here, before any of their bytes was hashed.
+        False where the system cannot tell."""
+        return self._lease is not None and self._lease.is_kept()
 
     def write(self, layout: Layout, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that stand at `offset` of a remote file to where they belong."""
@@ -156,6 +163,8 @@ class PullOutput:
             )
 
     def close(self) -> None:
+        if self._lease is not None:
+            self._lease.end()
         while self._handles:
             os.close(self._handles.pop())
 

@@ -4,11 +4,14 @@ A call that is not here raises `OSError(ENOSYS)`, as a kernel without it does; o
 Numbers: Linux, `fcntl.h`, `linux/falloc.h`, `linux/fs.h`, `linux/prctl.h`.
 """
 
+import contextlib
 import ctypes
 import errno
 import functools
 import os
 import signal
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 try:
@@ -108,6 +111,60 @@ def is_opened_elsewhere(handle: int) -> bool:
     except OSError:
         return False
     return False
+
+
+class Lease:
+    """Tells whether anybody else opened files since: the kernel knows, and lets nobody in without a word to who has a
+    lease. Whoever comes is let in at once, and the lease is gone.
+
+    Args:
+        handles: open for reading and writing, and by nobody else.
+    """
+
+    def __init__(self, handles: Sequence[int]) -> None:
+        self._handles = tuple(handles)
+        self._over = threading.Event()
+        self._kept = all(map(_take_lease, handles))
+        self._watcher = threading.Thread(target=self._watch, name="lease", daemon=True)
+        self._watcher.start()
+
+    def is_kept(self) -> bool:
+        """Whether nobody came; False where no lease was to be had."""
+        return self._kept and all(map(_has_lease, self._handles))
+
+    def end(self) -> None:
+        """Let everybody in. Before the handles are closed; safe to repeat."""
+        self._over.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while self.is_kept() and not self._over.wait(_LEASE_POLL_S):
+            continue
+        self._kept = False
+        for handle in self._handles:
+            with contextlib.suppress(OSError, AttributeError):
+                fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+_LEASE_POLL_S = 0.05
+"""So long who opens a file may wait; the kernel would have them wait for most of a minute."""
+
+
+def _take_lease(handle: int) -> bool:
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except (OSError, AttributeError):
+        # Somebody has it open, or the system or the file system has no leases.
+        return False
+    return True
+
+
+def _has_lease(handle: int) -> bool:
+    try:
+        return fcntl.fcntl(handle, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+    except (OSError, AttributeError):
+        return False
 
 
 def flock(handle: int, *, shared: bool, wait: bool) -> None:
