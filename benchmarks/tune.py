@@ -4,9 +4,10 @@ Run: python benchmarks/tune.py find MODEL OUT.json [--budget 120] [--busy]
      python benchmarks/tune.py grid MODEL OUT.json                      (a quick look at every combination)
      python benchmarks/tune.py compare MODEL OUT.json [--pairs 8] [--busy]
 
-The three steps leave what they found in OUT.json, so that each fits into a short quiet time. `--busy`: beside a process
-that keeps one core busy. `compare` measures the defaults, what tune found, and (without `--busy`) the grid's best four,
-in rounds with another order each time, the defaults twice: the second is the control.
+The three steps leave what they found in OUT.json, so that each fits into a short quiet time; pairs of a further
+`compare` come to those before. `--busy`: beside a process that keeps one core busy. `compare` measures the defaults,
+what tune found, and (without `--busy`) the grid's best four, in rounds with another order each time, the defaults
+twice: the second is the control.
 """
 
 import argparse
@@ -74,6 +75,7 @@ def find(path: Path, notes: dict[str, Any], budget_s: float, busy: bool) -> None
     with busy_core(busy):
         tuning = tune(TuneJob(open_model(path), read_machine(), budget_s=budget_s))
     notes["busy" if busy else "idle"] = tuning.model_dump(mode="json")
+    notes.pop("rounds " + ("busy" if busy else "idle"), None)
     print(describe_settings(tuning.settings, tuning.defaults), tuning.gain, f"{tuning.spent_s:.0f} s")
     for one in tuning.tried:
         print(f"  {one.stage}: {', '.join(one.changes)}: {one.gain.mean:.3f} x, {one.gain.pairs} pairs {one.chosen}")
@@ -97,14 +99,17 @@ def compare_all(path: Path, notes: dict[str, Any], pairs: int, busy: bool) -> No
     runners = [] if busy else [RunSettings.model_validate(one) for one, _ in notes["grid"][:FINALISTS]]
     names = {"defaults": defaults, "defaults (control)": defaults, "tuned": tuned}
     names |= {f"grid {number + 1}": one for number, one in enumerate(runners)}
-    times: dict[str, list[Timing]] = {name: [] for name in names}
+    # Rounds add up over calls, for what is found is kept and settings are the same.
+    kept = notes.setdefault("rounds " + ("busy" if busy else "idle"), {})
+    times = {name: [Timing(**one) for one in kept.get(name, [])] for name in names}
     with busy_core(busy):
-        for number in range(pairs):
+        for number in range(len(times["defaults"]), len(times["defaults"]) + pairs):
             order = list(names)
             turned = order[number % len(order) :] + order[: number % len(order)]
             for name in turned:
                 trials = run_trials(path, [names[name]], request)
                 times[name].append(timing_of(trials[0]))
+            kept |= {name: [asdict(one) for one in found] for name, found in times.items()}
     report(names, times, defaults)
     found = {name: asdict(ratio(times[name], times["defaults"])) for name in names}
     notes["compared " + ("busy" if busy else "idle")] = found
