@@ -7,13 +7,14 @@ SIGQUIT. What the caller had ignored (nohup, a shell's background job) stays ign
 
 import signal
 
-WORDS = {
-    signal.SIGINT: "interrupted",
-    signal.SIGTERM: "terminated (SIGTERM)",
-    signal.SIGHUP: "hung up (SIGHUP: its terminal or connection is gone)",
-    signal.SIGQUIT: "quit (SIGQUIT)",
+_NAMED = {
+    "SIGINT": "interrupted",
+    "SIGTERM": "terminated (SIGTERM)",
+    "SIGHUP": "hung up (SIGHUP: its terminal or connection is gone)",
+    "SIGQUIT": "quit (SIGQUIT)",
 }
-"""What became of the process, for people."""
+WORDS = {signal.Signals[name]: word for name, word in _NAMED.items() if name in signal.Signals.__members__}
+"""What became of the process, for people. Windows has two of them."""
 
 _received: signal.Signals | None = None
 

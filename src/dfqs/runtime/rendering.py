@@ -179,8 +179,8 @@ class Renderer:
         process.wait()
 
 
-_TIME_SIGNALS = (signal.SIGXCPU, signal.SIGKILL)
-"""SIGXCPU, and SIGKILL where the hard limit is reached."""
+_TIME_SIGNALS = tuple(signal.Signals[name] for name in ("SIGXCPU", "SIGKILL") if name in signal.Signals.__members__)
+"""SIGXCPU, and SIGKILL where the hard limit is reached; Windows, where nothing is rendered, has neither."""
 
 shared = Renderer()
 """The rendering process of this process."""

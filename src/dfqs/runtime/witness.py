@@ -18,6 +18,7 @@ from dfqs.storage.closing import Closing
 _PIECE_BYTES = 4096
 _LIMIT_BYTES = 32 << 20
 _HOP_HEADERS = frozenset({"connection", "keep-alive", "transfer-encoding", "host", "content-length", "accept-encoding"})
+"""Answers come as plain text, to be read here; a page's own files, which the server has packed alone, do not."""
 _WAIT_S = 1800.0
 _POLL_S = 0.05
 _STOPS = [".", "!", "?", "\n\n"]
@@ -86,7 +87,8 @@ def _handler(host: str, port: int, seen: list[Witnessed], most_tokens: int | Non
             body = self.rfile.read(min(int(length), _LIMIT_BYTES)) if length.isdigit() else b""
             connection = http.client.HTTPConnection(host, port, timeout=_WAIT_S)
             try:
-                headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_HEADERS}
+                dropped = _HOP_HEADERS - ({"accept-encoding"} if self.command == "GET" else set())
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
                 connection.request(self.command, self.path, _shortened(body, most_tokens) or None, headers)
                 answer = connection.getresponse()
                 status, response = answer.status, self._relay(answer)

@@ -110,23 +110,30 @@ class LmEval(Target):
     source = "EleutherAI/lm-evaluation-harness: docs/interface.md, lm_eval/models/openai_completions.py"
 
     def render(self, model: LocalModel, site: Site, endpoint: Endpoint) -> Rendering:
-        def arguments(door: str) -> str:
+        def arguments(door: str, tokenizer: dict[str, str | None]) -> str:
             settings = {
                 "model": endpoint.model,
                 "base_url": f"{endpoint.base_url}/{door}",
                 "num_concurrent": 1,
                 "tokenized_requests": False,
-                "tokenizer_backend": None,
+                **tokenizer,
             }
             return json_text(settings)
 
         variables = {"OPENAI_API_KEY": key_of(endpoint)}
-        chat = ("lm_eval", "run", "--model", "local-chat-completions", "--model_args", arguments("chat/completions"))
-        likelihood = ("lm_eval", "run", "--model", "local-completions", "--model_args", arguments("completions"))
+        by_text = arguments("chat/completions", {"tokenizer_backend": None})
+        # The harness refuses likelihoods without a tokenizer to count a context's tokens with.
+        by_likelihood = arguments("completions", {"tokenizer": "TOKENIZER"})
+        chat = ("lm_eval", "run", "--model", "local-chat-completions", "--model_args", by_text)
+        likelihood = ("lm_eval", "run", "--model", "local-completions", "--model_args", by_likelihood)
         return Rendering(
             use=(
                 Command("a task by generated answers", (*chat, "--tasks", "gsm8k", "--apply_chat_template"), variables),
-                Command("a task by likelihoods", (*likelihood, "--tasks", "arc_easy"), variables),
+                Command(
+                    "a task by likelihoods; TOKENIZER: of the model, a repository or folder",
+                    (*likelihood, "--tasks", "arc_easy"),
+                    variables,
+                ),
             ),
             notes=(
                 "exact likelihoods without a server, of any file: dfqs-lm-eval run --model dfqs (docs/evaluation.md)",
