@@ -1,15 +1,18 @@
-"""What is made from the code: docs/cli.md, docs/json.md, and the tree in docs/architecture.md."""
+"""What is made from the code: docs/cli.md, docs/json.md, the tree in docs/architecture.md, README's systems."""
 
 import ast
 from pathlib import Path
 
 from dfqs.cli.json_reference import render_documents
+from dfqs.cli.platforms import platform_table
 from dfqs.cli.reference import render_reference
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "dfqs"
 TREE_START = "<!-- tree: written by scripts/write-docs -->\n"
 TREE_END = "<!-- end of tree -->\n"
+PLATFORMS_START = "<!-- platforms: written by scripts/write-docs -->\n"
+PLATFORMS_END = "<!-- end of platforms -->\n"
 # The order of the data's flow, which is also the order in which imports may point (upwards only).
 ORDER = (
     *("on_demand", "errors", "units", "progress", "cache", "storage", "config", "seal", "records", "receipts"),
@@ -42,14 +45,20 @@ def summary(path: Path) -> str:
 
 def generated_documents() -> dict[Path, str]:
     """Each document, and what should stand in it."""
-    architecture = ROOT / "docs" / "architecture.md"
-    before, _, rest = architecture.read_text(encoding="utf-8").partition(TREE_START)
-    _, _, after = rest.partition(TREE_END)
+    architecture, readme = ROOT / "docs" / "architecture.md", ROOT / "README.md"
     return {
         ROOT / "docs" / "cli.md": render_reference(),
         ROOT / "docs" / "json.md": render_documents(),
-        architecture: before + TREE_START + render_tree() + TREE_END + after,
+        architecture: between(architecture, TREE_START, render_tree(), TREE_END),
+        readme: between(readme, PLATFORMS_START, platform_table(), PLATFORMS_END),
     }
+
+
+def between(path: Path, start: str, made: str, end: str) -> str:
+    """The document with what is made between two of its lines."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    _, _, after = rest.partition(end)
+    return before + start + made + end + after
 
 
 if __name__ == "__main__":
