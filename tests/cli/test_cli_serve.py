@@ -26,6 +26,7 @@ from dfqs.runtime.addresses import check_address, is_loopback
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
 from dfqs.runtime.engine import ServerSettings
+from fixtures_moe import write_tiny_moe
 from runtime_functions import WORKER_ENV
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n", "Once upon a time, in a small town")
@@ -306,3 +307,63 @@ def test_only_loopback_counts_as_this_machine(host: str, loopback: bool) -> None
 def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
     with pytest.raises(NetworkError, match=r"cannot listen on 192\.0\.2\.1 port 0"):
         check_address("192.0.2.1", 0)
+
+
+def test_a_prompt_outlives_the_server_and_is_answered_to_the_last_digit_as_from_its_beginning(
+    tmp_path: Path, smollm2_gguf: Path
+) -> None:
+    model = write_tiny_moe(tmp_path / "model.gguf", smollm2_gguf, "qwen3moe")
+    asked = {"prompt": [20 + (13 * i * i + 7 * i) % 3900 for i in range(560)], "n_predict": 6, "temperature": 0}
+    asked |= {"n_probs": 4, "return_tokens": True, "ignore_eos": True}
+    answers = []
+    for _ in range(2):
+        with serve(model, "--ctx", "640", "--prompt-cache", str(tmp_path / "kept")) as running:
+            served = Served(running)
+            status, body, _ = served.ask("/completion", asked)
+            assert status == 200, body
+            # By nobody but the server itself.
+            assert served.ask("/slots/0?action=erase", {})[0] == 403
+            running.process.send_signal(signal.SIGTERM)
+            assert running.wait() == 0, running.errors()
+        answers.append((served.document["restored_tokens"], json.loads(body)))
+
+    (nothing, cold), (restored, warm) = answers
+    assert (nothing, cold["timings"]["cache_n"]) == (0, 0)
+    assert (restored, warm["timings"]["cache_n"], warm["timings"]["prompt_n"]) == (512, 512, 48)
+    assert warm["tokens"] == cold["tokens"]
+    assert warm["completion_probabilities"] == cold["completion_probabilities"]
+
+
+def test_the_thoughts_of_earlier_turns_reach_the_prompt_and_anthropic_s_form_is_answered(
+    tmp_path: Path, smollm2_gguf: Path
+) -> None:
+    template = tmp_path / "thinks.jinja"
+    template.write_text(
+        "{% for m in messages %}[{{ m.role }}]{% if m.reasoning_content %}<{{ m.reasoning_content }}>{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    user = {"role": "user", "content": "Hello"}
+    turns = [user, {"role": "assistant", "content": "Yes.", "reasoning_content": "Why not?"}, user]
+    with serve(smollm2_gguf, "--chat-template", str(template), "--deterministic", "--parallel", "4") as running:
+        served = Served(running)
+        rendered = json.loads(served.ask("/apply-template", {"messages": turns})[1])["prompt"]
+        asked = {"messages": [user], "max_tokens": 3, "model": "any"}
+        answers = [served.ask("/v1/messages", asked) for _ in range(2)]
+        # Warm, and with what would make it go on from another's: the same, of chance as well.
+        drawn = [
+            json.loads(served.ask("/v1/chat/completions", {**asked, "temperature": 1.5, **more})[1])["choices"]
+            for more in ({}, {"seed": -1, "cache_prompt": True, "id_slot": 0})
+        ]
+        clock = served.ask("/completion", {"prompt": "x", "t_max_predict_ms": 5})[0]
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 0
+        errors = running.errors()
+
+    assert "<Why not?>Yes." in rendered
+    assert [status for status, _, _ in answers] == [200, 200]
+    first, second = (json.loads(body) for _, body, _ in answers)
+    assert (first["type"], first["role"], first["content"]) == ("message", "assistant", second["content"])
+    assert drawn[0] == drawn[1]
+    assert clock == 400
+    assert served.document["deterministic"] is True and served.document["parallel"] == 1
+    assert "--deterministic computes one request at a time" in errors

@@ -83,6 +83,7 @@ def supervise(
         tmp_path,
         state,
         lambda _: None,
+        lambda _: None,
         heard.append,
         lambda: None,
     )

@@ -1,6 +1,7 @@
 """`dfqs serve`: a model over HTTP on this machine."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,11 +31,14 @@ from dfqs.cli.serve_options import (
     Grace,
     MaxBody,
     MaxTokens,
+    PromptCacheOption,
+    PromptCacheSize,
     Queue,
     Restarts,
     TimeLimit,
     WithoutKey,
     read_body_limit,
+    read_prompt_cache,
 )
 from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError, printable
@@ -43,10 +47,12 @@ from dfqs.planning.use import Start, choose_start
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
 from dfqs.runtime.api_key import make_key
 from dfqs.runtime.client import Client
-from dfqs.runtime.engine import ServeLimits
+from dfqs.runtime.engine import PromptCache, ServeLimits
 from dfqs.runtime.inspection import templates_of
+from dfqs.runtime.memory import measure_memory
+from dfqs.runtime.prompt_keeper import owner_of
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.server import Listening, ServerSettings, serve
+from dfqs.runtime.server import Listeners, Listening, ServerSettings, serve
 from dfqs.runtime.supervision import Restarting
 from dfqs.runtime.template_file import read_template
 from dfqs.runtime.worker import Worker
@@ -81,6 +87,8 @@ def command(
     max_body: MaxBody = None,
     time_limit: TimeLimit = None,
     grace: Grace = _USUAL.stop_s,
+    prompt_cache: PromptCacheOption = None,
+    prompt_cache_size: PromptCacheSize = "4GB",
     restarts: Restarts = _USUAL.restarts,
     check: Check = None,
     manifest: CheckManifest = None,
@@ -89,11 +97,11 @@ def command(
     json_: Json = False,
 ) -> None:
     """Serve a model over HTTP (OpenAI-compatible, with a web page), on this machine only unless told otherwise.
-    Ctrl-C stops it.
 
     Example: dfqs serve model.gguf --port 8080
     """
     _check_door(host, api_key, without_key)
+    prompts = read_prompt_cache(prompt_cache, prompt_cache_size, deterministic)
     template = read_template(chat_template)
     limits = ServeLimits(queue, max_tokens, read_body_limit(max_body), time_limit, grace, restarts)
     checked = obtain_model(model, context_tokens=ctx or DEFAULT_CONTEXT_TOKENS, ram=ram, force=force, yes=yes)
@@ -117,7 +125,21 @@ def command(
         checked, settings, threads, ram, force=force, checking=Checking(check, manifest), use_tuning=not no_tuning
     )
     _say_plan(settings, plan, start.reason if verbose else None)
-    _serve_until_stopped(checked, settings, start, plan, json_)
+    _serve_until_stopped(checked, with_prompt_cache(checked, settings, *prompts), start, plan, json_)
+
+
+def with_prompt_cache(
+    model: ModelFiles, settings: ServerSettings, directory: Path | None, limit_bytes: int
+) -> ServerSettings:
+    """The settings with a place for computed prompts, if there is one."""
+    if directory is None:
+        return settings
+    speed = settings.speed or ContextSettings()
+    need = measure_memory(
+        model, settings.context_tokens, n_ubatch=speed.n_ubatch, type_k=speed.type_k, type_v=speed.type_v
+    )
+    prompts = PromptCache(directory.absolute(), limit_bytes, owner_of(model, settings), need.rolls_back)
+    return replace(settings, prompts=prompts)
 
 
 def _check_door(host: str, api_key: str | None, without_key: bool) -> None:
@@ -208,7 +230,7 @@ def _serve_until_stopped(
         return worker
 
     try:
-        serve(make_worker, settings, announce, _say_restart, _say_stopping, files=model.paths)
+        serve(make_worker, settings, Listeners(announce, _say_restart, _say_stopping, warn), model.paths)
     except KeyboardInterrupt:
         if not ready:
             raise

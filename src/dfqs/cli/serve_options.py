@@ -1,5 +1,6 @@
 """Options that `dfqs serve` alone has."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,6 +49,16 @@ TimeLimit = Annotated[
     float | None,
     typer.Option("--time-limit", help="Seconds for a request, waiting included.", min=0.1, show_default="none"),
 ]
+PromptCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-cache",
+        help="Keep computed prompts in this directory, and go on from them after a restart.",
+        show_default=False,
+        file_okay=False,
+    ),
+]
+PromptCacheSize = Annotated[str, typer.Option("--prompt-cache-size", help="Of all kept prompts; the oldest make room.")]
 Grace = Annotated[
     float, typer.Option("--grace", help="Seconds for answers under way when it is stopped.", min=0, max=3600)
 ]
@@ -70,3 +81,13 @@ def read_body_limit(text: str | None) -> int | None:
     if not _LEAST_BODY_BYTES <= found <= _MOST_BODY_BYTES:
         raise UsageError(f"--max-body is from {_LEAST_BODY_BYTES:,} to {_MOST_BODY_BYTES:,} bytes; {found:,} is not")
     return found
+
+
+def read_prompt_cache(directory: Path | None, size: str, deterministic: bool) -> tuple[Path | None, int]:
+    """
+    Raises:
+        UsageError: no size, or prompts are to be kept that are not gone on from.
+    """
+    if directory is not None and deterministic:
+        raise UsageError("--deterministic computes each prompt from its beginning; leave --prompt-cache out")
+    return directory, parse_size(size)

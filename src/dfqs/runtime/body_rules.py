@@ -27,6 +27,9 @@ _PROMPTS = ("prompt", "content")
 _TEXTS = ("messages", "prompt", "input", "content")
 """Where no rule stands for how to answer."""
 _LARGEST = 2**31 - 1
+_OF_OTHERS = ("cache_prompt", "n_cache_reuse", "id_slot")
+"""Go on from what was computed for another request."""
+_RANDOM_SEEDS = (None, -1, 2**32 - 1)
 _OPENING, _CLOSING = "([{", ")]}"
 
 
@@ -37,10 +40,12 @@ class BodyRules:
     Args:
         choices: answers to one request, at most.
         max_tokens: of one answer.
+        deterministic: leave out what would make an answer depend on chance, on the clock or on other requests.
     """
 
     choices: int = 1
     max_tokens: int = _LARGEST
+    deterministic: bool = False
 
     def read(self, head: RequestHead, body: bytes) -> dict[str, Any] | None:
         """What a body says; None for one that is no JSON (a form with a file).
@@ -59,7 +64,7 @@ class BodyRules:
         if not isinstance(document, dict):
             raise HttpRefusal(400, "the body is no JSON object")
         self._check(document)
-        return document
+        return _settled(document) if self.deterministic else document
 
     def _check(self, document: Mapping[str, Any]) -> None:
         for name in _ALTERNATIVES:
@@ -78,6 +83,20 @@ class BodyRules:
             # A list of numbers is one prompt.
             if isinstance(prompts, list) and sum(not isinstance(each, int) for each in prompts) > PROMPTS_LIMIT:
                 raise HttpRefusal(400, f"'{name}' has more than {PROMPTS_LIMIT} parts")
+
+
+def _settled(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what chance, the clock or other requests would decide.
+
+    Raises:
+        HttpRefusal: the clock is asked to end the answer.
+    """
+    if (document.get("t_max_predict_ms") or 0) not in (0, -1):
+        raise HttpRefusal(400, "'t_max_predict_ms' has the clock end an answer, which --deterministic does not allow")
+    kept = {name: value for name, value in document.items() if name not in _OF_OTHERS}
+    if kept.get("seed") in _RANDOM_SEEDS:
+        kept.pop("seed", None)
+    return kept
 
 
 def _within(document: Mapping[str, Any], name: str, most: int, of_what: str = "") -> None:

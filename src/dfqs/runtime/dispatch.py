@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from dfqs.errors import DfqsError
 from dfqs.runtime.body_rules import BodyRules
@@ -57,6 +60,11 @@ _METRICS_LIMIT_BYTES = 1 << 20
 _LARGE_BODY_BYTES = 256 << 10
 _JSON, _TEXT = "application/json; charset=utf-8", "text/plain; version=0.0.4; charset=utf-8"
 _FIRST_GUESS_S = 5.0
+_LENGTHS = 128
+_COUNTS = (
+    re.compile(rb'"cache_n":(\d{1,9}),"prompt_n":(\d{1,9}),.{1,400}?"predicted_n":(\d{1,9})', re.DOTALL),
+    re.compile(rb'"input_tokens":(\d{1,9}).{1,100}?"output_tokens":(\d{1,9})', re.DOTALL),
+)
 _LONGEST_RETRY_S, _LOADING_RETRY_S = 60, 5
 
 
@@ -102,8 +110,12 @@ class Dispatch:
     inspect: Inspect | None = None
     own: OwnAnswers | None = None
     limits: DispatchLimits = DispatchLimits()
+    slots_shown: bool = True
+    """Whether clients may look at what others ask."""
     more_metrics: bytes = b""
     counts: Counts = field(default_factory=Counts)
+    lengths: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_LENGTHS))
+    """Tokens of prompts and answers, the latest last."""
     under_way: int = 0
     """Requests that compute, or wait for it."""
     _answer_s: float = _FIRST_GUESS_S
@@ -121,6 +133,7 @@ class Dispatch:
             HttpRefusal: nothing was written yet.
             ConnectionError, TimeoutError: the client is gone, or takes nothing.
         """
+        self._check_path(asked.head)
         if not asked.body:
             # /health answers however much is computed.
             if asked.head.path == _METRICS and asked.head.method == "GET":
@@ -135,6 +148,16 @@ class Dispatch:
                     raise
                 self.counts.timed_out += 1
                 return self._cut(asked)
+
+    def _check_path(self, head: RequestHead) -> None:
+        path = unquote(head.path)
+        if path.startswith("/slots/"):
+            # Prompts are written to this machine's disk, and read from there, by the server's own word alone.
+            raise HttpRefusal(403, "slots are kept and restored by the server itself")
+        if path == "/slots" and not self.slots_shown:
+            raise HttpRefusal(
+                501, "slots show what others ask; this server, which others can reach, does not show them"
+            )
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -196,6 +219,8 @@ class Dispatch:
         if asked.body and whole and relay.status == 200:
             self.engine.answered += 1
             self.counts.answered += 1
+            if (lengths := read_lengths(relay.ending)) is not None:
+                self.lengths.append(lengths)
             self._answer_s += (time.monotonic() - started - self._answer_s) / 8
         if not whole:
             self.counts.broken += 1
@@ -265,6 +290,18 @@ class Dispatch:
             ("queue_full_total", "counter", "Requests told to come later.", counts.queue_full),
         )
         return (theirs or b"") + format_rows("dfqs_serve", rows) + self.more_metrics
+
+
+def read_lengths(ending: bytes) -> tuple[int, int] | None:
+    """Tokens of a prompt and of its answer, as the end of the answer tells them; None where it does not.
+
+    In a text of the model's a quotation mark has a backslash before it, so these can only be names of llama-server's.
+    """
+    for pattern in _COUNTS:
+        if (found := pattern.findall(ending)) and (answer := found[-1]):
+            *prompt, written = map(int, answer)
+            return sum(prompt), written
+    return None
 
 
 async def _write_whole(body: bytes, content_type: str, asked: Asked) -> bool:

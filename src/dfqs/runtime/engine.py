@@ -11,7 +11,7 @@ from typing import Any
 
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime import abi
-from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
+from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT
 from dfqs.runtime.choice import PACKAGE, find_wheel
 from dfqs.runtime.given_template import GivenTemplate
 from dfqs.runtime.library import bind_library
@@ -21,6 +21,7 @@ from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.server_watch import lock_left_while_waiting, watch_graphs
 from dfqs.runtime.worker_context import WorkerContext
 
+DETERMINISTIC_SEED = 0
 _LOOK_S = 0.25
 """How old figures may be, and how long an error waits to be told."""
 
@@ -41,6 +42,18 @@ class ServeLimits:
     """For answers under way when the server is asked to stop."""
     restarts: int = 5
     """Times in a row that a server which died is started again without an answer in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """Where computed prompts outlive the server; see `dfqs.runtime.prompt_keeper`."""
+
+    directory: Path
+    limit_bytes: int
+    owner: str
+    """Hash of all that decides what bytes a prompt becomes."""
+    rolls_back: bool
+    """Whether the model's caches can forget an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,7 @@ class ServerSettings:
     """What a second copy of the model takes, with its context: the likelihoods of prompts are computed in one, loaded
     when they are first asked for, if so much is free then."""
     limits: ServeLimits = ServeLimits()
+    prompts: PromptCache | None = None
     bounded: bool = False
     """Take no memory that was not planned: for states of earlier prompts, or for requests of many megabytes."""
 
@@ -147,6 +161,8 @@ def make_parameters(native: Any, worker: WorkerContext, settings: ServerSettings
         # Beside others, or behind a beginning that is there already, tokens are computed in other batches, and other
         # batches round in other places.
         parameters.cache_prompt = False
+        # For requests that bring none; the door leaves none through that asks for a random one.
+        parameters.sampling.seed = DETERMINISTIC_SEED
     if settings.bounded:
         parameters.n_ctx_checkpoints = 0
     if not isinstance(settings.order, InMemory):
@@ -155,8 +171,9 @@ def make_parameters(native: Any, worker: WorkerContext, settings: ServerSettings
     # Which pages may ask is settled in the front.
     parameters.cors_origins = "localhost"
     parameters.endpoint_metrics = True
-    # The slots show what others are asking.
-    parameters.endpoint_slots = is_loopback(settings.host)
+    parameters.endpoint_slots = True
+    if settings.prompts is not None:
+        parameters.slot_save_path = f"{settings.prompts.directory}/"
     if settings.api_key is not None:
         parameters.api_keys = [settings.api_key]
     return parameters

@@ -79,6 +79,12 @@ class MemoryNeed:
     def total_bytes(self) -> int:
         return self.weights_bytes + self.context_bytes
 
+    @property
+    def rolls_back(self) -> bool:
+        """Whether an end can be forgotten: every cache holds every token, and there is nothing else."""
+        held = [part for part in self.parts if part.kind in ("kv", "state")]
+        return bool(held) and all(part.kind == "kv" and part.name == _ONE_CACHE for part in held)
+
 
 def measure_memory(model: Path | ModelFiles, context_tokens: int, **settings: Any) -> MemoryNeed:
     """What a model needs at one context length; see `measure_memory_curve`."""

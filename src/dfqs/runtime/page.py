@@ -7,9 +7,10 @@ default is written where the page looks for it, before it looks, and only where 
 
 import gzip
 import json
-import socket
 from dataclasses import dataclass
 from pathlib import Path
+
+from dfqs.runtime.engine_call import call_engine
 
 _TIMEOUT_S = 10.0
 _LIMIT_BYTES = 8 << 20
@@ -54,18 +55,10 @@ def with_tools_off(html: bytes) -> bytes:
 
 def _fetch_page(engine: Path) -> bytes | None:
     """None where there is none; the server then says so itself."""
-    request = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n"
-    received = b""
+    answer = call_engine(engine, "GET", "/", timeout_s=_TIMEOUT_S, limit_bytes=_LIMIT_BYTES, accept="gzip")
+    if answer is None or answer.status != 200:
+        return None
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_TIMEOUT_S)
-            connection.connect(str(engine))
-            connection.sendall(request)
-            while len(received) < _LIMIT_BYTES and (piece := connection.recv(1 << 16)):
-                received += piece
-        head, _, body = received.partition(b"\r\n\r\n")
-        if b" 200 " not in head.partition(b"\r\n")[0]:
-            return None
-        return gzip.decompress(body) if b"content-encoding: gzip" in head.lower() else body
+        return gzip.decompress(answer.body) if answer.compressed else answer.body
     except (OSError, EOFError):
         return None

@@ -1,12 +1,12 @@
 """llama-server, as the wheel carries it, in a worker process behind a front of ours: OpenAI-compatible endpoints and a
 web page.
 
-serve(Worker, ServerSettings(path, alias="my-model"), on_listening=print)   # until Ctrl-C
+serve(Worker, ServerSettings(path, alias="my-model"), Listeners(print))   # until Ctrl-C
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,26 @@ from dfqs.runtime.inspection import ChatInspection
 from dfqs.runtime.likelihood_door import LikelihoodDoor
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.page import own_pages
+from dfqs.runtime.prompt_keeper import PromptKeeper
+from dfqs.runtime.prompt_store import PromptStore
 from dfqs.runtime.stream_metrics import format_metrics
 from dfqs.runtime.supervision import Restarting, Supervision
 from dfqs.runtime.worker import Worker
 
-__all__ = ["Listening", "ServerSettings", "serve"]
+__all__ = ["Listeners", "Listening", "ServerSettings", "serve"]
 
 _BYTES_PER_TOKEN = 16
 """Of a request's JSON, generously."""
 _BOUNDED_BODY_BYTES = 1 << 20
 _BODIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was read of prompts that an earlier server kept."""
+
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +57,35 @@ class Listening:
     threads: int
     chat_refusal: str | None
     """Why conversations are not answered, if they are not."""
+    restored: Restored | None = None
+    """None where prompts are not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who is told of what becomes of a server."""
+
+    on_listening: Callable[[Listening], None]
+    """Called once, when requests are answered."""
+    on_restart: Callable[[Restarting], None] = lambda _: None
+    """Called when a server died and another will be started."""
+    on_stopping: Callable[[int], None] = lambda _: None
+    """Called with the number of answers under way that the end waits for."""
+    on_remark: Callable[[str], None] = lambda _: None
+    """Told what a user should know meanwhile, in sentences."""
 
 
 def serve(
-    make_worker: Callable[[], Worker],
-    settings: ServerSettings,
-    on_listening: Callable[[Listening], None],
-    on_restart: Callable[[Restarting], None] = lambda _: None,
-    on_stopping: Callable[[int], None] = lambda _: None,
-    files: Sequence[Path] = (),
+    make_worker: Callable[[], Worker], settings: ServerSettings, listeners: Listeners, files: Sequence[Path] = ()
 ) -> None:
     """Load the model, serve it, and return when the server was asked to stop (KeyboardInterrupt goes on to the caller).
 
     Args:
         make_worker: a worker that was not entered yet; another one for each server that has to be started again.
-        on_listening: called once, when requests are answered.
-        on_restart: called when a server died and another will be started.
-        on_stopping: called with the number of answers under way that the end waits for.
         files: of the model.
 
     Raises:
-        UsageError: a key that no client can show, or names and pages that are none.
+        UsageError: a key that no client can show, names and pages that are none, or no place for kept prompts.
         NetworkError: the port is taken, or the host is not ours.
         TemplateExcess: the model's chat template takes more than a template needs.
         RuntimeFailure: llama.cpp refused the model or the settings.
@@ -88,33 +106,76 @@ def serve(
         door = LikelihoodDoor(settings, make_worker().threads)
         stack.callback(door.close)
         state = EngineState()
-        dispatch = Dispatch(state, rules_of(settings), inspection, door, dispatch_limits_of(settings))
+        dispatch = Dispatch(state, rules_of(settings), inspection, door, dispatch_limits_of(settings), not beyond)
+        keeper = _open_keeper(stack, settings, dispatch, listeners.on_remark)
         front = Front(listener, admission, dispatch, key, limits_of(settings))
         stack.callback(front.stop)
+        served = _Served(settings, front, keeper, inspection, listeners)
+        Supervision(
+            make_worker,
+            settings,
+            tuple(files),
+            directory,
+            state,
+            keeper.restore if keeper is not None else lambda _: None,
+            served.hear,
+            listeners.on_restart,
+            served.drain,
+        ).run()
 
-        def hear(event: Any) -> None:
-            if isinstance(event, EngineListening) and state.epoch == 1:
-                assert state.path is not None
-                front.pages = own_pages(state.path)
-                front.start()
-                url, others = urls_of(settings.host, listener.getsockname()[1])
-                on_listening(Listening(url, others, event.omp_wait_policy, event.threads, inspection.refusal))
-            elif isinstance(event, StreamFigures):
-                dispatch.more_metrics = format_metrics(event)
 
-        def drain() -> None:
-            if front.answering:
-                on_stopping(front.answering)
-            front.drain(settings.limits.stop_s)
+@dataclass(slots=True)
+class _Served:
+    """What a server does on what becomes of its engine."""
 
-        Supervision(make_worker, settings, tuple(files), directory, state, hear, on_restart, drain).run()
+    settings: ServerSettings
+    front: Front
+    keeper: PromptKeeper | None
+    inspection: ChatInspection
+    listeners: Listeners
+
+    def hear(self, event: Any) -> None:
+        dispatch = self.front.dispatch
+        if isinstance(event, StreamFigures):
+            dispatch.more_metrics = format_metrics(event)
+        elif isinstance(event, EngineListening) and dispatch.engine.epoch == 1:
+            assert dispatch.engine.path is not None
+            self.front.pages = own_pages(dispatch.engine.path)
+            self.front.start()
+            url, others = urls_of(self.settings.host, self.front.listener.getsockname()[1])
+            restored = None
+            if self.keeper is not None:
+                restored = Restored(self.keeper.restored_tokens, self.keeper.restore_s)
+                self.keeper.start()
+            refusal = self.inspection.refusal
+            self.listeners.on_listening(Listening(url, others, event.omp_wait_policy, event.threads, refusal, restored))
+
+    def drain(self) -> None:
+        if self.front.answering:
+            self.listeners.on_stopping(self.front.answering)
+        self.front.drain(self.settings.limits.stop_s)
+        if self.keeper is not None:
+            self.keeper.stop()
+
+
+def _open_keeper(
+    stack: contextlib.ExitStack, settings: ServerSettings, dispatch: Dispatch, on_remark: Callable[[str], None]
+) -> PromptKeeper | None:
+    """Raises UsageError where prompts cannot be kept."""
+    prompts = settings.prompts
+    if prompts is None:
+        return None
+    store = stack.enter_context(PromptStore(prompts.directory, prompts.owner, prompts.limit_bytes))
+    keeper = PromptKeeper(store, settings, dispatch, on_remark, prompts.rolls_back)
+    stack.callback(keeper.stop)
+    return keeper
 
 
 def rules_of(settings: ServerSettings) -> BodyRules:
     """What the body of a request may ask for."""
-    if settings.limits.max_tokens is None:
-        return BodyRules(settings.parallel)
-    return BodyRules(settings.parallel, settings.limits.max_tokens)
+    rules = BodyRules(settings.parallel, deterministic=settings.deterministic)
+    most = settings.limits.max_tokens
+    return rules if most is None else replace(rules, max_tokens=most)
 
 
 def dispatch_limits_of(settings: ServerSettings) -> DispatchLimits:

@@ -42,6 +42,7 @@ class Supervision:
         files: of the model; a restart must not serve another under its name.
         directory: for sockets; each server has one of its own, as a dead one leaves its behind.
         state: kept up to date.
+        prepare: called with the socket of a server that came up, before anybody else asks it something.
         on_event: told of everything that servers emit; the first thing that it hears of one is its `EngineListening`.
         before_stop: called on Ctrl-C while a server answers, before that is stopped.
     """
@@ -51,6 +52,7 @@ class Supervision:
     files: tuple[Path, ...]
     directory: Path
     state: EngineState
+    prepare: Callable[[Path], object]
     on_event: Callable[[Any], None]
     on_restart: Callable[[Restarting], None]
     before_stop: Callable[[], object]
@@ -107,6 +109,7 @@ class Supervision:
             nonlocal begun
             if isinstance(event, EngineListening):
                 begun = True
+                self.prepare(path)
                 self.state.up(path)
             elif isinstance(event, EngineFailed):
                 self.state.end(event.sentence)

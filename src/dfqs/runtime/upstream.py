@@ -21,7 +21,8 @@ _LAST_CHUNK = b"0\r\n\r\n"
 _EVENTS = "text/event-stream"
 _BETWEEN_EVENTS = b"\n\n\r\n"
 """An event ends, and its chunk."""
-_TAIL_BYTES = max(len(_LAST_CHUNK), len(_BETWEEN_EVENTS))
+_TAIL_BYTES = 4 << 10
+"""Of an answer, kept for how it ended and for the counts that llama-server puts there."""
 _CORS = "access-control-"
 _OURS = ("host", "origin", "x-conversation-id")
 """Who asked from where was settled here; what the server knows of that would only make it decide a second time. With a
@@ -54,6 +55,8 @@ class Relay:
     """Of the answer, once its head was passed on."""
     takes_an_event: bool = False
     """It is a stream of events that stands between two of them, so one more can be sent."""
+    ending: bytes = b""
+    """Its last bytes, as they came."""
 
     async def run(self) -> bool:
         """Returns whether the client got all of it, so that the connection can take another request.
@@ -102,6 +105,7 @@ class Relay:
             await _drain(self.client)
             if left is not None:
                 left -= len(piece)
+        self.ending = tail
         return tail.endswith(_LAST_CHUNK) if answer.chunked else left == 0
 
 

@@ -12,6 +12,10 @@ from dfqs.runtime.requests import Answer, Sampling
 from dfqs.runtime.server import Listening, ServerSettings
 
 
+def _unknown(value: object) -> bool:
+    return value is None
+
+
 class RunSettings(Record):
     """The conditions of an answer."""
 
@@ -42,7 +46,7 @@ class RunSettings(Record):
     """As the template was asked; null: not asked."""
     thinking_tokens: int | None = None
     """That a thought might take; null: no limit of its own."""
-    template_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
+    template_sha256: str | None = Field(default=None, exclude_if=_unknown)
     """Of a chat template that was given in place of the model's own; told only where one was."""
 
 
@@ -145,8 +149,15 @@ class ServeDocument(Document):
     omp_wait_policy: str
     cache_bytes: int | None = None
     """For experts that stream from disk; null where all weights are in memory."""
-    template_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
+    template_sha256: str | None = Field(default=None, exclude_if=_unknown)
     """Of a chat template that was given in place of the model's own; told only where one was."""
+    deterministic: bool | None = Field(default=None, exclude_if=_unknown)
+    """Each request is computed by itself and from its beginning. Null in documents that were written before it was
+    told."""
+    restored_tokens: int | None = Field(default=None, exclude_if=_unknown)
+    """Of prompts that an earlier server kept; told where they are (`--prompt-cache`)."""
+    restore_s: float | None = Field(default=None, exclude_if=_unknown)
+    """Reading them, in seconds."""
 
     @classmethod
     def of(cls, listening: Listening, settings: ServerSettings, cache_bytes: int | None = None) -> "ServeDocument":
@@ -164,4 +175,7 @@ class ServeDocument(Document):
             omp_wait_policy=listening.omp_wait_policy,
             cache_bytes=cache_bytes,
             template_sha256=settings.given_template.sha256 if settings.given_template else None,
+            deterministic=settings.deterministic,
+            restored_tokens=None if listening.restored is None else listening.restored.tokens,
+            restore_s=None if listening.restored is None else listening.restored.seconds,
         )
