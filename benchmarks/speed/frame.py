@@ -6,6 +6,9 @@ round: what its two series differ by is what this machine cannot tell apart (the
 process and all its children, which other programs disturb less than the wall clock.
 """
 
+import atexit
+import functools
+import json
 import math
 import os
 import statistics
@@ -133,28 +136,35 @@ def command(
     def run() -> Sample:
         if before is not None:
             before()
-        started = time.perf_counter()
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                line, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **(environment or {})}
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-            wall_s = time.perf_counter() - started
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode != 0:
-                errors.seek(0)
-                raise RuntimeError(f"{line} exited with {process.returncode}: {errors.read()[-2000:].decode()}")
+        wall_s, cpu_s, peak_bytes = launch(line, environment or {})
         sync_s = synced_s(sync) if sync is not None else None
         if after is not None:
             after()
-        return Sample(
-            wall_s + (sync_s or 0.0 if until_on_disk else 0.0),
-            usage.ru_utime + usage.ru_stime,
-            usage.ru_maxrss * 1024,
-            sync_s,
-        )
+        return Sample(wall_s + (sync_s or 0.0 if until_on_disk else 0.0), cpu_s, peak_bytes, sync_s)
 
     return run
+
+
+def launch(words: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float, int]:
+    """Wall seconds, CPU seconds and the largest resident set of a command that ends well."""
+    launcher = _launcher()
+    assert launcher.stdin is not None and launcher.stdout is not None
+    with tempfile.NamedTemporaryFile() as errors:
+        print(json.dumps([words, {**os.environ, **environment}, errors.name]), file=launcher.stdin, flush=True)
+        wall_s, cpu_s, peak_bytes, code = json.loads(launcher.stdout.readline())
+        if code != 0:
+            raise RuntimeError(f"{words} exited with {code}: {errors.read()[-2000:].decode()}")
+    return wall_s, cpu_s, peak_bytes
+
+
+@functools.cache
+def _launcher() -> subprocess.Popen[str]:
+    script = str(Path(__file__).parent / "launch.py")
+    launcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(launcher.kill)
+    return launcher
 
 
 def synced_s(path: Path) -> float:
