@@ -57,6 +57,22 @@ def test_a_message_too_long_for_the_context_is_refused_and_the_conversation_goes
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_told_to_forget_it_leaves_out_the_oldest_exchanges_and_says_which(embedded_model: Path) -> None:
+    lines = (
+        "Tell me about Paris. " * 20 + "\nHello\n" + "What is a colour? " * 45 + "\n" + "word " * 900 + "\nAnd now?\n"
+    )
+    words = ("--temp", "0", "-n", "8", "--ctx", "512", "--when-full", "forget", "--json")
+    done = run_dfqs("chat", embedded_model, *words, stdin=lines)
+
+    answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    left_out = [line for line in done.stderr.splitlines() if line.startswith("the context of 512 tokens is full")]
+    assert "left out: Tell me about Paris." in left_out[0]
+    # Each question has its answer, but for the one that no forgetting makes short enough.
+    assert [each["finish_reason"] for each in answers] == ["length"] * 4
+    assert "the prompt has" in done.stderr and all(each["prompt_tokens"] <= 504 for each in answers)
+
+
 def test_where_the_context_is_full_the_oldest_exchange_is_left_out_and_the_question_asked_again(
     embedded_model: Path,
 ) -> None:

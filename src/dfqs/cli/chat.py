@@ -1,6 +1,9 @@
 """`dfqs chat`: a conversation in the terminal."""
 
 import sys
+from typing import Annotated, Literal
+
+import typer
 
 from dfqs.cli.conversing import HELP, Conversation
 from dfqs.cli.generating import (
@@ -49,6 +52,15 @@ except ImportError:
     readline = None  # type: ignore[assignment]
 
 
+WhenFull = Annotated[
+    Literal["ask", "forget"],
+    typer.Option(
+        "--when-full",
+        help="Where the context is full: let you choose (/forget, /reset), or leave out the oldest exchanges.",
+    ),
+]
+
+
 def command(
     model: ObtainedModel,
     system: SystemOption = None,
@@ -65,6 +77,7 @@ def command(
     thinking: ThinkingOption = None,
     thinking_budget: ThinkingBudgetOption = None,
     chat_template: ChatTemplate = None,
+    when_full: WhenFull = "ask",
     ctx: ContextOption = None,
     threads: Threads = None,
     ram: Ram = None,
@@ -89,7 +102,8 @@ def command(
         check_template(session)
         note(f"{checked.name}, context {session.info.context_tokens:,} tokens. {HELP}.")
         allow_pasting()
-        talk(Conversation(session, system, sampling, as_json=json_, verbose=verbose))
+        forgets = when_full == "forget"
+        talk(Conversation(session, system, sampling, as_json=json_, verbose=verbose, forgets=forgets))
         note_streaming(session.read_figures())
 
 

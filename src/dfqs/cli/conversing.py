@@ -11,7 +11,7 @@ from dfqs.cli.signals import Ended
 from dfqs.errors import DfqsError, UsageError
 from dfqs.records import read_json, write_json
 from dfqs.runtime.chat import ChatSession
-from dfqs.runtime.requests import Message, Sampling
+from dfqs.runtime.requests import Answer, ContextFull, Message, Sampling
 from dfqs.runtime.sampling import check_sampling
 from dfqs.units import format_number_of
 
@@ -27,6 +27,8 @@ _COMMANDS = {
     "/load FILE": "go on with one that was saved",
     "/exit": "leave",
 }
+_ROOM = 4
+"""One part in so many of the context is for the answer, before older exchanges are left out."""
 _SETTINGS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "temp": ("temperature", float),
     "top-p": ("top_p", float),
@@ -42,12 +44,21 @@ class Conversation:
     """What was said so far, and how the next answer is made."""
 
     def __init__(
-        self, session: ChatSession, system: str | None, sampling: Sampling, *, as_json: bool, verbose: bool
+        self,
+        session: ChatSession,
+        system: str | None,
+        sampling: Sampling,
+        *,
+        as_json: bool,
+        verbose: bool,
+        forgets: bool = False,
     ) -> None:
         self._session = session
         self._sampling = sampling
         self._as_json = as_json
         self._verbose = verbose
+        self._forgets = forgets
+        """Where the context is full, the oldest exchanges are left out, and nobody is asked."""
         self._system = system
         self._messages: list[Message] = []
         self._unanswered: str | None = None
@@ -93,9 +104,8 @@ class Conversation:
             if not self._as_json:
                 write_text(piece)
 
-        opening: list[Message] = [] if self._system is None else [{"role": "system", "content": self._system}]
         try:
-            answer = self._session.answer([*opening, *self._messages], self._sampling, take)
+            answer = self._ask_model(take)
             if self._as_json:
                 print_json(RunDocument.of(self._session, answer, self._sampling, raw=False), indent=None)
             else:
@@ -107,13 +117,35 @@ class Conversation:
         except KeyboardInterrupt:
             write_text("\n")
             note("interrupted")
-        except UsageError as error:
+        except ContextFull as error:
             self._unanswered = question
             note(f"{error}. /forget leaves out the oldest exchange and asks again, /reset starts a new conversation.")
+        except UsageError as error:
+            note(str(error))
         if pieces:
             self._messages.append({"role": "assistant", "content": "".join(pieces)})
         else:
             self._messages.pop()
+
+    def _ask_model(self, take: Callable[[str], None]) -> Answer:
+        """The answer to all that was said, or to what of it leaves an answer its room.
+
+        Raises:
+            ContextFull: nothing may be left out, or nothing is left that could be.
+        """
+        opening: list[Message] = [] if self._system is None else [{"role": "system", "content": self._system}]
+        context = self._session.info.context_tokens
+        least = min(self._sampling.max_tokens, context // _ROOM) if self._forgets else 1
+        while True:
+            older = len(self._messages) > 1
+            try:
+                said = [*opening, *self._messages]
+                return self._session.answer(said, self._sampling, take, least_tokens=least if older else 1)
+            except ContextFull:
+                if not (self._forgets and older):
+                    raise
+                note(f"the context of {context:,} tokens is full; left out: {self._messages[0]['content']}")
+                del self._messages[:2]
 
     def _help(self, _: str) -> None:
         for command, meaning in _COMMANDS.items():

@@ -76,17 +76,28 @@ class ChatSession:
         self._exit.close()
 
     def answer(
-        self, prompt: Prompt, sampling: Sampling | None = None, on_text: Callable[[str], None] = _ignore_text
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] = _ignore_text,
+        *,
+        least_tokens: int = 1,
     ) -> Answer:
         """Continue a text, or answer a conversation. What an earlier call left in the cache is used again.
 
         Ctrl-C (KeyboardInterrupt) ends the answer; what came so far went to `on_text`, and the session goes on.
 
+        Args:
+            least_tokens: that the context must have left for the answer.
+
         Raises:
-            UsageError: the prompt does not fit, or a setting makes no sense.
+            ContextFull: the prompt does not fit.
+            UsageError: a setting makes no sense.
             RuntimeFailure: no chat template, or llama.cpp failed.
         """
-        return self._worker.reporting(on_text, doing="answering").call(answer, prompt, sampling or Sampling())
+        return self._worker.reporting(on_text, doing="answering").call(
+            answer, prompt, sampling or Sampling(), least_tokens
+        )
 
     def read_figures(self) -> StreamFigures | None:
         """What streaming has done so far; None where the model is in memory."""

@@ -10,7 +10,7 @@ from dfqs.runtime.answer_text import AnswerText
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.loading import LoadOrder, StreamFigures
-from dfqs.runtime.requests import Answer, ContextSettings, Message, Prompt, Sampling, SessionInfo
+from dfqs.runtime.requests import Answer, ContextFull, ContextSettings, Message, Prompt, Sampling, SessionInfo
 from dfqs.runtime.sampling import Sampler
 from dfqs.runtime.stop import Stopped
 from dfqs.runtime.thinking import ThoughtBudget
@@ -26,19 +26,22 @@ class Conversation:
         self.context = context
         self._cached: list[int] = []
 
-    def answer(self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None]) -> Answer:
+    def answer(
+        self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None], least_tokens: int = 1
+    ) -> Answer:
         """Continue plain text, or answer a conversation; a stop request ends it early (`interrupted`).
 
         Args:
             on_text: called with pieces of the text as they come, whole characters only.
+            least_tokens: that the context must have left for the answer.
 
         Raises:
-            UsageError: the prompt does not fit the context.
+            ContextFull: the prompt does not fit the context.
         """
         tokens, budget = self._read(prompt, sampling)
         room = self.context.n_ctx_sequence - len(tokens)
-        if room < 1:
-            raise UsageError(
+        if room < least_tokens:
+            raise ContextFull(
                 f"the prompt has {len(tokens):,} tokens and the context {self.context.n_ctx_sequence:,}; "
                 "shorten it, or raise the context length (--ctx)"
             )
@@ -157,10 +160,10 @@ def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettin
     )
 
 
-def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling) -> Answer:
+def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling, least_tokens: int = 1) -> Answer:
     """Answer in the conversation opened before. Emits pieces of text."""
     conversation: Conversation = worker.state["conversation"]
-    return conversation.answer(prompt, sampling, worker.emit)
+    return conversation.answer(prompt, sampling, worker.emit, least_tokens)
 
 
 def read_figures(worker: WorkerContext) -> StreamFigures | None:

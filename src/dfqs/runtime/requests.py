@@ -3,6 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dfqs.errors import UsageError
+
+
+class ContextFull(UsageError):
+    """A prompt leaves its answer too little of the context."""
+
+
 Message = Mapping[str, str]
 """`{"role": "system" | "user" | "assistant", "content": ...}`."""
 
