@@ -70,6 +70,7 @@ def test_told_to_forget_it_leaves_out_the_oldest_exchanges_and_says_which(embedd
     assert "left out: Tell me about Paris." in left_out[0]
     # Each question has its answer, but for the one that no forgetting makes short enough.
     assert [each["finish_reason"] for each in answers] == ["length"] * 4
+    assert "what was left out is back: the question alone is too long" in done.stderr
     assert "the prompt has" in done.stderr and all(each["prompt_tokens"] <= 504 for each in answers)
 
 

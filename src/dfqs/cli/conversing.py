@@ -136,6 +136,7 @@ class Conversation:
         opening: list[Message] = [] if self._system is None else [{"role": "system", "content": self._system}]
         context = self._session.info.context_tokens
         least = min(self._sampling.max_tokens, context // _ROOM) if self._forgets else 1
+        before = [*self._messages]
         while True:
             older = len(self._messages) > 1
             try:
@@ -143,6 +144,9 @@ class Conversation:
                 return self._session.answer(said, self._sampling, take, least_tokens=least if older else 1)
             except ContextFull:
                 if not (self._forgets and older):
+                    if len(before) > len(self._messages):
+                        self._messages = before
+                        note("what was left out is back: the question alone is too long")
                     raise
                 note(f"the context of {context:,} tokens is full; left out: {self._messages[0]['content']}")
                 del self._messages[:2]
