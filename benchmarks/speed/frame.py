@@ -177,13 +177,6 @@ def synced_s(path: Path) -> float:
     return time.perf_counter() - started
 
 
-def in_process(call: Callable[[], object]) -> Sample:
-    """A call in this process, as a sample."""
-    started, used = time.perf_counter(), time.process_time()
-    call()
-    return Sample(time.perf_counter() - started, time.process_time() - used)
-
-
 def measure(row: Row, rounds: int, say: Callable[[str], None]) -> dict[str, list[Sample]]:
     """Every arm, once a round, in an order that rotates; the base once more, as the control."""
     arms = list(row.arms)
