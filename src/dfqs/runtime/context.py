@@ -65,6 +65,8 @@ class Context(Closing):
         self.library = library = model.library
         self.notices: list[str] = []
         self.handle: int | None = None
+        self.last_logits: Logits | None = None
+        """What `decode` gave, where that was of one token."""
         trained = model.trained_context_tokens
         wanted = min(trained, DEFAULT_CONTEXT_TOKENS) if n_ctx is None else n_ctx
         if wanted < 1:
@@ -132,6 +134,7 @@ class Context(Closing):
             )
         if not 0 <= min(tokens) <= max(tokens) < self.model.vocab_size:
             raise UsageError(f"a token is outside the vocabulary of {self.model.vocab_size:,}")
+        self.last_logits = None
         rows: list[Logits] = []
         wanted_from = {"last": len(tokens) - 1, "none": len(tokens)}.get(logits, first_row)
         for start in range(0, len(tokens), self.n_batch):
@@ -152,6 +155,7 @@ class Context(Closing):
             return None
         last: Logits = self._logits(-1, 1)[0].copy()
         check_logits(last[None], position + len(tokens) - 1)
+        self.last_logits = last
         return last
 
     def _decode_batch(self, tokens: Sequence[int], position: int, sequence: int, first_wanted: int) -> None:

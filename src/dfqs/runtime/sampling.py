@@ -22,6 +22,7 @@ class Sampler(Closing):
     def __init__(self, model: Model, settings: Sampling) -> None:
         check_sampling(settings)
         library = self.library = model.library
+        self._is_argmax = settings.temperature == 0 and settings.grammar is None and settings.repeat_penalty == 1
         self.handle: int | None = library.llama_sampler_chain_init(library.llama_sampler_chain_default_params())
         if settings.grammar is not None:
             self._add_grammar(model, settings.grammar)
@@ -56,6 +57,9 @@ class Sampler(Closing):
 
     def sample(self, context: Context) -> int:
         """The next token, from the logits of the last one decoded."""
+        if self._is_argmax and context.last_logits is not None:
+            # As the greedy sampler chooses, of equal ones the first; that makes a list of the vocabulary before.
+            return int(context.last_logits.argmax())
         return int(self.library.llama_sampler_sample(self.handle, context.handle, -1))
 
     def close(self) -> None:
