@@ -5,6 +5,7 @@
 Runs of their own in a worker process; the first warms up and does not count.
 """
 
+import importlib
 import json
 import statistics
 import sys
@@ -44,11 +45,10 @@ def time_runs(worker: WorkerContext, path: Path, tokens: int, what: str) -> list
 
 
 def main(path: str, tokens: str, threads: str, what: str) -> None:
-    from decoding import time_runs as in_worker
-
-    folder = str(Path(__file__).parent)
+    # As a module: a worker cannot import what is only the script that runs.
+    own, folder = importlib.import_module(Path(__file__).stem), str(Path(__file__).parent)
     with Worker(threads=int(threads), omp_wait_policy="default", env={"PYTHONPATH": folder}) as worker:
-        runs = worker.call(in_worker, Path(path), int(tokens), what)
+        runs = worker.call(own.time_runs, Path(path), int(tokens), what)
     wall, cpu = (statistics.median(run[k] for run in runs) for k in (0, 1))
     print(json.dumps({"wall_s": wall, "cpu_s": cpu, "tokens": int(tokens)}))
 

@@ -18,12 +18,12 @@ def row(place: Place) -> Row:
     goals: list[Goal] = []
     for what, full in TOKENS.items():
         tokens = max(16, round(full * place.scale))
-        line = [sys.executable, SCRIPT, model(), str(tokens), THREADS, what]
+        line: list[str | Path] = [sys.executable, SCRIPT, model(), str(tokens), THREADS, what]
         environment = same_library(place, "llama-bench")
         arms.append(Arm(f"dfqs {what}", "ours", told(line, _ours, environment)))
         if peer is not None:
             counts = {"prefill": ("-p", str(tokens), "-n", "0"), "decode": ("-p", "0", "-n", str(tokens))}[what]
-            other = [peer, "-m", model(), *counts, "-t", THREADS, "-r", "3", "-o", "json"]
+            other: list[str | Path] = [peer, "-m", model(), *counts, "-t", THREADS, "-r", "3", "-o", "json"]
             arms.append(Arm(f"llama-bench {what}", "peer", told(other, _theirs)))
             # 0.98 of the rate.
             goals.append(Goal(f"dfqs {what}", f"llama-bench {what}", "wall", 1 / 0.98))
