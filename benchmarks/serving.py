@@ -130,6 +130,12 @@ def workers_of(pid: int) -> list[int]:
     return [int(child) for child in children if b"worker_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process took, which others on the machine disturb little."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def kill_when(event: threading.Event, pid: int) -> threading.Thread:
     """Kill a server's worker with SIGKILL once `event` is set."""
 
@@ -180,7 +186,11 @@ def main() -> None:
         killed = threading.Event() if given.kill else None
         if killed is not None:
             kill_when(killed, pid)
+        (worker,) = workers_of(pid)
+        before = cpu_s(worker)
         found = summary(load(url, given.clients, given.requests, killed))
+        if killed is None:
+            found["worker_cpu_s"] = round(cpu_s(worker) - before, 1)
     print(json.dumps({"load": [round(each, 2) for each in os.getloadavg()], "options": options, **found}, indent=1))
     if found["wrong"] or found["lost"] or (found["error"] and not given.kill):
         raise SystemExit(1)

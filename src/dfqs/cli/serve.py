@@ -253,6 +253,11 @@ def _show(listening: Listening, settings: ServerSettings) -> None:
         f"context {settings.context_tokens:,} tokens, requests at once: {settings.parallel}, "
         f"threads: {listening.threads}; Ctrl-C stops it"
     )
+    if settings.deterministic:
+        note("deterministic: one request at a time, each from its beginning; the same request has the same answer")
+    if listening.restored is not None and listening.restored.tokens:
+        found = listening.restored
+        note(f"{found.tokens:,} tokens of prompts that were kept are restored, in {found.seconds:.2f} s")
 
 
 def choose_slots(parallel: int, deterministic: bool) -> int:
