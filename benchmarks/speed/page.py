@@ -124,7 +124,8 @@ def _curve(curve: Curve) -> str:
     memory = " | ".join(format_bytes(sample.peak_bytes) if sample.peak_bytes else "" for _, sample in curve.points)
     return (
         f"| {curve.name}, exponent {'-' if found is None else f'{found:.2f}'}: {curve.unit} | {cells} |\n"
-        f"|---|{'---|' * len(curve.points)}\n| CPU seconds | {seconds} |\n| memory | {memory} |\n"
+        f"|---|{'---|' * len(curve.points)}\n| CPU seconds | {seconds} |\n"
+        + (f"| memory | {memory} |\n" if any(sample.peak_bytes for _, sample in curve.points) else "")
     )
 
 
