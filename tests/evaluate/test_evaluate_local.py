@@ -62,6 +62,7 @@ def ask(
     return [answers[index] for index in range(len(questions))]
 
 
+@pytest.mark.slow
 def test_answers_about_a_document_do_not_depend_on_what_was_asked_before(model: Any) -> None:
     with LocalAnswerer(model, threads=1, max_context=2048) as target:
         short, long = ask(target, 560), ask(target, 1100, shorter=(560,))

@@ -253,7 +253,7 @@ def test_from_the_hub_only_the_ranges_of_drawn_tensors_are_read(
     files = {name: (made / name).read_bytes() for name in ("plain.gguf", "source.gguf")}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with FakeHub(files=files) as hub:
-        monkeypatch.setattr("dfqs.cli.remote.Hub", lambda: Hub(hub.endpoint, "none"))
+        monkeypatch.setattr("dfqs.cli.remote.Hub", lambda **how: Hub(hub.endpoint, "none", **how))
         words = ["hf:owner/model:plain", "--source", "hf:owner/model:source", "--seed", "3", "--json"]
         words += ["--share", "0.3", "--confidence", "0.5"]
 
