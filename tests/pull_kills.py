@@ -51,12 +51,12 @@ if point == "chunks of the first file":
     journal.PullJournal.record_chunk = count
 elif point == "hashing the last file":
     plain = transfer.Transfer._hash_in_order
-    def last(self, index, progress):
+    def last(self, index, progress, wrong):
         if index == len(self._plan.layouts) - 1:
-            while any(state != transfer._State.WRITTEN for state in self._states[index]):
+            while min(self._states[index]) < transfer._State.CLAIMED:
                 self._wait_for(index, list(self._states[index]).index(min(self._states[index])), progress)
             die()
-        return plain(self, index, progress)
+        return plain(self, index, progress, wrong)
     transfer.Transfer._hash_in_order = last
 elif point == "all files verified":
     replace(output.PullOutput, "publish", die)
