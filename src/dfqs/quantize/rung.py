@@ -67,14 +67,10 @@ def measure_rung(
         kl = None if kept.kl is None else np.array(kept.kl, np.float64)
         return Measured(read_losses(losses_path), kl, floor=kept.floor)
     measured = worker.call(measure_losses, job)
-    kl = measured.kl
-    # A model can be infinitely far from its source; no document holds such a number, and it is measured again.
-    if kl is None or all(map(math.isfinite, kl.tolist())):
-        write_json(
-            document_path,
-            RungDocument(kl=None if kl is None else tuple(kl.tolist()), floor=measured.floor),
-            overwrite=True,
-        )
     write_losses(losses_path, measured.losses, overwrite=True)
-    write_receipt(fingerprint, files)
+    told = None if measured.kl is None else tuple(measured.kl.tolist())
+    # A model can be infinitely far from its source; no document holds such a number, and it is measured again.
+    if told is None or all(map(math.isfinite, told)):
+        write_json(document_path, RungDocument(kl=told, floor=measured.floor), overwrite=True)
+        write_receipt(fingerprint, files)
     return measured
