@@ -35,6 +35,11 @@ _SEQUENCES = frozenset({"list", "tuple", "set", "frozenset"})
 _HALF = re.compile("[\ud800-\udfff]")
 
 
+def is_null(value: object) -> bool:
+    """For `Field(exclude_if=...)`: what is not known is left out, as in records of before it was asked."""
+    return value is None
+
+
 class Record(BaseModel):
     """Base of everything stored: unknown keys are refused, fields do not change after it is made."""
 

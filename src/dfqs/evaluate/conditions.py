@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from dfqs.records import Amount, AtLeastOne, Record, Whole, sha256_of
+from dfqs.records import Amount, AtLeastOne, Record, Whole, is_null, sha256_of
 
 
 class Numerics(Record):
@@ -15,7 +15,7 @@ class Numerics(Record):
     type_v: str = "f16"
     batch: AtLeastOne = 512
     ubatch: AtLeastOne = 512
-    document_ubatch: AtLeastOne | None = Field(default=None, exclude_if=lambda width: width is None)
+    document_ubatch: AtLeastOne | None = Field(default=None, exclude_if=is_null)
     """Tokens of a document that are computed at once, where its context is so long that `ubatch` of them take too much
     memory; None: `ubatch`."""
     question_pieces: AtLeastOne = Field(default=1, exclude_if=lambda version: version == 1)
@@ -43,9 +43,9 @@ class ScoreConditions(Record):
     """As the rendered prompt shows it: `off` (a thought was closed for the model), `on` (one was opened when asked
     for), `always` (the template opens one by itself); None: the prompt shows nothing. Behind an endpoint
     `server default`."""
-    thinking_tokens: AtLeastOne | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
+    thinking_tokens: AtLeastOne | None = Field(default=None, exclude_if=is_null)
     """Budget of thoughts, beside the caps of answers; None: the model was asked not to think."""
-    tools: str | None = Field(default=None, exclude_if=lambda form: form is None)
+    tools: str | None = Field(default=None, exclude_if=is_null)
     """How tools are offered: `template` (in the chat template's own field); None: in words in the prompt."""
     template_sha256: str | None
     """Of the chat template; None: plain text, or an endpoint that does not tell."""

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from dfqs.errors import SandboxUnavailable, printable
-from dfqs.records import Record, Share, Whole
+from dfqs.records import Record, Share, Whole, is_null
 
 ANSWER_LIMIT_CHARACTERS = 1 << 17
 """A longer answer keeps to no token cap: it is cut, and counts as cut off."""
@@ -48,7 +48,7 @@ class Completion(Record):
     `chosen`: nothing was written, and `text` is the likeliest of the answers given."""
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
-    stem_tokens: Whole | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
+    stem_tokens: Whole | None = Field(default=None, exclude_if=is_null)
     """Of the prompt's: the words behind a document with which questions of its kind begin, computed once for those that
     are asked in a row. None: it was computed by itself."""
     reasoning: str = Field(default="", exclude_if=operator.not_)

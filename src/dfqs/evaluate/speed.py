@@ -16,7 +16,7 @@ from dfqs.energy import joules_between, read_energy
 from dfqs.evaluate.statistics import percentile
 from dfqs.evaluate.suites import Suite
 from dfqs.progress import no_progress
-from dfqs.records import Amount, AtLeastOne, Record, Whole
+from dfqs.records import Amount, AtLeastOne, Record, Whole, is_null
 from dfqs.runtime import Worker
 from dfqs.runtime.context import Context
 from dfqs.runtime.loading import InMemory, LoadOrder
@@ -91,7 +91,7 @@ class SpeedSummary(Record):
     """Of experts, read from disk while decoding; None where all weights were in memory, as in the next."""
     disk_wait_share: Amount | None = None
     """Of the time of decoding, that computing stood still for the disk."""
-    energy_joules_per_token: Amount | None = Field(default=None, exclude_if=lambda joules: joules is None)
+    energy_joules_per_token: Amount | None = Field(default=None, exclude_if=is_null)
     """Of the processors and whatever else ran on them, by their own counters; median of the repeats."""
 
 

@@ -22,6 +22,9 @@ from dfqs.pull.plan import Layout, Piece, Place, PullPlan, plan_pull_of
 from dfqs.storage.files import open_regular, open_to_read, read_at
 from dfqs.storage.hashing import Digest
 
+_BEHIND = 4
+"""Pieces that may wait to be hashed."""
+
 
 class Stored(Protocol):
     """Finished files that can be read as the remote files that they were made of, and as the model that they are."""
@@ -266,10 +269,6 @@ class _Feed:
     def __exit__(self, *_: object) -> None:
         for thread in self._threads:
             thread.shutdown()
-
-
-_BEHIND = 4
-"""Pieces that may wait to be hashed."""
 
 
 def _finish(futures: Sequence[Future[None]]) -> None:

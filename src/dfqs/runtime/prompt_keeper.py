@@ -149,7 +149,7 @@ class PromptKeeper:
 
 def owner_of(model: ModelFiles, settings: ServerSettings) -> str:
     """Hash of everything that decides what bytes a prompt becomes."""
-    files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in model.paths]
+    files = [(found.st_size, found.st_mtime_ns) for found in map(Path.stat, model.paths)]
     known = {
         "files": files,
         "headers": [hashlib.sha256(header.raw).hexdigest() for header in model.headers],

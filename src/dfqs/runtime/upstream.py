@@ -1,8 +1,9 @@
 """The model's own server behind the front, on a socket of this user alone: one request, and its answer relayed."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,7 @@ class Relay:
             HttpRefusal: there is no answer to pass on; nothing was written to the client yet.
             ConnectionError, TimeoutError: the client is gone, or takes nothing.
         """
-        try:
-            reader, writer = await asyncio.open_unix_connection(str(self.socket_path), limit=HEAD_LIMIT_BYTES * 2)
-        except OSError:
-            raise Unreachable from None
-        try:
+        async with _connected(self.socket_path) as (reader, writer):
             writer.write(_request(self.head, self.body) + self.body)
             try:
                 answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
@@ -79,9 +76,6 @@ class Relay:
             self.client.write(_answer(answer, self.head, self.extra))
             self.status = answer.status
             return await self._pass_body(reader, answer)
-        finally:
-            # Closing is what tells the server that nobody waits for the answer any more.
-            writer.transport.abort()
 
     async def _pass_body(self, reader: asyncio.StreamReader, answer: ResponseHead) -> bool:
         if self.head.method == "HEAD" or answer.status in (204, 304):
@@ -133,18 +127,26 @@ async def fetch(socket_path: Path, head: RequestHead, limit_bytes: int) -> bytes
     Raises:
         Unreachable: see there.
     """
+    async with _connected(socket_path) as (reader, writer):
+        try:
+            writer.write(_request(head, b""))
+            answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
+            if answer.status != 200 or answer.body_bytes is None or answer.body_bytes > limit_bytes:
+                return None
+            return await reader.readexactly(answer.body_bytes)
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, HttpRefusal):
+            return None
+
+
+@contextlib.asynccontextmanager
+async def _connected(socket_path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Raises Unreachable, see there. Closing is what tells the server that nobody waits for its answer any more."""
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket_path), limit=HEAD_LIMIT_BYTES * 2)
     except OSError:
         raise Unreachable from None
     try:
-        writer.write(_request(head, b""))
-        answer = parse_response_head(await reader.readuntil(b"\r\n\r\n"))
-        if answer.status != 200 or answer.body_bytes is None or answer.body_bytes > limit_bytes:
-            return None
-        return await reader.readexactly(answer.body_bytes)
-    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, HttpRefusal):
-        return None
+        yield reader, writer
     finally:
         writer.transport.abort()
 

@@ -32,6 +32,8 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _SYNC_FILE_RANGE_WRITE = 2
 _PR_SET_PDEATHSIG = 1
+_LEASE_POLL_S = 0.05
+"""So long who opens a file may wait; the kernel would have them wait for most of a minute."""
 
 
 def usable_cpus() -> int:
@@ -144,10 +146,6 @@ class Lease:
         for handle in self._handles:
             with contextlib.suppress(OSError, AttributeError):
                 fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-
-
-_LEASE_POLL_S = 0.05
-"""So long who opens a file may wait; the kernel would have them wait for most of a minute."""
 
 
 def _take_lease(handle: int) -> bool:

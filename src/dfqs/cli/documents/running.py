@@ -5,15 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dfqs.records import Document, Record, Text
+from dfqs.records import Document, Record, Text, is_null
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import Answer, Sampling
 from dfqs.runtime.server import Listening, ServerSettings
-
-
-def _unknown(value: object) -> bool:
-    return value is None
 
 
 class RunSettings(Record):
@@ -46,7 +42,7 @@ class RunSettings(Record):
     """As the template was asked; null: not asked."""
     thinking_tokens: int | None = None
     """That a thought might take; null: no limit of its own."""
-    template_sha256: str | None = Field(default=None, exclude_if=_unknown)
+    template_sha256: str | None = Field(default=None, exclude_if=is_null)
     """Of a chat template that was given in place of the model's own; told only where one was."""
 
 
@@ -149,14 +145,14 @@ class ServeDocument(Document):
     omp_wait_policy: str
     cache_bytes: int | None = None
     """For experts that stream from disk; null where all weights are in memory."""
-    template_sha256: str | None = Field(default=None, exclude_if=_unknown)
+    template_sha256: str | None = Field(default=None, exclude_if=is_null)
     """Of a chat template that was given in place of the model's own; told only where one was."""
-    deterministic: bool | None = Field(default=None, exclude_if=_unknown)
+    deterministic: bool | None = Field(default=None, exclude_if=is_null)
     """Each request is computed by itself and from its beginning. Null in documents that were written before it was
     told."""
-    restored_tokens: int | None = Field(default=None, exclude_if=_unknown)
+    restored_tokens: int | None = Field(default=None, exclude_if=is_null)
     """Of prompts that an earlier server kept; told where they are (`--prompt-cache`)."""
-    restore_s: float | None = Field(default=None, exclude_if=_unknown)
+    restore_s: float | None = Field(default=None, exclude_if=is_null)
     """Reading them, in seconds."""
 
     @classmethod
