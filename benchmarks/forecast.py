@@ -38,18 +38,18 @@ SHALLOW, DEEP, TOKENS, REPEATS = 64, 1024, 14, 2
 Q8_0, Q4_K, MXFP4, IQ1_S, IQ2_XXS = (getattr(GGMLType, name) for name in ("Q8_0", "Q4_K", "MXFP4", "IQ1_S", "IQ2_XXS"))
 LATENT = {"rank": 512, "rope": 64}
 MODELS = {
-    "qwen3moe-Q8_0": RandomModel("qwen3moe", Q8_0, Q8_0, 11, 1280, 704, 10, 2, 128, 18, 3),
-    "qwen3moe-IQ1_S": RandomModel("qwen3moe", IQ1_S, Q8_0, 9, 2304, 1536, 18, 3, 128, 24, 3),
-    "gpt-oss-MXFP4": RandomModel("gpt-oss", MXFP4, Q8_0, 8, 1344, 1344, 21, 7, 64, 20, 3, more={"window": 128}),
-    "gpt-oss-Q8_0": RandomModel("gpt-oss", Q8_0, Q8_0, 9, 1088, 1088, 17, 1, 64, 14, 3, more={"window": 128}),
-    "llama4-Q4_K": RandomModel("llama4", Q4_K, Q4_K, 8, 1792, 2304, 14, 2, 128, 6, 1),
+    "qwen3moe-Q8_0": RandomModel("qwen3moe", Q8_0, Q8_0, 10, 1408, 768, 11, 1, 128, 16, 4),
+    "qwen3moe-IQ1_S": RandomModel("qwen3moe", IQ1_S, Q8_0, 10, 2048, 1280, 16, 2, 128, 26, 4),
+    "gpt-oss-MXFP4": RandomModel("gpt-oss", MXFP4, Q8_0, 9, 1216, 1216, 19, 1, 64, 18, 4, more={"window": 128}),
+    "gpt-oss-Q8_0": RandomModel("gpt-oss", Q8_0, Q8_0, 8, 1152, 1152, 18, 2, 64, 16, 4, more={"window": 128}),
+    "llama4-Q4_K": RandomModel("llama4", Q4_K, Q4_K, 7, 2048, 2048, 16, 4, 128, 8, 1),
     "deepseek2-IQ2_XXS": RandomModel(
-        "deepseek2", IQ2_XXS, Q8_0, 7, 1536, 1024, 12, 1, 128, 20, 3, more={"q_rank": 640, **LATENT}
+        "deepseek2", IQ2_XXS, Q8_0, 8, 1280, 1280, 10, 1, 128, 22, 4, more={"q_rank": 512, **LATENT}
     ),
     "deepseek2-Q4_K": RandomModel(
-        "deepseek2", Q4_K, Q8_0, 9, 1792, 768, 14, 1, 128, 18, 5, more={"q_rank": 512, **LATENT}
+        "deepseek2", Q4_K, Q8_0, 8, 2048, 1024, 16, 1, 128, 14, 4, more={"q_rank": 768, **LATENT}
     ),
-    "llama-IQ2_XXS": RandomModel("llama", IQ2_XXS, IQ2_XXS, 8, 2048, 5632, 16, 8, 128),
+    "llama-IQ2_XXS": RandomModel("llama", IQ2_XXS, IQ2_XXS, 9, 1792, 5120, 14, 7, 128),
 }
 
 
