@@ -16,6 +16,7 @@ from dfqs.records import parse_json
 from dfqs.runtime.http_head import HttpRefusal, RequestHead
 from dfqs.runtime.messages import MODELS_OWN, TemplateDropsMessage
 from dfqs.runtime.rendering import Renderer, TemplateExcess
+from dfqs.runtime.template_probes import PROBES, USER
 
 NO_TEMPLATE = (
     "this model has no chat template, so it cannot converse; /v1/completions continues a text with it, and "
@@ -33,27 +34,6 @@ _CHAT_PATHS = frozenset(
     )
     for counted in counts
 )
-_USER = {"role": "user", "content": "DFQS-PLACE-OF-THE-TEXT"}
-_SYSTEM = {"role": "system", "content": "Be brief."}
-_CALL = {"id": "call00001", "type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
-_TOOLS = [{"type": "function", "function": {"name": "now", "description": "Time.", "parameters": {"type": "object"}}}]
-PROBES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
-    ([_USER], {}),
-    ([_SYSTEM, _USER], {}),
-    ([_USER, {"role": "assistant", "content": "Yes."}, _USER], {}),
-    ([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], {}),
-    ([_SYSTEM, _USER], {"tools": _TOOLS}),
-    (
-        [
-            _USER,
-            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-            {"role": "tool", "name": "now", "tool_call_id": "call00001", "content": "12:00"},
-            _USER,
-        ],
-        {"tools": _TOOLS},
-    ),
-)
-"""Conversations of every kind, with what else a template is told."""
 
 
 def templates_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
@@ -91,7 +71,7 @@ class ChatInspection:
                 self._render(template, messages, variables)
         if self.templates:
             try:
-                self._renderer.render(self.templates[0], [_USER], {"bos_token": "", "eos_token": ""}, whose=self._whose)
+                self._renderer.render(self.templates[0], [USER], {"bos_token": "", "eos_token": ""}, whose=self._whose)
             except TemplateDropsMessage as error:
                 self.refusal = f"{error.what}, so no conversation is answered"
             except TemplateExcess:

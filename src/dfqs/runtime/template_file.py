@@ -4,8 +4,8 @@ from pathlib import Path
 
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime.given_template import GivenTemplate
-from dfqs.runtime.inspection import PROBES
 from dfqs.runtime.rendering import Renderer, TemplateExcess
+from dfqs.runtime.template_probes import PROBES
 from dfqs.storage.documents import read_text
 
 TEMPLATE_LIMIT_BYTES = 1 << 20
