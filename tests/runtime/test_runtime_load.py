@@ -1,7 +1,9 @@
-"""Many clients at once, and the model's process killed among them: `benchmarks/serving.py`, made small."""
+"""Many clients at once, and the model's process killed or stopped among them: `benchmarks/serving.py`, made small."""
 
 import importlib.util
 import json
+import os
+import signal
 import threading
 import urllib.request
 from pathlib import Path
@@ -26,11 +28,12 @@ def metrics(url: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
-def test_none_is_lost_and_none_mixed_up_and_a_kill_ends_only_what_was_being_answered(
+def test_none_is_lost_or_mixed_up_and_a_death_or_a_hang_ends_only_what_was_being_answered(
     tiny_deepseek4: Path,
 ) -> None:
     serving = load_benchmark()
-    with serving.served(tiny_deepseek4, "--ctx", "256", "--parallel", "2", "--threads", "1") as (url, pid):
+    options = ("--ctx", "256", "--parallel", "2", "--threads", "1", "--stall-limit", "3")
+    with serving.served(tiny_deepseek4, *options) as (url, pid):
         (first,) = serving.workers_of(pid)
         before = serving.summary(serving.load(url, 4, 2))
         assert before["right"] == 8, before
@@ -42,6 +45,12 @@ def test_none_is_lost_and_none_mixed_up_and_a_kill_ends_only_what_was_being_answ
         found = serving.summary(outcomes)
         (second,) = serving.workers_of(pid)
         told = metrics(url)
+
+        # It neither dies nor answers.
+        os.kill(second, signal.SIGSTOP)
+        stopped = serving.summary(serving.load(url, 3, 1))
+        later = serving.summary(serving.load(url, 1, 1))
+        restarts = metrics(url)["dfqs_serve_restarts_total"]
 
     assert (found["wrong"], found["lost"]) == (0, 0), found
     # Those that it was answering, and not those that came later.
@@ -56,3 +65,6 @@ def test_none_is_lost_and_none_mixed_up_and_a_kill_ends_only_what_was_being_answ
     assert told["dfqs_serve_answered_total"] == 8 + found["right"]
     assert told["dfqs_serve_requests_total"] == 24
     assert told["llamacpp:requests_processing"] == 0
+
+    assert (stopped["error"], later["right"], restarts) == (3, 1, 2), stopped
+    assert all("was ended while serving" in detail for detail, _ in stopped["others"]), stopped

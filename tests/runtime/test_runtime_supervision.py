@@ -21,6 +21,7 @@ class Staged:
     def __init__(self, lives: list[Life], state: EngineState) -> None:
         self._lives, self._state = lives, state
         self.log_lines: tuple[str, ...] = ()
+        self.pid = 0
 
     def __enter__(self) -> "Staged":
         return self
@@ -29,6 +30,9 @@ class Staged:
         pass
 
     def close(self) -> None:
+        pass
+
+    def end(self, why: str) -> None:
         pass
 
     def reporting(self, hear: Any, **_: Any) -> "Staged":
@@ -75,7 +79,7 @@ def supervise(
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
     state, heard = EngineState(), list[Restarting]()
-    settings = ServerSettings(model, "m", limits=ServeLimits(restarts=restarts))
+    settings = ServerSettings(model, "m", limits=ServeLimits(restarts=restarts, stall_s=0))
     staged = Supervision(
         lambda: cast(Worker, Staged(lives, state)),
         settings,

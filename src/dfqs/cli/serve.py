@@ -35,6 +35,7 @@ from dfqs.cli.serve_options import (
     PromptCacheSize,
     Queue,
     Restarts,
+    StallLimit,
     TimeLimit,
     WithoutKey,
     read_body_limit,
@@ -90,6 +91,7 @@ def command(
     prompt_cache: PromptCacheOption = None,
     prompt_cache_size: PromptCacheSize = "4GB",
     restarts: Restarts = _USUAL.restarts,
+    stall_limit: StallLimit = _USUAL.stall_s,
     check: Check = None,
     manifest: CheckManifest = None,
     no_tuning: NoTuning = False,
@@ -101,9 +103,8 @@ def command(
     Example: dfqs serve model.gguf --port 8080
     """
     _check_door(host, api_key, without_key)
-    prompts = read_prompt_cache(prompt_cache, prompt_cache_size, deterministic)
-    template = read_template(chat_template)
-    limits = ServeLimits(queue, max_tokens, read_body_limit(max_body), time_limit, grace, restarts)
+    prompts, template = read_prompt_cache(prompt_cache, prompt_cache_size, deterministic), read_template(chat_template)
+    limits = ServeLimits(queue, max_tokens, read_body_limit(max_body), time_limit, grace, restarts, stall_limit)
     checked = obtain_model(model, context_tokens=ctx or DEFAULT_CONTEXT_TOKENS, ram=ram, force=force, yes=yes)
     _say_beforehand(checked, host, api_key)
     settings = ServerSettings(

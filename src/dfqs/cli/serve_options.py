@@ -68,6 +68,14 @@ Restarts = Annotated[
         "--restarts", help="Times in a row that llama.cpp is started again when it died, without an answer.", min=0
     ),
 ]
+StallLimit = Annotated[
+    float,
+    typer.Option(
+        "--stall-limit",
+        help="Seconds without a sign of work, after which llama.cpp is ended and started again; 0: never.",
+        min=0,
+    ),
+]
 
 
 def read_body_limit(text: str | None) -> int | None:

@@ -42,6 +42,8 @@ class ServeLimits:
     """For answers under way when the server is asked to stop."""
     restarts: int = 5
     """Times in a row that a server which died is started again without an answer in between."""
+    stall_s: float = 120.0
+    """Without any sign of work, after which a server is ended as one that hangs; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)

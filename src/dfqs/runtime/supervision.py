@@ -1,7 +1,8 @@
 """A model's server that died is started again, while the front keeps the public socket.
 
 A worker process takes the model's server along when it dies, and nothing else: who waits for an answer is told, who
-asks afterwards waits until there is another one. A server that dies whenever it is started is not started for ever.
+asks afterwards waits until there is another one. One that hangs is ended, and has died then. A server that dies
+whenever it is started is not started for ever.
 """
 
 import time
@@ -14,6 +15,7 @@ from dfqs.errors import DfqsError, RuntimeFailure, WorkerCrash
 from dfqs.runtime.engine import EngineFailed, EngineListening, ServerSettings, run_server
 from dfqs.runtime.engine_state import EngineState
 from dfqs.runtime.log_lines import server_errors
+from dfqs.runtime.stall import StallClock, StallWatch
 from dfqs.runtime.worker import Worker
 from dfqs.storage.identity import FileStamp
 
@@ -109,6 +111,7 @@ class Supervision:
             nonlocal begun
             if isinstance(event, EngineListening):
                 begun = True
+                watch.listening(path)
                 self.prepare(path)
                 self.state.up(path)
             elif isinstance(event, EngineFailed):
@@ -119,7 +122,8 @@ class Supervision:
             if self.state.path is not None:
                 self.before_stop()
 
-        with self.make_worker() as worker:
+        clock = StallClock(self.settings.limits.stall_s)
+        with self.make_worker() as worker, StallWatch(worker.pid, clock, worker.end, self.settings.api_key) as watch:
             calls = worker.reporting(hear, doing=f"serving {self.settings.path}", before_stop=before_stop)
             try:
                 calls.call(run_server, self.settings, path)

@@ -57,6 +57,7 @@ class Worker:
         self._idle = threading.Event()
         self._calls = 0
         self._witness = Witness()
+        self._ended_because: str | None = None
 
     def __enter__(self) -> Self:
         request_read, request_write = os.pipe()
@@ -197,6 +198,13 @@ class Worker:
         self._log_reader.join(CLOSE_GRACE_S)
         self._listener.join(CLOSE_GRACE_S)
 
+    def end(self, why: str) -> None:
+        """Kill the process, from any thread; the call under way raises `WorkerCrash` with this reason."""
+        process = self._process
+        if process is not None:
+            self._ended_because = why
+            process.kill()
+
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise RuntimeFailure("the worker is not running: it was not entered, was closed, or had to be ended")
@@ -258,7 +266,9 @@ class Worker:
     def _crash(self, process: subprocess.Popen[bytes], doing: str) -> WorkerCrash:
         self.close()
         code = process.returncode
-        if code is not None and code < 0:
+        if self._ended_because is not None:
+            how = f"llama.cpp was ended while {doing}: {self._ended_because}"
+        elif code is not None and code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             how = f"llama.cpp died with {name} while {doing}"
             if why := self._witness.explain(-code):
