@@ -197,7 +197,10 @@ def _checked(known: Known, value: Setting, where: str) -> Setting:
         return known.read(value)
     except (ValueError, UsageError):
         shown = printable(str(value)) if isinstance(value, int) else f"'{printable(value)}'"
-        raise UsageError(f"{where}: {known.key} is {known.is_wanted}, not {shown}") from None
+        # In a shell, and in a variable, nothing stands in quotes.
+        in_file = where not in ("", known.variable)
+        wanted = known.is_wanted if in_file else known.is_wanted.removesuffix(", in quotes")
+        raise UsageError(f"{f'{where}: ' if where else ''}{known.key} is {wanted}, not {shown}") from None
 
 
 def change_file(key: str, value: str | None) -> Path:
@@ -215,7 +218,7 @@ def change_file(key: str, value: str | None) -> Path:
     lines = [line for line in lines if not _sets(key).match(line)]
     wanted.pop(key, None)
     if value is not None:
-        wanted[key] = _checked(known, value, "dfqs config set")
+        wanted[key] = _checked(known, value, "")
         lines.append(f"{key} = {_as_toml(wanted[key])}")
     text = "".join(f"{line}\n" for line in lines)
     try:

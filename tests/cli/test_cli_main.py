@@ -72,6 +72,15 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     assert dfqs(*arguments).returncode == 2
 
 
+def test_a_verb_that_is_misspelt_or_forgotten_is_helped_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [run([word]) for word in ("insepct", "model.gguf", "nonsense")] == [2, 2, 2]
+
+    misspelt, forgotten, nonsense = capsys.readouterr().err.splitlines()
+    assert misspelt == "dfqs: no such verb 'insepct'. Did you mean 'inspect'? See 'dfqs --help'"
+    assert forgotten == 'dfqs: a model stands behind its verb: dfqs run model.gguf "Hello"'
+    assert nonsense == "dfqs: no such verb 'nonsense'; see 'dfqs --help'"
+
+
 def test_version() -> None:
     result = dfqs("--version")
 

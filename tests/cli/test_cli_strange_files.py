@@ -126,6 +126,52 @@ def test_no_verb_waits_for_the_other_end_of_a_pipe(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("verb", ["diff", "stats"])
+def test_a_trace_may_come_through_a_pipe_and_nobody_waits_where_nobody_writes(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    assert run(["route", verb, *[str(tmp_path / "pipe")] * (2 if verb == "diff" else 1)]) == 3
+
+    assert "not a routing trace" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["merge", "repair"])
+def test_a_disk_that_fails_is_told_with_the_file_that_it_failed_in(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Reading a process's memory at 0 fails as a bad sector does.
+    assert run([verb, f"/proc/{os.getpid()}/mem", "-o", str(tmp_path / "out")]) == 3
+
+    assert f"/proc/{os.getpid()}/mem: Input/output error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["merge", "FILE/x", "-o", "out"], "no such file: "),
+        (["perplexity", "FILE", "--reference", "FILE/x"], "no such file: "),
+        (["find", "FILE"], "is a file; name the folder"),
+        (["verify", "FILE", "--manifest", "EMPTY"], "not usable JSON: it is empty"),
+        (["verify", "FILE", "--manifest", "FOLDER"], "is a directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_stands_in_the_way_is_said_in_words(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, empty = str(write_small(tmp_path / "m.gguf")), tmp_path / "empty"
+    empty.touch()
+    places = {"FILE": model, "EMPTY": str(empty), "FOLDER": str(tmp_path), "FILE/x": f"{model}/x"}
+
+    assert run([places.get(word, word) for word in arguments]) in (2, 3)
+
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Errno" not in told
+
+
 @pytest.mark.parametrize("option", [["imatrix", "-o", "OUT", "--corpus"], ["perplexity", "--text"]], ids=lambda o: o[0])
 def test_a_text_at_its_limit_stays_within_the_memory_and_beyond_it_is_refused(
     option: list[str], tmp_path: Path

@@ -206,6 +206,16 @@ def test_a_trace_of_another_model_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "is of a model with" in capsys.readouterr().err
 
 
+def test_a_trace_that_is_none_is_told_before_the_machine_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_probe(tmp_path / "model.gguf", TINY, GGMLType.Q8_0)
+    monkeypatch.setattr("dfqs.planning.forecast.calibrate", lambda *_: pytest.fail("it measures"))
+
+    assert run(["forecast", str(path), "--trace", str(tmp_path / "nothing.route")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_a_model_that_the_runtime_does_not_know_is_named_with_what_can_still_be_said(
     smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

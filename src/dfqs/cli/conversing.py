@@ -27,6 +27,8 @@ _COMMANDS = {
     "/load FILE": "go on with one that was saved",
     "/exit": "leave",
 }
+_LEAVING = ("/exit", "/quit", "/bye")
+"""The first is told of; the others are what people's fingers know from elsewhere."""
 _ROOM = 4
 """One part in so many of the context is for the answer, before older exchanges are left out."""
 _SETTINGS: dict[str, tuple[str, Callable[[str], int | float]]] = {
@@ -78,7 +80,7 @@ class Conversation:
             "/save": self._save,
             "/load": self._load,
         }
-        if text == "/exit":
+        if text in _LEAVING:
             return False
         if word not in commands:
             self._ask(text)

@@ -34,7 +34,8 @@ def command(
     """
     for directory in directories or []:
         if not directory.is_dir():
-            raise UsageError(f"no such directory: {directory}")
+            there = f"{directory} is a file; name the folder to look in" if directory.exists() else None
+            raise UsageError(there or f"no such directory: {directory}")
     searched = tuple(directories) if directories else usual_directories()
     with progress_bar("comparing") as progress:
         result = find_models(searched, hash_candidates=not no_hash, progress=progress)

@@ -21,7 +21,7 @@ from dfqs import __version__
 from dfqs.cli.completing import completed_words
 from dfqs.cli.output import complain, complain_json, note, print_plain
 from dfqs.cli.signals import WORDS, exit_code, let_signals_go, received, take_signals
-from dfqs.errors import DfqsError
+from dfqs.errors import DfqsError, UsageError, printable
 
 VERBS: dict[str, str] = {
     "demo": "The whole flow on the embedded model, offline after the first fetch; ends with a report.",
@@ -160,6 +160,8 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
     requested = next((word for word in words or arguments if not word.startswith("-")), None)
 
     def call() -> object:
+        if arguments and requested == arguments[0] and requested not in VERBS and _is_model_name(requested):
+            raise UsageError(f'a model stands behind its verb: dfqs run {printable(requested, 200)} "Hello"')
         alone = words is None and requested in VERBS and arguments[0] == requested
         defaults = {verb: _kept_defaults() for verb in TAKE_DEFAULTS if verb == requested}
         app = build_app(requested, alone=alone, defaults=defaults)
@@ -169,6 +171,11 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
 
     # Also where the words themselves are wrong, and no option of them was taken.
     return _guarded(call, as_json="--json" in itertools.takewhile(lambda word: word != "--", arguments))
+
+
+def _is_model_name(word: str) -> bool:
+    """Whether a word that is no verb is a model's."""
+    return word.startswith("hf:") or word.endswith(".gguf")
 
 
 def _kept_defaults() -> Mapping[str, object]:
@@ -255,9 +262,9 @@ def _report(error: BaseException, message: str, code: int, *, as_json: bool) -> 
 def _usage_words(error: Any) -> tuple[str, int]:
     """What typer says of a command's words: an unknown option, a missing argument, a value that is none."""
     context = getattr(error, "ctx", None)
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace("No such command", "no such verb")
     if message and context is not None:
-        message += f"; see '{context.command_path} --help'"
+        message += f"{' See' if message.endswith('?') else '; see'} '{context.command_path} --help'"
     return message, error.exit_code
 
 

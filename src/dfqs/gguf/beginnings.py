@@ -16,7 +16,7 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
 )
-_ANSWERED = "A server answered with it in place of the model; fetch the model again and look at the answer."
+_ANSWERED = "Where a server answered with it in place of the model, fetch that again and look at the answer."
 
 
 @dataclass(frozen=True, slots=True)

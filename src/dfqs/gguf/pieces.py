@@ -12,6 +12,7 @@ from dfqs.gguf import parse_header
 from dfqs.gguf.layout import MAGIC
 from dfqs.gguf.numbered_names import place_of
 from dfqs.gguf.shard_names import parse_shard_name
+from dfqs.storage.files import naming
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,19 @@ def _family(path: Path) -> list[Path]:
     found: list[tuple[int, str, Path]] = []
     for other in path.parent.iterdir():
         place = place_of(other.name, anyhow=True)
-        if place is not None and (place.kind, place.group) == (own.kind, own.group) and other.is_file():
+        if place is not None and (place.kind, place.group) == (own.kind, own.group) and _is_file(other):
             found.append((place.number, other.name, other))
     return [entry[2] for entry in sorted(found)]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A link into a folder of somebody else's.
+        return False
+
+
 def _starts_as_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
+    with path.open("rb") as file, naming(file.fileno()):
         return file.read(len(MAGIC)) == MAGIC

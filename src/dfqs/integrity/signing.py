@@ -50,7 +50,7 @@ class StatementSigner:
 
     def __init__(self, key: Path, certificate: Path | None = None, chain: Sequence[Path] = ()) -> None:
         for path in (key, *([certificate] if certificate is not None else []), *chain):
-            read_bounded(path, BUNDLE_LIMIT_BYTES)
+            _require_pem(path)
         password = os.environ.get(PASSWORD_VARIABLE)
         with _usable(f"{key} cannot be used to sign", f"an encrypted key wants its password in {PASSWORD_VARIABLE}"):
             if certificate is None:
@@ -89,7 +89,7 @@ class StatementVerifier:
             raise UsageError("give --public-key, or --certificate-chain: whose signature is to be trusted?")
         paths = [public_key] if public_key is not None else [*chain]
         for path in paths:
-            read_bounded(path, BUNDLE_LIMIT_BYTES)
+            _require_pem(path)
         with _usable(f"{', '.join(map(str, paths))} cannot be used to verify", "PEM is wanted, of an ECDSA key"):
             self._verifier: Any = (
                 sign_ec_key.Verifier(public_key) if public_key is not None else sign_certificate.Verifier(paths)
@@ -133,6 +133,11 @@ def write_key_pair(directory: Path, write: Callable[[Path, bytes], None]) -> tup
     write(paths[0], private)
     write(paths[1], _public_pem(key.public_key()))
     return *paths, _fingerprint(key.public_key())
+
+
+def _require_pem(path: Path) -> None:
+    if b"-----BEGIN " not in read_bounded(path, BUNDLE_LIMIT_BYTES):
+        raise UsageError(f"{path} is no PEM file; an ECDSA key, or its certificate, is wanted as PEM")
 
 
 def _read_bundle(path: Path) -> Any:

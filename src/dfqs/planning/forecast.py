@@ -1,6 +1,6 @@
 """`dfqs.forecast/1`: how fast a model will be on this machine, before it is run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,8 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
     work = count_work(model.tensors, spec.experts, spec.experts_used, spec.layers)
     trained = spec.context_tokens
     lengths = sorted({length if trained is None else min(length, trained) for length in request.contexts})
-    # Before the machine is measured, which takes longer.
+    # Before the machine is measured, which takes longer; this too.
+    chosen = _read_trace(model, request.trace) if request.trace and request.curve and spec.is_moe else None
     try:
         with Asker(model) as asker:
             asker.expect(ContextSettings(n_ctx=length) for length in lengths)
@@ -126,7 +127,7 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
         forecast_speed(work, graph_size(model, need, length), graph_size(model, need, length / 2), length, calibration)
         for length, need in zip(lengths, needs, strict=True)
     )
-    curve = _draw(model, request, contexts[0], needs[-1]) if request.curve and spec.is_moe else None
+    curve = _draw(model, request, chosen, contexts[0], needs[-1]) if request.curve and spec.is_moe else None
     missing = {type_.name for type_, kind in work if not calibration.has((type_, kind))}
     return _document(
         model,
@@ -211,12 +212,15 @@ def graph_size(model: ModelFiles, need: MemoryNeed, behind_tokens: float) -> Gra
     return GraphSize(need.graph_nodes or 0, attended, attended * (key + value) / 2)
 
 
-def _draw(model: ModelFiles, request: ForecastRequest, speed: SpeedForecast, need: MemoryNeed) -> Curve:
+def _draw(
+    model: ModelFiles, request: ForecastRequest, chosen: Choices | None, speed: SpeedForecast, need: MemoryNeed
+) -> Curve:
     layout = plan_layout(model.headers)
     if not layout.experts:
         raise UsageError(f"{model.path} has no experts of at least a page each, so memory makes no difference")
     sizes = {key: pages.length for key, pages in layout.experts.items()}
-    choices = _choices(model, request, sorted({layer for layer, _ in sizes}))
+    layers = sorted({layer for layer, _ in sizes})
+    choices = chosen or draw_choices(layers, model.spec.experts, model.spec.experts_used)
     piece = max(pages.ranges[0].length for pages in layout.experts.values())
     disk = measure_disk(model.path, piece, 2) if model.path.exists() else None
     curve_model = CurveModel(
@@ -237,20 +241,17 @@ def _draw(model: ModelFiles, request: ForecastRequest, speed: SpeedForecast, nee
     )
 
 
-def _choices(model: ModelFiles, request: ForecastRequest, layers: Sequence[int]) -> Choices:
-    spec = model.spec
-    if request.trace is None:
-        return draw_choices(layers, spec.experts, spec.experts_used)
-    with TraceReader(request.trace) as reader:
+def _read_trace(model: ModelFiles, trace: Path) -> Choices:
+    spec, layers = model.spec, {layer for layer, _ in plan_layout(model.headers).experts}
+    with TraceReader(trace) as reader:
         header = reader.header
-        if (header.model.experts, header.model.experts_used) != (spec.experts, spec.experts_used) or not set(
-            layers
-        ) <= set(header.layers):
+        same = (header.model.experts, header.model.experts_used) == (spec.experts, spec.experts_used)
+        if not same or not layers <= set(header.layers):
             raise UsageError(
-                f"{request.trace} is of a model with {header.model.experts_used} of {header.model.experts} experts in "
+                f"{trace} is of a model with {header.model.experts_used} of {header.model.experts} experts in "
                 f"{len(header.layers)} layers, and this one uses {spec.experts_used} of {spec.experts} in {len(layers)}"
             )
-        return read_choices(header, reader.chunks(), f"trace {request.trace}")
+        return read_choices(header, reader.chunks(), f"trace {trace}")
 
 
 def _disk_record(disk: DiskSpeed) -> DiskRecord:

@@ -5,6 +5,7 @@ part carries the SHA-256 of itself and all parts before it, so that none can cha
 """
 
 import hashlib
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from dfqs.records import compact_json, parse_json
 from dfqs.routing.trace import Trace, TraceChunk, TraceHeader, names_twice
 from dfqs.storage.atomic import atomic_writer
 from dfqs.storage.closing import Closing
+from dfqs.storage.linux import BINARY, CLOEXEC, NONBLOCK
 
 MAGIC = b"dfqsrtr1"
 START = struct.Struct("<8sI")
@@ -134,7 +136,7 @@ class TraceReader(Closing):
         self._offset = 0
         """Bytes read. Not asked of the file, which may be a pipe."""
         try:
-            self._file = path.open("rb")
+            self._file = _open_file_or_pipe(path)
         except FileNotFoundError:
             raise UsageError(f"no such file: {path}") from None
         except OSError as error:
@@ -243,6 +245,18 @@ class TraceReader(Closing):
 
     def _refuse(self, reason: str, offset: int) -> NoReturn:
         raise FormatError(reason, path=self.path, offset=offset)
+
+
+def _open_file_or_pipe(path: Path) -> BinaryIO:
+    """Not waiting for a pipe's other end: where nobody writes, it is empty."""
+    handle = os.open(path, os.O_RDONLY | CLOEXEC | NONBLOCK | BINARY)
+    try:
+        if NONBLOCK:
+            os.set_blocking(handle, True)
+        return open(handle, "rb")
+    except OSError:
+        os.close(handle)
+        raise
 
 
 def read_trace(path: Path) -> Trace:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.storage.files import is_foreign, open_regular
+from dfqs.storage.files import is_foreign, naming, open_regular
 from dfqs.units import format_bytes
 
 MAX_DEPTH = 64
@@ -28,13 +28,13 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     """
     try:
         handle = open_regular(path, follow=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"no such file: {path}") from None
     except OSError as error:
         if not is_foreign(error):
             raise
-        raise UsageError(f"{path} is not a regular file") from None
-    with open(handle, "rb") as file:
+        raise UsageError(f"{path} is {'a directory' if path.is_dir() else 'not a regular file'}") from None
+    with open(handle, "rb") as file, naming(handle):
         if os.fstat(handle).st_size <= limit_bytes:
             data = file.read(limit_bytes + 1)
             if data is None:
@@ -79,6 +79,8 @@ def parse_json(data: bytes | str, *, path: Path | None = None, max_keys: int | N
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
+        if not text.strip():
+            raise FormatError("not usable JSON: it is empty", path=path)
         value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant)
         if max_keys is not None or not _is_shallow_and_plain(text):
             _check_values(value, max_keys)

@@ -64,13 +64,14 @@ def open_to_read(path: Path, wanted: str = "a file") -> int:
     """
     try:
         return open_regular(path, follow=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"no such file: {path}") from None
     except PermissionError:
         raise UsageError(f"no permission to read {path}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) or not is_foreign(error):
-            raise UsageError(f"cannot open {str(path)!r}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"cannot open {str(path)!r}: {reason}") from None
         kind = "a directory" if path.is_dir() else "not a regular file"
         raise UsageError(f"{path} is {kind}; name {wanted}") from None
 
@@ -83,17 +84,19 @@ def is_foreign(error: OSError) -> bool:
 def read_at(handle: int, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`; fewer only where the file ends."""
     parts: list[bytes] = []
-    while length > 0 and (part := _pread(handle, min(length, _ONE_CALL_BYTES), offset)):
-        parts.append(part)
-        offset += len(part)
-        length -= len(part)
+    with naming(handle):
+        while length > 0 and (part := _pread(handle, min(length, _ONE_CALL_BYTES), offset)):
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def read_into(handle: int, buffer: memoryview, offset: int) -> int:
     """Fill the beginning of a buffer; the number of bytes, 0 only where the file ends."""
     if hasattr(os, "preadv"):
-        return os.preadv(handle, [buffer], offset)
+        with naming(handle):
+            return os.preadv(handle, [buffer], offset)
     data = read_at(handle, offset, len(buffer))
     buffer[: len(data)] = data
     return len(data)
@@ -102,9 +105,22 @@ def read_into(handle: int, buffer: memoryview, offset: int) -> int:
 def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data`."""
     view = memoryview(data).cast("B")
-    while view:
-        written = _pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written
+    with naming(handle):
+        while view:
+            written = _pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+
+
+@contextlib.contextmanager
+def naming(handle: int) -> Iterator[None]:
+    """What the system says of a handle (a failing disk, a full one) gets the name of its file, where that is known."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            with contextlib.suppress(OSError):
+                error.filename = str(Path(f"/proc/self/fd/{handle}").readlink())
+        raise
 
 
 def _pread(handle: int, length: int, offset: int) -> bytes:
