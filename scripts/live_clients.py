@@ -54,7 +54,7 @@ generation_kwargs: {{until: [], max_gen_toks: 24, do_sample: false}}
 metric_list: [{{metric: exact_match}}]
 """
 _OPENAI = """
-import json, os, sys
+import json, os, secrets, sys
 from openai import OpenAI
 client, what, question = OpenAI(), sys.argv[1], sys.argv[2]
 messages = [{"role": "user", "content": question}]
@@ -78,11 +78,14 @@ if what == "logprobs":
     good = good and joined.startswith(choice.message.content)
     print(json.dumps({"shown": [choice.message.content], "good": good}))
 if what == "tools":
-    tool = json.loads(sys.argv[3])
-    message = ask(tools=[tool], tool_choice="required").choices[0].message
-    # A model as small as the demonstration's answers in words, whatever it is told.
-    calls = message.tool_calls or []
-    print(json.dumps({"shown": [calls[0].function.arguments if calls else message.content], "good": True}))
+    tool, code = json.loads(sys.argv[3]), secrets.token_hex(3)
+    message = ask(tools=[tool], tool_choice="required", parallel_tool_calls=False).choices[0].message
+    (call,) = message.tool_calls
+    found = json.loads(call.function.arguments)
+    good = call.function.name == tool["function"]["name"] and found["place"] in ("Oslo", "Lima")
+    messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": f"It is 05:17. The code is {code}."}]
+    answer = ask(tools=[tool], tool_choice="none").choices[0].message.content
+    print(json.dumps({"shown": [call.function.arguments, answer], "good": good and code in answer}))
 """
 
 
