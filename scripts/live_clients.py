@@ -83,7 +83,8 @@ if what == "tools":
     (call,) = message.tool_calls
     found = json.loads(call.function.arguments)
     good = call.function.name == tool["function"]["name"] and found["place"] in ("Oslo", "Lima")
-    messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": f"It is 05:17. The code is {code}."}]
+    result = {"role": "tool", "tool_call_id": call.id, "content": f"It is 05:17. The code is {code}."}
+    messages += [message.model_dump(exclude_none=True), result]
     answer = ask(tools=[tool], tool_choice="none").choices[0].message.content
     print(json.dumps({"shown": [call.function.arguments, answer], "good": good and code in answer}))
 """
