@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -309,20 +310,27 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
         check_address("192.0.2.1", 0)
 
 
-def test_a_prompt_outlives_the_server_and_is_answered_to_the_last_digit_as_from_its_beginning(
+def test_a_prompt_outlives_a_stop_and_a_crash_and_is_answered_to_the_last_digit_as_from_its_beginning(
     tmp_path: Path, smollm2_gguf: Path
 ) -> None:
     model = write_tiny_moe(tmp_path / "model.gguf", smollm2_gguf, "qwen3moe")
     asked = {"prompt": [20 + (13 * i * i + 7 * i) % 3900 for i in range(560)], "n_predict": 6, "temperature": 0}
     asked |= {"n_probs": 4, "return_tokens": True, "ignore_eos": True}
     answers = []
-    for _ in range(2):
+    crashed: Any = None
+    for turn in range(2):
         with serve(model, "--ctx", "640", "--prompt-cache", str(tmp_path / "kept")) as running:
             served = Served(running)
             status, body, _ = served.ask("/completion", asked)
             assert status == 200, body
             # By nobody but the server itself.
             assert served.ask("/slots/0?action=erase", {})[0] == 403
+            if turn == 1:
+                (worker,) = running.worker_pids()
+                os.kill(worker, signal.SIGKILL)
+                while served.ask("/health")[0] == 200:
+                    time.sleep(0.01)
+                crashed = json.loads(served.ask("/completion", asked)[1])
             running.process.send_signal(signal.SIGTERM)
             assert running.wait() == 0, running.errors()
         answers.append((served.document["restored_tokens"], json.loads(body)))
@@ -330,8 +338,10 @@ def test_a_prompt_outlives_the_server_and_is_answered_to_the_last_digit_as_from_
     (nothing, cold), (restored, warm) = answers
     assert (nothing, cold["timings"]["cache_n"]) == (0, 0)
     assert (restored, warm["timings"]["cache_n"], warm["timings"]["prompt_n"]) == (512, 512, 48)
-    assert warm["tokens"] == cold["tokens"]
-    assert warm["completion_probabilities"] == cold["completion_probabilities"]
+    assert (crashed["timings"]["cache_n"], crashed["timings"]["prompt_n"]) == (512, 48)
+    for again in (warm, crashed):
+        assert again["tokens"] == cold["tokens"]
+        assert again["completion_probabilities"] == cold["completion_probabilities"]
 
 
 def test_the_thoughts_of_earlier_turns_reach_the_prompt_and_anthropic_s_form_is_answered(

@@ -15,6 +15,7 @@ from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming import budget
 from dfqs.streaming.budget import PROGRAM_BYTES, Shortfall, Streamed
 from dfqs.streaming.layout import plan_layout
+from fixtures_moe import write_tiny_moe
 from memory_cgroup import memory_group, run_in_group
 from streaming_plans import plan_load
 from v4_flash_stub import write_v4_flash_stub
@@ -68,6 +69,17 @@ def test_a_dense_model_that_does_not_fit_is_not_said_to_stream(smollm2_gguf: Pat
 
     with pytest.raises(SpaceError, match="a model without experts cannot be streamed"):
         plan_load((header,), (smollm2_gguf,), need_of(smollm2_gguf), 0, 100_000_000)
+
+
+def test_experts_smaller_than_a_page_are_not_called_no_experts(tmp_path: Path, smollm2_gguf: Path) -> None:
+    path = write_tiny_moe(tmp_path / "tiny.gguf", smollm2_gguf, "qwen3moe")
+    header = read_header(path)
+    assert not plan_layout([header]).experts
+
+    with pytest.raises(
+        SpaceError, match=r"not streamed, because its experts are smaller than a page of memory \(4,096"
+    ):
+        plan_load((header,), (path,), need_of(path), 2, 100_000)
 
 
 def test_a_run_told_to_keep_within_its_memory_lives_in_a_group_of_that_size_and_says_the_same(

@@ -149,13 +149,13 @@ def _unfit_row(
     binding: Binding = "weights" if weighed.least_bytes is None else "resident weights"
     if weighed.resident_bytes + PROGRAM_BYTES <= subject.memory_bytes and weighed.context_bytes > PROGRAM_BYTES:
         binding = "context"
-    return row.model_copy(update={"binding": binding, "least_bytes": least, "advice": _advice(binding, least)})
+    return row.model_copy(update={"binding": binding, "least_bytes": least, "advice": _advice(binding, least, weighed)})
 
 
-def _advice(binding: Binding, least: int) -> str:
+def _advice(binding: Binding, least: int, short: Shortfall) -> str:
     what = {
         "context": "a shorter context",
-        "weights": "a smaller quantization (a model without experts cannot be streamed)",
+        "weights": f"a smaller quantization ({short.no_stream_reason})",
         "resident weights": "smaller types for what every token uses (attention, embeddings, shared experts)",
     }[binding]
     return f"{format_bytes(least)} of memory, or {what}"
@@ -191,7 +191,7 @@ def _unknown(subject: "Subject", asked: ContextSettings, profile: Literal["defau
             "verdict": Verdict.DOES_NOT_FIT,
             "binding": binding,
             "least_bytes": least,
-            "advice": f"the context not counted: {_advice(binding, least)}",
+            "advice": f"the context not counted: {_advice(binding, least, weighed)}",
         }
     return row.model_copy(update=changes)
 

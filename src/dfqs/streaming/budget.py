@@ -16,7 +16,7 @@ from dfqs.runtime.library import Library
 from dfqs.runtime.loading import InMemory, LoadedModel, LoadOrder, Mapped
 from dfqs.runtime.memory import MemoryNeed, MemoryProbe
 from dfqs.runtime.requests import ContextSettings
-from dfqs.streaming.layout import StreamLayout, plan_layout
+from dfqs.streaming.layout import PAGE_BYTES, StreamLayout, plan_layout
 from dfqs.streaming.mechanism import Choice, Mechanism, choose_mechanism
 from dfqs.streaming.opening import open_streamed
 from dfqs.streaming.serving import ServedExperts
@@ -124,12 +124,17 @@ class Shortfall:
     whole_bytes: int
     """That it takes with all weights in memory."""
     least_bytes: int | None
-    """That it takes streamed, with the smallest cache that works; None: it has no experts to stream."""
+    """That it takes streamed, with the smallest cache that works; None: it is not streamed."""
     resident_bytes: int
     """Of the weights that every token uses."""
     context_bytes: int
     reason: str | None = None
-    """Why this machine does not stream it, where it could be streamed elsewhere."""
+    """Why its experts are not streamed, or not on this machine; None where it has none, or where they could be."""
+
+    @property
+    def no_stream_reason(self) -> str:
+        """Why `least_bytes` is None."""
+        return "a model without experts cannot be streamed" if self.reason is None else f"not streamed: {self.reason}"
 
     def describe(self, smaller: str = "a smaller --ctx", *, offers_force: bool = False) -> str:
         """What is missing, and what to do.
@@ -147,8 +152,8 @@ class Shortfall:
             )
         if self.least_bytes is None:
             return (
-                f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; a model without "
-                f"experts cannot be streamed: use {smaller}, or a smaller quantization{force}"
+                f"it needs {format_bytes(self.whole_bytes)} with its context, and {shown} may be used; "
+                f"{self.no_stream_reason}: use {smaller}, or a smaller quantization{force}"
             )
         return (
             f"streamed, it needs at least {format_bytes(self.least_bytes)} ({format_bytes(self.resident_bytes)} of "
@@ -302,7 +307,8 @@ def weigh_load(
             return LoadPlan(Mapped(), total, None, None, choice)
         return Shortfall(memory_bytes, total, None, need.weights_bytes, need.context_bytes, choice.reason)
     if not layout.experts:
-        return Shortfall(memory_bytes, whole, None, need.weights_bytes, need.context_bytes)
+        small = f"its experts are smaller than a page of memory ({PAGE_BYTES:,} bytes)" if used else None
+        return Shortfall(memory_bytes, whole, None, need.weights_bytes, need.context_bytes, small)
     fixed = layout.resident_bytes + need.context_bytes + program_bytes
     least = fixed + least_cache_bytes(layout, used)
     if least > memory_bytes:
