@@ -14,13 +14,11 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.storage.atomic import write_bytes_atomic
 from dfqs.storage.documents import read_bounded
-from dfqs.units import parse_tokens
+from dfqs.units import MOST_THREADS, parse_tokens
 
 FILE_VARIABLE = "DFQS_CONFIG"
 _LIMIT_BYTES = 64 << 10
-MOST_THREADS = 512
 Setting = int | str
 Origin = Literal["environment", "file", "default"]
 
@@ -228,7 +226,7 @@ def change_file(key: str, value: str | None) -> Path:
     if read != wanted:
         raise UsageError(f"{path} is not written a setting a line; change it with an editor")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(path, text.encode("utf-8"), overwrite=True)
+    importlib.import_module("dfqs.storage.atomic").write_bytes_atomic(path, text.encode("utf-8"), overwrite=True)
     return path
 
 

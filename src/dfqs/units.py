@@ -8,6 +8,8 @@ from dfqs.errors import UsageError, printable
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE)
 _TOKENS = re.compile(r"\s*([0-9]{1,12})\s*([km])?\s*", re.IGNORECASE)
 _MOST_TOKENS = (1 << 31) - 1
+MOST_THREADS = 512
+"""llama.cpp takes no more (`GGML_MAX_N_THREADS`)."""
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from rich.text import Text
 
 from dfqs.cli import drawing, output
 from dfqs.cli.drawing import SHARE, _Bar, progress_bar
+from dfqs.cli.tables import Styled, cell_width
 
 
 class Terminal(io.TextIOWrapper):
@@ -24,9 +24,8 @@ class Screen:
         self.now = 0.0
         self.lines: list[str] = []
 
-    def draw(self, line: Text, *, refresh: bool) -> None:
-        assert refresh
-        self.lines.append(line.plain)
+    def draw(self, *parts: Styled) -> None:
+        self.lines.append("".join(part.text for part in parts))
 
     def bar(self, label: str, unit: str) -> _Bar:
         return _Bar(label, unit, self.draw, lambda: self.now)
@@ -69,16 +68,14 @@ def test_what_a_run_that_goes_on_reads_back_gives_no_rate_however_long_it_takes(
 def test_a_line_never_wraps(
     unit: str, label: str, columns: int, screen: Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    console = output.SafeConsole(stderr=True)
-    console.width = columns
-    monkeypatch.setattr(drawing, "err", console)
+    monkeypatch.setenv("COLUMNS", str(columns))
     bar = screen.bar(label, unit)
     for step in range(1, 6):
         screen.now = 100.0 * step
         bar(123_456_789 * step, 987_654_321, "blk.12.ffn_down_exps.weight" * 4)
 
     assert len(screen.lines) > 1
-    assert all(Text(line).cell_len < min(columns, 80) for line in screen.lines)
+    assert all(cell_width(line) < min(columns, 80) for line in screen.lines)
 
 
 def test_a_line_is_drawn_twice_a_second_at_most_and_only_when_something_changed(screen: Screen) -> None:

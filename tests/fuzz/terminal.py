@@ -1,11 +1,12 @@
 """What comes out of the door to the terminal, whichever way words went in."""
 
 import io
+import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from unittest import mock
 
-from rich.table import Table
-
-from dfqs.cli.output import SafeConsole, escape_controls, key_value_table
+from dfqs.cli.output import SafeConsole, column_table, escape_controls, key_value_table
 from dfqs.errors import FormatError, printable
 
 
@@ -22,13 +23,10 @@ def shown(text: str) -> Iterator[tuple[str, str]]:
     yield "an error", escape_controls(str(FormatError("wrong", path=f"/m/{text}", name=text)))
     for way, file in (("a pipe", io.StringIO()), ("a terminal", _Terminal())):
         console = SafeConsole(stderr=False)
-        console.file = file
-        console.no_color = True
-        console._color_system = None
-        console.print(text)
-        table = Table(title=escape_controls(text))
-        table.add_column("name")
-        table.add_row(text)
-        console.print_table(table)
-        console.print(key_value_table([(text, text)]))
+        with redirect_stdout(file), mock.patch.dict(os.environ, NO_COLOR="1"):
+            console.print(text)
+            table = column_table("name", words=("name",), title=text)
+            table.add_row(text)
+            console.print_table(table)
+            console.print_table(key_value_table([(text, text)]))
         yield way, file.getvalue()

@@ -10,7 +10,7 @@ from dfqs.errors import FormatError, ShardError, UsageError
 from dfqs.evaluate.subject import describe_subject, known_subject
 from dfqs.gguf import FileSource, string, u64
 from dfqs.integrity import hash_model
-from dfqs.model import files
+from dfqs.model import hashes
 from dfqs.model.description import ModelDescription
 from dfqs.model.facts import find_facts
 from dfqs.model.files import open_files, open_model
@@ -51,7 +51,7 @@ def test_bytes_are_read_when_identity_is_asked_for_and_then_once(first: Path, mo
         hashed.append(path)
         return hash_model(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "hash_model", counting)
+    monkeypatch.setattr(hashes, "hash_model", counting)
     model = open_model(open_model(first))
     assert model.description.parameters > 0
     assert hashed == []
@@ -77,7 +77,7 @@ def test_hashes_of_each_file_and_of_the_whole_come_from_one_reading(
         read.append(path)
         return hash_model(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "hash_model", counting)
+    monkeypatch.setattr(hashes, "hash_model", counting)
 
     parts = model.file_hashes()
 

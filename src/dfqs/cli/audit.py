@@ -90,7 +90,7 @@ def _show(found: AuditDocument) -> None:
                 escape_controls(tensor.name), tensor.type, tensor.verdict, escape_controls(tensor.reason or ""),
                 differing, *numbers,
             )  # fmt: skip
-        out.print(table)
+        out.print_table(table)
         if len(others) > SHOWN:
             note(f"and {len(others) - SHOWN:,} more (--json lists all)")
     for names, where in ((found.only_in_model, "the file"), (found.only_in_source, "the source")):

@@ -10,6 +10,7 @@ import typer
 from dfqs.cli.drawing import SHARE, progress_bar
 from dfqs.cli.options import Json
 from dfqs.cli.output import emit, err, note, print_plain
+from dfqs.cli.tables import Styled
 from dfqs.demo import run_demo
 from dfqs.progress import Progress
 from dfqs.report.markdown import render_summary
@@ -44,9 +45,9 @@ class _Terminal:
 
     @contextmanager
     def step(self, number: int, total: int, title: str) -> Iterator[Progress]:
-        err.print(f"[{number}/{total}] {title}", style="bold", markup=False)
+        err.print(Styled(f"[{number}/{total}] {title}", "bold"))
         with progress_bar("      ", SHARE) as progress:
             yield progress
 
     def say(self, line: str) -> None:
-        err.print(f"      {line}", markup=False)
+        err.print(f"      {line}")

@@ -4,11 +4,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from rich.cells import cell_len
-from rich.live import Live
-from rich.text import Text
-
 from dfqs.cli.output import err, escape_controls
+from dfqs.cli.tables import Styled, cell_width, clip
 from dfqs.errors import printable
 from dfqs.progress import Progress
 from dfqs.units import format_bytes, format_count, format_duration
@@ -34,11 +31,13 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
     Args:
         unit: "bytes", the plural of what is counted ("tokens", "items", "parameters"), or `SHARE`.
     """
-    if not err.is_terminal or err.is_dumb_terminal:
+    if not err.can_redraw:
         yield _MinuteLines(label, unit)
         return
-    with Live(console=err, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-        yield _Bar(label, unit, live.update)
+    try:
+        yield _Bar(label, unit, err.draw)
+    finally:
+        err.draw()
 
 
 class _Pace:
@@ -82,15 +81,14 @@ class _Bar:
     """Progress on a terminal: one line."""
 
     def __init__(
-        self, label: str, unit: str, draw: Callable[..., None], now: Callable[[], float] = time.monotonic
+        self, label: str, unit: str, draw: Callable[..., object], now: Callable[[], float] = time.monotonic
     ) -> None:
-        shown = Text(escape_controls(label))
-        shown.truncate(min(LABEL_COLUMNS, err.width // 2), overflow="ellipsis")
-        self._label, self._unit, self._draw = shown.plain, unit, draw
+        self._label = clip(escape_controls(label), min(LABEL_COLUMNS, err.width // 2))
+        self._unit, self._draw = unit, draw
         self._pace = _Pace(now)
         self._drawn_at: float | None = None
-        self._drawn = ""
-        self._show(Text(self._label))
+        self._drawn: list[Styled] = []
+        self._show([Styled(self._label)])
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
         now = self._pace.take(done, total)
@@ -99,27 +97,38 @@ class _Bar:
         self._drawn_at = now
         self._show(self._line(done, total, note))
 
-    def _show(self, line: Text) -> None:
-        if line.plain != self._drawn:
-            self._drawn = line.plain
-            self._draw(line, refresh=True)
+    def _show(self, line: list[Styled]) -> None:
+        if line != self._drawn:
+            self._drawn = line
+            self._draw(*line)
 
-    def _line(self, done: int, total: int | None, note: str) -> Text:
+    def _line(self, done: int, total: int | None, note: str) -> list[Styled]:
         """Label, bar, amount, rate, time left, note: what has no room is left out, the last of it first."""
         room = min(LINE_COLUMNS, err.width - 1)
         amount = _amount(done, total, self._unit)
         parts = [amount, *self._pace.words(self._unit)]
         shorter = [amount, *self._pace.words(self._unit, with_rate=False)]
-        if cell_len(f"{self._label} {', '.join(parts)}") > room:
+        if cell_width(f"{self._label} {', '.join(parts)}") > room:
             parts = shorter
         words = ", ".join(parts)
-        free = room - cell_len(f"{self._label} {words}")
+        free = room - cell_width(f"{self._label} {words}")
         bar = _bar(done, total, min(BAR_COLUMNS, free - 1)) if free > BAR_COLUMNS // 2 else ""
-        line = Text.assemble(self._label, " ", (f"{bar} " if bar else "", "cyan"), words)
-        if note and room - line.cell_len > BAR_COLUMNS // 2:
-            line.append(f", {printable(note, 60)}", style="dim")
-        line.truncate(room, overflow="ellipsis")
-        return line
+        line = [Styled(f"{self._label} "), Styled(f"{bar} " if bar else "", "cyan"), Styled(words)]
+        if note and room - sum(cell_width(part.text) for part in line) > BAR_COLUMNS // 2:
+            line.append(Styled(f", {printable(note, 60)}", "dim"))
+        return _clipped(line, room)
+
+
+def _clipped(line: list[Styled], room: int) -> list[Styled]:
+    """As much of a line as fits into `room` columns."""
+    fitting = []
+    for part in line:
+        text = clip(part.text, room)
+        room -= cell_width(text)
+        fitting.append(Styled(text, part.style))
+        if text != part.text:
+            break
+    return fitting
 
 
 def _bar(done: int, total: int | None, columns: int) -> str:
@@ -127,7 +136,7 @@ def _bar(done: int, total: int | None, columns: int) -> str:
     if not total:
         return ""
     full = min(max(done * columns // total, 0), columns)
-    filled, empty = ("#", "-") if err.options.ascii_only else ("━", "╌")
+    filled, empty = ("#", "-") if err.is_ascii else ("━", "╌")
     return filled * full + empty * (columns - full)
 
 
@@ -148,7 +157,7 @@ class _MinuteLines:
         self._said_at = now
         parts = [_amount(done, total, self._unit), *self._pace.words(self._unit)]
         parts += [printable(note, 60)] if note else []
-        err.print(Text(f"{self._label}{', '.join(parts)}", style="dim"))
+        err.print(Styled(f"{self._label}{', '.join(parts)}", "dim"))
 
 
 def _amount(done: int, total: int | None, unit: str) -> str:

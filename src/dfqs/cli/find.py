@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from dfqs.cli.documents.integrity import FindDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import Json
 from dfqs.cli.output import column_table, emit, note, out
+from dfqs.cli.tables import Table
 from dfqs.errors import UsageError, printable
 from dfqs.find import FindResult, find_models, taken_bytes, usual_directories
 from dfqs.units import format_bytes, format_number_of
@@ -50,15 +49,15 @@ def _show(result: FindResult) -> None:
         out.print_table(_table(result))
     for group in result.same:
         how = f"content_sha256 {group.content_sha256}" if group.content_sha256 else "by header and samples"
-        out.print(Text(f"the same model, {how}; {format_bytes(group.freeable_bytes)} could be freed:"))
+        out.print(f"the same model, {how}; {format_bytes(group.freeable_bytes)} could be freed:")
         for model, defect in zip(group.models, group.defects, strict=True):
             loads = "" if defect is None else f" (does not load: {printable(defect, 200)})"
-            out.print(Text(f"  {model.files[0].path}{loads}"))
+            out.print(f"  {model.files[0].path}{loads}")
     for other in result.same_tensors:
         keys = ", ".join(other.keys[:_LISTED_KEYS]) + (", ..." if len(other.keys) > _LISTED_KEYS else "")
-        out.print(Text(f"the same tensors, and no copies: they differ in {printable(keys, 300)}; all are needed:"))
+        out.print(f"the same tensors, and no copies: they differ in {printable(keys, 300)}; all are needed:")
         for model in other.models:
-            out.print(Text(f"  {model.files[0].path}"))
+            out.print(f"  {model.files[0].path}")
     for path in result.unreadable:
         note(f"not looked into: {path}")
     total = taken_bytes(result.models)
@@ -77,8 +76,8 @@ def _table(result: FindResult) -> Table:
         extra = f" (and {links} links, which cost nothing)" if links else ""
         problem = f" [broken: {model.problem}]" if model.problem else "" if model.complete else " [incomplete]"
         table.add_row(
-            Text(printable(model.name, 100)),
+            printable(model.name, 100),
             format_bytes(model.disk_bytes),
-            Text(printable(where + extra + problem, 300)),
+            printable(where + extra + problem, 300),
         )
     return table

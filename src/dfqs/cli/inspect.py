@@ -5,12 +5,12 @@ import itertools
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from typer.core import TyperCommand
 
 from dfqs.cli.options import Json
 from dfqs.cli.output import column_table, key_value_table, note, out, print_plain
 from dfqs.cli.source import open_source
+from dfqs.cli.tables import Table
 from dfqs.gguf.kinds import MODEL
 from dfqs.model.facts import ModelFacts
 from dfqs.model.files import ModelFiles
@@ -93,8 +93,8 @@ def show_model(model: ModelFiles) -> None:
 
 def _show_facts(model: ModelFiles) -> None:
     described = model.facts
-    out.print(snapshot_table(described))
-    out.print(role_table(model.spec.roles))
+    out.print_table(snapshot_table(described))
+    out.print_table(role_table(model.spec.roles))
     if described.class_deviations:
         out.print(f"Closest class: {described.closest_class}. Deviations:")
         for deviation in described.class_deviations:
@@ -109,7 +109,7 @@ def _show_other(model: ModelFiles) -> None:
     name, architecture = (metadata.text(f"general.{key}") for key in ("name", "architecture"))
     rows = [("Kind", kind.word), ("Name", name or "(the file gives no name)"), ("Architecture", architecture or "-")]
     rows += [("Size", format_bytes(model.file_bytes)), ("Tensors", f"{len(model.tensors):,}"), ("Use", kind.use)]
-    out.print(key_value_table(rows))
+    out.print_table(key_value_table(rows))
 
 
 def snapshot_table(described: ModelFacts) -> Table:

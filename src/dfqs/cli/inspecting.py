@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.documents.inspect import Listed, describe_difference, describe_inspected
 from dfqs.cli.inspect import show_model
 from dfqs.cli.listing import show_difference, show_keys, show_tensors, show_tokenizer
 from dfqs.cli.output import column_table, emit, escape_controls, out, print_plain, write_text
 from dfqs.cli.source import open_source
+from dfqs.cli.tables import Table
 from dfqs.errors import UsageError
 from dfqs.gguf.kinds import MODEL
 from dfqs.model.difference import compare_headers
@@ -83,7 +83,6 @@ def _show_template(model: ModelFiles, template: str | None) -> None:
 def loader_table(loaders: tuple[LoaderVerdict, ...]) -> Table:
     """Which program loads the file: a row a program."""
     table = column_table("", "", "", words=("",))
-    table.show_header = False
     for found in loaders:
         how = "asked" if found.asked else "not asked"
         table.add_row(found.loader, f"{found.verdict} ({how})", escape_controls(found.evidence))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.documents.quantize import LadderPlan, QuantizeDocument
 from dfqs.cli.drawing import progress_bar
@@ -29,6 +28,7 @@ from dfqs.cli.options import (
 from dfqs.cli.output import column_table, emit, note, out, print_plain
 from dfqs.cli.perplexity import text_of
 from dfqs.cli.quantize import warn_of_idle_exceptions
+from dfqs.cli.tables import Table
 from dfqs.model.files import ModelFiles
 from dfqs.quantize.bootstrap import Estimate
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from dfqs.cli.output import column_table, escape_controls, key_value_table, out, print_plain
+from dfqs.cli.tables import Table
 from dfqs.model.difference import HeaderDifference
 from dfqs.model.listing import KeyListing, TensorListing, TokenizerListing
 from dfqs.units import format_bytes, format_number_of
@@ -48,7 +47,7 @@ def show_tokenizer(tokenizer: TokenizerListing | None) -> None:
         rows.append((name, f"{number} {'(no such token)' if text is None else text}"))
     rows += [(name, "yes" if flag else "no") for name, flag in tokenizer.flags.items()]
     rows.append(("Chat templates", ", ".join(tokenizer.chat_templates) or "none"))
-    out.print(key_value_table(rows))
+    out.print_table(key_value_table(rows))
 
 
 def show_difference(found: HeaderDifference) -> None:

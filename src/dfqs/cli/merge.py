@@ -190,7 +190,7 @@ def _show(found: MergeDocument) -> None:
         ]
         if found.resident_shard is not None:
             rows.insert(2, ("stays where it is", found.resident_shard))
-        out.print(key_value_table(rows, "would merge"))
+        out.print_table(key_value_table(rows, "would merge"))
     elif found.done_already:
         print_plain(f"done already: {found.output} is what this merge wrote, and nothing changed since")
     else:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dfqs.cli.completing import complete_model
-from dfqs.config import MOST_THREADS
+from dfqs.units import MOST_THREADS
 
 
 def model_file(text: str) -> Path:

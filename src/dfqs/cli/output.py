@@ -5,16 +5,13 @@ control characters that a terminal would obey come out as `\\x1b`, and no word i
 """
 
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Sequence
+from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.measure import Measurement
-from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
+from dfqs.cli.tables import Styled, Table
 
 if TYPE_CHECKING:
     # A verb that prints no record does not pay for pydantic.
@@ -24,8 +21,10 @@ _OBEYED = re.compile(
     # C0 but tab and newline, DEL and C1; marks, embeddings and isolates that reorder a line; half a pair.
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_UNFOLDED_COLUMNS = 1 << 20
-"""Wider than any table: where nobody looks at a screen, a row is a line."""
+_CODES = {"bold": 1, "dim": 2, "italic": 3, "red": 31, "yellow": 33, "cyan": 36}
+"""Of styles, as terminals have them (ECMA-48, SGR)."""
+_USUAL_COLUMNS = 80
+_ERASE_LINE = "\r\x1b[2K"
 
 
 def escape_controls(text: str) -> str:
@@ -33,45 +32,82 @@ def escape_controls(text: str) -> str:
     return _OBEYED.sub(lambda match: _shown(ord(match[0])), text)
 
 
-class SafeConsole(Console):
-    """A console that shows foreign words as they are: no markup, no emoji codes, no control characters."""
+class SafeConsole:
+    """A standard stream that shows foreign words as they are: no markup, no emoji codes, no control characters."""
 
     def __init__(self, *, stderr: bool) -> None:
-        super().__init__(stderr=stderr, soft_wrap=True, markup=False, emoji=False, highlight=False)
-        self._least_width = 0
+        self._name = "stderr" if stderr else "stdout"
+        self._drawn = ""
 
     @property
-    def options(self) -> ConsoleOptions:
-        """How wide things may be: as wide as the terminal; in a pipe or a file, as wide as they are."""
-        options = super().options
-        columns = options.max_width if self.file.isatty() else _UNFOLDED_COLUMNS
-        return options.update(max_width=max(columns, self._least_width))
+    def file(self) -> IO[str]:
+        """The stream as it is now."""
+        stream: IO[str] = getattr(sys, self._name)
+        return stream
 
-    def render_str(self, text: str, **settings: Any) -> Text:
-        """Escaped before it is measured, so that columns are as wide as what is shown in them."""
-        return super().render_str(escape_controls(text), **settings)
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody may be looking."""
+        return self.file.isatty()
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Everything that this console writes comes through here; its own cursor movements are marked as such."""
-        return self._escaped(super().render(renderable, options))
+    @property
+    def can_redraw(self) -> bool:
+        """Whether a line can be drawn over."""
+        return self.is_terminal and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether the locale has no other signs."""
+        return not self._encoding.lower().startswith("utf")
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        given = os.environ.get("COLUMNS", "")
+        if given.isdecimal() and int(given) > 0:
+            return int(given)
+        for stream in (self.file, sys.__stderr__, sys.__stdin__):
+            try:
+                return os.get_terminal_size(stream.fileno()).columns or _USUAL_COLUMNS  # type: ignore[union-attr]
+            except (OSError, AttributeError, ValueError):
+                continue
+        return _USUAL_COLUMNS
+
+    def print(self, *parts: str | Styled, end: str = "\n") -> None:
+        """A line of words side by side, never folded."""
+        self._write(self._line(parts) + end)
 
     def print_table(self, table: Table) -> None:
-        """A table with no column cut: a terminal that is too narrow breaks its lines."""
-        self._least_width = Measurement.get(self, self.options, table).minimum
-        try:
-            self.print(table)
-        finally:
-            self._least_width = 0
+        """A table with no column cut: as wide as the terminal, or as it has to be; in a pipe or a file, as it is."""
+        width = self.width if self.is_terminal else None
+        self._write("".join(f"{self._line(line).rstrip()}\n" for line in table.lines(width, self._words)))
 
-    def _escaped(self, segments: Iterable[Segment]) -> Iterator[Segment]:
-        encoding = getattr(self.file, "encoding", None) or "utf-8"
-        for segment in segments:
-            if segment.control:
-                yield segment
-                continue
-            # What the locale cannot write is shown as its number too, and does not end the program.
-            text = escape_controls(segment.text).encode(encoding, "backslashreplace").decode(encoding)
-            yield Segment(text, segment.style)
+    def draw(self, *parts: str | Styled) -> None:
+        """A line that the next one is drawn over, and that stays below whatever is printed; nothing takes it away."""
+        self._drawn = self._line(parts)
+        self.file.write(_ERASE_LINE + self._drawn)
+        self.file.flush()
+
+    def _write(self, text: str) -> None:
+        self.file.write(f"{_ERASE_LINE}{text}{self._drawn}" if self._drawn else text)
+        self.file.flush()
+
+    def _line(self, parts: Sequence[str | Styled]) -> str:
+        styled = (part if isinstance(part, Styled) else Styled(part) for part in parts)
+        return "".join(self._coloured(self._words(part.text), part.style) for part in styled)
+
+    def _words(self, text: str) -> str:
+        # What the locale cannot write is shown as its number too, and does not end the program.
+        return escape_controls(text).encode(self._encoding, "backslashreplace").decode(self._encoding)
+
+    def _coloured(self, text: str, style: str) -> str:
+        if not style or not text or not self.can_redraw or os.environ.get("NO_COLOR"):
+            return text
+        return f"\x1b[{_CODES[style]}m{text}\x1b[0m"
+
+    @property
+    def _encoding(self) -> str:
+        return getattr(self.file, "encoding", None) or "utf-8"
 
 
 out = SafeConsole(stderr=False)
@@ -94,12 +130,15 @@ def emit(
         text()
 
 
-def print_parts(*parts: RenderableType) -> None:
+def print_parts(*parts: str | Table) -> None:
     """Tables and text for people on stdout, apart by an empty line."""
     for number, part in enumerate(parts):
         if number:
             out.print()
-        out.print(part)
+        if isinstance(part, Table):
+            out.print_table(part)
+        else:
+            out.print(part)
 
 
 def print_json(value: "BaseModel | dict[str, Any] | list[Any]", *, indent: int | None = 2) -> None:
@@ -116,7 +155,7 @@ def complain_json(document: "BaseModel") -> None:
 
 def print_plain(text: str) -> None:
     """Text for people on stdout."""
-    out.print(Text(escape_controls(text)))
+    out.print(text)
 
 
 def write_text(text: str) -> None:
@@ -130,42 +169,30 @@ def write_text(text: str) -> None:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    err.print(Text.assemble(("warning: ", "yellow"), escape_controls(message)))
+    err.print(Styled("warning: ", "yellow"), message)
 
 
 def note(message: str) -> None:
     """One line on stderr."""
-    err.print(Text(escape_controls(message), style="dim"))
+    err.print(Styled(message, "dim"))
 
 
 def complain(message: str) -> None:
     """Why the program ends, on stderr."""
-    err.print(Text(f"dfqs: {escape_controls(message)}"))
+    err.print(f"dfqs: {message}")
 
 
 def key_value_table(rows: list[tuple[str, str]], title: str | None = None) -> Table:
     """Two columns, name and value."""
-    table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, escape_controls(value))
+    table = Table(("", ""), (False, True), (True, True), title, first_style="bold")
+    table.rows += rows
     return table
 
 
 def column_table(*columns: str, words: Collection[str], title: str | None = None) -> Table:
-    """Columns of numbers, to the right and never broken, and of `words`, to the left and folded where too wide.
-
-    The title is not read as markup: it may hold a stranger's words.
-    """
-    heading = None if title is None else Text(escape_controls(title))
-    table = Table(title=heading, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        if column in words:
-            table.add_column(column, overflow="fold")
-        else:
-            table.add_column(column, justify="right", no_wrap=True)
-    return table
+    """Columns of numbers, to the right and never broken, and of `words`, to the left and folded where too wide."""
+    are_words = [column in words for column in columns]
+    return Table(columns, are_words, are_words, title)
 
 
 def _json_text(value: "BaseModel | dict[str, Any] | list[Any]", indent: int | None) -> str:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.documents.perplexity import PerplexityDocument
 from dfqs.cli.drawing import progress_bar
@@ -12,6 +11,7 @@ from dfqs.cli.guard import check_output
 from dfqs.cli.loading import Checking, Loading, note_streaming
 from dfqs.cli.options import Check, CheckManifest, DryRun, Force, Json, Model, NoiseFloorTokens, Overwrite, Ram, Threads
 from dfqs.cli.output import column_table, emit, note, out, print_plain
+from dfqs.cli.tables import Table
 from dfqs.model.files import ModelFiles
 from dfqs.quantize import calibration
 from dfqs.quantize.bootstrap import Estimate

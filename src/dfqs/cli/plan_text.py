@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.table import Table
-
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.inspecting import loader_table
 from dfqs.cli.output import column_table, key_value_table, out, print_plain, warn
 from dfqs.cli.source import open_source
+from dfqs.cli.tables import Table
 from dfqs.control_groups import hidden_group
 from dfqs.errors import printable
 from dfqs.planning.document import ContextPlan, GpuSplit, NeededSetting, PlanDocument, StreamedPlan, Verdict
@@ -34,7 +33,7 @@ def make_plan(source: str, asked: dict[str, Any], worker: Worker) -> PlanDocumen
 
 def show_plan(plan: PlanDocument) -> None:
     """The same for people."""
-    out.print(key_value_table(overview_rows(plan)))
+    out.print_table(key_value_table(overview_rows(plan)))
     if plan.unknown is None:
         what = "free on this machine now, with room for others" if plan.memory_of == "this machine" else "as given"
         print_plain(f"\nMemory by {plan.runtime}, against {format_bytes(plan.memory_bytes)} ({what}):")

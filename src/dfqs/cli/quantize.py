@@ -144,7 +144,7 @@ def _report(plan: QuantizationPlan, result: Quantized | None, json_: bool, imatr
 
 def _show(plan: QuantizationPlan, result: Quantized | None) -> None:
     """The same for people."""
-    out.print(role_table(plan.roles))
+    out.print_table(role_table(plan.roles))
     weights = sum(size.parameters for size in plan.roles)
     total = sum(size.bytes for size in plan.roles)
     bits = f", {total * 8 / weights:.2f} bits per weight" if weights else ""

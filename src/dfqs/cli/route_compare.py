@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.options import Json, Plots, Svg
 from dfqs.cli.output import emit, note, print_parts, warn
 from dfqs.cli.route_text import percent, plain_table, share
+from dfqs.cli.tables import Table
 from dfqs.errors import UsageError
 from dfqs.routing.coherence import Coherence, RouteDiff, diff_traces
 from dfqs.routing.stats import RouteStats, measure_stats
@@ -106,7 +106,6 @@ def diff_table(found: RouteDiff) -> Table:
     )
     for row in found.by_layer:
         table.add_row(str(row.layer) + (" (hash)" if row.layer in found.hash_layers else ""), *_cells(row))
-    table.add_section()
     table.add_row("all" if not found.hash_layers else "all but hash", *_cells(found.overall))
     return table
 

@@ -1,8 +1,7 @@
 """Routing findings as tables for people."""
 
-from rich.table import Table
-
 from dfqs.cli.output import column_table
+from dfqs.cli.tables import Table
 from dfqs.routing.determinism import FirstDivergence, RouteCheck
 from dfqs.routing.forecast import MarginReport
 from dfqs.routing.pressure import PressureReport

@@ -11,7 +11,6 @@ from dfqs.errors import UsageError, printable
 from dfqs.gguf.source import ByteSource, FileSource
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.runtime.checks import check_model
-from dfqs.shards.hub_address import names_hub_model
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -81,7 +80,7 @@ def is_local(source: str) -> bool:
     """
     if Path(source).exists():
         return True
-    if names_hub_model(source):
+    if importlib.import_module("dfqs.shards.hub_address").names_hub_model(source):
         return False
     if _REPOSITORY.fullmatch(source) and not source.endswith(".gguf"):
         raise UsageError(f"no such file: {source}; a model of the Hub is written hf:{source}")

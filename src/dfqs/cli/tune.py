@@ -4,13 +4,13 @@ import re
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from dfqs.cli.drawing import SHARE, progress_bar
 from dfqs.cli.loading import note_plan
 from dfqs.cli.options import Force, Json, ObtainedModel, Ram, Threads, Yes
 from dfqs.cli.output import column_table, emit, key_value_table, note, out, print_plain
 from dfqs.cli.source import obtain_model
+from dfqs.cli.tables import Table
 from dfqs.errors import UsageError
 from dfqs.hardware import read_machine
 from dfqs.planning.settings import default_settings

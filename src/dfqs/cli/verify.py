@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import Json, Model
 from dfqs.cli.output import emit, note, out, print_plain
+from dfqs.cli.tables import Styled
 from dfqs.errors import FormatError, UsageError, printable
 from dfqs.gguf import read_header
-from dfqs.integrity import Finding, ModelHashes, Severity, has_errors, hash_model, verify_structure
-from dfqs.integrity.structure import Structure, zero_findings
+from dfqs.integrity.findings import Finding, Severity, has_errors
+from dfqs.integrity.structure import Structure, verify_structure, zero_findings
 from dfqs.model.classes import ClassMatch, recognise_class
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.model.making import CLASS_KEY
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dfqs.integrity.attest import Attested, Verifier
     from dfqs.integrity.compare import Comparison
     from dfqs.integrity.manifest import Manifest
+    from dfqs.model.hashes import ModelHashes
 
 ATTEST, MANIFEST = "dfqs.integrity.attest", "dfqs.integrity.manifest"
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
@@ -116,7 +117,7 @@ class _Checked:
 
     structure: Structure
     findings: list[Finding]
-    hashes: ModelHashes | None
+    hashes: "ModelHashes | None"
     comparison: "Comparison | None"
     match: ClassMatch | None
     declared: object
@@ -187,10 +188,11 @@ def _check(
 
 def _hash(
     model: Path, recorded: "Manifest | None", *, whole_set: bool, progress: Progress
-) -> tuple[ModelFiles | None, tuple[ModelHashes, ...]]:
+) -> "tuple[ModelFiles | None, tuple[ModelHashes, ...]]":
     """Hashes of the file; where a set of shards is meant, the set with those of all its files."""
     experts = recorded is not None and importlib.import_module(MANIFEST).wants_experts(recorded)
     if not whole_set:
+        hash_model = importlib.import_module("dfqs.model.hashes").hash_model
         return None, (hash_model(model, experts=experts, progress=progress),)
     opened = open_model(model)
     return opened, opened.file_hashes(experts=experts, progress=progress)
@@ -225,9 +227,9 @@ def print_findings(findings: Sequence[Finding]) -> None:
         where = f"{finding.name}: " if finding.name else ""
         at = f" (byte {finding.offset:,})" if finding.offset is not None else ""
         style = _STYLES[finding.severity]
-        out.print(Text.assemble((f"{finding.severity}: ", style), f"{where}{printable(finding.message, 600)}{at}"))
+        out.print(Styled(f"{finding.severity}: ", style), f"{where}{printable(finding.message, 600)}{at}")
         if index + 1 == len(findings) or findings[index + 1].fix != finding.fix:
-            out.print(Text(f"  {printable(finding.fix, 600)}", style="dim"))
+            out.print(Styled(f"  {printable(finding.fix, 600)}", "dim"))
 
 
 def _print_outcome(model: Path, checked: _Checked, *, is_recorded: bool) -> None:

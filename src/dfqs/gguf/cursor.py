@@ -86,18 +86,18 @@ class Cursor:
         unpack = _U64.unpack_from
         while count:
             self.require(8, "the length of a string", name)
-            buffer, position, last = self.buffer, self.position, len(self.buffer) - 8
-            start = position
-            for done in range(count):  # noqa: B007 - the loop is the hot path, `done` is read after it
-                if position > last:
-                    break
-                start = position
-                position += 8 + unpack(buffer, position)[0]
-            else:
+            buffer, position, step = self.buffer, self.position, 0
+            try:
+                for done in range(count):  # noqa: B007 - the loop is the hot path, `done` is read after it
+                    step = 8 + unpack(buffer, position)[0]
+                    position += step
                 done = count
+            except (struct.error, OverflowError):
+                # The next length is not in memory, whether because it is not read yet or because the last one lies.
+                pass
             if position > len(buffer):
                 # The last string reaches beyond what is in memory: let `require` decide whether it can be true.
-                self.position = start
-                self.require(position - start, "a string", name)
+                self.position = position - step
+                self.require(step, "a string", name)
             self.position = position
             count -= done

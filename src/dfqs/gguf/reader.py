@@ -4,13 +4,13 @@ Lazy: keys are located, not decoded; a vocabulary of 129,280 strings is stepped 
 milliseconds. Every count, length, offset and product is checked against the bytes that are there before it is used.
 """
 
+import importlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfqs.errors import FormatError, UnsupportedGGUF
-from dfqs.gguf.beginnings import SAMPLE_BYTES, explain_beginning
 from dfqs.gguf.cursor import HEADER_LIMIT_BYTES, Cursor
 from dfqs.gguf.layout import (
     DEFAULT_ALIGNMENT,
@@ -206,7 +206,9 @@ def _otherwise(cursor: Cursor, magic: bytes) -> str:
     """What a file is that does not begin with the magic; the end of a sentence."""
     if not any(magic):
         return " (all zeroes: its header was never written)"
-    found = explain_beginning(bytes(cursor.buffer[:SAMPLE_BYTES]))
+    # What other files look like is not on the way of one that is what it should be.
+    beginnings = importlib.import_module("dfqs.gguf.beginnings")
+    found = beginnings.explain_beginning(bytes(cursor.buffer[: beginnings.SAMPLE_BYTES]))
     begins = f" (starts with {repr(magic)[1:]})"
     return begins if found is None else f"{begins}: {found.message}. {found.fix}"
 

@@ -1,5 +1,6 @@
 """One shard as its header describes it, and the reading of a whole set."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,8 +8,6 @@ from pathlib import Path
 
 from dfqs.errors import FormatError, ShardError, UsageError
 from dfqs.gguf import FileSource, Header, HeaderBudget, TensorInfo, layout_problems, parse_header, read_header
-from dfqs.gguf.foreign import explained
-from dfqs.gguf.pieces import find_raw_pieces
 from dfqs.gguf.shard_names import MAX_SHARDS, ShardName, parse_shard_name, shard_paths
 from dfqs.storage.identity import FileStamp, settled_stamp
 
@@ -66,7 +65,7 @@ def read_shards(first: Path) -> tuple[Shard, ...]:
     try:
         count = read_shard_count(shard)
     except ShardError:
-        if pieces := find_raw_pieces(Path(first)):
+        if pieces := importlib.import_module("dfqs.gguf.pieces").find_raw_pieces(Path(first)):
             raise ShardError(
                 f"is the first of {len(pieces.paths)} raw pieces of one file, not a shard; "
                 f"`dfqs repair {Path(first).name} -o OUT` joins them",
@@ -97,7 +96,7 @@ def _read_shard(path: Path, budget: HeaderBudget) -> Shard:
         try:
             return Shard(str(path), parse_header(source, budget=budget), stamp)
         except FormatError as error:
-            raise explained(source, error) from None
+            raise importlib.import_module("dfqs.gguf.foreign").explained(source, error) from None
 
 
 def read_model_shards(path: Path) -> tuple[Shard, ...]:

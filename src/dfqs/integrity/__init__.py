@@ -7,12 +7,12 @@ bytes against a manifest while a model runs does without.
 from typing import TYPE_CHECKING
 
 from dfqs.integrity.findings import Finding, Severity, has_errors
-from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 from dfqs.on_demand import names_on_demand
 
 if TYPE_CHECKING:
     from dfqs.integrity.compare import Comparison, verify_against
     from dfqs.integrity.structure import Structure, verify_structure
+    from dfqs.model.hashes import ModelHashes, TensorHash, content_sha256, hash_model
 
 __all__ = [
     "Comparison",
@@ -30,7 +30,11 @@ __all__ = [
 
 _PLACES = {
     "Comparison": "dfqs.integrity.compare",
+    "ModelHashes": "dfqs.model.hashes",
     "Structure": "dfqs.integrity.structure",
+    "TensorHash": "dfqs.model.hashes",
+    "content_sha256": "dfqs.model.hashes",
+    "hash_model": "dfqs.model.hashes",
     "verify_against": "dfqs.integrity.compare",
     "verify_structure": "dfqs.integrity.structure",
 }

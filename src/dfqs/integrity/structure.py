@@ -1,23 +1,25 @@
 """What is wrong with a file's form, from its header and its size; tensor bytes are not read."""
 
+import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfqs.errors import DfqsError, FormatError, TruncatedGGUF, UnsupportedGGUF
-from dfqs.gguf import FileSource, Header, align_up, layout_problems, parse_header
+from dfqs.gguf import FileSource, Header, align_up, layout_problems
 from dfqs.gguf.kinds import MODEL, file_kind
-from dfqs.gguf.pieces import find_raw_pieces
 from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_FIX, is_whole_model, read_shards
 from dfqs.integrity.findings import Finding, Severity
-from dfqs.integrity.foreign import explain_not_gguf
 from dfqs.integrity.keys import key_findings, size_findings, tensor_findings
-from dfqs.model.hashes import TensorHash
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
-from dfqs.shards.consistency import consistency_problems
-from dfqs.shards.repair import plan_repair
 from dfqs.units import format_number_of
 
+if TYPE_CHECKING:
+    from dfqs.model.hashes import TensorHash
+
+# What explains a file that is not in order is loaded where one is not.
+FOREIGN, PIECES, REPAIR = "dfqs.integrity.foreign", "dfqs.gguf.pieces", "dfqs.shards.repair"
 FETCH_AGAIN = "Fetch the file again; the lost bytes are nowhere in it."
 _LISTED = 3
 """So many tensors of one defect are named one by one."""
@@ -46,10 +48,10 @@ def verify_structure(path: Path) -> Structure:
     """
     with FileSource(path) as source:
         try:
-            header = parse_header(source)
+            files = read_embedded(source)
         except FormatError as error:
             return Structure(Path(path), source.size, None, (_header_finding(source, error),))
-        files = read_embedded(source)
+        header = files[0].header
         findings = (
             *_length_findings(source, header, files),
             *_layout_findings(header),
@@ -75,14 +77,14 @@ def _with_possible_fixes(path: Path, findings: tuple[Finding, ...]) -> tuple[Fin
     if not any(finding.repairable for finding in findings):
         return findings
     try:
-        plan_repair(path)
+        importlib.import_module(REPAIR).plan_repair(path)
     except DfqsError as error:
         reason = f"`dfqs repair` cannot fix it: {error}."
         return tuple(replace(f, fix=reason, repairable=False) if f.repairable else f for f in findings)
     return findings
 
 
-def zero_findings(tensors: Iterable[TensorHash]) -> tuple[Finding, ...]:
+def zero_findings(tensors: "Iterable[TensorHash]") -> tuple[Finding, ...]:
     """Tensors of two axes or more that hold nothing but zeroes: space was taken and their bytes never came."""
     fix = "No trained weight is all zeroes; compare with the source (`dfqs verify --against`), or fetch it again."
     return tuple(
@@ -93,12 +95,12 @@ def zero_findings(tensors: Iterable[TensorHash]) -> tuple[Finding, ...]:
 
 
 def _header_finding(source: FileSource, error: FormatError) -> Finding:
-    foreign = explain_not_gguf(source)
+    foreign: Finding | None = importlib.import_module(FOREIGN).explain_not_gguf(source)
     if foreign is not None:
         return foreign
     if isinstance(error, UnsupportedGGUF):
         return Finding(error.code, error.detail, error.fix, offset=error.offset, name=error.name)
-    if pieces := find_raw_pieces(source.path):
+    if pieces := importlib.import_module(PIECES).find_raw_pieces(source.path):
         return _pieces_finding(source.path, pieces.paths, pieces.complete)
     code, fix = "header", "The header is broken; fetch or make it again."
     if isinstance(error, TruncatedGGUF):
@@ -111,7 +113,7 @@ def _length_findings(source: FileSource, header: Header, files: tuple[EmbeddedFi
     size, end = source.size, files[0].end
     cut = [t for t in header.tensors if header.span(t).end > size]
     if cut:
-        if pieces := find_raw_pieces(source.path):
+        if pieces := importlib.import_module(PIECES).find_raw_pieces(source.path):
             yield _pieces_finding(source.path, pieces.paths, pieces.complete)
             return
         gone = sum(1 for t in cut if header.span(t).offset >= size)
@@ -221,7 +223,8 @@ def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...])
         return
     try:
         shards = read_shards(path)
-        problems = [str(problem) for problem in consistency_problems(shards)]
+        consistency = importlib.import_module("dfqs.shards.consistency")
+        problems = [str(problem) for problem in consistency.consistency_problems(shards)]
     except DfqsError as error:
         problems = [str(error)]
     for problem in problems[:_LISTED]:

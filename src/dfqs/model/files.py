@@ -16,13 +16,15 @@ from dfqs.gguf.layout import TensorInfo
 from dfqs.gguf.reader import Header, HeaderBudget, parse_header
 from dfqs.gguf.shard import SPLIT_COUNT, STALE_COUNT_FIX, Shard, is_whole_model, read_model_shards
 from dfqs.model.facts import ModelFacts, find_facts
-from dfqs.model.hashes import ModelHashes, content_sha256, hash_model
 from dfqs.model.spec import ModelSpec, read_model_spec
 from dfqs.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from dfqs.model.description import ModelDescription
+    from dfqs.model.hashes import ModelHashes
 
+_HASHES = "dfqs.model.hashes"
+"""Loaded by who hashes: it comes with all that reads fast."""
 _DEMONSTRATION = "dfqs.embedded."
 """Keys of the model that dfqs builds to show itself with, and of what is quantized from it."""
 
@@ -33,7 +35,7 @@ class ModelFiles:
 
     shards: tuple[Shard, ...]
     """In order; one for a model that is a single file."""
-    _parts: tuple[ModelHashes, ...] | None = field(default=None, init=False, repr=False)
+    _parts: "tuple[ModelHashes, ...] | None" = field(default=None, init=False, repr=False)
 
     @property
     def path(self) -> Path:
@@ -122,7 +124,7 @@ class ModelFiles:
         text = self.header.metadata.text("general.description")
         return printable(text, 300) if text else "a demonstration model of dfqs"
 
-    def hashes(self, *, file: bool = True, progress: Progress = no_progress) -> ModelHashes:
+    def hashes(self, *, file: bool = True, progress: Progress = no_progress) -> "ModelHashes":
         """The model's identity; its bytes are read once, however often it is asked for.
 
         Args:
@@ -140,9 +142,11 @@ class ModelFiles:
         parts = self._parts
         tensors = tuple(tensor for part in parts for tensor in part.tensors)
         only = parts[0].file_sha256 if len(parts) == 1 else None
-        return ModelHashes(self.file_bytes, only, content_sha256(tensors), tensors)
+        hashes = import_module(_HASHES)
+        found: ModelHashes = hashes.ModelHashes(self.file_bytes, only, hashes.content_sha256(tensors), tensors)
+        return found
 
-    def file_hashes(self, *, experts: bool = False, progress: Progress = no_progress) -> tuple[ModelHashes, ...]:
+    def file_hashes(self, *, experts: bool = False, progress: Progress = no_progress) -> "tuple[ModelHashes, ...]":
         """The identity of each file by itself, its `file_sha256` among it; in order, bytes read once.
 
         Args:
@@ -156,12 +160,12 @@ class ModelFiles:
             self._parts = self._hash_files(file=True, experts=experts, progress=progress)
         return self._parts
 
-    def _hash_files(self, *, file: bool, experts: bool = False, progress: Progress) -> tuple[ModelHashes, ...]:
+    def _hash_files(self, *, file: bool, experts: bool = False, progress: Progress) -> "tuple[ModelHashes, ...]":
         parts: list[ModelHashes] = []
         for path in self.paths:
             done = sum(part.file_bytes for part in parts)
             told = _beyond(done, self.file_bytes, progress)
-            parts.append(hash_model(path, file=file, experts=experts, progress=told))
+            parts.append(import_module(_HASHES).hash_model(path, file=file, experts=experts, progress=told))
         return tuple(parts)
 
     def require_model(self) -> None:

@@ -14,7 +14,8 @@ from dfqs.pull.plan import Layout, Place, PullPlan
 from dfqs.storage.atomic import publish_file, storage_errors
 from dfqs.storage.files import open_own, read_at, write_at
 from dfqs.storage.hashing import Digest
-from dfqs.storage.linux import Lease, fallocate
+from dfqs.storage.libc import fallocate
+from dfqs.storage.linux import Lease
 from dfqs.storage.space import allocated_bytes
 
 BUFFER_BYTES = 1 << 20

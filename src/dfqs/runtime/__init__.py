@@ -22,6 +22,14 @@ whether the caller wants the call to end (`Context.decode` and `emit` look for t
 `DfqsError`s cross the boundary as themselves; a death in C is a `WorkerCrash`; Ctrl-C stops the call, not the worker.
 """
 
-from dfqs.runtime.worker import Worker
+from typing import TYPE_CHECKING
+
+from dfqs.on_demand import names_on_demand
+
+if TYPE_CHECKING:
+    from dfqs.runtime.worker import Worker
 
 __all__ = ["Worker"]
+
+# What is looked at before a model is loaded starts no process.
+__getattr__ = names_on_demand(__name__, {"Worker": "dfqs.runtime.worker"})

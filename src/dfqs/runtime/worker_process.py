@@ -20,7 +20,7 @@ from dfqs.runtime.channel import ChannelClosed, Receiver, Sender
 from dfqs.runtime.omp_policy import LoadSample
 from dfqs.runtime.stop import Stopped
 from dfqs.runtime.worker_context import WorkerContext
-from dfqs.storage.linux import die_with_starting_thread
+from dfqs.storage.libc import die_with_starting_thread
 
 
 class Service:

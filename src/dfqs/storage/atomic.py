@@ -16,7 +16,8 @@ from typing import BinaryIO, cast
 
 from dfqs.errors import IntegrityError, SpaceError, UsageError
 from dfqs.storage.files import open_regular
-from dfqs.storage.linux import BINARY, CLOEXEC, DIRECTORY, rename_without_replacing
+from dfqs.storage.libc import rename_without_replacing
+from dfqs.storage.linux import BINARY, CLOEXEC, DIRECTORY
 from dfqs.storage.locks import NoLocks, lock, try_lock
 
 _LONGEST_STEM_BYTES = 200

@@ -10,7 +10,8 @@ import errno
 from dfqs.errors import ShardError
 from dfqs.progress import Progress, no_progress
 from dfqs.storage.files import read_into, write_at
-from dfqs.storage.linux import copy_file_range, start_writeback
+from dfqs.storage.libc import start_writeback
+from dfqs.storage.linux import copy_file_range
 
 CHUNK_BYTES = 32 << 20
 """How much is copied between two reports, and between two starts of writing to disk."""

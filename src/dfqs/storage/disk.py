@@ -20,17 +20,8 @@ from dfqs.storage.atomic import fsync_directory, publish_file
 from dfqs.storage.copying import copy_range
 from dfqs.storage.files import is_foreign, open_regular, read_at, write_at
 from dfqs.storage.identity import FileStamp
-from dfqs.storage.linux import (
-    BINARY,
-    CLOEXEC,
-    COLLAPSE_RANGE,
-    INSERT_RANGE,
-    KEEP_SIZE,
-    PUNCH_HOLE,
-    fallocate,
-    is_opened_elsewhere,
-    start_writeback,
-)
+from dfqs.storage.libc import COLLAPSE_RANGE, INSERT_RANGE, KEEP_SIZE, PUNCH_HOLE, fallocate, start_writeback
+from dfqs.storage.linux import BINARY, CLOEXEC, is_opened_elsewhere
 from dfqs.storage.locks import try_lock
 from dfqs.storage.space import free_bytes
 

@@ -1,18 +1,15 @@
 """What only some systems offer, each looked for when it is first used, so that everything imports everywhere.
 
 A call that is not here raises `OSError(ENOSYS)`, as a kernel without it does; one that is only a hint does nothing.
-Numbers: Linux, `fcntl.h`, `linux/falloc.h`, `linux/fs.h`, `linux/prctl.h`.
+What Python has no name for is in `dfqs.storage.libc`.
 """
 
 import contextlib
-import ctypes
 import errno
-import functools
 import os
 import signal
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 try:
     import fcntl
@@ -27,11 +24,6 @@ BINARY: int = getattr(os, "O_BINARY", 0)
 DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
 """None where directories cannot be opened, and so not be synced."""
 
-KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x20
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
-_SYNC_FILE_RANGE_WRITE = 2
-_PR_SET_PDEATHSIG = 1
 _LEASE_POLL_S = 0.05
 """So long who opens a file may wait; the kernel would have them wait for most of a minute."""
 
@@ -42,28 +34,6 @@ def usable_cpus() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def fallocate(handle: int, mode: int, offset: int, length: int) -> None:
-    """Take (mode 0), free, insert or remove blocks of an open file.
-
-    Raises:
-        OSError: the file system's refusal.
-    """
-    # musl has the one name, glibc on 32 bits means the other.
-    name = "fallocate64" if hasattr(_libc(), "fallocate64") else "fallocate"
-    _call(name, handle, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
-
-
-def rename_without_replacing(source: Path, destination: Path) -> None:
-    """Rename in one step with the check that nothing has the name yet.
-
-    Raises:
-        FileExistsError: something has it.
-        OSError: EINVAL or ENOSYS where the file system or the system knows no such step.
-    """
-    arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(destination), ctypes.c_uint(_RENAME_NOREPLACE))
-    _call("renameat2", *arguments, path=destination)
-
-
 def copy_file_range(source: int, destination: int, length: int, source_offset: int, offset: int) -> int:
     """Bytes that the kernel copied, 0 at the source's end.
 
@@ -72,15 +42,8 @@ def copy_file_range(source: int, destination: int, length: int, source_offset: i
     """
     copy = getattr(os, "copy_file_range", None)
     if copy is None:
-        raise _missing("copy_file_range")
+        raise missing("copy_file_range")
     return int(copy(source, destination, length, source_offset, offset))
-
-
-def start_writeback(handle: int, offset: int, length: int) -> None:
-    """Ask the kernel to begin writing a range to disk, without waiting. Only a hint: failure is no failure."""
-    function = getattr(_libc(), "sync_file_range", None)
-    if function is not None:
-        function(handle, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
 
 
 def advise_sequential(handle: int) -> None:
@@ -173,34 +136,10 @@ def flock(handle: int, *, shared: bool, wait: bool) -> None:
         OSError: the file system or the system knows no locks.
     """
     if fcntl is None:
-        raise _missing("flock")
+        raise missing("flock")
     fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
-def die_with_starting_thread() -> None:
-    """Have the kernel kill this process when the thread that started it ends. Where it cannot, nothing."""
-    function = getattr(_libc(), "prctl", None)
-    if function is not None:
-        function(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL(None, use_errno=True)
-    except (OSError, TypeError):  # Windows has no library of that kind.
-        return None
-
-
-def _call(name: str, *arguments: object, path: Path | None = None) -> None:
-    function = getattr(_libc(), name, None)
-    if function is None:
-        raise _missing(name)
-    while function(*arguments) != 0:
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            raise OSError(code, os.strerror(code), *([str(path)] if path is not None else []))
-
-
-def _missing(name: str) -> OSError:
+def missing(name: str) -> OSError:
+    """What a call raises that is not here."""
     return OSError(errno.ENOSYS, f"this system has no {name}")
