@@ -322,7 +322,12 @@ class MemoryFile:
     def read_at(self, offset: int, length: int) -> bytes:
         return self.inode.live.read(offset, length)
 
-    def write_at(self, offset: int, data: bytes) -> None:
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        data = self.read_at(offset, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
         data = bytes(data)
         self._change(f"write {offset}+{len(data)}", lambda content: content.write(offset, data))
 

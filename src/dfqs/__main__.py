@@ -23,7 +23,12 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 20)
     # It would look through every package that is installed for plugins of its own: a tenth of a verb's start.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    importlib.import_module("dfqs.cli.main").main()
+    try:
+        importlib.import_module("dfqs.cli.main").main()
+    finally:
+        # The interpreter would look through all of it once more, and free it piece by piece, on its way out.
+        gc.freeze()
+        gc.disable()
 
 
 def _leave(number: int, frame: object) -> None:

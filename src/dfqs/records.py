@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -23,6 +22,7 @@ from dfqs.storage.atomic import write_bytes_atomic
 from dfqs.storage.documents import MAX_DEPTH as MAX_DEPTH
 from dfqs.storage.documents import parse_json as parse_json
 from dfqs.storage.documents import read_bounded as read_bounded
+from dfqs.storage.documents import readable_text as readable_text
 
 RECORD_LIMIT_BYTES = 8 << 20
 """A record read from outside may not be larger, unless its kind says so; a report is some kilobytes."""
@@ -90,15 +90,6 @@ class Document(Record):
                 if before in value and now not in value:
                     value = {now if key == before else key: entry for key, entry in value.items()}
         return value
-
-
-def readable_text(value: Any) -> Any:
-    """A path, or a stranger's words, as text that any reader of JSON takes: bytes that are no UTF-8 as numbers."""
-    if isinstance(value, os.PathLike):
-        return os.fsencode(value).decode("utf-8", "backslashreplace")
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-8", "backslashreplace").decode()
-    return value
 
 
 Text = Annotated[str, BeforeValidator(readable_text)]

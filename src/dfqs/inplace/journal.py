@@ -13,9 +13,9 @@ from typing import Any
 
 from dfqs.errors import DfqsError, IntegrityError, UsageError, printable
 from dfqs.inplace.job import MAX_UNDO_BYTES, Job, State, stamp_from_json
-from dfqs.records import readable_text
 from dfqs.storage import journal as engine
 from dfqs.storage.disk import Disk, LocalDisk
+from dfqs.storage.documents import readable_text
 from dfqs.storage.identity import FileStamp
 
 SCHEMA = "dfqs.merge-journal/3"

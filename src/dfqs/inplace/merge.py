@@ -21,8 +21,7 @@ from dfqs.inplace.plan_consume import plan_consume
 from dfqs.inplace.plan_resident import JobPlan, largest_shard, plan_in_place
 from dfqs.progress import Progress, no_progress
 from dfqs.shards.locks import locked_for_use
-from dfqs.shards.plain_merge import MergeResult, refuse_source_as_output
-from dfqs.shards.plan import MergePlan
+from dfqs.shards.plan import MergePlan, MergeResult, refuse_source_as_output
 from dfqs.shards.provenance import require_expected_sha256
 from dfqs.storage.atomic import check_output_path, storage_errors
 from dfqs.storage.disk import Disk, LocalDisk, probe_insert_unit, probe_punch

@@ -68,7 +68,7 @@ class Mover:
         source = self.job.sources[shard]
         file = self.guard.open(shard)
         whole = done == 0 and self.job.is_first_of_shard(start)
-        reader = HashingReader(file.read_at) if self.hash_sources and whole else None
+        reader = HashingReader(file.read_into) if self.hash_sources and whole else None
         window = 0
         freed = 0
         try:
@@ -181,5 +181,5 @@ def refuse_other_bytes(journal: Journal, path: Path, *, trusted: bool) -> None:
             )
 
 
-def _ignore(piece: bytes, offset: int) -> None:
+def _ignore(piece: memoryview, offset: int) -> None:
     """Header and padding: hashed, not copied."""

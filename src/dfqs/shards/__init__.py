@@ -10,8 +10,8 @@ from dfqs.on_demand import names_on_demand
 if TYPE_CHECKING:
     from dfqs.gguf.shard import Shard, read_shards
     from dfqs.gguf.shard_names import merged_path
-    from dfqs.shards.plain_merge import MergeResult, merge
-    from dfqs.shards.plan import Copy, MergePlan, plan_merge, plan_merge_of
+    from dfqs.shards.plain_merge import merge
+    from dfqs.shards.plan import Copy, MergePlan, MergeResult, plan_merge, plan_merge_of
     from dfqs.shards.split import SplitPlan, plan_split
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 _PLACES = {
     "Copy": "dfqs.shards.plan",
     "MergePlan": "dfqs.shards.plan",
-    "MergeResult": "dfqs.shards.plain_merge",
+    "MergeResult": "dfqs.shards.plan",
     "Shard": "dfqs.gguf.shard",
     "SplitPlan": "dfqs.shards.split",
     "merge": "dfqs.shards.plain_merge",

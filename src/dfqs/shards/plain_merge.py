@@ -5,39 +5,21 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.errors import ShardError, UsageError
+from dfqs.errors import ShardError
 from dfqs.gguf import FileSource
 from dfqs.gguf.shard import Shard
 from dfqs.progress import Progress, no_progress
 from dfqs.receipts import find_receipt, receipt_of, stamp_record
 from dfqs.records import readable_text, sha256_of
 from dfqs.shards.locks import locked_for_reading, require_unchanged
-from dfqs.shards.plan import Copy, MergePlan
+from dfqs.shards.plan import Copy, MergePlan, MergeResult, refuse_source_as_output
 from dfqs.shards.provenance import require_expected_sha256
-from dfqs.storage.atomic import atomic_writer, check_output_path, find_same_file
+from dfqs.storage.atomic import atomic_writer, check_output_path
 from dfqs.storage.copying import RangeWriter
 from dfqs.storage.hashing import HashingReader
 from dfqs.storage.space import require_space
-
-
-@dataclass(frozen=True, slots=True)
-class MergeResult:
-    """What a merge did."""
-
-    path: Path
-    file_bytes: int
-    moved_bytes: int
-    """Bytes written: the header, and what was copied."""
-    wall_s: float
-    shard_sha256: tuple[str | None, ...]
-    """One for each shard, in order; None where its bytes did not pass (or not in one run)."""
-    left: tuple[Path, ...] = ()
-    """Files with the name of a used-up shard that are not that shard: somebody put them there meanwhile."""
-    done_already: bool = False
-    """Nothing had to be done: an earlier run wrote this very file of these very shards."""
 
 
 def merge(
@@ -112,13 +94,6 @@ def _fingerprint(plan: MergePlan) -> str:
     return sha256_of({"merge": hashlib.sha256(plan.header).hexdigest(), "shards": shards})
 
 
-def refuse_source_as_output(shards: tuple[Shard, ...], out: Path) -> None:
-    """Raises UsageError when `out` is one of the shards, under whatever name."""
-    source = find_same_file(out, (shard.path for shard in shards))
-    if source is not None:
-        raise UsageError(f"{out} is one of the shards ({source.name}); choose another name for the output")
-
-
 @contextlib.contextmanager
 def open_unchanged(shard: Shard) -> Iterator[FileSource]:
     """Open a shard and make sure that it is the file whose header was read, and stays it while it is used.
@@ -136,12 +111,12 @@ def open_unchanged(shard: Shard) -> Iterator[FileSource]:
 
 
 def _copy_and_hash(source: FileSource, writer: RangeWriter, copies: tuple[Copy, ...]) -> str:
-    reader = HashingReader(source.read_at)
+    reader = HashingReader(source.read_into)
     try:
         for copy in copies:
             shift = copy.output_offset - copy.source_offset
 
-            def write(piece: bytes, offset: int, shift: int = shift) -> None:
+            def write(piece: memoryview, offset: int, shift: int = shift) -> None:
                 writer.write(piece, offset + shift)
 
             reader.read_through(copy.source_offset, _ignore)
@@ -152,5 +127,5 @@ def _copy_and_hash(source: FileSource, writer: RangeWriter, copies: tuple[Copy, 
         reader.close()
 
 
-def _ignore(piece: bytes, offset: int) -> None:
+def _ignore(piece: memoryview, offset: int) -> None:
     """Header and padding: hashed, not copied."""

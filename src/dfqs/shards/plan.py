@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dfqs.errors import UsageError
 from dfqs.gguf import Header, KeyEntry, RawKeyValue, TensorInfo, ValueType, encode_header, u16
 from dfqs.gguf.layout import data_section_length, place_tensors
 from dfqs.gguf.shard import SPLIT_COUNT, Shard, iter_tensors, read_shards
@@ -17,6 +18,7 @@ from dfqs.gguf.writer import Key
 from dfqs.shards.consistency import consistency_notes, consistency_problems
 from dfqs.shards.layout import aligned_keys, check_alignment
 from dfqs.shards.provenance import provenance_notes
+from dfqs.storage.atomic import find_same_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,23 @@ class MergePlan:
 
     def copies_of(self, shard: int) -> tuple[Copy, ...]:
         return tuple(copy for copy in self.copies if copy.shard == shard)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge did."""
+
+    path: Path
+    file_bytes: int
+    moved_bytes: int
+    """Bytes written: the header, and what was copied."""
+    wall_s: float
+    shard_sha256: tuple[str | None, ...]
+    """One for each shard, in order; None where its bytes did not pass (or not in one run)."""
+    left: tuple[Path, ...] = ()
+    """Files with the name of a used-up shard that are not that shard: somebody put them there meanwhile."""
+    done_already: bool = False
+    """Nothing had to be done: an earlier run wrote this very file of these very shards."""
 
 
 def plan_merge(first_shard: Path, *, alignment: int | None = None) -> MergePlan:
@@ -150,3 +169,10 @@ def _copies(shards: tuple[Shard, ...], tensors: Sequence[TensorInfo], data_offse
         run = Copy(index, source_offset, tensor.length, output_offset)
     if run:
         yield run
+
+
+def refuse_source_as_output(shards: tuple[Shard, ...], out: Path) -> None:
+    """Raises UsageError when `out` is one of the shards, under whatever name."""
+    source = find_same_file(out, (shard.path for shard in shards))
+    if source is not None:
+        raise UsageError(f"{out} is one of the shards ({source.name}); choose another name for the output")

@@ -18,7 +18,7 @@ from typing import Protocol
 from dfqs.errors import UsageError
 from dfqs.storage.atomic import fsync_directory, publish_file
 from dfqs.storage.copying import copy_range
-from dfqs.storage.files import is_foreign, open_regular, read_at, write_at
+from dfqs.storage.files import is_foreign, open_regular, read_at, read_into, write_at
 from dfqs.storage.identity import FileStamp
 from dfqs.storage.libc import COLLAPSE_RANGE, INSERT_RANGE, KEEP_SIZE, PUNCH_HOLE, fallocate, start_writeback
 from dfqs.storage.linux import BINARY, CLOEXEC, is_opened_elsewhere
@@ -70,7 +70,11 @@ class DiskFile(Protocol):
         """`length` bytes; fewer only where the file ends."""
         ...
 
-    def write_at(self, offset: int, data: bytes) -> None: ...
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill the beginning of a buffer; the number of bytes, 0 only where the file ends."""
+        ...
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None: ...
 
     def copy_from(self, source: "DiskFile", source_offset: int, offset: int, length: int) -> None:
         """Copy bytes of another open file of the same disk."""
@@ -162,7 +166,10 @@ class LocalFile:
     def read_at(self, offset: int, length: int) -> bytes:
         return read_at(self._handle, offset, length)
 
-    def write_at(self, offset: int, data: bytes) -> None:
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        return read_into(self._handle, buffer, offset)
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
         write_at(self._handle, data, offset)
 
     def copy_from(self, source: DiskFile, source_offset: int, offset: int, length: int) -> None:

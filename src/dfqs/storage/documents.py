@@ -93,6 +93,15 @@ def parse_json(data: bytes | str, *, path: Path | None = None, max_keys: int | N
     return value
 
 
+def readable_text(value: Any) -> Any:
+    """A path, or a stranger's words, as text that any reader of JSON takes: bytes that are no UTF-8 as numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
+
+
 def _is_shallow_and_plain(text: str) -> bool:
     """Whether the text alone shows that nothing in it is nested too deeply or half a character: most lines of journals,
     of which there are hundreds of thousands.

@@ -126,29 +126,37 @@ def read_some(handle: int, path: Path, buffer: memoryview, offset: int) -> int:
 class HashingReader:
     """Reads a file in order; a second thread hashes what was read, by up to 48 MiB behind the caller.
 
-    On a fast disk hashing takes longest. It goes on while the caller writes, waits for an fsync, or frees blocks.
+    On a fast disk hashing takes longest. It goes on while the caller writes, waits for an fsync, or frees blocks. The
+    buffers are used in turn: memory that is new for each piece costs as much as reading into it.
+
+    Args:
+        read_into: fills the beginning of a buffer from an offset; the number of bytes, 0 only where the file ends.
     """
 
-    def __init__(self, read_at: Callable[[int, int], bytes]) -> None:
-        self._read_at = read_at
+    def __init__(self, read_into: Callable[[memoryview, int], int]) -> None:
+        self._read_into = read_into
+        self._buffers: list[memoryview] = []
+        self._turn = 0
         self._digest = hashlib.sha256()
         self._position = 0
         self._room = threading.Semaphore(PIECES_BEHIND)
-        self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._pieces: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._hash, name="sha256", daemon=True)
         self._thread.start()
 
-    def read_through(self, end: int, consume: Callable[[bytes, int], None]) -> None:
-        """Go on from where the last call ended up to `end`; `consume` gets each piece and its offset.
+    def read_through(self, end: int, consume: Callable[[memoryview, int], None]) -> None:
+        """Go on from where the last call ended up to `end`; `consume` gets each piece and its offset,
+        and does not keep it.
 
         Raises:
             ShardError: the file ends before.
         """
         while self._position < end:
-            piece = self._read_at(self._position, min(PIECE_BYTES, end - self._position))
+            self._room.acquire()
+            buffer = self._next_buffer()[: end - self._position]
+            piece = buffer[: self._read_into(buffer, self._position)]
             if not piece:
                 raise ShardError("a source was cut short while it was read", offset=self._position)
-            self._room.acquire()
             self._pieces.put(piece)
             consume(piece, self._position)
             self._position += len(piece)
@@ -162,6 +170,14 @@ class HashingReader:
         """Let the thread end, when it has hashed what it was given."""
         self._pieces.put(None)
         self._thread.join()
+
+    def _next_buffer(self) -> memoryview:
+        """The buffer that was used longest ago, of as many as there may be pieces: what was in it has been hashed."""
+        if len(self._buffers) < PIECES_BEHIND:
+            self._buffers.append(memoryview(bytearray(PIECE_BYTES)))
+            return self._buffers[-1]
+        self._turn = (self._turn + 1) % PIECES_BEHIND
+        return self._buffers[self._turn - 1]
 
     def _hash(self) -> None:
         while (piece := self._pieces.get()) is not None:

@@ -5,10 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dfqs.gguf.shard_names import parse_shard_name, shard_paths
-from dfqs.inplace import InplacePlan
 from dfqs.records import Document, Record, Text
-from dfqs.shards import MergePlan, MergeResult, SplitPlan
+from dfqs.shards import SplitPlan
 from dfqs.shards.rewriting import RepairPlan
 
 
@@ -23,7 +21,7 @@ class MergedShard(Record):
 
 
 class MergeDocument(Document):
-    """A merge: planned, done, resumed or undone. What is not known is null."""
+    """A merge: planned, done, resumed or undone. What is not known is null. Made of `dfqs.cli.merging.MergeFacts`."""
 
     schema_: Literal["dfqs.merge/1"] = Field(default="dfqs.merge/1", alias="schema")
     output: Text
@@ -51,89 +49,6 @@ class MergeDocument(Document):
     shards: tuple[MergedShard, ...]
     left: tuple[Text, ...]
     """Files with the name of a used-up shard that somebody put there meanwhile."""
-
-    @classmethod
-    def of(
-        cls, plan: MergePlan, inplace: InplacePlan | None, output: Path, result: MergeResult | None
-    ) -> "MergeDocument":
-        """A merge that was planned in this run. Without a result it was only planned."""
-        hashes = result.shard_sha256 if result else (None,) * len(plan.shards)
-        job = inplace.job.job if inplace is not None else None
-        return cls(
-            output=output,
-            mode=job.mode if job is not None else "plain",
-            freeing=job.freeing if job is not None else None,
-            dry_run=result is None,
-            resumed=False,
-            aborted=False,
-            done_already=result is not None and result.done_already,
-            file_bytes=job.file_bytes if job is not None else plan.file_bytes,
-            tensors=len(plan.tensors),
-            moved_bytes=job.moved_bytes if job is not None else len(plan.header) + plan.copied_bytes,
-            peak_extra_bytes=inplace.peak_bytes if inplace is not None else plan.file_bytes,
-            resident_shard=plan.shards[job.resident.shard].path.name if job is not None and job.resident else None,
-            wall_s=result.wall_s if result else None,
-            notes=inplace.notes if inplace is not None else plan.notes,
-            shards=tuple(
-                MergedShard(
-                    path=shard.source, file_bytes=shard.header.file_size, tensors=len(shard.tensors), sha256=sha256
-                )
-                for shard, sha256 in zip(plan.shards, hashes, strict=True)
-            ),
-            left=result.left if result else (),
-        )
-
-    @classmethod
-    def resumed_of(cls, first_shard: Path, mode: str, tensors: int, result: MergeResult) -> "MergeDocument":
-        """A merge that an earlier run planned; its plan is gone with its journal."""
-        count = len(result.shard_sha256)
-        named = parse_shard_name(first_shard.name) is not None
-        paths = shard_paths(first_shard, count) if named else [first_shard] * count
-        return cls(
-            output=result.path,
-            mode=mode,
-            freeing=None,
-            dry_run=False,
-            resumed=True,
-            aborted=False,
-            done_already=result.done_already,
-            file_bytes=result.file_bytes,
-            tensors=tensors,
-            moved_bytes=result.moved_bytes,
-            peak_extra_bytes=None,
-            resident_shard=None,
-            wall_s=result.wall_s,
-            notes=(),
-            shards=tuple(
-                MergedShard(path=path, file_bytes=None, tensors=None, sha256=sha256)
-                for path, sha256 in zip(paths, result.shard_sha256, strict=True)
-            ),
-            left=result.left,
-        )
-
-    @classmethod
-    def aborted_of(cls, first_shard: Path, output: Path, mode: str | None) -> "MergeDocument":
-        """A merge that was undone."""
-        name = parse_shard_name(first_shard.name)
-        paths = shard_paths(first_shard, name.count) if name is not None else [first_shard]
-        return cls(
-            output=output,
-            mode=mode,
-            freeing=None,
-            dry_run=False,
-            resumed=False,
-            aborted=True,
-            done_already=False,
-            file_bytes=None,
-            tensors=None,
-            moved_bytes=None,
-            peak_extra_bytes=None,
-            resident_shard=None,
-            wall_s=None,
-            notes=(),
-            shards=tuple(MergedShard(path=path, file_bytes=None, tensors=None, sha256=None) for path in paths),
-            left=(),
-        )
 
 
 class SplitShard(Record):
