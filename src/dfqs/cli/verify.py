@@ -14,7 +14,7 @@ from dfqs.cli.options import Json, Model
 from dfqs.cli.output import emit, note, out, print_plain
 from dfqs.cli.tables import Styled
 from dfqs.errors import FormatError, UsageError, printable
-from dfqs.gguf import read_header
+from dfqs.gguf import Header
 from dfqs.integrity.findings import Finding, Severity, has_errors
 from dfqs.integrity.structure import Structure, verify_structure, zero_findings
 from dfqs.model.classes import ClassMatch, recognise_class
@@ -154,8 +154,7 @@ def _check(
     structure = verify_structure(model)
     findings = list(structure.findings)
     hashes, comparison, match, declared, attested = None, None, None, None, None
-    if structure.readable:
-        header = read_header(model)
+    if structure.readable and (header := structure.header) is not None:
         if CLASS_KEY in header.metadata:
             contradictions = importlib.import_module("dfqs.quantize.declared").class_findings(header)
             findings += contradictions
@@ -171,7 +170,7 @@ def _check(
             comparison, findings = found, [*findings, *found.findings]
         if recorded is not None or hash_ or signatures is not None:
             with progress_bar("hashing") as progress:
-                opened, parts = _hash(model, recorded, whole_set=signatures is not None, progress=progress)
+                opened, parts = _hash(model, header, recorded, whole_set=signatures is not None, progress=progress)
             hashes = parts[0] if opened is None else opened.hashes()
             if opened is not None and signatures is not None:
                 attested = importlib.import_module(ATTEST).verify_attestation(
@@ -187,13 +186,13 @@ def _check(
 
 
 def _hash(
-    model: Path, recorded: "Manifest | None", *, whole_set: bool, progress: Progress
+    model: Path, header: Header, recorded: "Manifest | None", *, whole_set: bool, progress: Progress
 ) -> "tuple[ModelFiles | None, tuple[ModelHashes, ...]]":
     """Hashes of the file; where a set of shards is meant, the set with those of all its files."""
     experts = recorded is not None and importlib.import_module(MANIFEST).wants_experts(recorded)
     if not whole_set:
         hash_model = importlib.import_module("dfqs.model.hashes").hash_model
-        return None, (hash_model(model, experts=experts, progress=progress),)
+        return None, (hash_model(model, header=header, experts=experts, progress=progress),)
     opened = open_model(model)
     return opened, opened.file_hashes(experts=experts, progress=progress)
 

@@ -92,6 +92,10 @@ class Header:
             return False
         return self.metadata.value_bytes(name) == other.metadata.value_bytes(name)
 
+    def is_of(self, source: ByteSource) -> bool:
+        """Whether a source, now, begins with this header and is as long as it was."""
+        return source.size == self.file_size and source.read_at(0, self.header_length) == self._buffer
+
     def raw_entry(self, entry: KeyEntry) -> RawKeyValue:
         """The key as it stands in the file, to be carried over unchanged."""
         return RawKeyValue(entry.name, bytes(self._buffer[entry.start : entry.end]))

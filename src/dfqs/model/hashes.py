@@ -70,6 +70,7 @@ def content_sha256(tensors: Iterable[TensorHash]) -> str:
 def hash_model(
     path: Path,
     *,
+    header: Header | None = None,
     file: bool = True,
     experts: bool = False,
     threads: int | None = None,
@@ -78,6 +79,7 @@ def hash_model(
     """Hash a model in one pass.
 
     Args:
+        header: the file's, where it was read before; read again unless it is what the file begins with.
         file: compute `file_sha256` too.
         experts: hash every expert's slice too (slices of the third axis of `*_exps` tensors).
         threads: for tensors; all cores by default.
@@ -88,7 +90,8 @@ def hash_model(
         UsageError: there is no such file, or it cannot be read.
     """
     with FileSource(path) as source:
-        header = read_header(source)
+        if header is None or not header.is_of(source):
+            header = read_header(source)
         count = threads or usable_cpus()
         if file:
             whole, tensors = _hash_side_by_side(source, header, experts, progress)
@@ -140,8 +143,7 @@ class ModelDigest:
     def __init__(self, header: Header) -> None:
         self._file_bytes = header.file_size
         self._whole: Digest = hashlib.sha256()
-        self._digests = [TensorDigest(tensor) for tensor in header.tensors]
-        self._router = _Router(header, self._digests)
+        self._router = _Router(header)
 
     def takers(self, whole: Digest | None = None) -> tuple[Callable[[bytes | memoryview], None], ...]:
         """What is to be given the bytes of the file, each in order; the one may be behind the other.
@@ -160,7 +162,7 @@ class ModelDigest:
 
     def result(self) -> ModelHashes:
         """The hashes, when every byte has been given."""
-        tensors = tuple(digest.result() for digest in self._digests)
+        tensors = self._router.result()
         return ModelHashes(self._file_bytes, self._whole.hexdigest(), content_sha256(tensors), tensors)
 
 
@@ -178,46 +180,56 @@ def _hash_side_by_side(
     """File and tensors from the same pages: one thread reads, two hash."""
     advise_sequential(source.fileno())
     whole = hashlib.sha256()
-    digests = [TensorDigest(tensor, experts=experts) for tensor in header.tensors]
-    router = _Router(header, digests)
+    router = _Router(header, experts=experts)
     with ExitStack() as stack:
         lanes = [stack.enter_context(Lane(whole.update)), stack.enter_context(Lane(router.update))]
         for offset, piece in read_pieces(source.fileno(), source.path, source.size, lanes):
             progress(offset + len(piece), source.size)
-    return whole.hexdigest(), tuple(digest.result() for digest in digests)
+    return whole.hexdigest(), router.result()
 
 
 class _Router:
-    """Gives the bytes of a file, as they come in order, to the tensors they belong to."""
+    """Gives the bytes of a file, as they come in order, to the tensors they belong to; one is hashed at a time."""
 
-    def __init__(self, header: Header, digests: Sequence[TensorDigest]) -> None:
-        self._spans = [header.span(digest.tensor) for digest in digests]
-        self._digests = digests
-        self._index = 0
+    def __init__(self, header: Header, *, experts: bool = False) -> None:
+        self._header = header
+        self._experts = experts
+        self._found: list[TensorHash] = []
+        self._digest: TensorDigest | None = None
         self._position = 0
 
     def update(self, piece: memoryview) -> None:
-        end = self._position + len(piece)
-        while self._index < len(self._spans) and self._spans[self._index].offset < end:
-            span = self._spans[self._index]
+        end, tensors = self._position + len(piece), self._header.tensors
+        while len(self._found) < len(tensors):
+            tensor = tensors[len(self._found)]
+            span = self._header.span(tensor)
+            if span.offset >= end:
+                break
+            self._digest = self._digest or TensorDigest(tensor, experts=self._experts)
             first, last = max(span.offset, self._position), min(span.end, end)
-            self._digests[self._index].update(piece[first - self._position : last - self._position])
+            self._digest.update(piece[first - self._position : last - self._position])
             if span.end > end:
                 break
-            self._index += 1
+            self._found.append(self._digest.result())
+            self._digest = None
         self._position = end
+
+    def result(self) -> tuple[TensorHash, ...]:
+        """Of every tensor, when every byte has been given."""
+        return tuple(self._found)
 
 
 def _hash_tensors(
     source: FileSource, header: Header, experts: bool, threads: int, progress: Progress
 ) -> tuple[TensorHash, ...]:
     """Tensors alone: each thread takes the next one, largest first so that none is left with a long last one."""
-    digests = [TensorDigest(tensor, experts=experts) for tensor in header.tensors]
+    found: dict[str, TensorHash] = {}
     done = SharedProgress(progress, source.size)
 
-    def hash_one(digest: TensorDigest, stop: threading.Event) -> None:
-        buffer = memoryview(bytearray(BUFFER_BYTES))
-        span = header.span(digest.tensor)
+    def hash_one(tensor: TensorInfo, stop: threading.Event) -> None:
+        digest = TensorDigest(tensor, experts=experts)
+        span = header.span(tensor)
+        buffer = memoryview(bytearray(min(BUFFER_BYTES, span.length)))
         advise_soon(source.fileno(), span.offset, min(span.length, _AHEAD_BYTES))
         offset = span.offset
         while offset < span.end and not stop.is_set():
@@ -226,7 +238,9 @@ def _hash_tensors(
             digest.update(view[:got])
             offset += got
             done.add(got)
+        if offset == span.end:
+            found[tensor.name] = digest.result()
 
-    order = sorted(digests, key=lambda digest: -digest.tensor.length)
+    order = sorted(header.tensors, key=lambda tensor: -tensor.length)
     share_out(order, hash_one, threads=threads, name="hash")
-    return tuple(digest.result() for digest in digests)
+    return tuple(found[tensor.name] for tensor in header.tensors)
