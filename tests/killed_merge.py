@@ -25,7 +25,7 @@ class CountingFile(LocalFile):
         super().__init__(handle)
         self.disk = disk
 
-    def write_at(self, offset: int, data: bytes) -> None:
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
         self.disk.count()
         super().write_at(offset, data)
 

@@ -91,3 +91,13 @@ def test_folding_keeps_every_letter_and_no_line_is_too_wide(text: str, width: in
     assert "".join("".join(lines).split()) == "".join(text.split())
     assert all(cell_width(line.strip()) <= width for line in lines)
     assert cell_width(clip(text, width)) <= width
+
+
+def test_what_the_headings_mean_stands_below_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", file := io.StringIO())
+    table = column_table("layer", "half on", words=("layer",))
+    table.add_row("0", "3")
+    table.caption = "half on: experts that take half of the load"
+    SafeConsole(stderr=False).print_table(table)
+
+    assert file.getvalue().splitlines()[-1] == "half on: experts that take half of the load"

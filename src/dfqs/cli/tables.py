@@ -44,6 +44,8 @@ class Table:
     ) -> None:
         self.columns, self.folded, self.to_the_left = columns, folded, to_the_left
         self.title, self.first_style = title, first_style
+        self.caption: str | None = None
+        """What the headings mean, below the rows."""
         self.rows: list[tuple[str, ...]] = []
 
     def add_row(self, *cells: str) -> None:
@@ -67,6 +69,8 @@ class Table:
             yield from self._row(heading, widths, ["bold"] * len(heading))
         for row in rows:
             yield from self._row(row, widths, [self.first_style])
+        if self.caption is not None:
+            yield from ([Styled(line, "dim")] for line in fold(shown(self.caption), width))
 
     def _widths(self, rows: list[list[str]], width: int | None) -> list[int]:
         """Columns as wide as what stands in them; folded ones narrower, the widest first, where there is no room."""
@@ -101,7 +105,7 @@ class Table:
 
 def fold(text: str, width: int | None) -> list[str]:
     """`text` in lines of at most `width`: broken between words, and within one that is wider by itself."""
-    lines = []
+    lines: list[str] = []
     for line in text.split("\n"):
         lines += [line] if width is None or cell_width(line) <= width else _fold_line(line, max(width, 2))
     return lines
