@@ -1,12 +1,14 @@
 """The command: which rows, measured how often, with which peers; results kept, page written."""
 
 import argparse
+import compileall
 import importlib
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import dfqs
 from speed import results
 from speed.frame import Place, Row, Setting, measure
 from speed.machine import commit, load, machine
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure_rows(names: list[str], options: argparse.Namespace) -> None:
     """Measure rows one after the other; each is kept when it is done."""
     peers = _peers(options.peer, options.peers)
+    # As installing does: where nothing may be written while running, every start would compile the source anew.
+    compileall.compile_dir(Path(dfqs.__file__).parent, quiet=1)
     for name in names:
         with tempfile.TemporaryDirectory(dir=options.scratch, prefix="dfqs-benchmark-") as scratch:
             row = _setting(name)(Place(Path(scratch), peers, options.scale))

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from dfqs.errors import UsageError
 from dfqs.gguf import GGMLType, encode_header, tensor_length
 from dfqs.model.classes import CLASSES
-from dfqs.quantize.execute import BASE_BYTES, ELEMENT_BYTES, SLAB_ELEMENTS, TensorWork, Work, slab_plan
 from dfqs.quantize.imatrix_file import Accumulated, Imatrix, write_imatrix
 from dfqs.quantize.quantize import quantize
+from dfqs.quantize.slabs import BASE_BYTES, ELEMENT_BYTES, SLAB_ELEMENTS, slab_plan
+from dfqs.quantize.work import TensorWork, Work
 from dfqs.runtime import Worker
 from quantize_inputs import model_keys
 

@@ -74,6 +74,20 @@ class FileSource(Closing):
             raise FormatError(f"ends {length - len(data):,} bytes too soon", path=self.path, offset=offset + len(data))
         return data
 
+    def fill(self, buffer: memoryview, offset: int) -> None:
+        """Fill all of a buffer.
+
+        Raises:
+            FormatError: as `read_exactly`.
+        """
+        filled = 0
+        while filled < len(buffer):
+            got = self.read_into(buffer[filled:], offset + filled)
+            if got == 0:
+                missing = len(buffer) - filled
+                raise FormatError(f"ends {missing:,} bytes too soon", path=self.path, offset=offset + filled)
+            filled += got
+
     def modified_ns(self) -> int:
         """When its bytes last changed, in nanoseconds, as its file system keeps the time."""
         return os.fstat(self._handle).st_mtime_ns

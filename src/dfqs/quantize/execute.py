@@ -6,109 +6,37 @@ hashes both sides and writes. Nothing depends on which thread did what: the byte
 
 import hashlib
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfqs.errors import FormatError, IntegrityError, UsageError
+from dfqs.errors import FormatError, IntegrityError
 from dfqs.gguf.layout import tensor_length
 from dfqs.gguf.source import FileSource
-from dfqs.gguf.types import BLOCKS, GGMLType
 from dfqs.model.hashes import content_line
 from dfqs.quantize.imatrix_file import ImatrixFile
 from dfqs.quantize.journal import LOCK_WAIT_S, FinishedTensor, Journal
 from dfqs.quantize.kernels import Float32, Kernels
+from dfqs.quantize.slabs import Buffers, Slab, slab_plan
+from dfqs.quantize.work import Outcome, OutputFile, TensorWork, Work
 from dfqs.storage.atomic import check_output_path, storage_errors
 from dfqs.storage.files import read_at, write_at
 from dfqs.storage.hashing import hash_range
 from dfqs.storage.locks import open_locked
-from dfqs.units import format_bytes
 
 if TYPE_CHECKING:
     from dfqs.runtime.worker_context import WorkerContext
 
-BASE_BYTES = 256 << 20
-"""Counted for the interpreter, numpy, the native library and its tables, before any slab."""
-SLAB_ELEMENTS = 1 << 20
-"""Values a slab holds at most; one row where a row is longer."""
 SYNC_BYTES, SYNC_S = 256 << 20, 1.0
 """Finished tensors are synced and journalled after so many bytes or so much time."""
-ELEMENT_BYTES = 12
-"""A value takes at most so much while it is converted: as read, as float32, as written."""
 PROGRESS_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class TensorWork:
-    """One tensor: where it comes from and goes to."""
-
-    name: str
-    shape: tuple[int, ...]
-    source: int
-    """Index into `Work.sources`."""
-    source_type: GGMLType
-    source_offset: int
-    """Bytes from the start of the source file."""
-    type: GGMLType
-    output: int
-    """Index into `Work.outputs`."""
-    offset: int
-    """Bytes from the start of the output file."""
-
-    @property
-    def rows(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=np.int64))
-
-
-@dataclass(frozen=True, slots=True)
-class OutputFile:
-    """One file to be written."""
-
-    path: Path
-    partial: Path
-    """Its name until it is whole."""
-    header: bytes
-    size: int
-    hash_slot: int | None
-    """Where in the header 64 hex digits of the source's content hash go; None where it has no such key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """All that a worker needs."""
-
-    sources: tuple[Path, ...]
-    outputs: tuple[OutputFile, ...]
-    tensors: tuple[TensorWork, ...]
-    imatrix: Path | None
-    journal: Path
-    fingerprint: str
-    memory_bytes: int
-    threads: int
-    overwrite: bool
-    restart: bool = False
-    """Forget what an interrupted run left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What was written."""
-
-    tensors: tuple[FinishedTensor, ...]
-    resumed: int
-    """Tensors that an earlier, interrupted run had already written."""
-    quantized_parameters: int
-    """Values converted in this run."""
-    wall_s: float
-    threads: int
 
 
 def execute(worker: "WorkerContext", work: Work) -> Outcome:
@@ -142,30 +70,6 @@ def execute(worker: "WorkerContext", work: Work) -> Outcome:
     return outcome
 
 
-def slab_plan(work: Work) -> tuple[int, int]:
-    """(elements a slab holds at most, threads) that keep within the memory allowed.
-
-    Raises:
-        UsageError: even one row at a time of the longest tensor does not fit.
-    """
-    row = max((t.shape[0] for t in work.tensors), default=1)
-    fixed = BASE_BYTES + _importance_bytes(work)
-    for threads in range(work.threads, 0, -1):
-        # Twice as many slabs as threads are under way or waiting to be written.
-        elements = (work.memory_bytes - fixed) // (2 * threads * ELEMENT_BYTES)
-        if elements >= row:
-            return max(min(elements, SLAB_ELEMENTS), row), threads
-    least = fixed + 2 * ELEMENT_BYTES * row
-    raise UsageError(f"--memory must be at least {format_bytes(least)} for this model")
-
-
-def _importance_bytes(work: Work) -> int:
-    if work.imatrix is None:
-        return 0
-    # Two tensors' weights at most (one being finished, one begun), and a copy while they are normalized.
-    return 4 * 4 * max((t.shape[0] * (t.shape[2] if len(t.shape) > 2 else 1) for t in work.tensors), default=0)
-
-
 class _Run:
     def __init__(
         self,
@@ -184,6 +88,8 @@ class _Run:
         self._unsynced: list[FinishedTensor] = []
         self._unsynced_bytes = 0
         self._last_sync = self._last_emit = time.monotonic()
+        self._spare: list[Buffers] = []
+        self._own = threading.local()
 
     def carry_out(self) -> Outcome:
         started = time.monotonic()
@@ -233,19 +139,19 @@ class _Run:
 
     def _convert_all(self, tensors: list[TensorWork]) -> Iterator[FinishedTensor]:
         """Convert `tensors` in order. Slabs of the next tensor start before the last one is written."""
-        waiting: deque[tuple[TensorWork, int, int, Future[tuple[bytes, bytes | memoryview]]]] = deque()
+        waiting: deque[tuple[Slab, Buffers, Future[tuple[memoryview, memoryview]]]] = deque()
         source_hash, hash_, position = hashlib.sha256(), hashlib.sha256(), 0
         slabs = self._slabs(tensors)
         with ThreadPoolExecutor(self.threads) as pool:
             try:
                 while True:
                     while len(waiting) < 2 * self.threads and (slab := next(slabs, None)) is not None:
-                        tensor, first, last, importance = slab
-                        future = pool.submit(self._convert, tensor, first, last, importance)
-                        waiting.append((tensor, first, last, future))
+                        buffers = self._spare.pop() if self._spare else Buffers(self.slab_elements)
+                        waiting.append((slab, buffers, pool.submit(self._convert, slab, buffers)))
                     if not waiting:
                         break
-                    tensor, first, last, future = waiting.popleft()
+                    slab, buffers, future = waiting.popleft()
+                    tensor = slab.tensor
                     source, result = future.result()
                     source_hash.update(source)
                     hash_.update(result)
@@ -253,8 +159,9 @@ class _Run:
                         write_at(self.handles[tensor.output], result, tensor.offset + position)
                     position += len(result)
                     self._unsynced_bytes += len(result)
-                    self._count(tensor, last - first)
-                    if last == tensor.rows:
+                    self._spare.append(buffers)
+                    self._count(tensor, slab.last - slab.first)
+                    if slab.last == tensor.rows:
                         entry = FinishedTensor(tensor.name, source_hash.hexdigest(), hash_.hexdigest())
                         self._finish(entry)
                         yield entry
@@ -264,50 +171,49 @@ class _Run:
                     future.cancel()
                 raise
 
-    def _slabs(self, tensors: list[TensorWork]) -> Iterator[tuple[TensorWork, int, int, Float32 | None]]:
+    def _slabs(self, tensors: list[TensorWork]) -> Iterator[Slab]:
         for tensor in tensors:
             importance = None
             if self.imatrix is not None and tensor.type is not tensor.source_type:
                 importance = self.imatrix.importance(tensor.name, tensor.shape)
             step = max(1, self.slab_elements // tensor.shape[0])
             for first in range(0, tensor.rows, step):
-                yield tensor, first, min(first + step, tensor.rows), importance
+                yield Slab(tensor, first, min(first + step, tensor.rows), importance)
 
-    def _convert(
-        self, tensor: TensorWork, first: int, last: int, importance: Float32 | None
-    ) -> tuple[bytes, bytes | memoryview]:
-        """Rows `first` to `last`: the source's bytes and the result's."""
-        columns, rows = tensor.shape[0], last - first
-        row_bytes = columns // BLOCKS[tensor.source_type].elements * BLOCKS[tensor.source_type].bytes
+    def _convert(self, slab: Slab, buffers: Buffers) -> tuple[memoryview, memoryview]:
+        """The source's bytes of a slab, and the result's."""
+        tensor, first, count = slab.tensor, slab.first, slab.last - slab.first
         source = self.sources[tensor.source]
-        data = source.read_exactly(tensor.source_offset + first * row_bytes, rows * row_bytes)
-        if tensor.type is tensor.source_type:
-            if not self.kernels.is_valid(tensor.source_type, data):
-                raise self._not_finite(tensor, first, data)
-            return data, data
-        values = self.kernels.to_float(tensor.source_type, data, rows * columns).reshape(rows, columns)
-        if not self.kernels.is_valid(tensor.source_type, data, values):
+        row_bytes, out_row_bytes = self._row(tensor), tensor_length(tensor.type, (tensor.shape[0],))
+        data = buffers.source[: count * row_bytes]
+        source.fill(data, tensor.source_offset + first * row_bytes)
+        if not self.kernels.is_valid(tensor.source_type, data):
             raise self._not_finite(tensor, first, data)
-        out_row_bytes = tensor_length(tensor.type, (columns,))
-        out = np.empty(rows * out_row_bytes, np.uint8)
-        # Each expert has its own importance, so a call never crosses from one to the next.
-        group_rows = tensor.rows // (1 if importance is None else len(importance))
-        start = first
-        while start < last:
-            end = min(last, (start // group_rows + 1) * group_rows)
-            weights = None if importance is None else importance[start // group_rows]
-            part = out[(start - first) * out_row_bytes : (end - first) * out_row_bytes]
-            self.kernels.quantize(tensor.type, values[start - first : end - first], weights, part)
-            start = end
+        if tensor.type is tensor.source_type:
+            return data, data
+        out = buffers.result[: count * out_row_bytes]
+        for start, end, weights in slab.pieces():
+            at, until = start - first, end - first
+            values = self._values(tensor, data[at * row_bytes : until * row_bytes], end - start)
+            self.kernels.quantize(tensor.type, values, weights, out[at * out_row_bytes : until * out_row_bytes])
         if not self.kernels.is_valid(tensor.type, out):
             raise FormatError(
-                f"holds values too large for {tensor.type.name} (rows {first:,} to {last - 1:,})",
+                f"holds values too large for {tensor.type.name} (rows {first:,} to {slab.last - 1:,})",
                 path=source.path,
                 name=tensor.name,
             )
         return data, out.data
 
-    def _not_finite(self, tensor: TensorWork, first: int, data: bytes) -> FormatError:
+    def _values(self, tensor: TensorWork, data: memoryview, rows: int) -> Float32:
+        """Rows as float32, in memory that this thread uses again."""
+        elements = rows * tensor.shape[0]
+        room: Float32 | None = getattr(self._own, "values", None)
+        if room is None or room.size < elements:
+            room = self._own.values = np.empty(elements, np.float32)
+        values = self.kernels.to_float(tensor.source_type, data, elements, into=room[:elements])
+        return values.reshape(rows, tensor.shape[0])
+
+    def _not_finite(self, tensor: TensorWork, first: int, data: memoryview) -> FormatError:
         values = self.kernels.to_float(tensor.source_type, data, tensor.shape[0] * (len(data) // self._row(tensor)))
         bad = int(np.flatnonzero(~np.isfinite(values))[0]) if not np.isfinite(values).all() else 0
         row, column = divmod(bad + first * tensor.shape[0], tensor.shape[0])

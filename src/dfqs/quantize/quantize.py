@@ -20,13 +20,14 @@ from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import hash_model
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
-from dfqs.quantize.execute import Outcome, OutputFile, TensorWork, Work, execute
+from dfqs.quantize.execute import execute
 from dfqs.quantize.journal import KIND
 from dfqs.quantize.metadata import ImatrixOrigin, content_hash_slot, result_keys, shard_keys
 from dfqs.quantize.plan import PlannedTensor, QuantizationPlan
 from dfqs.quantize.recipe import recipe_record
 from dfqs.quantize.source import plan_source as plan_source
 from dfqs.quantize.source import read_source as read_source
+from dfqs.quantize.work import Outcome, OutputFile, TensorWork, Work
 from dfqs.receipts import find_receipt, write_receipt
 from dfqs.records import sha256_of
 from dfqs.runtime import Worker
