@@ -30,7 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_rows(names: list[str], options: argparse.Namespace) -> None:
-    """Measure rows one after the other; each is kept when it is done."""
+    """Measure rows one after the other; each is kept when it is done.
+
+    The program is compiled before, as an installer leaves it: where Python is told to write no bytecode
+    (PYTHONDONTWRITEBYTECODE), a checkout would be compiled again by every process.
+    """
+    compileall.compile_dir(Path(dfqs.__file__).parent, quiet=1)
     peers = _peers(options.peer, options.peers)
     # As installing does: where nothing may be written while running, every start would compile the source anew.
     compileall.compile_dir(Path(dfqs.__file__).parent, quiet=1)

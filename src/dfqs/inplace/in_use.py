@@ -61,7 +61,7 @@ def _used_by(process: Path, wanted: dict[tuple[int, int], Path], names: dict[str
         for entry in entries:
             with contextlib.suppress(OSError):
                 # Not the entry's own stat, which is of the link.
-                state = Path(entry.path).stat()
+                state = os.stat(entry.path)  # noqa: PTH116 - there are hundreds, and a Path costs more than the call
                 if (path := wanted.get((state.st_dev, state.st_ino))) is not None:
                     yield path
     with contextlib.suppress(OSError):
