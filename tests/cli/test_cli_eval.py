@@ -193,7 +193,7 @@ def test_a_log_gets_a_line_a_minute_with_a_rate_that_counts_only_what_was_measur
 ) -> None:
     # A model that does half a token a second is silent for a quarter of an hour otherwise.
     said = []
-    monkeypatch.setattr(err, "print", lambda text: said.append(str(text)))
+    monkeypatch.setattr(err, "print", lambda line: said.append(line.text))
     clock = iter([0, 0, 30, 60, 119, 1000, 1100])
     progress = _MinuteLines("reasoning", "items", lambda: next(clock))
 
@@ -215,7 +215,7 @@ def test_a_step_that_counts_bytes_and_then_layers_is_shown_as_a_share_and_not_as
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = []
-    monkeypatch.setattr(err, "print", lambda text: said.append(str(text)))
+    monkeypatch.setattr(err, "print", lambda line: said.append(line.text))
     clock = iter([0, 0, 50, 100, 200])
     progress = _MinuteLines("      ", SHARE, lambda: next(clock))
 
