@@ -19,6 +19,7 @@ from cli_processes import let_signals_through
 from dfqs.embedded import cached_embedded_model, cached_source
 from dfqs.storage import identity
 from fixtures_deepseek4 import write_tiny_deepseek4
+from fixtures_moe import write_tiny_moe
 from quick_run import NEEDS_MODEL, QuickRun
 from shared_files import build_once
 
@@ -91,6 +92,12 @@ def embedded_model(request: pytest.FixtureRequest) -> Path:
 def tiny_deepseek4(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Path:
     """A random DeepSeek-V4 with every kind of layer."""
     return build_once(tmp_path_factory, "tiny-deepseek4.gguf", lambda path: write_tiny_deepseek4(path, smollm2_gguf))
+
+
+@pytest.fixture(scope="session")
+def tiny_moe(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Path:
+    """A random Mixture-of-Experts of 2 MB, for whoever needs a model that converses and not what it says."""
+    return build_once(tmp_path_factory, "tiny-moe.gguf", lambda path: write_tiny_moe(path, smollm2_gguf, "qwen3moe"))
 
 
 def _leave_models_out_of_a_quick_run(request: pytest.FixtureRequest) -> None:

@@ -1,6 +1,6 @@
 """A tiny DeepSeek-V4 with random weights: every kind of layer that the architecture has.
 
-For tests only; 200 MB, half of it vocabulary. It loads, decodes finite logits and serves in llama.cpp; what it says is
+For tests only; 60 MB. It loads, decodes finite logits and serves in llama.cpp; what it says is
 noise. Layer kinds by compress ratio: 0 sliding window, 4 compressed sparse attention with the lightning indexer, 128
 heavily compressed; the first layers are hash-routed (`ffn_gate_tid2eid`: token -> experts). llama.cpp divides by the
 difference of `attention.key_length` and `indexer.key_length`, so the two must differ.
@@ -22,12 +22,12 @@ from dfqs.gguf import (
     array,
     boolean,
     f32,
-    parse_header,
     string,
     u32,
     write_gguf,
 )
 from dfqs.gguf.quants import quantize
+from small_tokenizer import small_tokenizer
 
 ARCHITECTURE = "deepseek4"
 
@@ -36,7 +36,8 @@ ARCHITECTURE = "deepseek4"
 class Geometry:
     """Sizes; the defaults are the smallest that exercise everything."""
 
-    width: int = 512
+    vocabulary: int = 8192
+    width: int = 256
     heads: int = 8
     head_length: int = 256
     rope_length: int = 64
@@ -121,15 +122,12 @@ def write_tiny_deepseek4(
     weight_type: GGMLType = GGMLType.F16,
     seed: int = 0,
 ) -> Path:
-    """Write the model with the tokenizer of another GGUF; returns `path`."""
+    """Write the model with the beginning of another GGUF's vocabulary; returns `path`."""
     g = geometry or Geometry()
-    source = parse_header(tokenizer_from)
-    vocabulary = source.metadata.entry("tokenizer.ggml.tokens").count
-    borrowed = [source.raw_entry(entry) for entry in source.entries if entry.name.startswith("tokenizer.")]
     tensors = _Tensors(seed, weight_type)
-    tensors.normal("token_embd.weight", g.width, vocabulary, scale=1.0)
+    tensors.normal("token_embd.weight", g.width, g.vocabulary, scale=1.0)
     tensors.around_one("output_norm.weight", g.width)
-    tensors.normal("output.weight", g.width, vocabulary)
+    tensors.normal("output.weight", g.width, g.vocabulary)
     tensors.normal("output_hc_fn.weight", g.width * g.streams, g.streams, kind=GGMLType.F32)
     tensors.normal("output_hc_base.weight", g.streams, scale=0.1, kind=GGMLType.F32)
     tensors.constant("output_hc_scale.weight", 1)
@@ -138,8 +136,8 @@ def write_tiny_deepseek4(
         _add_attention(tensors, prefix, g)
         if ratio:
             _add_compressor(tensors, prefix, g, ratio)
-        _add_experts(tensors, prefix, g, vocabulary if layer < g.hash_layers else None)
-    write_gguf(path, [*_keys(g, vocabulary), *borrowed], tensors.sources)
+        _add_experts(tensors, prefix, g, g.vocabulary if layer < g.hash_layers else None)
+    write_gguf(path, [*_keys(g), *small_tokenizer(tokenizer_from, g.vocabulary)], tensors.sources)
     return path
 
 
@@ -192,7 +190,7 @@ def _add_experts(tensors: _Tensors, prefix: str, g: Geometry, hashed_vocabulary:
     tensors.normal(prefix + "ffn_up_shexp.weight", g.width, g.expert_length)
 
 
-def _keys(g: Geometry, vocabulary: int) -> list[KeyValue]:
+def _keys(g: Geometry) -> list[KeyValue]:
     layers = len(g.compress_ratios)
     numbers = {
         "context_length": g.context,
@@ -200,7 +198,7 @@ def _keys(g: Geometry, vocabulary: int) -> list[KeyValue]:
         "embedding_length_out": g.width * g.streams,
         "block_count": layers,
         "feed_forward_length": g.expert_length,
-        "vocab_size": vocabulary,
+        "vocab_size": g.vocabulary,
         "attention.head_count": g.heads,
         "attention.head_count_kv": 1,
         "attention.key_length": g.head_length,

@@ -12,13 +12,11 @@ import numpy as np
 from dfqs.gguf import (
     GGMLType,
     KeyValue,
-    RawKeyValue,
     TensorSource,
     ValueType,
     array,
     boolean,
     f32,
-    parse_header,
     string,
     u32,
     write_gguf,
@@ -41,6 +39,7 @@ from moe_families import (
     Number,
     Shapes,
 )
+from small_tokenizer import small_tokenizer
 
 
 def write_tiny_moe(
@@ -77,30 +76,12 @@ def write_tiny_family(
     }
     for layer in range(family.layers):
         shapes |= {f"blk.{layer}.{tensor}": shape for tensor, shape in family.layer(layer).items()}
-    keys = [*_keys(architecture, family, name), *_small_tokenizer(tokenizer_from)]
+    keys = [*_keys(architecture, family, name), *small_tokenizer(tokenizer_from, VOCABULARY)]
     if alignment != DEFAULT_ALIGNMENT:
         keys.append(u32("general.alignment", alignment))
     tensors = [_random_tensor(tensor, shape, seed) for tensor, shape in shapes.items()]
     write_gguf(path, keys, tensors, alignment=alignment)
     return path
-
-
-def _small_tokenizer(source: Path) -> list[KeyValue | RawKeyValue]:
-    """A byte-pair tokenizer cut to its first tokens, which are its bytes and its first merges."""
-    header = parse_header(source)
-    cut = ("tokens", "token_type", "merges")
-    tokens, types, merges = (header.metadata[f"tokenizer.ggml.{name}"] for name in cut)
-    assert isinstance(tokens, tuple)
-    assert isinstance(types, tuple)
-    assert isinstance(merges, tuple)
-    kept = set(tokens[:VOCABULARY])
-    small = [
-        array("tokenizer.ggml.tokens", ValueType.STRING, tokens[:VOCABULARY]),
-        array("tokenizer.ggml.token_type", ValueType.INT32, types[:VOCABULARY]),
-        array("tokenizer.ggml.merges", ValueType.STRING, [m for m in merges if str(m).replace(" ", "") in kept]),
-    ]
-    whole = [entry for entry in header.entries if entry.name.startswith("tokenizer.")]
-    return [*small, *(header.raw_entry(e) for e in whole if e.name not in {entry.name for entry in small})]
 
 
 def _keys(architecture: str, family: Family, name: str) -> list[KeyValue]:

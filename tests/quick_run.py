@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import pytest
 
-MODELS = frozenset({"smollm2_gguf", "embedded_model", "tiny_deepseek4"})
+MODELS = frozenset({"smollm2_gguf", "embedded_model", "tiny_deepseek4", "tiny_moe"})
 """Fixtures that are a model, or fetch one."""
 
 STARTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"})

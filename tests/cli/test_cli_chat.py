@@ -18,9 +18,9 @@ def chat_in_terminal(path: Path, *arguments: str) -> RunningDfqs:
     return RunningDfqs("chat", path, "--ctx", "2048", "--threads", "1", *arguments, terminal=True)
 
 
-def test_a_conversation_through_pipes_is_answered_line_by_line_from_one_cache(embedded_model: Path) -> None:
+def test_a_conversation_through_pipes_is_answered_line_by_line_from_one_cache(tiny_moe: Path) -> None:
     lines = "Hello\nWhat did I say?\n\n/reset\nHello\n/exit\nnever read\n"
-    done = run_dfqs("chat", embedded_model, "--temp", "0", "-n", "6", "--ctx", "512", "--json", stdin=lines)
+    done = run_dfqs("chat", tiny_moe, "--temp", "0", "-n", "6", "--ctx", "512", "--json", stdin=lines)
 
     answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0
@@ -33,14 +33,14 @@ def test_a_conversation_through_pipes_is_answered_line_by_line_from_one_cache(em
     assert "/help lists what else can be said" in done.stderr
 
 
-def test_the_end_of_input_leaves(embedded_model: Path) -> None:
-    done = run_dfqs("chat", embedded_model, "--ctx", "512", stdin="")
+def test_the_end_of_input_leaves(tiny_moe: Path) -> None:
+    done = run_dfqs("chat", tiny_moe, "--ctx", "512", stdin="")
 
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_a_system_message_opens_every_conversation(embedded_model: Path) -> None:
-    arguments = ("chat", embedded_model, "--temp", "0", "-n", "1", "--ctx", "512", "--json")
+def test_a_system_message_opens_every_conversation(tiny_moe: Path) -> None:
+    arguments = ("chat", tiny_moe, "--temp", "0", "-n", "1", "--ctx", "512", "--json")
     plain, opened = (
         json.loads(run_dfqs(*arguments, *more, stdin="Hello\n").stdout) for more in ((), ("--system", "Be brief."))
     )
@@ -57,12 +57,12 @@ def test_a_message_too_long_for_the_context_is_refused_and_the_conversation_goes
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_told_to_forget_it_leaves_out_the_oldest_exchanges_and_says_which(embedded_model: Path) -> None:
+def test_told_to_forget_it_leaves_out_the_oldest_exchanges_and_says_which(tiny_moe: Path) -> None:
     lines = (
         "Tell me about Paris. " * 20 + "\nHello\n" + "What is a colour? " * 45 + "\n" + "word " * 900 + "\nAnd now?\n"
     )
     words = ("--temp", "0", "-n", "8", "--ctx", "512", "--when-full", "forget", "--json")
-    done = run_dfqs("chat", embedded_model, *words, stdin=lines)
+    done = run_dfqs("chat", tiny_moe, *words, stdin=lines)
 
     answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
@@ -75,10 +75,10 @@ def test_told_to_forget_it_leaves_out_the_oldest_exchanges_and_says_which(embedd
 
 
 def test_where_the_context_is_full_the_oldest_exchange_is_left_out_and_the_question_asked_again(
-    embedded_model: Path,
+    tiny_moe: Path,
 ) -> None:
     answers, said = converse(
-        embedded_model, "Tell me about Paris. " * 50, "What is a colour? " * 50, "/forget", "/forget", "/forget"
+        tiny_moe, "Tell me about Paris. " * 50, "What is a colour? " * 50, "/forget", "/forget", "/forget"
     )
 
     assert len(answers) == 2
@@ -95,16 +95,16 @@ def converse(path: Path, *lines: str) -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
-def test_a_slash_that_begins_no_command_begins_a_message_and_a_backslash_goes_on(embedded_model: Path) -> None:
-    answers, said = converse(embedded_model, "/home/me is full", "one\\", "two\\", "three")
+def test_a_slash_that_begins_no_command_begins_a_message_and_a_backslash_goes_on(tiny_moe: Path) -> None:
+    answers, said = converse(tiny_moe, "/home/me is full", "one\\", "two\\", "three")
 
     assert len(answers) == 2
     assert "/home" not in said
 
 
-def test_what_is_taken_back_was_never_said(embedded_model: Path) -> None:
+def test_what_is_taken_back_was_never_said(tiny_moe: Path) -> None:
     answers, said = converse(
-        embedded_model,
+        tiny_moe,
         "Hello",
         "/undo",
         "/undo",
@@ -122,14 +122,14 @@ def test_what_is_taken_back_was_never_said(embedded_model: Path) -> None:
         assert sentence in said
 
 
-def test_a_saved_conversation_goes_on_where_it_was_and_replaces_no_file(embedded_model: Path, tmp_path: Path) -> None:
+def test_a_saved_conversation_goes_on_where_it_was_and_replaces_no_file(tiny_moe: Path, tmp_path: Path) -> None:
     file, strange = tmp_path / "talk.json", tmp_path / "strange.json"
     strange.write_text(
         '{"schema": "dfqs.conversation/1", "system": null, "messages": [{"role": "system", "content": ""}]}'
     )
-    whole, first = converse(embedded_model, "/system Be brief.", "Hello", f"/save {file}", f"/save {file}", "And you?")
+    whole, first = converse(tiny_moe, "/system Be brief.", "Hello", f"/save {file}", f"/save {file}", "And you?")
     text = file.read_text(encoding="utf-8")
-    rest, second = converse(embedded_model, f"/load {strange}", f"/load {file}", "And you?")
+    rest, second = converse(tiny_moe, f"/load {strange}", f"/load {file}", "And you?")
 
     assert rest[0]["text"] == whole[1]["text"]
     assert rest[0]["prompt_tokens"] == whole[1]["prompt_tokens"]
@@ -139,8 +139,8 @@ def test_a_saved_conversation_goes_on_where_it_was_and_replaces_no_file(embedded
     assert "strange.json" in second
 
 
-def test_pasted_lines_are_one_message(smollm2_gguf: Path) -> None:
-    with chat_in_terminal(smollm2_gguf, "-n", "2") as running:
+def test_pasted_lines_are_one_message(tiny_moe: Path) -> None:
+    with chat_in_terminal(tiny_moe, "-n", "2") as running:
         running.read_until("> ")
         running.write("\x1b[200~" + "".join(f"line {n}\n" for n in range(200)) + "\x1b[201~\r")
         running.read_until("cut at --max-tokens")
@@ -174,8 +174,8 @@ def test_ctrl_c_interrupts_the_answer_and_not_the_program(smollm2_gguf: Path) ->
     wait_until_gone(workers)
 
 
-def test_ctrl_c_at_the_prompt_shows_the_way_out_and_ctrl_d_takes_it(smollm2_gguf: Path) -> None:
-    with chat_in_terminal(smollm2_gguf) as running:
+def test_ctrl_c_at_the_prompt_shows_the_way_out_and_ctrl_d_takes_it(tiny_moe: Path) -> None:
+    with chat_in_terminal(tiny_moe) as running:
         running.read_until("> ")
         running.press_ctrl_c_until("Ctrl-C interrupts an answer")
         running.read_until("> ")

@@ -43,8 +43,8 @@ def test_text_goes_to_stdout_and_rates_to_stderr(fixture: str, request: pytest.F
     assert "cut at --max-tokens" in done.stderr
 
 
-def test_the_json_document_has_the_text_and_the_conditions(embedded_model: Path) -> None:
-    arguments = ("run", embedded_model, *PROMPT, "-n", "6", "--ctx", "512", "--threads", "1", "--json")
+def test_the_json_document_has_the_text_and_the_conditions(tiny_moe: Path) -> None:
+    arguments = ("run", tiny_moe, *PROMPT, "-n", "6", "--ctx", "512", "--threads", "1", "--json")
     first, second = (json.loads(run_dfqs(*arguments).stdout) for _ in range(2))
 
     assert first["schema"] == "dfqs.run/1"
@@ -77,8 +77,8 @@ def test_the_json_document_has_the_text_and_the_conditions(embedded_model: Path)
     }
 
 
-def test_a_drawn_seed_is_told_so_that_the_answer_can_be_repeated(embedded_model: Path) -> None:
-    arguments = ("run", embedded_model, *PROMPT, "-n", "8", "--ctx", "512", "--temp", "1.5", "--json")
+def test_a_drawn_seed_is_told_so_that_the_answer_can_be_repeated(tiny_moe: Path) -> None:
+    arguments = ("run", tiny_moe, *PROMPT, "-n", "8", "--ctx", "512", "--temp", "1.5", "--json")
     drawn = json.loads(run_dfqs(*arguments).stdout)
     repeated = json.loads(run_dfqs(*arguments, "--seed", str(drawn["settings"]["seed"])).stdout)
 
@@ -195,8 +195,8 @@ class TestInterruptions:
         wait_until_gone(workers)
 
 
-def test_closed_standard_streams_do_not_lend_their_numbers_to_the_worker(embedded_model: Path) -> None:
-    command = shlex.join([*COMMAND, "run", str(embedded_model), "-p", "Hello", "-n", "1", "--threads", "1"])
+def test_closed_standard_streams_do_not_lend_their_numbers_to_the_worker(tiny_moe: Path) -> None:
+    command = shlex.join([*COMMAND, "run", str(tiny_moe), "-p", "Hello", "-n", "1", "--threads", "1"])
 
     result = subprocess.run(["sh", "-c", f"{command} <&- 2>&-"], stdout=subprocess.PIPE, check=False, timeout=120)
 
@@ -204,28 +204,26 @@ def test_closed_standard_streams_do_not_lend_their_numbers_to_the_worker(embedde
     assert result.stdout.strip()
 
 
-def test_a_prompt_is_taken_from_an_argument_an_option_a_file_or_a_pipe_alike(
-    embedded_model: Path, tmp_path: Path
-) -> None:
+def test_a_prompt_is_taken_from_an_argument_an_option_a_file_or_a_pipe_alike(tiny_moe: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("Name three colours.")
     settings = ("-n", "6", "--ctx", "512")
 
     answers = [
-        run_dfqs("run", embedded_model, "Name three colours.", *settings),
-        run_dfqs("run", embedded_model, *PROMPT, *settings),
-        run_dfqs("run", embedded_model, "-f", tmp_path / "prompt.txt", *settings),
-        run_dfqs("run", embedded_model, *settings, stdin="Name three colours."),
-        run_dfqs("run", embedded_model, "-p", "-", *settings, stdin="Name three colours."),
+        run_dfqs("run", tiny_moe, "Name three colours.", *settings),
+        run_dfqs("run", tiny_moe, *PROMPT, *settings),
+        run_dfqs("run", tiny_moe, "-f", tmp_path / "prompt.txt", *settings),
+        run_dfqs("run", tiny_moe, *settings, stdin="Name three colours."),
+        run_dfqs("run", tiny_moe, "-p", "-", *settings, stdin="Name three colours."),
     ]
 
     assert [done.returncode for done in answers] == [0] * 5
     assert len({done.stdout for done in answers}) == 1
 
 
-def test_a_prompt_that_is_given_twice_or_cannot_be_read_loads_no_model(embedded_model: Path, tmp_path: Path) -> None:
-    twice = run_dfqs("run", embedded_model, "one", "-p", "two")
-    missing = run_dfqs("run", embedded_model, "-f", tmp_path / "none.txt")
-    device = run_dfqs("run", embedded_model, "-f", "/dev/zero")
+def test_a_prompt_that_is_given_twice_or_cannot_be_read_loads_no_model(tiny_moe: Path, tmp_path: Path) -> None:
+    twice = run_dfqs("run", tiny_moe, "one", "-p", "two")
+    missing = run_dfqs("run", tiny_moe, "-f", tmp_path / "none.txt")
+    device = run_dfqs("run", tiny_moe, "-f", "/dev/zero")
 
     assert [done.returncode for done in (twice, missing, device)] == [2, 2, 2]
     assert_one_sentence(twice.stderr, "given more than once")
@@ -233,28 +231,24 @@ def test_a_prompt_that_is_given_twice_or_cannot_be_read_loads_no_model(embedded_
     assert_one_sentence(device.stderr, "not a regular file")
 
 
-def test_a_stop_string_ends_the_answer_before_it(embedded_model: Path) -> None:
+def test_a_stop_string_ends_the_answer_before_it(tiny_moe: Path) -> None:
     settings = ("--ctx", "512", "-n", "24", "--json")
-    whole = json.loads(run_dfqs("run", embedded_model, *PROMPT, *settings).stdout)
+    whole = json.loads(run_dfqs("run", tiny_moe, *PROMPT, *settings).stdout)
     middle = whole["text"][len(whole["text"]) // 2 :][:5]
-    cut = json.loads(
-        run_dfqs("run", embedded_model, *PROMPT, *settings, "--stop", middle, "--stop", "never said").stdout
-    )
+    cut = json.loads(run_dfqs("run", tiny_moe, *PROMPT, *settings, "--stop", middle, "--stop", "never said").stdout)
 
     assert cut["text"] == whole["text"].split(middle)[0]
     assert cut["finish_reason"] == "stop"
     assert cut["generated_tokens"] < whole["generated_tokens"]
 
 
-def test_a_grammar_leaves_nothing_else_to_be_said_and_a_bad_one_is_a_sentence(
-    embedded_model: Path, tmp_path: Path
-) -> None:
+def test_a_grammar_leaves_nothing_else_to_be_said_and_a_bad_one_is_a_sentence(tiny_moe: Path, tmp_path: Path) -> None:
     (tmp_path / "yes-no.gbnf").write_text('root ::= "yes" | "no"')
     (tmp_path / "bad.gbnf").write_text('root ::= "yes" | other')
     settings = (*PROMPT, "--ctx", "512", "--grammar")
 
-    good = run_dfqs("run", embedded_model, *settings, tmp_path / "yes-no.gbnf")
-    bad = run_dfqs("run", embedded_model, *settings, tmp_path / "bad.gbnf")
+    good = run_dfqs("run", tiny_moe, *settings, tmp_path / "yes-no.gbnf")
+    bad = run_dfqs("run", tiny_moe, *settings, tmp_path / "bad.gbnf")
 
     assert good.stdout.strip() in ("yes", "no")
     assert bad.returncode == 2

@@ -178,8 +178,8 @@ def test_a_signal_stops_it_cleanly_even_while_it_answers(smollm2_gguf: Path, num
         gone.check_health()
 
 
-def test_a_server_that_dies_is_one_sentence(smollm2_gguf: Path) -> None:
-    with serve(smollm2_gguf, "--restarts", "0") as running:
+def test_a_server_that_dies_is_one_sentence(tiny_moe: Path) -> None:
+    with serve(tiny_moe, "--restarts", "0") as running:
         Served(running)
         (worker,) = running.worker_pids()
         os.kill(worker, signal.SIGKILL)
@@ -188,7 +188,7 @@ def test_a_server_that_dies_is_one_sentence(smollm2_gguf: Path) -> None:
 
     failure = json.loads(errors.splitlines()[-1])
     assert failure["kind"] == "worker-crash"
-    assert failure["message"].startswith(f"llama.cpp died with SIGKILL while serving {smollm2_gguf}")
+    assert failure["message"].startswith(f"llama.cpp died with SIGKILL while serving {tiny_moe}")
     assert "Traceback" not in errors
 
 

@@ -19,6 +19,7 @@ from dfqs.routing.runs import compare_runs
 from dfqs.routing.stats import measure_stats
 from dfqs.routing.tracefile import read_trace
 from dfqs.runtime import Worker
+from fixtures_moe import write_tiny_moe
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def worker() -> Iterator[Worker]:
         yield running
 
 
-@pytest.fixture(params=["tiny_deepseek4", "embedded_model"])
+@pytest.fixture(params=["tiny_deepseek4", "tiny_moe"])
 def model(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
@@ -88,10 +89,10 @@ def test_sequences_of_one_batch_are_told_apart_however_the_runtime_cuts_it(
         assert np.array_equal(run.ids[0], table[run.tokens])
 
 
-def test_where_the_last_layer_skips_tokens_they_are_not_given_experts(embedded_model: Path, worker: Worker) -> None:
-    request = tokens_of(worker, embedded_model, "load-1", 20)
+def test_where_the_last_layer_skips_tokens_they_are_not_given_experts(tiny_moe: Path, worker: Worker) -> None:
+    request = tokens_of(worker, tiny_moe, "load-1", 20)
 
-    run = worker.call(load.run_load, str(embedded_model), [request], 3, REFERENCE, 64, 1)[0]
+    run = worker.call(load.run_load, str(tiny_moe), [request], 3, REFERENCE, 64, 1)[0]
 
     # The server asks for logits at the last token of a prompt; layers before the last one serve the others too.
     assert (run.ids[:-1] >= 0).all()
@@ -178,14 +179,14 @@ def test_a_capture_that_fails_leaves_no_file(tiny_deepseek4: Path, worker: Worke
 
 
 def test_identity_survives_quantization_of_experts_and_tells_models_apart(
-    tiny_deepseek4: Path, embedded_model: Path
+    tiny_deepseek4: Path, tiny_moe: Path, smollm2_gguf: Path, tmp_path: Path
 ) -> None:
     tiny, hash_layers = read_identity(tiny_deepseek4)
-    embedded, none = read_identity(embedded_model)
+    one, none = read_identity(tiny_moe)
+    other, _ = read_identity(write_tiny_moe(tmp_path / "other.gguf", smollm2_gguf, "olmoe", seed=1))
 
     assert (hash_layers, none) == ((0, 1), ())
-    assert tiny.router_sha256 is not None
-    assert embedded.router_sha256 is not None
-    assert tiny.router_sha256 != embedded.router_sha256
-    assert tiny.tokenizer_sha256 == embedded.tokenizer_sha256, "both borrow SmolLM2's"
-    assert tiny.header_sha256 != embedded.header_sha256
+    assert len({tiny.router_sha256, one.router_sha256, other.router_sha256} - {None}) == 3
+    assert one.tokenizer_sha256 == other.tokenizer_sha256, "both borrow the same"
+    assert one.tokenizer_sha256 != tiny.tokenizer_sha256
+    assert len({tiny.header_sha256, one.header_sha256, other.header_sha256}) == 3
