@@ -9,8 +9,7 @@ from pathlib import Path
 from dfqs.model.classes import CLASSES
 from dfqs.quantize.checks import check_imatrix
 from dfqs.quantize.execute import execute
-from dfqs.quantize.quantize import plan_source, plan_work, read_source
-from dfqs.runtime import Worker
+from dfqs.quantize.quantize import plan_source, plan_work, quantizing_worker, read_source
 from dfqs.storage.atomic import publish_file
 
 
@@ -20,7 +19,7 @@ def main() -> None:
     plan = plan_source(source, CLASSES[class_])
     origin = check_imatrix(plan, source, Path(imatrix))
     work = plan_work(source, plan, Path(out), origin, None, 2_000_000_000, None, False)
-    with Worker() as worker:
+    with quantizing_worker() as worker:
         worker.call(execute, work)
     publish_file(work.outputs[0].partial, work.outputs[0].path)
     work.journal.unlink()

@@ -73,16 +73,6 @@ def read_machine() -> Machine:
     )
 
 
-def default_threads() -> int:
-    """One thread for each physical core among the CPUs that this process may use, as llama.cpp's own programs do."""
-    return len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
-
-
-def _core_of(cpu: int) -> str:
-    # Without a topology (some containers), every CPU counts.
-    return read_system(_CPU_DIRECTORY / f"cpu{cpu}/topology/core_cpus_list") or str(cpu)
-
-
 def available_memory_bytes() -> int:
     """What could be taken now without swapping, within the limits of the control group and of those above it."""
     room = [limit - used_bytes(group) for group, limit in memory_limits()]

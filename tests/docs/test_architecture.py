@@ -22,7 +22,7 @@ LAYERS = (
     ("integrity",),
     ("find",),
     ("control_groups",),
-    ("hardware",),
+    ("processors", "hardware"),
     ("energy",),
     ("figure",),
     ("runtime",),

@@ -17,8 +17,9 @@ from dfqs.evaluate.speed import DecodeRun, summarise
 from dfqs.evaluate.stored import StoredPlan, plan_keys
 from dfqs.evaluate.suites import QUICK
 from dfqs.gguf.types import GGMLType
-from dfqs.hardware import Machine, default_threads, measure_copy_bandwidth, read_machine
+from dfqs.hardware import Machine, measure_copy_bandwidth, read_machine
 from dfqs.model.spec import ModelSpec, Role, RoleSize, bytes_per_token
+from dfqs.processors import default_threads
 from dfqs.report import Report
 from dfqs.report.context import context_detail
 from dfqs.report.markdown import render_markdown, render_summary

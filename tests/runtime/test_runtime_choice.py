@@ -14,7 +14,7 @@ import pytest
 
 from dfqs.cli.main import run
 from dfqs.errors import FormatError, IntegrityError, NetworkError, UsageError
-from dfqs.runtime import Worker, builds, choice, features, install
+from dfqs.runtime import Worker, builds, choice, choosing, features, install
 from dfqs.runtime.builds import NODE_LLAMA_CPP, V0_5_0, Package
 from runtime_functions import WORKER_ENV
 
@@ -172,7 +172,7 @@ class TestChoosing:
         library = tmp_path / "libllama.so"
         library.write_bytes(b"a build")
         (tmp_path / "libggml-base.so").write_bytes(b"its base")
-        choice.write_choice(choice.choose_own(library, "llama.cpp b11549"))
+        choosing.write_choice(choosing.choose_own(library, "llama.cpp b11549"))
         assert choice.find_library() == library
 
         (tmp_path / "libggml-base.so").write_bytes(b"another!")
@@ -182,12 +182,12 @@ class TestChoosing:
         with pytest.raises(IntegrityError, match="is gone"):
             choice.find_library()
 
-        choice.write_choice(None)
+        choosing.write_choice(None)
         assert "xllamacpp" in choice.find_library().name
 
     def test_the_environment_goes_before_what_was_chosen(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "libllama.so").write_bytes(b"a build")
-        choice.write_choice(choice.choose_own(tmp_path / "libllama.so", "llama.cpp b11549"))
+        choosing.write_choice(choosing.choose_own(tmp_path / "libllama.so", "llama.cpp b11549"))
         assert choice.runtime_name().startswith("own build, sha256 ")
 
         monkeypatch.setenv("DFQS_LLAMA_LIBRARY", "wheel")

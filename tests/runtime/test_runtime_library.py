@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runtime_functions
-from dfqs import hardware
+from dfqs import processors
 from dfqs.errors import RuntimeFailure, UsageError
 from dfqs.runtime import Worker, abi, choice, library
 from dfqs.runtime.builds import WHEEL
@@ -147,13 +147,13 @@ def test_threads_are_counted_by_core_and_only_on_cpus_that_we_may_use(
     for cpu, siblings in enumerate(["0,4", "1,5", "2,6", "3,7"] * 2):
         (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}/topology/core_cpus_list").write_text(siblings + "\n")
-    monkeypatch.setattr(hardware, "_CPU_DIRECTORY", tmp_path)
+    monkeypatch.setattr(processors, "_CPU_DIRECTORY", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 4, 1, 6})
-    assert hardware.default_threads() == 3
+    assert processors.default_threads() == 3
 
     # Without a topology (some containers), every CPU counts.
-    monkeypatch.setattr(hardware, "_CPU_DIRECTORY", tmp_path / "nothing")
-    assert hardware.default_threads() == 4
+    monkeypatch.setattr(processors, "_CPU_DIRECTORY", tmp_path / "nothing")
+    assert processors.default_threads() == 4
 
 
 def test_every_door_takes_one_thread_a_core_of_those_that_taskset_left() -> None:
@@ -162,7 +162,8 @@ def test_every_door_takes_one_thread_a_core_of_those_that_taskset_left() -> None
 import os
 os.sched_setaffinity(0, {{{one}}})
 import runtime_functions
-from dfqs.hardware import default_threads
+from dfqs import processors
+from dfqs.processors import default_threads
 from dfqs.planning.settings import default_settings
 from dfqs.runtime import Worker
 from dfqs.storage.linux import usable_cpus
@@ -175,6 +176,18 @@ with Worker(env=runtime_functions.WORKER_ENV) as worker:
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
     assert said.stdout == "{1}\n"
+
+
+def test_a_worker_starts_without_what_computes_or_checks_records() -> None:
+    unseen = ("numpy", "psutil", "pydantic", "dfqs.records", "dfqs.hardware")
+    code = (
+        f"import sys, dfqs.runtime.worker_process; print([name for name in {unseen!r} if name in sys.modules]);"
+        f"import dfqs.quantize.execute; print([name for name in {unseen[1:]!r} if name in sys.modules])"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert said.stdout == "[]\n[]\n"
 
 
 class TestNativeLog:

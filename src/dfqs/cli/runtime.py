@@ -16,15 +16,12 @@ from dfqs.runtime.choice import (
     LIBRARY_VARIABLE,
     PACKAGE,
     WHEEL_NAME,
-    RuntimeChoice,
-    choose_own,
-    choose_package,
     chosen_library,
     find_own_library,
     find_package,
     installed_version,
-    write_choice,
 )
+from dfqs.runtime.choosing import RuntimeChoice, choose_own, choose_package, write_choice
 from dfqs.runtime.features import RuntimeFacts, describe_runtime
 from dfqs.runtime.install import install_package
 from dfqs.units import format_bytes

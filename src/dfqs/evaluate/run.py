@@ -25,8 +25,9 @@ from dfqs.evaluate.speed import CPU_ONLY, DEPTH_DECODE_TOKENS, DecodeRun, measur
 from dfqs.evaluate.stages import BOUNDARY, CODE, CONTEXT, FLOOR, ITEM_STAGES, LIKELIHOOD, NOTES, SPEED, STAGES
 from dfqs.evaluate.store import RunRecord, Store, Subject, open_store
 from dfqs.evaluate.suites import Suite
-from dfqs.hardware import default_threads, measure_copy_bandwidth, read_machine
+from dfqs.hardware import measure_copy_bandwidth, read_machine
 from dfqs.model.files import ModelFiles, open_model
+from dfqs.processors import default_threads
 from dfqs.progress import Progress
 from dfqs.quantize.noise_floor import FLOOR_PASSES
 from dfqs.runtime.loading import LoadOrder

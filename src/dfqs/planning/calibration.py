@@ -16,11 +16,12 @@ from pydantic import Field
 
 from dfqs.errors import DfqsError
 from dfqs.gguf import GGMLType
-from dfqs.hardware import default_threads, measure_read_bandwidth, read_machine
+from dfqs.hardware import measure_read_bandwidth, read_machine
 from dfqs.planning.probe_models import ATTENTION, DENSE, EXPERTS, NODES, PULSE, ProbeShape
 from dfqs.planning.probing import Measured, Probe, run_probe
 from dfqs.planning.rates import solve_rates
 from dfqs.planning.work import Kind, WorkKey, weights_term
+from dfqs.processors import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Amount, AtLeastOne, Document, Record, Text, read_json, sha256_of, write_json
 from dfqs.runtime.choice import runtime_name

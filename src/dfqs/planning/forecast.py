@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dfqs.errors import RuntimeFailure, UsageError, printable
-from dfqs.hardware import default_threads, measure_read_bandwidth
+from dfqs.hardware import measure_read_bandwidth
 from dfqs.model.files import ModelFiles
 from dfqs.planning.asking import Asker
 from dfqs.planning.calibration import OTHER_MACHINE, Calibration, calibrate
@@ -17,6 +17,7 @@ from dfqs.planning.curve import Choices, CurveModel, CurvePoint, draw_choices, d
 from dfqs.planning.disk_probe import DiskSpeed, measure_disk
 from dfqs.planning.speed import SpeedForecast, forecast_speed, wanted_types
 from dfqs.planning.work import GraphSize, Work, WorkKey, count_work
+from dfqs.processors import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Amount, Document, Record, Text, Whole
 from dfqs.routing.tracefile import TraceReader

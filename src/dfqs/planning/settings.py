@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dfqs.hardware import default_threads
+from dfqs.processors import default_threads
 from dfqs.records import Record
 from dfqs.runtime.abi import CACHE_TYPES
 from dfqs.runtime.loading import InMemory, LoadOrder

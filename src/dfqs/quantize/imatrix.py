@@ -124,7 +124,7 @@ def measure_importance(
 
     Args:
         corpus: the text to run; None: the mix that dfqs ships.
-        threads: CPU threads; None: `hardware.default_threads`.
+        threads: CPU threads; None: `processors.default_threads`.
         restart: throw away what an interrupted measurement left.
         order: how its weights come into memory.
         progress: in tokens.

@@ -144,7 +144,7 @@ def measure_perplexity(
         text: to predict; None: the held-out mix that dfqs ships.
         reference: stored logits of another model to compare with, token by token.
         store: whether the logits will be stored: a file holds only so many.
-        threads: CPU threads; None: `hardware.default_threads`.
+        threads: CPU threads; None: `processors.default_threads`.
         order: how its weights come into memory; see `dfqs.streaming.budget.choose_load`.
         floor_tokens: of the text that the model is held against itself on, under other numerics; 0: it is not.
         progress: in tokens.

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import AlreadyDone, IntegrityError
-from dfqs.hardware import default_threads
 from dfqs.integrity.manifest import Manifest, Provenance, SourceFile, check_manifest_place, manifest_of, write_manifest
 from dfqs.model.classes import DeploymentClass
 from dfqs.model.files import ModelFiles
 from dfqs.model.hashes import hash_model
+from dfqs.processors import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.quantize.checks import check_experts, check_imatrix, check_input_types
 from dfqs.quantize.execute import execute
@@ -104,12 +104,17 @@ def quantize(
 
     with ExitStack() as stack:
         work = dataclasses.replace(work, restart=restart)
-        running = worker if worker is not None else stack.enter_context(Worker(threads=threads))
+        running = worker if worker is not None else stack.enter_context(quantizing_worker(threads))
         outcome = running.reporting(report).call(execute, work)
     progress(total, total, "reading back")
     manifests = publish(work, source, outcome)
     paths = tuple(file.path for file in work.outputs)
     return Quantized(plan, paths, manifests, sum(file.size for file in work.outputs), origin, outcome)
+
+
+def quantizing_worker(threads: int | None = None) -> Worker:
+    """A worker that only quantizes: nothing for running models is loaded, and no threads of a BLAS wait for work."""
+    return Worker(threads=threads, env={"OPENBLAS_NUM_THREADS": "1"}, ready_for=execute.__module__)
 
 
 def check_targets(work: Work) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dfqs.errors import RuntimeFailure
-from dfqs.hardware import default_threads
 from dfqs.model.files import ModelFiles, open_model
+from dfqs.processors import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document, Record
 from dfqs.routing import load

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from dfqs.errors import RuntimeFailure
-from dfqs.hardware import default_threads
 from dfqs.model.files import ModelFiles, open_model
+from dfqs.processors import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Document
 from dfqs.routing.capture import open_model_once, processor_name

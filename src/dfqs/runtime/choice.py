@@ -6,19 +6,20 @@ since is refused, not loaded.
 """
 
 import functools
+import importlib
 import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal, cast
 
 from dfqs.errors import IntegrityError, RuntimeFailure, UsageError
-from dfqs.records import Document, Record, Sha256, Text, read_json, write_json
 from dfqs.runtime.builds import PACKAGES, WHEEL, Package
-from dfqs.storage.cache import cache_directory, cache_lock
+from dfqs.storage.cache import cache_directory
 from dfqs.storage.hashing import hash_file
+
+if TYPE_CHECKING:
+    from dfqs.runtime.choosing import RuntimeChoice
 
 PACKAGE = "xllamacpp"
 PINNED_VERSION = "2026.10.11549"
@@ -26,23 +27,6 @@ LIBRARY_VARIABLE = "DFQS_LLAMA_LIBRARY"
 WHEEL_NAME = "wheel"
 _SHOWN_DIGITS = 12
 _UNKNOWN_RELEASE = "llama.cpp"
-
-
-class LibraryFile(Record):
-    """A file of a library, and what it held when it was chosen."""
-
-    path: Text
-    sha256: Sha256
-
-
-class RuntimeChoice(Document):
-    """What `dfqs runtime use` wrote down."""
-
-    schema_: Literal["dfqs.runtime-choice/1"] = Field(default="dfqs.runtime-choice/1", alias="schema")
-    name: Text
-    release: Text
-    library: Text
-    files: tuple[LibraryFile, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +83,11 @@ def find_library() -> Path:
             return library_of(package)
         case Path() as path:
             return path
-        case RuntimeChoice() as choice:
-            check_files(choice)
-            return Path(choice.library)
         case None:
             return find_wheel()
+        case choice:
+            check_files(choice)
+            return Path(choice.library)
 
 
 def chosen_library() -> ChosenLibrary:
@@ -117,15 +101,15 @@ def chosen_library() -> ChosenLibrary:
         case Package() as package:
             return ChosenLibrary(package.name, package.build.release, "environment")
         case Path() as path:
-            return ChosenLibrary(_own_name(path), _UNKNOWN_RELEASE, "environment")
-        case RuntimeChoice() as choice:
-            return ChosenLibrary(choice.name, choice.release, "chosen")
+            return ChosenLibrary(own_name(path), _UNKNOWN_RELEASE, "environment")
         case None:
             why: Literal["environment", "default"] = "environment" if os.environ.get(LIBRARY_VARIABLE) else "default"
             return ChosenLibrary(f"{PACKAGE} {installed_version()}", WHEEL.release, why)
+        case choice:
+            return ChosenLibrary(choice.name, choice.release, "chosen")
 
 
-def _named() -> Package | Path | RuntimeChoice | None:
+def _named() -> "Package | Path | RuntimeChoice | None":
     """What the environment names, else what was written down; None: the wheel."""
     named = os.environ.get(LIBRARY_VARIABLE)
     if not named:
@@ -170,52 +154,20 @@ def find_own_library(path: Path, said_by: str) -> Path:
     return path.resolve()
 
 
-def read_choice() -> RuntimeChoice | None:
+def read_choice() -> "RuntimeChoice | None":
     """What was written down; None: the wheel.
 
     Raises:
         FormatError: the file is damaged.
     """
-    path = _choice_path()
-    return read_json(path, RuntimeChoice) if path.is_file() else None
+    path = choice_path()
+    if not path.is_file():
+        return None
+    # Records are checked by a library that a worker without a choice need not load.
+    return cast("RuntimeChoice", importlib.import_module("dfqs.runtime.choosing").read_written_choice(path))
 
 
-def write_choice(choice: RuntimeChoice | None) -> None:
-    """Write down what is used from now on; None: the wheel.
-
-    Raises:
-        UsageError: the cache's directory cannot be written.
-    """
-    with cache_lock("runtimes"):
-        if choice is None:
-            _choice_path().unlink(missing_ok=True)
-            return
-        _choice_path().parent.mkdir(exist_ok=True)
-        write_json(_choice_path(), choice, overwrite=True)
-
-
-def choose_package(package: Package) -> RuntimeChoice:
-    """The record of an installed package.
-
-    Raises:
-        IntegrityError: a file of it is missing, or is not what was pinned.
-    """
-    folder = library_of(package).parent
-    files = tuple(LibraryFile(path=str(folder / name), sha256=digest) for name, digest in package.files)
-    library = str(library_of(package))
-    choice = RuntimeChoice(name=package.name, release=package.build.release, library=library, files=files)
-    check_files(choice)
-    return choice
-
-
-def choose_own(library: Path, release: str) -> RuntimeChoice:
-    """The record of a build of one's own: the library, and what lies beside it of ggml."""
-    beside = [path.resolve() for path in library.parent.glob("libggml*.so*")]
-    files = tuple(LibraryFile(path=str(path), sha256=hash_file(path)) for path in sorted({library, *beside}))
-    return RuntimeChoice(name=_own_name(library), release=release, library=str(library), files=files)
-
-
-def check_files(choice: RuntimeChoice) -> None:
+def check_files(choice: "RuntimeChoice") -> None:
     """
     Raises:
         IntegrityError: a file is gone or has changed.
@@ -244,11 +196,13 @@ def find_package(name: str) -> Package | None:
     return next((package for package in PACKAGES if package.name == name and library_of(package).is_file()), None)
 
 
-def _choice_path() -> Path:
+def choice_path() -> Path:
+    """Where the choice is written down."""
     return runtimes_directory() / "chosen.json"
 
 
-def _own_name(path: Path) -> str:
+def own_name(path: Path) -> str:
+    """What records call a build of one's own."""
     stat = path.stat()
     return f"own build, sha256 {_digest_of(path, stat.st_size, stat.st_mtime_ns)[:_SHOWN_DIGITS]}"
 

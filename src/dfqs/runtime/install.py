@@ -19,7 +19,8 @@ import httpx
 from dfqs.errors import FormatError, IntegrityError, NetworkError, UsageError
 from dfqs.progress import Progress, no_progress
 from dfqs.runtime.builds import REGISTRY, Package
-from dfqs.runtime.choice import choose_package, library_of, runtimes_directory
+from dfqs.runtime.choice import library_of, runtimes_directory
+from dfqs.runtime.choosing import choose_package
 from dfqs.storage.atomic import fsync_directory, storage_errors
 from dfqs.storage.cache import cache_lock
 

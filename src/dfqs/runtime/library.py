@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dfqs.errors import RuntimeFailure, printable
-from dfqs.hardware import default_threads
+from dfqs.processors import default_threads
 from dfqs.runtime import abi
 from dfqs.runtime.builds import BUILDS, WHEEL, Build, known_build
 from dfqs.runtime.choice import LIBRARY_VARIABLE, PACKAGE, PINNED_VERSION, find_library

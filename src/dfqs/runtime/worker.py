@@ -43,14 +43,20 @@ class Worker:
         threads: CPU threads for contexts made in it; None means one a physical core.
         omp_wait_policy: one of `omp_policy.WAIT_POLICIES`; None lets the worker choose by how busy the machine is.
         env: further environment variables for it.
+        ready_for: a module that it loads at once, while the caller is still getting ready.
     """
 
     def __init__(
-        self, threads: int | None = None, omp_wait_policy: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        threads: int | None = None,
+        omp_wait_policy: str | None = None,
+        env: Mapping[str, str] | None = None,
+        ready_for: str = "dfqs.runtime.context",
     ) -> None:
         self._threads = threads
         self._wait_policy = check_wait_policy(omp_wait_policy) if omp_wait_policy is not None else ""
         self._env = dict(env or {})
+        self._ready_for = ready_for
         self._process: subprocess.Popen[bytes] | None = None
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -65,7 +71,8 @@ class Worker:
         in_main_thread = threading.current_thread() is threading.main_thread()
         numbers = (request_read, answer_write, os.getpid(), int(in_main_thread), self._threads or 0)
         # -P: the current directory may be anybody's, and must not provide our modules.
-        command = [sys.executable, "-P", "-m", "dfqs.runtime.worker_process", *map(str, numbers), self._wait_policy]
+        command = [sys.executable, "-P", "-m", "dfqs.runtime.worker_process"]
+        command += [*map(str, numbers), self._wait_policy, self._ready_for]
         try:
             process = subprocess.Popen(
                 command,

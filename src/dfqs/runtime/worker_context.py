@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from dfqs.hardware import default_threads
+from dfqs.processors import default_threads
 from dfqs.runtime import library as native
 from dfqs.runtime.channel import Sender
 from dfqs.runtime.omp_policy import LoadSample, settle_wait_policy

@@ -86,9 +86,19 @@ class Service:
 
 
 def main(
-    request_descriptor: int, answer_descriptor: int, parent: int, die_with_thread: bool, threads: int, wait_policy: str
+    request_descriptor: int,
+    answer_descriptor: int,
+    parent: int,
+    die_with_thread: bool,
+    threads: int,
+    wait_policy: str,
+    ready_for: str,
 ) -> NoReturn:
-    """Serve calls until the caller closes the pipe or dies."""
+    """Serve calls until the caller closes the pipe or dies.
+
+    Args:
+        ready_for: a module that calls are going to need.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     if die_with_thread:
@@ -101,8 +111,8 @@ def main(
     context = WorkerContext(sender, threads or None, wait_policy or None, LoadSample())
     service = Service(Receiver(request_descriptor), sender, context)
     threading.Thread(target=service.listen, daemon=True).start()
-    # What every call about a model needs, while the caller is still getting ready.
-    importlib.import_module("dfqs.runtime.context")
+    # While the caller is still getting ready.
+    importlib.import_module(ready_for)
     service.serve()
 
 
@@ -124,6 +134,6 @@ def _exit_on_signal(number: int, _frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
-    *numbers, policy = sys.argv[1:]
+    *numbers, policy, module = sys.argv[1:]
     requests, answers, caller, by_main_thread, cpus = map(int, numbers)
-    main(requests, answers, caller, bool(by_main_thread), cpus, policy)
+    main(requests, answers, caller, bool(by_main_thread), cpus, policy, module)
