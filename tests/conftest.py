@@ -20,10 +20,12 @@ from dfqs.embedded import cached_embedded_model, cached_source
 from dfqs.storage import identity
 from fixtures_deepseek4 import write_tiny_deepseek4
 from fixtures_moe import write_tiny_moe
+from late_grammar import load_grammar_late
 from quick_run import NEEDS_MODEL, QuickRun
 from shared_files import build_once
 
 let_signals_through()
+load_grammar_late()
 # Where Python is told to keep no bytecode, each of the hundreds of processes that tests start would compile dfqs anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -184,6 +184,7 @@ def test_a_linked_file_stays_linked(file: Path, tmp_path: Path) -> None:
     assert file.is_symlink() and (tmp_path / "dotfiles" / "dfqs.toml").read_text() == "threads = 2\n"
 
 
+@pytest.mark.thorough
 @given(name=st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text and "\r" not in text))
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_folder_that_can_be_named_is_read_back_as_it_was_set(name: str, file: Path) -> None:
@@ -217,6 +218,7 @@ def test_the_version_is_told_however_it_is_asked_for(words: list[str], capsys: p
     assert capsys.readouterr().out == "dfqs 0.1.0\n"
 
 
+@pytest.mark.thorough
 def test_help_of_a_verb_is_what_its_option_shows(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (["merge"], ["route", "trace"], ["config", "set"], []):
         assert run(["help", *verb]) == run([*verb, "--help"]) == 0

@@ -158,6 +158,7 @@ def assert_words_only(written: str) -> None:
     assert "internal error" not in written
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_verb_lets_a_foreign_word_command_the_terminal(

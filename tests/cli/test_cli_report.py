@@ -110,6 +110,7 @@ def test_another_model_is_called_another_model_and_the_first_one_goes_on_where_i
     assert begin(tmp_path, same_name)[1][0] == "another model under the same name, other\\x1b[2J"
 
 
+@pytest.mark.thorough
 def test_every_run_keeps_its_report_and_an_empty_one_takes_no_place_at_the_top(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +150,7 @@ def test_what_was_asked_before_is_no_part_of_the_rate(tmp_path: Path) -> None:
     assert {done == of for done, of in seen["boundary"]} == {True}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["evil [/b]", "a[/x]", "[link=http://x]y", "\x1b]0;t\x07", "\x9b31m"])
 def test_a_name_with_markup_or_escapes_neither_stops_nor_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str

@@ -69,9 +69,14 @@ def source_files() -> list[Path]:
 
 
 @cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
 def nodes_of(path: Path) -> tuple[ast.AST, ...]:
     """Read and walked once for all rules, none of which changes anything."""
-    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return tuple(ast.walk(ast.parse(text_of(path))))
 
 
 def layer_of(module: str) -> str | None:
@@ -126,6 +131,7 @@ def test_no_import_points_upwards_so_that_a_layer_can_be_understood_without_thos
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.thorough
 def test_sockets_and_subprocesses_stay_where_they_are_expected() -> None:
     wrong = []
     for path in source_files():
@@ -143,6 +149,7 @@ def test_sockets_and_subprocesses_stay_where_they_are_expected() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.thorough
 def test_only_the_command_line_prints_or_exits() -> None:
     wrong = []
     for path in source_files():
@@ -160,6 +167,7 @@ def test_only_the_command_line_prints_or_exits() -> None:
     assert not [w for w in wrong if "/runtime/worker.py" not in w], "\n".join(wrong)
 
 
+@pytest.mark.thorough
 def test_one_module_of_the_command_line_writes_so_that_no_foreign_word_finds_another_way_to_the_terminal() -> None:
     direct = re.compile(
         r"(print|typer\.\w*echo|click\.\w*echo|os\.write|(rich\.)?print_json|(\w+\.)*Console|(\w+\.)*from_markup"
@@ -196,15 +204,12 @@ hashes of files, names of temporary files, plurals."""
 
 @pytest.mark.parametrize("pattern", ONE_PLACE)
 def test_a_mechanism_has_one_place_so_that_a_second_one_is_noticed(pattern: str) -> None:
-    found = {
-        str(path.relative_to(SOURCE))
-        for path in source_files()
-        if any(re.search(pattern, line) for line in path.read_text(encoding="utf-8").splitlines())
-    }
+    found = {str(path.relative_to(SOURCE)) for path in source_files() if re.search(pattern, text_of(path))}
 
     assert found <= ONE_PLACE[pattern]
 
 
+@pytest.mark.thorough
 def test_the_native_library_is_imported_by_workers_only() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"
@@ -216,6 +221,7 @@ def test_the_native_library_is_imported_by_workers_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.thorough
 def test_no_code_decides_by_a_sentence_so_that_a_better_wording_changes_no_behaviour() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}" for path in source_files() for line in decisions_by_sentence(nodes_of(path))
@@ -285,6 +291,7 @@ def test_no_file_has_grown_to_two_jobs() -> None:
     assert not long
 
 
+@pytest.mark.thorough
 def test_no_function_is_longer_than_a_screen() -> None:
     long = {
         f"{path.relative_to(ROOT)}:{node.name}": lines

@@ -33,6 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.thorough
 def test_every_document_is_a_page_and_every_link_between_them_leads_somewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) == 2 + len(list((ROOT / "docs").rglob("*.md")))

@@ -14,6 +14,7 @@ ROW = re.compile(r"^\| [^|]+ \| ([\d,.]+)( MiB| KiB| s)? \| `([\w.]+)\.(\w+)` \|
 UNITS = {" MiB": 1 << 20, " KiB": 1 << 10, " s": 1, "": 1}
 
 
+@pytest.mark.thorough
 def test_every_named_test_exists() -> None:
     named = set(NAMED.findall(PAGE))
 

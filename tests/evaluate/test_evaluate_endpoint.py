@@ -220,6 +220,7 @@ def test_an_answer_cut_at_the_cap_is_wrong_even_when_it_is_right(tmp_path: Path)
     assert "| 1,024 | 0.000 | 0.000 to 0.088 | 40 | 0 | 40 | 0 | 0 |" in render_markdown(report)
 
 
+@pytest.mark.thorough
 def test_a_server_with_a_shorter_context_gives_a_runtime_boundary_and_a_shorter_curve(tmp_path: Path) -> None:
     right = oracle()
 

@@ -26,6 +26,7 @@ def evaluate(disk: Any, stored: list[Line]) -> Store:
     return store
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", ["lost", "kept", 1, 2, 3, 4])
 def test_every_cut_keeps_what_was_stored_and_the_run_goes_on(seed: str | int) -> None:
     whole = MemoryDisk()

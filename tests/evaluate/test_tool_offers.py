@@ -123,6 +123,7 @@ def with_template(model: Path, directory: Path, template: str) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", ["<function=f>" * 5000, "get_weather" + " " * 100_000 + "{", "<parameter=" * 9000])
 def test_an_answer_of_marks_takes_no_time(text: str) -> None:
     began = time.process_time()

@@ -143,6 +143,7 @@ GOOD = encode_header(
 ) + bytes(256)
 
 
+@pytest.mark.thorough
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
 @settings(max_examples=400)
 def test_any_byte_changed_gives_a_header_or_a_format_error(position: int, value: int) -> None:

@@ -108,6 +108,7 @@ scalar_values = st.one_of(
 )
 
 
+@pytest.mark.thorough
 @given(st.lists(scalar_values, max_size=8), st.lists(st.text(), max_size=20))
 @settings(max_examples=80)
 def test_any_metadata_comes_back_as_it_was_written(values: list[tuple[ValueType, object]], strings: list[str]) -> None:

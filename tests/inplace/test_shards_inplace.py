@@ -85,6 +85,7 @@ def test_file_merged_in_place_is_read_by_the_public_package_with_one_more_key(tm
         assert mine.data.tobytes() == theirs.data.tobytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("window_bytes", [1 << 12, 100_000, 1 << 28])
 def test_consume_gives_the_bytes_of_a_plain_merge(shards: list[Path], tmp_path: Path, window_bytes: int) -> None:
     merge(plan_merge(shards[0]), tmp_path / "plain.gguf")

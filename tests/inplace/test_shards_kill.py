@@ -37,6 +37,7 @@ def test_killed_merge_is_resumed_with_every_tensor_right(mode: str, tmp_path: Pa
     assert hit >= {state for state in states if state is not None}
 
 
+@pytest.mark.thorough
 def test_killed_plain_merge_leaves_nothing_that_stops_the_next(tmp_path: Path) -> None:
     generator = random.Random(4)
     for _ in range(3):

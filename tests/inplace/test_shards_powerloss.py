@@ -214,6 +214,7 @@ def test_cut_again_while_recovering(case: Case) -> None:
         case.assert_merged(disk)
 
 
+@pytest.mark.thorough
 def test_gap_that_was_inserted_or_removed_half_way_is_found_and_taken_out(case: Case) -> None:
     if case.job.job.resident is None or case.job.job.resident.gap == 0:
         pytest.skip("only a merge in place of several shards has a gap")
@@ -279,6 +280,7 @@ def test_undo_that_is_cut_itself_is_finished_by_the_next(case: Case) -> None:
         case.assert_shards_whole(after)
 
 
+@pytest.mark.thorough
 def test_disk_that_is_full_at_any_write_loses_nothing_and_goes_on_when_there_is_room(case: Case) -> None:
     disk = case.disk()
     case.run(disk)

@@ -179,6 +179,7 @@ def test_more_chunks_than_any_pull_has_end_the_journal(tmp_path: Path, monkeypat
     assert len(known.chunks) <= 11
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", ["lost", "kept", 1, 2, 3])
 def test_power_cut_anywhere_leaves_no_claim_that_was_not_made_and_no_journal_that_is_refused(seed: str | int) -> None:
     """Claims are not synced, so any of them may be lost; those that are left stand for what was written."""

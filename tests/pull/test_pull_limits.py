@@ -58,6 +58,7 @@ def slow_refusal(wire: BinaryIO, hub: FakeHub) -> None:
     trickle(wire, hub, b"A: b\r\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("answer", [slow_body, slow_chunks, slow_header, interim_answers, slow_refusal])
 def test_an_answer_that_never_ends_is_left_after_the_timeout(hub: FakeHub, answer: object) -> None:
     hub.raw_answer = lambda server, wire: (answer(wire, hub), True)[1]  # type: ignore[operator]

@@ -161,6 +161,7 @@ SHARD_NAMES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("pattern", SHARD_NAMES)
 def test_shards_under_other_names_are_never_called_a_whole_model(

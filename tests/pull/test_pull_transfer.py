@@ -102,6 +102,7 @@ def test_a_truncated_body_that_claims_to_be_whole_is_not_taken_for_the_range(
     assert (tmp_path / "m.gguf").read_bytes() == repository.merged
 
 
+@pytest.mark.thorough
 def test_a_stall_is_given_up_and_the_rest_asked_for_again(repository: Repository, tmp_path: Path) -> None:
     def stall(request: Request, reply: Reply) -> None:
         if request.number == 2:
@@ -114,6 +115,7 @@ def test_a_stall_is_given_up_and_the_rest_asked_for_again(repository: Repository
     assert (tmp_path / "m.gguf").read_bytes() == repository.merged
 
 
+@pytest.mark.thorough
 def test_a_connection_that_trickles_is_given_up_though_it_never_stalls(repository: Repository, tmp_path: Path) -> None:
     def trickle(request: Request, reply: Reply) -> None:
         reply.trickle = request.number == 2
@@ -244,6 +246,7 @@ def test_another_range_than_asked_for_is_never_written(repository: Repository, t
     assert result.refetched_chunks == ()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("claimed", ["bytes garbage", "bytes 0-" + "9" * 5000 + "/" + "9" * 5000, "bytes ²-³/*"])
 def test_a_range_that_cannot_be_read_is_another_range(repository: Repository, tmp_path: Path, claimed: str) -> None:
     def lie(request: Request, reply: Reply) -> None:

@@ -61,6 +61,7 @@ class LieInPlanning:
             self.told += 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("old", "new"),
     [

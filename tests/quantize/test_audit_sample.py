@@ -7,7 +7,6 @@ from math import prod
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import hypergeom
 
 from dfqs.errors import UsageError
 from dfqs.gguf import GGMLType, tensor_length
@@ -36,6 +35,9 @@ def test_of_three_hundred_tensors_the_draw_is_as_large_as_the_arithmetic_says() 
 
 @given(st.integers(1, 3000), st.data())
 def test_the_draw_is_the_smallest_that_shows_enough(population: int, data: st.DataObject) -> None:
+    # Takes a second to load.
+    from scipy.stats import hypergeom
+
     share, confidence = data.draw(st.floats(1e-6, 1)), data.draw(st.floats(0.01, 1))
     differing = differing_tensors(population, share)
 

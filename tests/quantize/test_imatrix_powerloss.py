@@ -79,6 +79,7 @@ def files_of_nothing() -> Imatrix:
     return Imatrix({"w": Accumulated(np.zeros((1, 1), np.float32), np.array([1]))})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", ["lost", "kept", 1, 2, 3])
 def test_every_cut_ends_in_the_same_sums_and_nothing_else(
     seed: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -120,6 +120,7 @@ def write_zeroes(path: Path) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_a_mixtures_name_on_another_recipe_is_seen(tmp_path: Path) -> None:
     model = write_zeroes(tmp_path / "m.gguf")
     quantize(model, tmp_path / "out.gguf", class_for("Q4_K_M", read_source(model), has_imatrix=False))

@@ -42,6 +42,7 @@ def quantize(disk: MemoryDisk) -> None:
     journal.remove()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", ["lost", "kept", 1, 2, 3])
 def test_every_cut_ends_in_the_same_tensors(seed: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFQS_CACHE", str(tmp_path))

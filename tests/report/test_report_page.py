@@ -52,6 +52,7 @@ def test_a_hostile_report_and_hostile_answers_are_words_on_page_markdown_and_ter
         assert "<script>" not in text.replace("\\<script\\>", "") or text == render_summary(report)
 
 
+@pytest.mark.thorough
 def test_an_answer_of_100_mb_takes_its_share_of_the_page_and_says_how_long_it_was() -> None:
     large = "<" * 100_000_000
     page = page_of(report_document(), Evidence((answer(large), answer("\U0010ffff" * 2_000_000)), None))
@@ -141,6 +142,7 @@ def test_identifiers_on_a_page_stand_for_one_element_each() -> None:
     }
 
 
+@pytest.mark.thorough
 def test_what_other_verbs_found_out_is_shown_where_it_lies_beside_the_report(tmp_path: Path) -> None:
     for schema in COMPANIONS:
         name = f"{schema.removeprefix('dfqs.').replace('/', '-')}.json"

@@ -56,6 +56,7 @@ def shapes() -> Iterator[tuple[str, TraceHeader]]:
     yield "many blocks", make_header(512, 128, 8, scores=both)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "header"), list(shapes()), ids=lambda value: value if isinstance(value, str) else "")
 def test_no_trace_takes_more_memory_than_the_limit(name: str, header: TraceHeader, tmp_path: Path) -> None:
     path = hostile(tmp_path / "t.route", header)

@@ -48,6 +48,7 @@ def test_what_is_read_back_is_the_beginning_that_was_wanted_and_nothing_is_left_
         assert list(kept.read()) == [KeptPrompt(path, 0, 40)]
 
 
+@pytest.mark.thorough
 def test_every_changed_byte_and_every_cut_is_found_before_llama_cpp_reads_it(tmp_path: Path) -> None:
     with store(tmp_path) as kept:
         path = keep(kept)

@@ -377,6 +377,7 @@ def test_job_of_the_largest_model_comes_back_as_it_was(shards: list[Path], tmp_p
     journal.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("filling", ["[],", '"ab",'])
 def test_journal_of_the_largest_size_stays_within_the_limit_of_memory(
     filling: str, shards: list[Path], tmp_path: Path

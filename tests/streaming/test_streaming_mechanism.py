@@ -133,6 +133,7 @@ def test_a_file_in_memory_is_used_where_it_lies_and_needs_no_room_for_itself(tmp
         plan_load((header,), (stub,), need, 6, 500_000_000, in_memory)
 
 
+@pytest.mark.thorough
 def test_on_another_system_a_model_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
     stub = write_v4_flash_stub(tmp_path / "v4.gguf")
     header, need = read_header(stub), MemoryNeed(8192, 62 * GB, 90 << 20, 300 << 20, 1 << 20)
