@@ -159,6 +159,21 @@ def test_beside_others_it_ends_in_time_though_the_defaults_crawl(model: ModelFil
     assert any("x the time over a short request" in note for note in found.notes)
 
 
+def test_beside_a_core_that_is_busy_all_the_time_it_begins_with_the_threads_that_have_cores(
+    model: ModelFiles, machine: Machine
+) -> None:
+    """Sleeping threads were no faster there than spinning ones, and 90 s were said to be too few."""
+
+    def speeds(settings: RunSettings) -> tuple[float, float]:
+        crowded = settings.threads == 8
+        return (8.0, 0.8) if crowded else (300.0, 30.0)
+
+    found = tune_on(PretendMachine(speeds, other_cpus=0.7), job_of(model, machine, 90.0))
+
+    assert found.settings.threads < found.defaults.threads
+    assert found.gain.mean > 5
+
+
 def test_defaults_that_take_all_the_time_lose_by_the_first_look(model: ModelFiles, machine: Machine) -> None:
     def speeds(settings: RunSettings) -> tuple[float, float]:
         return (400.0, 40.0) if settings.omp_wait_policy in ("adaptive", "passive") else (2.0, 0.2)

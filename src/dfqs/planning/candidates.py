@@ -34,6 +34,15 @@ def thread_candidates(holds: RunSettings, machine: Machine, *, busy: bool, spins
     return found
 
 
+def ways_beside_others(defaults: RunSettings) -> list[RunSettings]:
+    """Where to begin when the defaults crawl beside others: threads that sleep, and one fewer of them, as even those
+    wait for the one that shares its CPU.
+    """
+    sleeping = defaults.but(omp_wait_policy="adaptive")
+    fewer = defaults.threads - 1
+    return [sleeping, sleeping.but(threads=fewer, threads_batch=fewer)] if fewer else [sleeping]
+
+
 def thread_counts(default: int, machine: Machine) -> tuple[int, ...]:
     """The default, all logical CPUs where there are more, and fewer: memory is often busy before the cores are."""
     fewer = {default * 3 // 4, default // 2, default - 1}

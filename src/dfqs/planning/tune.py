@@ -20,6 +20,7 @@ from dfqs.planning.candidates import (
     memory_candidates,
     stream_candidates,
     thread_candidates,
+    ways_beside_others,
 )
 from dfqs.planning.halving import Challenge, Ratio, choose, compare
 from dfqs.planning.numerics import OutputNoise, measure_noise
@@ -200,15 +201,15 @@ def _find_footing(job: TuneJob, measure: Measure, defaults: RunSettings, clock: 
         )
     base, trial, pilot_cost_s = defaults, found[0], clock() - begun
     default_cost_s, busy, crawling = pilot_cost_s, trial.other_cpus >= BUSY_CPUS, None
-    if busy:
-        # Threads that spin for each other beside others can take minutes over a request.
-        adaptive, begun = defaults.but(omp_wait_policy="adaptive"), clock()
-        others = measure([adaptive], pilot)
-        slow_s = timing_of(trial).total_s
-        crawls = slow_s > CRAWL_SHARE * job.budget_s
-        if others and crawls and slow_s > CRAWLS * timing_of(others[0]).total_s:
-            crawling = (others[0], trial)
-            base, trial, pilot_cost_s = adaptive, others[0], clock() - begun
+    slow_s = timing_of(trial).total_s
+    if busy and slow_s > CRAWL_SHARE * job.budget_s:
+        for way in ways_beside_others(defaults):
+            begun = clock()
+            others = measure([way], pilot)
+            if others and CRAWLS * timing_of(others[0]).total_s < slow_s:
+                crawling = (others[0], found[0])
+                base, trial, pilot_cost_s = way, others[0], clock() - begun
+                break
     prompt_token_s, answer_token_s = trial.prompt_s / pilot.prompt_tokens, trial.answer_s / pilot.answer_tokens
     longest_s = min(LONGEST_PART_S, job.budget_s / 120)
     answer = min(job.workload.answer_tokens, max(int(longest_s / answer_token_s), LEAST_ANSWER), max(trained // 2, 1))
