@@ -193,13 +193,21 @@ ONE_PLACE = {
     r"\bflock\(|LOCK_EX": {"storage/linux.py", "storage/locks.py"},
     r"disk_usage\(": {"storage/space.py"},
     r"os\.copy_file_range|shutil\.copy|copyfileobj\(": {"storage/linux.py"},
+    r"statvfs\(": {"storage/disk.py", "evaluate/harness.py", "targets/notebooks.py"},
+    r"os\.(replace|rename)\(": set(),
+    r"os\.link\(": {"storage/atomic.py", "targets/write.py"},
+    r"cpu_count\(|getaffinity\(": {"processors.py", "storage/linux.py", "hardware.py", "runtime/omp_policy.py"},
+    r"def default_threads\(": {"processors.py"},
+    r"def hash_file\(": {"storage/hashing.py"},
+    r"def shard_paths\(": {"gguf/shard_names.py"},
     r"get_nowait\(": {"storage/sharing.py"},
     r"file_digest\(": {"runtime/install.py"},
     r"\.partial\"": {"storage/atomic.py"},
     r"else ['\"]s['\"]|\b1 else ['\"]\w*s['\"]": set(),
 }
-"""What a mechanism is known by, and the only files of it: tables, locks, free space, copies, work shared by threads,
-hashes of files, names of temporary files, plurals."""
+"""What a mechanism is known by, and the only files of it: tables, locks, free space, copies, names that replace names
+(of whole files; deploying places second names), processors to use, hashes of files, shards, work shared
+by threads, names of temporary files, plurals. The harness and the notebook run where there is no dfqs."""
 
 
 @pytest.mark.parametrize("pattern", ONE_PLACE)

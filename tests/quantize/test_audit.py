@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, worker: Worker) -> Path:
     folder = tmp_path_factory.mktemp("audit")
     write_model(folder / "source.gguf")
     write_imatrix(folder / "imatrix.gguf", vector_imatrix())
-    for name in ("IQ1_S-XL", "Q4_K-XL"):
+    for name in ("IQ2_XXS-XL", "Q4_K-XL"):
         quantize(
             folder / "source.gguf",
             folder / f"{name}.gguf",
@@ -86,7 +86,7 @@ def change(path: Path, name: str, data: bytes) -> None:
     path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", ["IQ1_S-XL", "Q4_K-XL", "plain"])
+@pytest.mark.parametrize("name", ["IQ2_XXS-XL", "Q4_K-XL", "plain"])
 def test_what_we_quantized_is_byte_identical_when_it_is_made_again(
     name: str, made: Path, audited: Callable[..., Audit]
 ) -> None:
@@ -137,7 +137,7 @@ def test_one_tensor_of_three_hundred_with_another_types_rounding_is_found_when_i
 def test_without_its_importance_matrix_a_tensor_is_unknown_and_neither_equal_nor_different(
     made: Path, audited: Callable[..., Audit]
 ) -> None:
-    low = audited(made / "IQ1_S-XL.gguf", made / "source.gguf")
+    low = audited(made / "IQ2_XXS-XL.gguf", made / "source.gguf")
     four = audited(made / "Q4_K-XL.gguf", made / "source.gguf")
 
     assert low.verdict is four.verdict is Verdict.UNKNOWN

@@ -202,7 +202,7 @@ def test_a_strangers_words_are_neither_markup_nor_front_matter() -> None:
 
 
 @pytest.mark.thorough
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(words=st.text(max_size=60), more=st.text(alphabet="-|`#<>&[]()*_~$@:/.\n\\w", max_size=60))
 def test_no_words_become_markup(words: str, more: str) -> None:
     given = with_report(facts(), artifact__name=words, statement=more)

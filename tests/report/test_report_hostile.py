@@ -79,7 +79,7 @@ def test_the_documents_of_these_tests_are_accepted_as_they_are() -> None:
 
 
 @pytest.mark.thorough
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_changed_report_is_refused_or_rendered(data: Any) -> None:
     report = read(data.draw(mutated(report_document())))
@@ -89,7 +89,7 @@ def test_a_changed_report_is_refused_or_rendered(data: Any) -> None:
 
 
 @pytest.mark.thorough
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(
     counts=st.lists(st.tuples(*[st.integers(0, 2**40)] * 4, st.integers(1, 2**53)), max_size=5),
     words=st.lists(st.text(max_size=20), min_size=6, max_size=6),
@@ -121,7 +121,7 @@ def test_every_valid_report_can_be_rendered(counts: Any, words: Any, number: int
 
 
 @pytest.mark.thorough
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_changed_results_are_refused_or_make_a_report(data: Any) -> None:
     record, lines = run_documents()
