@@ -99,11 +99,14 @@ def place_tensors(tensors: Iterable[tuple[str, tuple[int, ...], GGMLType]], alig
         FormatError: a shape that its type cannot hold.
     """
     offset = 0
+    # Thousands of tensors have a handful of shapes.
+    lengths: dict[tuple[GGMLType, tuple[int, ...]], int] = {}
     for name, shape, type_ in tensors:
         try:
-            length = tensor_length(type_, shape)
+            length = lengths.get((type_, shape)) or tensor_length(type_, shape)
         except FormatError as error:
             raise FormatError(error.detail, name=name) from None
+        lengths[type_, shape] = length
         yield TensorInfo(name, shape, type_, offset, length)
         offset = align_up(offset + length, alignment)
 

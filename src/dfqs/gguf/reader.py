@@ -174,6 +174,7 @@ _U64 = struct.Struct("<Q")
 _HEAD = struct.Struct("<IQQ")
 _ARRAY = struct.Struct("<IQ")
 _TYPE_AND_OFFSET = struct.Struct("<IQ")
+_SHAPES = tuple(struct.Struct(f"<{axes}Q") for axes in range(MAX_DIMENSIONS + 1))
 
 
 def _parse(source: ByteSource, base: int, budget: HeaderBudget) -> Header:
@@ -313,6 +314,8 @@ def _read_alignment(cursor: Cursor, entries: tuple[KeyEntry, ...]) -> int:
 def _take_tensors(cursor: Cursor, count: int) -> tuple[TensorInfo, ...]:
     tensors: list[TensorInfo] = []
     seen: set[str] = set()
+    # Thousands of tensors have a handful of shapes: each is checked, and kept, once.
+    forms: dict[tuple[int, tuple[int, ...]], tuple[tuple[int, ...], GGMLType, int]] = {}
     for _ in range(count):
         start = cursor.position
         name = cursor.take_name("a tensor name", MAX_NAME_BYTES)
@@ -322,33 +325,42 @@ def _take_tensors(cursor: Cursor, count: int) -> tuple[TensorInfo, ...]:
         (axes,) = cursor.take(_U32, "the number of axes", name)
         if axes > MAX_DIMENSIONS:
             raise cursor.fail(f"has {axes} axes, at most {MAX_DIMENSIONS} are known", cursor.position - 4, name)
-        shape = cursor.take(struct.Struct(f"<{axes}Q"), "a shape", name) or (1,)
+        shape = cursor.take(_SHAPES[axes], "a shape", name) or (1,)
         number, offset = cursor.take(_TYPE_AND_OFFSET, "type and offset", name)
-        try:
-            type_ = GGMLType(number)
-        except ValueError:
-            raise _unsupported(
-                cursor,
-                "unknown-type",
-                f"tensor type {number} is unknown",
-                "It was made for a fork or another version of llama.cpp; quantize it again with a type known here.",
-                cursor.position - 12,
-                name,
-            ) from None
-        if 0 in shape:
-            raise _unsupported(
-                cursor,
-                "empty-tensor",
-                f"its shape {list(shape)} holds no value: a dimension is not positive",
-                "The converter that made the file wrote a tensor of nothing; make it again without that tensor.",
-                start,
-                name,
-            )
-        try:
-            length = tensor_length(type_, shape)
-        except FormatError as error:
-            raise cursor.fail(error.detail, start, name) from None
-        if offset > MAX_63_BIT - length:
+        form = forms.get((number, shape))
+        if form is None:
+            form = forms[number, shape] = _check_form(cursor, start, name, number, shape)
+        if offset > MAX_63_BIT - form[2]:
             raise cursor.fail(f"offset {offset:,} does not fit in 63 bits", cursor.position - 8, name)
-        tensors.append(TensorInfo(name, shape, type_, offset, length))
+        tensors.append(TensorInfo(name, form[0], form[1], offset, form[2]))
     return tuple(tensors)
+
+
+def _check_form(
+    cursor: Cursor, start: int, name: str, number: int, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], GGMLType, int]:
+    """Shape, type and bytes of a tensor that begins at `start` and has just been read."""
+    try:
+        type_ = GGMLType(number)
+    except ValueError:
+        raise _unsupported(
+            cursor,
+            "unknown-type",
+            f"tensor type {number} is unknown",
+            "It was made for a fork or another version of llama.cpp; quantize it again with a type known here.",
+            cursor.position - 12,
+            name,
+        ) from None
+    if 0 in shape:
+        raise _unsupported(
+            cursor,
+            "empty-tensor",
+            f"its shape {list(shape)} holds no value: a dimension is not positive",
+            "The converter that made the file wrote a tensor of nothing; make it again without that tensor.",
+            start,
+            name,
+        )
+    try:
+        return shape, type_, tensor_length(type_, shape)
+    except FormatError as error:
+        raise cursor.fail(error.detail, start, name) from None

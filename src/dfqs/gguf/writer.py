@@ -57,18 +57,19 @@ def encode_header(
         FormatError: a value that does not fit its type, a name or shape that the format cannot hold.
     """
     encoded_keys = [key.encode() for key in keys]
-    infos = list(place_tensors(tensors, alignment))
-    out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(infos), len(encoded_keys)))
-    for data in encoded_keys:
-        out += data
-    for info in infos:
+    count, described = 0, bytearray()
+    for info in place_tensors(tensors, alignment):
         shape = squeeze_shape(info.shape)
         if len(shape) > MAX_DIMENSIONS:
             raise FormatError(f"has {len(shape)} axes, at most {MAX_DIMENSIONS} can be written", name=info.name)
         name = encode_string(info.name)
         if not 0 < len(name) - 8 <= MAX_NAME_BYTES:
             raise FormatError(f"a tensor name has 1 to {MAX_NAME_BYTES} bytes", name=info.name)
-        out += name + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, info.type, info.offset)
+        described += name + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, info.type, info.offset)
+        count += 1
+    out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, count, len(encoded_keys)))
+    out += b"".join(encoded_keys)
+    out += described
     out += bytes(align_up(len(out), alignment) - len(out))
     return bytes(out)
 
