@@ -32,7 +32,9 @@ class Cursor:
         return FormatError(message, path=self.source.name, offset=self.base + at, name=name)
 
     def end(self, message: str, name: str | None, offset: int | None = None) -> TruncatedGGUF:
+        """Whatever the header says of more than there is: most such files are downloads that broke off."""
         at = self.position if offset is None else offset
+        message = f"{message}: it is cut short; fetch or copy it again"
         return TruncatedGGUF(message, path=self.source.name, offset=self.base + at, name=name)
 
     def require(self, length: int, what: str, name: str | None = None) -> None:
@@ -41,7 +43,7 @@ class Cursor:
         if needed > self.size:
             raise self.end(
                 f"{what} needs {format_number_of(length, 'byte')}, the file has "
-                f"{max(self.size - self.position, 0):,} left: it is cut short; fetch or copy it again",
+                f"{max(self.size - self.position, 0):,} left",
                 name,
             )
         if needed > self.limit_bytes:
