@@ -7,6 +7,7 @@ import numpy as np
 
 from dfqs.errors import UsageError
 from dfqs.quantize.kernels import Bytes, Float32
+from dfqs.quantize.q8_0 import PIECE_ELEMENTS
 from dfqs.quantize.work import TensorWork, Work
 from dfqs.units import format_bytes
 
@@ -14,8 +15,6 @@ BASE_BYTES = 256 << 20
 """Counted for the interpreter, numpy, the native library and its tables, before any slab."""
 SLAB_ELEMENTS = 1 << 19
 """Values a slab holds at most; one row where a row is longer."""
-PIECE_ELEMENTS = 1 << 16
-"""Of them converted at once: 256 KB as float32."""
 ELEMENT_BYTES = 12
 """A value takes at most so much while it is converted: as read, as float32, as written."""
 _READ_BYTES, _WRITTEN_BYTES = 8, 4
