@@ -27,7 +27,6 @@ from dfqs.runtime.addresses import check_address, is_loopback
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.client import Client
 from dfqs.runtime.engine import ServerSettings
-from fixtures_moe import write_tiny_moe
 from runtime_functions import WORKER_ENV
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n", "Once upon a time, in a small town")
@@ -258,11 +257,9 @@ def test_names_and_pages_of_strangers_are_refused_and_listed_ones_are_not(served
     assert served.ask("/tools")[:2] == (200, b"[]")
 
 
-def test_a_model_without_a_template_completes_and_does_not_converse_in_any_verb(
-    smollm2_gguf: Path, tmp_path: Path
-) -> None:
+def test_a_model_without_a_template_completes_and_does_not_converse_in_any_verb(tiny_moe: Path, tmp_path: Path) -> None:
     without = tmp_path / "without.gguf"
-    without.write_bytes(smollm2_gguf.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_nothing_", 1))
+    without.write_bytes(tiny_moe.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_nothing_", 1))
     with serve(without, "--allow-host", "models.lan") as running:
         served = Served(running)
         request = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
@@ -311,15 +308,14 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
 
 
 def test_a_prompt_outlives_a_stop_and_a_crash_and_is_answered_to_the_last_digit_as_from_its_beginning(
-    tmp_path: Path, smollm2_gguf: Path
+    tmp_path: Path, tiny_moe: Path
 ) -> None:
-    model = write_tiny_moe(tmp_path / "model.gguf", smollm2_gguf, "qwen3moe")
     asked = {"prompt": [20 + (13 * i * i + 7 * i) % 3900 for i in range(560)], "n_predict": 6, "temperature": 0}
     asked |= {"n_probs": 4, "return_tokens": True, "ignore_eos": True}
     answers = []
     crashed: Any = None
     for turn in range(2):
-        with serve(model, "--ctx", "640", "--prompt-cache", str(tmp_path / "kept")) as running:
+        with serve(tiny_moe, "--ctx", "640", "--prompt-cache", str(tmp_path / "kept")) as running:
             served = Served(running)
             status, body, _ = served.ask("/completion", asked)
             assert status == 200, body
@@ -345,7 +341,7 @@ def test_a_prompt_outlives_a_stop_and_a_crash_and_is_answered_to_the_last_digit_
 
 
 def test_the_thoughts_of_earlier_turns_reach_the_prompt_and_anthropic_s_form_is_answered(
-    tmp_path: Path, smollm2_gguf: Path
+    tmp_path: Path, tiny_moe: Path
 ) -> None:
     template = tmp_path / "thinks.jinja"
     template.write_text(
@@ -354,7 +350,7 @@ def test_the_thoughts_of_earlier_turns_reach_the_prompt_and_anthropic_s_form_is_
     )
     user = {"role": "user", "content": "Hello"}
     turns = [user, {"role": "assistant", "content": "Yes.", "reasoning_content": "Why not?"}, user]
-    with serve(smollm2_gguf, "--chat-template", str(template), "--deterministic", "--parallel", "4") as running:
+    with serve(tiny_moe, "--chat-template", str(template), "--deterministic", "--parallel", "4") as running:
         served = Served(running)
         rendered = json.loads(served.ask("/apply-template", {"messages": turns})[1])["prompt"]
         asked = {"messages": [user], "max_tokens": 3, "model": "any"}

@@ -133,10 +133,10 @@ def test_a_document_with_questions_on_branches_is_answered_the_same_when_streame
     answers: list[dict[int, Completion]] = []
     likely: list[list[LikelihoodScore | None]] = []
     for order in (IN_MEMORY, streamed(model)):
-        with LocalAnswerer(model, threads=2, max_context=1024, order=order) as target:
+        with LocalAnswerer(model, threads=2, max_context=640, order=order) as target:
             assert target.info.numerics is not None
             assert target.info.numerics.repack is False
-            size = target.size(document, 800)
+            size = target.size(document, 480)
             questions = plan_questions([document], [size.lines], 3)
             found: dict[int, Completion] = {-1: target.complete("Name three colours.", 8)}
             scores: list[LikelihoodScore | None] = []
@@ -145,7 +145,7 @@ def test_a_document_with_questions_on_branches_is_answered_the_same_when_streame
                 found[index] = answer  # noqa: B023
                 scores.append(score)  # noqa: B023
 
-            target.ask(Asking(800, document, size.lines, (), questions, 6), take)
+            target.ask(Asking(480, document, size.lines, (), questions, 6), take)
             likely.append(scores)
             answers.append(found)
 
