@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import stat
 import subprocess
 import sys
@@ -322,6 +323,41 @@ def test_a_real_bash_completes_when_tab_is_pressed(typed: str, seen: str, models
         wait_for(reading, "ready")
         os.write(reading, f"{typed}\t".encode())
         wait_for(reading, seen)
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(reading)
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not here")
+@pytest.mark.parametrize(
+    "typed, seen",
+    [("dfqs insp", "dfqs inspect"), ("dfqs chat tiny\\ ", "tiny\\ model.gguf"), ("dfqs run it", "it\\'s.gguf")],
+)
+def test_a_real_zsh_completes_at_the_first_press_of_tab(typed: str, seen: str, models: Path) -> None:
+    (models / "it's.gguf").touch()
+    own = models / ".zfunc"
+    own.mkdir()
+    program = Path(sys.executable).parent
+    environment = {
+        "HOME": str(models),
+        "ZDOTDIR": str(models),
+        "PATH": f"{program}:{os.environ['PATH']}",
+        "TERM": "dumb",
+    }
+    shown = {**environment, "_DFQS_COMPLETE": "source_zsh"}
+    script = subprocess.run([program / "dfqs"], env=shown, capture_output=True, text=True, check=True).stdout
+    (own / "_dfqs").write_text(script.lstrip())
+    (models / ".zshrc").write_text("fpath+=~/.zfunc; autoload -Uz compinit; compinit -u; PS1='rea''dy '\n")
+    reading, side = pty.openpty()
+    shell = subprocess.Popen(
+        ["zsh", "-i"], stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
+    )
+    os.close(side)
+    try:
+        wait_for(reading, "ready")
+        os.write(reading, f"{typed}\t".encode())
+        wait_for(reading, seen.removeprefix(typed))
     finally:
         shell.kill()
         shell.wait()

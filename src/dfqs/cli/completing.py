@@ -13,6 +13,20 @@ VARIABLE = "_DFQS_COMPLETE"
 """Set by the scripts of `dfqs --show-completion`, to the shell's name."""
 _QUOTED = re.compile(r"([^\w@%+=:,./~-])", re.ASCII)
 _LISTED = 400
+_ZSH_SCRIPT = """
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+  eval $(env _TYPER_COMPLETE_ARGS="${words[1,$CURRENT]}" %(autocomplete_var)s=complete_zsh %(prog_name)s)
+}
+
+if [ "$funcstack[1]" = "_%(prog_name)s" ]; then
+  %(complete_func)s "$@"
+else
+  compdef %(complete_func)s %(prog_name)s
+fi
+"""
+"""typer's own, loaded from a file at the first press of Tab, only says who completes: that press did nothing."""
 
 
 def completed_words() -> list[str] | None:
@@ -20,6 +34,12 @@ def completed_words() -> list[str] | None:
     if VARIABLE not in os.environ:
         return None
     return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+
+
+def mend_zsh() -> None:
+    """Give typer the script for zsh that completes at once, for `--install-completion` and `--show-completion`."""
+    importlib.import_module("typer._completion_shared")._completion_scripts["zsh"] = _ZSH_SCRIPT
+    importlib.import_module("typer._completion_classes").ZshComplete.source_template = _ZSH_SCRIPT
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -33,6 +53,9 @@ def complete_model(incomplete: str) -> list[str]:
     if in_bash and folders:
         return []
     found = [*files, *(f"{folder}/" for folder in folders), *_kept(incomplete, in_bash=in_bash)][:_LISTED]
+    if os.environ.get(VARIABLE) == "complete_zsh":
+        # typer puts the list between quotes, and means by two of them none.
+        found = [name for name in found if "'" not in name and '"' not in name]
     return [_QUOTED.sub(r"\\\1", name) for name in found] if in_bash else found
 
 

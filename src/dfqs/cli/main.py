@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from dfqs import __version__
-from dfqs.cli.completing import completed_words
+from dfqs.cli.completing import completed_words, mend_zsh
 from dfqs.cli.output import complain, complain_json, note, print_plain
 from dfqs.cli.signals import WORDS, exit_code, let_signals_go, received, take_signals
 from dfqs.errors import DfqsError, UsageError, printable
@@ -157,6 +157,8 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
     """
     arguments = _without_other_words(arguments)
     words = completed_words() if not arguments else None
+    if words is not None or any(word.endswith("-completion") for word in arguments[:1]):
+        mend_zsh()
     requested = next((word for word in words or arguments if not word.startswith("-")), None)
 
     def call() -> object:
