@@ -107,11 +107,19 @@ def forget(path: Path) -> None:
     os.close(handle)
 
 
-def in_group(limit: int, arguments: list[str]) -> str:
-    """Run this script again with everything of it in a control group (version 1)."""
+def in_group(limit: int, arguments: list[str]) -> str | None:
+    """Run this script again with everything of it in a control group (version 1); None where none can be made."""
     group = Path("/sys/fs/cgroup/memory/dfqs-curve")
-    group.mkdir(exist_ok=True)
-    (group / "memory.limit_in_bytes").write_text(str(limit))
+    try:
+        group.mkdir(exist_ok=True)
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+    except OSError as error:
+        print(
+            f"paged is not measured: no control group can be made here ({error}); run it as root on a machine whose "
+            "memory groups are of version 1",
+            file=sys.stderr,
+        )
+        return None
     command = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} {' '.join(arguments)}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     group.rmdir()
@@ -141,9 +149,10 @@ def compare(path: Path, shares: list[float], warm: int, tokens: int) -> None:
             streamed = worker.call(own.stream, path, point.cache_bytes or 0, warm, tokens)
         forget(path)
         arguments = [__file__, str(path), "--paged", "--warm", str(warm), "--tokens", str(tokens)]
-        paged = json.loads(in_group(limit, arguments))
+        paged = in_group(limit, arguments)
         show(share, "streamed", point.streamed_bytes_per_token, point.streamed, streamed)
-        show(share, "paged", point.paged_bytes_per_token, point.paged, paged)
+        if paged is not None:
+            show(share, "paged", point.paged_bytes_per_token, point.paged, json.loads(paged))
         print(
             f"disk {disk.direct.bytes_per_s / 1e6:.0f} MB/s ({disk.direct.low / 1e6:.0f} to "
             f"{disk.direct.high / 1e6:.0f}), paged {disk.paged.bytes_per_s / 1e6:.0f}, "

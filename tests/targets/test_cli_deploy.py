@@ -164,6 +164,7 @@ def test_a_placed_copy_that_does_not_fit_is_refused_beforehand(
         (["jan", "m.gguf", "--serve"], "runs the model by itself"),
         (["hermes", "m.gguf"], "refuses a context below 64,000 tokens"),
         (["pi", "m.gguf", "--serve", "--dry-run"], "leave one of the two out"),
+        (["hermes", "m.gguf", "--serve"], "refuses a context below 64,000 tokens"),
         (["pi", "m.gguf", "--endpoint", "ftp://x"], "address"),
         (["jan", "m.gguf", "--live"], "--live asks a client's server"),
     ],

@@ -23,7 +23,7 @@ from dfqs.records import readable_text
 from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, check_address
 from dfqs.runtime.template_file import read_template
 from dfqs.targets.catalogue import all_targets, find_target
-from dfqs.targets.contract import LocalModel, Target
+from dfqs.targets.contract import Endpoint, LocalModel, Target
 from dfqs.targets.deploy import (
     DEFAULT_ENDPOINT,
     Asked,
@@ -207,6 +207,10 @@ def _deploy_served(
         raise UsageError(f"--serve is for clients of a server; {target.title} runs the model by itself")
     if dry_run:
         raise UsageError("--serve starts a server, which is more than --dry-run may; leave one of the two out")
+    # What the client would refuse is said before a model is loaded for minutes.
+    trained = files.spec.context_tokens or local.context_tokens
+    expected = Endpoint(DEFAULT_ENDPOINT, local.name, min(local.context_tokens, trained))
+    prepare(target, files, local, Asked(expected, answered=True), placing=placing)
     with serving(port=_free_port()) as server:
         prepared = prepare(target, files, local, Asked(server.endpoint, answered=True), placing=placing)
         _deploy(prepared, live=live, dry_run=False, json_=json_)
