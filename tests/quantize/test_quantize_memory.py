@@ -13,8 +13,9 @@ from dfqs.errors import UsageError
 from dfqs.gguf import GGMLType, encode_header, tensor_length
 from dfqs.model.classes import CLASSES
 from dfqs.quantize.imatrix_file import Accumulated, Imatrix, write_imatrix
+from dfqs.quantize.q8_0 import PIECE_ELEMENTS
 from dfqs.quantize.quantize import quantize
-from dfqs.quantize.slabs import BASE_BYTES, ELEMENT_BYTES, SLAB_ELEMENTS, slab_plan
+from dfqs.quantize.slabs import BASE_BYTES, ELEMENT_BYTES, SLAB_ELEMENTS, Slab, slab_plan
 from dfqs.quantize.work import TensorWork, Work
 from dfqs.runtime import Worker
 from quantize_inputs import model_keys
@@ -40,6 +41,24 @@ def test_slabs_under_way_never_take_more_than_allowed(columns: int, memory_bytes
     assert elements >= columns
     assert elements <= max(SLAB_ELEMENTS, columns)
     assert 1 <= used <= threads
+
+
+@given(st.data(), st.integers(1, 1 << 18), st.integers(1, 40), st.integers(1, 5), st.booleans())
+def test_every_row_of_a_slab_is_converted_once_and_with_the_importance_of_its_own_expert(
+    data: st.DataObject, columns: int, rows: int, experts: int, weighed: bool
+) -> None:
+    tensor = TensorWork("w", (columns, rows, experts), 0, GGMLType.F16, 0, GGMLType.Q4_K, 0, 0)
+    first = data.draw(st.integers(0, tensor.rows - 1))
+    last = data.draw(st.integers(first + 1, tensor.rows))
+    importance = np.arange(experts, dtype=np.float32)[:, None] if weighed else None
+
+    pieces = list(Slab(tensor, first, last, importance).pieces())
+
+    assert [row for start, end, _ in pieces for row in range(start, end)] == list(range(first, last))
+    for start, end, weights in pieces:
+        assert end - start == 1 or (end - start) * columns <= PIECE_ELEMENTS
+        assert (weights is None) is not weighed
+        assert weights is None or {row // rows for row in range(start, end)} == {int(weights[0])}
 
 
 def write_sparse_model(path: Path, tensors: int) -> int:
