@@ -17,7 +17,7 @@ from shard_inputs import sha256, tiny_entries, tiny_tensors, write_shards
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 123456789\n"
 FOREIGN = {
     "a pointer": (POINTER, r"Git LFS pointer to the file with SHA-256 aaaa.*git lfs pull"),
-    "a web page": (b"<!DOCTYPE html><html>Not found", r"a web page.*fetch the model again"),
+    "a web page": (b"<!DOCTYPE html><html>Not found", r"a web page.*fetch that again"),
     "an archive": (b"PK\x03\x04" + b"\1" * 100, "a ZIP archive"),
     "nothing": (b"", "the file is empty"),
     "zeroes": (bytes(9000), "bytes are zero"),
