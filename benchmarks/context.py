@@ -31,11 +31,12 @@ import psutil
 import context_jobs
 from dfqs.evaluate import jobs
 from dfqs.evaluate.conditions import Numerics
-from dfqs.evaluate.context import DOCUMENTS, GrowingDocument, plan_questions
+from dfqs.evaluate.context import GrowingDocument, plan_questions
 from dfqs.evaluate.documents import AskedAnswer, AskedQuestion, DocumentJob
 from dfqs.evaluate.local import LocalAnswerer
 from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.speed import CPU_ONLY
+from dfqs.evaluate.suites import QUICK
 from dfqs.runtime import Worker
 from runtime_functions import WORKER_ENV
 
@@ -46,7 +47,7 @@ ARMS = ("ours", *SERVERS, "ours again", "naive")
 def plan_jobs(model: Path, lengths: list[int], count: int, max_tokens: int) -> list[DocumentJob]:
     """One of each document and length, in the order in which the evaluation asks them."""
     (vocabulary,) = read_context_set().items
-    documents = [GrowingDocument(vocabulary, number) for number in range(DOCUMENTS)]
+    documents = [GrowingDocument(vocabulary, number) for number in range(QUICK.context_documents)]
     with LocalAnswerer(model, threads=1, max_context=max(lengths)) as answerer:
         sizes = {length: [answerer.size(document, length).lines for document in documents] for length in lengths}
     found = []
@@ -169,7 +170,8 @@ def main() -> None:
                 print(f"round {number + 1}: {name} {spent}", file=sys.stderr, flush=True)
         finally:
             os.kill(worker.pid, signal.SIGCONT)
-    print(f"lengths {lengths}, {DOCUMENTS} documents, {len(prompts)} questions, {options.max_tokens} tokens written")
+    size = f"{QUICK.context_documents} documents, {len(prompts)} questions, {options.max_tokens} tokens written"
+    print(f"lengths {lengths}, {size}")
     show(len(prompts), seconds, cpu, results)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from dfqs import __version__
-from dfqs.demo_record import DemoRecord, DemoStep
+from dfqs.demo_record import DemoRecord, DemoStep, describe_scores
 from dfqs.embedded import cached_embedded_model
 from dfqs.errors import FormatError, IntegrityError, UsageError, printable
 from dfqs.evaluate.local import LocalAnswerer
@@ -53,19 +53,22 @@ SAMPLE = Suite(
     "demo",
     reasoning_items=3,
     code_items=3,
-    context_lengths=(1024, 1536),
+    context_lengths=(256, 512),
     context_questions=40,
+    context_documents=16,
     decode_tokens=128,
     decode_repeats=2,
     prefill_tokens=128,
     depth_tokens=0,
+    answer_tokens=160,
     context_written=False,
     likelihood_items=4,
     floor_items=2,
     floor_tokens=130,
 )
 """What the demonstration measures: enough to see how it is done, too little to say anything. Answers about documents
-are chosen by likelihood, so that as many can be asked as the failure boundary needs."""
+are chosen by likelihood, and the documents are short and many: so small a model finds what stands in them, and as many
+questions can be asked as the failure boundary needs."""
 
 
 class Narrator(Protocol):
@@ -342,13 +345,6 @@ def _run(story: _Story, model: ModelFiles, plan: LoadPlan) -> tuple[Answer, Sess
         return answer, session.info
 
 
-def _boundary(report: Report) -> str:
-    tokens, found = report.metrics.failure_boundary_tokens, report.details.boundary
-    if tokens is None or found is None:
-        return "not decided"
-    return f"{'beyond ' if found.censored else ''}{tokens:,} tokens"
-
-
 def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, plan: LoadPlan, directory: Path) -> Report:
     with story.step("Measure it on a small sample") as step:
 
@@ -361,18 +357,8 @@ def _measure(story: _Story, model: ModelFiles, hashes: ModelHashes, plan: LoadPl
         with LocalAnswerer(model, max_context=SAMPLE.context_lengths[-1], order=plan.order) as answerer:
             evaluate(answerer, subject, model, request, directory, draw)
         report = build_report(directory)
-        metrics = report.metrics
-        step.outcome = (
-            f"reasoning {_figure(metrics.reasoning_score)}, code {_figure(metrics.code_score)}, "
-            f"{_figure(metrics.cpu_tokens_per_sec)} tokens/s, failure boundary {_boundary(report)}; "
-            f"{SAMPLE.reasoning_items} items a set, "
-            "far too few to say anything (`dfqs eval` measures more)"
-        )
+        step.outcome = describe_scores(report)
     return report
-
-
-def _figure(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f}"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from dfqs.model.description import ModelDescription
 from dfqs.records import Document, Record
+from dfqs.report.schema import Report
 
 
 class DemoStep(Record):
@@ -59,3 +60,41 @@ class EarlierDemoRecord(Document):
     snapshot: dict[str, str]
     """What the model is: the specification's snapshot table."""
     steps: list[DemoStep]
+
+
+def describe_scores(report: Report) -> str:
+    """What was measured, in a line."""
+    return (
+        f"right: questions about documents {_context(report)}; reasoning {_count(report, 'reasoning')}, code "
+        f"{_count(report, 'code')}; failure boundary {_boundary(report)}; "
+        f"{_figure(report.metrics.cpu_tokens_per_sec)} tokens/s (few questions: `dfqs eval` asks more)"
+    )
+
+
+def _boundary(report: Report) -> str:
+    tokens, found = report.metrics.failure_boundary_tokens, report.details.boundary
+    if tokens is None or found is None:
+        return "not decided"
+    return f"{'beyond ' if found.censored else ''}{tokens:,} tokens"
+
+
+def _count(report: Report, stage: str) -> str:
+    found = getattr(report.details, stage)
+    return "not measured" if found is None else f"{found.right} of {found.n}"
+
+
+def _context(report: Report) -> str:
+    """At each length, beside what guessing gives where answers are chosen."""
+    found = report.details.context
+    if found is None or not found.n:
+        return "not measured"
+    counts = [
+        f"{right} of {n} at {length:,} tokens"
+        for right, n, length in zip(found.right, found.n, found.lengths_tokens, strict=True)
+    ]
+    guessing = "" if found.likelihood is None else f" (guessing: {found.likelihood.chance[0]:.0%})".replace("%", " %")
+    return ", ".join(counts) + guessing
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"

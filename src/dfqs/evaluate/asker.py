@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from dfqs.evaluate.answerer import Answerer, Asking, DocumentSize, LengthFailure, LengthFault
 from dfqs.evaluate.boundary import LengthResult
-from dfqs.evaluate.context import DOCUMENTS, GrowingDocument, Question, is_right, plan_questions
+from dfqs.evaluate.context import GrowingDocument, Question, is_right, plan_questions
 from dfqs.evaluate.prompts import read_context_set
 from dfqs.evaluate.scores import CHOSEN, Completion, LikelihoodScore, ScoredItem, Verdict, judged
 from dfqs.evaluate.stages import CONTEXT
@@ -38,7 +38,7 @@ class Asker:
         self._progress = progress
         self._lengths = sorted({*suite.context_lengths, *lengths})
         self._set = read_context_set()
-        self._documents = [GrowingDocument(self._set.items[0], number) for number in range(DOCUMENTS)]
+        self._documents = [GrowingDocument(self._set.items[0], number) for number in range(suite.context_documents)]
         self._sizes: dict[int, tuple[DocumentSize, ...]] = {}
         self._tried: Counter[int] = Counter()
         """Attempts at each length that ended in a failure."""
@@ -48,13 +48,14 @@ class Asker:
         known = {*lengths, *(int(length) for length in stored if length.isascii() and length.isdigit())}
         # What was there before is reported at once: it tells nothing of the rate.
         self._counted = {length: self._closed(length) for length in sorted(known)}
-        self._read = [max(known, default=0) * self._is_over(document, known) for document in range(DOCUMENTS)]
+        numbers = range(len(self._documents))
+        self._read = [max(known, default=0) * self._is_over(document, known) for document in numbers]
         """Tokens of each document that were read, or need not be."""
         self._tell(next(iter(lengths), 0))
 
     def measure_curve(self, lengths: Sequence[int]) -> None:
         """Ask what is still open at each length: first all lengths of one document, so that it is read once."""
-        for number in range(DOCUMENTS):
+        for number in range(len(self._documents)):
             for length in lengths:
                 if self._failure(length) is None:
                     try:
@@ -172,7 +173,7 @@ class Asker:
         if length not in self._sizes:
             stored = self._store.get(CONTEXT, f"{length}/plan")
             if stored is not None:
-                tokens = stored["document_tokens"] or [None] * DOCUMENTS
+                tokens = stored["document_tokens"] or [None] * len(self._documents)
                 pairs = zip(stored["document_lines"], tokens, strict=True)
                 self._sizes[length] = tuple(DocumentSize(*pair) for pair in pairs)
             else:
@@ -220,7 +221,7 @@ class Asker:
         questions = len(self._counted) * self._suite.context_questions
         asked = min(sum(self._counted.values()), questions)
         longest = max(self._counted, default=0)
-        total = DOCUMENTS * longest + QUESTION_WORK_TOKENS * questions
+        total = len(self._documents) * longest + QUESTION_WORK_TOKENS * questions
         done = sum(min(tokens, longest) for tokens in self._read) + QUESTION_WORK_TOKENS * asked
         where = f"{length:,} tokens{detail}, {asked} of {questions} questions"
         # What failed was not read, and needs no more.

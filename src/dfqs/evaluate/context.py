@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 
 from dfqs.evaluate.prompts import ContextVocabulary
 
-DOCUMENTS = 2
-"""At each length."""
 DEPTHS = 5
 SINGLE, KEYS, CHAIN, COUNT = KINDS = ("single", "keys", "chain", "count")
 LINES = 7

@@ -4,7 +4,7 @@ Every answer is stored before the next is asked for.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,14 @@ class ItemSet:
     stage: str
     set_: PromptSet[Any]
     count: int
+    most_tokens: int | None = None
+    """Longest answer, where that is less than the set's own."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest answer."""
+        own: int = self.set_.entry.max_tokens
+        return own if self.most_tokens is None else min(own, self.most_tokens)
 
     @property
     def items(self) -> Sequence[Item]:
@@ -77,7 +85,7 @@ def item_sets(suite: Suite) -> tuple[ItemSet, ...]:
         sets.append(ItemSet(TOOLS, read_tool_set(), suite.tool_items))
     if suite.profile_items:
         sets.append(ItemSet(PROFILE, read_profile_set(), suite.profile_items))
-    return tuple(sets)
+    return tuple(replace(each, most_tokens=suite.answer_tokens) for each in sets)
 
 
 def frozen_hashes() -> dict[str, str]:
@@ -116,7 +124,7 @@ def measure_items(
 def _ask(answerer: Answerer, set_: ItemSet, item: Item, progress: Progress) -> Completion:
     beside = isinstance(item, ToolItem) and answerer.info.offers_tools
     tools = item.tools if isinstance(item, ToolItem) and beside else ()
-    return answerer.complete(set_.prompt(item, beside), set_.set_.entry.max_tokens, progress, tools)
+    return answerer.complete(set_.prompt(item, beside), set_.max_tokens, progress, tools)
 
 
 def _scorer(item: Item, sandbox: Sandbox | None) -> Callable[[Completion], ScoredItem]:

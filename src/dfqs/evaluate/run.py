@@ -15,7 +15,6 @@ from dfqs.evaluate.answerer import Answerer, LikelihoodAnswerer
 from dfqs.evaluate.asker import Asker
 from dfqs.evaluate.boundary import REFINE_STEPS, Boundary, find_boundary
 from dfqs.evaluate.conditions import ScoreConditions
-from dfqs.evaluate.context import DOCUMENTS
 from dfqs.evaluate.items import item_sets, measure_items, why_no_humaneval
 from dfqs.evaluate.near_misses import set_hash
 from dfqs.evaluate.preference import OTHER_NUMERICS, measure_floor, measure_preferences, preference_items
@@ -102,11 +101,11 @@ class Request:
         questions = (len(lengths) + bisections) * suite.context_questions
         repeats = suite.decode_repeats if SPEED in stages else 0
         thinking = self.thinking_tokens or 0
-        generated = sum(each.count * (each.set_.entry.max_tokens + thinking) for each in sets)
+        generated = sum(each.count * (each.max_tokens + thinking) for each in sets)
         generated += questions * (context_cap + thinking) * suite.context_written
         generated += repeats * (suite.decode_tokens + DEPTH_DECODE_TOKENS)
         read = sum(each.count * PROMPT_TOKENS for each in sets)
-        read += max(lengths, default=0) * DOCUMENTS * (1 + bisections) + questions * QUESTION_TOKENS
+        read += max(lengths, default=0) * suite.context_documents * (1 + bisections) + questions * QUESTION_TOKENS
         given = suite.likelihood_items if LIKELIHOOD in stages else 0
         given += suite.floor_items * len(OTHER_NUMERICS) if FLOOR in stages else 0
         read += given * REASONING_SETS * PROMPT_TOKENS + (suite.floor_tokens * FLOOR_PASSES if FLOOR in stages else 0)
@@ -225,7 +224,8 @@ def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | No
     """What the scores will depend on, besides the model."""
     suite, info = request.sized, answerer.info
     sets = item_sets(suite)
-    entries = [*(each.set_.entry for each in sets), read_context_set().entry]
+    context = read_context_set().entry
+    entries = [*(each.set_.entry for each in sets), context]
     prompt_sets = {entry.name: entry.set_sha256 for entry in entries}
     items = {**{each.set_.name: each.count for each in sets}, CONTEXT: suite.context_questions}
     if suite.likelihood_items and isinstance(answerer, LikelihoodAnswerer):
@@ -236,7 +236,7 @@ def score_conditions(answerer: Answerer, request: Request, sandbox: Sandbox | No
         prompt_sets=prompt_sets,
         items=items,
         context_lengths=request.lengths,
-        max_tokens={entry.name: entry.max_tokens for entry in entries},
+        max_tokens={**{each.set_.name: each.max_tokens for each in sets}, context.name: context.max_tokens},
         thinking=info.thinking,
         thinking_tokens=request.thinking_tokens,
         tools="template" if info.offers_tools else None,

@@ -24,6 +24,10 @@ class Suite:
     prefill_tokens: int
     depth_tokens: int
     """Where the rate at depth is measured."""
+    answer_tokens: int | None = None
+    """Longest answer, where that is less than the set's own; None: as the set has it."""
+    context_documents: int = 2
+    """At each length; a short one has room for few questions, so many of them are asked about."""
     context_written: bool = True
     """Whether answers about documents are written, where they can be chosen by likelihood: that takes less time, and
     tells something of models that write none that is right."""
