@@ -52,8 +52,12 @@ class SafeConsole:
 
     @property
     def can_redraw(self) -> bool:
-        """Whether a line can be drawn over."""
-        return self.is_terminal and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+        """Whether a line can be drawn over, and styles are understood."""
+        kind = os.environ.get("TERM", "").lower()
+        if os.name == "nt" and not kind and "WT_SESSION" not in os.environ:
+            # The console of Windows, but for its newer Terminal, prints what others obey.
+            return False
+        return self.is_terminal and kind not in ("dumb", "unknown")
 
     @property
     def is_ascii(self) -> bool:
