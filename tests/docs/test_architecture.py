@@ -217,6 +217,12 @@ def test_a_mechanism_has_one_place_so_that_a_second_one_is_noticed(pattern: str)
     assert found <= ONE_PLACE[pattern]
 
 
+def test_one_module_of_the_command_line_makes_json_so_that_every_document_begins_with_its_schema() -> None:
+    makers = {path.name for path in (SOURCE / "cli").rglob("*.py") if re.search(r"json\.dumps?\(", text_of(path))}
+
+    assert makers == {"output.py"}
+
+
 @pytest.mark.thorough
 def test_the_native_library_is_imported_by_workers_only() -> None:
     wrong = [
