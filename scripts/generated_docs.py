@@ -18,7 +18,7 @@ ORDER = (
     *("on_demand", "errors", "units", "progress", "cache", "storage", "config", "seal", "records", "receipts"),
     *("gguf", "model", "shards", "inplace", "pull", "integrity", "find"),
     *("control_groups", "processors", "hardware", "energy", "figure"),
-    *("runtime", "streaming", "quantize", "routing", "planning", "evaluate", "report", "targets"),
+    *("runtime", "streaming", "serving", "quantize", "routing", "planning", "evaluate", "report", "targets"),
     *("embedded", "demo_record", "demo", "cli", "__main__"),
 )
 

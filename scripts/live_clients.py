@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfqs.runtime.witness import Witness, Witnessed
+from dfqs.serving.witness import Witness, Witnessed
 from dfqs.targets.catalogue import find_target
 from dfqs.targets.contract import Endpoint, LocalModel
 from dfqs.targets.look import read_site

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.runtime import Worker
-from dfqs.runtime.engine import EngineListening, ServerSettings, run_server
 from dfqs.runtime.loading import InMemory, StreamFigures
+from dfqs.serving.engine import EngineListening, ServerSettings, run_server
 from runtime_functions import WORKER_ENV
 
 

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfqs.runtime.admission import Admission, make_admission
-from dfqs.runtime.api_key import make_key
-from dfqs.runtime.dispatch import Dispatch, DispatchLimits, Inspect
-from dfqs.runtime.engine_state import EngineState
-from dfqs.runtime.front import Front, FrontLimits
+from dfqs.serving.admission import Admission, make_admission
+from dfqs.serving.api_key import make_key
+from dfqs.serving.dispatch import Dispatch, DispatchLimits, Inspect
+from dfqs.serving.engine_state import EngineState
+from dfqs.serving.front import Front, FrontLimits
 
 JSON_POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 

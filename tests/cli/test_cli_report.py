@@ -155,7 +155,7 @@ def test_what_was_asked_before_is_no_part_of_the_rate(tmp_path: Path) -> None:
 def test_a_name_with_markup_or_escapes_neither_stops_nor_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("dfqs.runtime.client.Client.models", lambda self: (name,))
+    monkeypatch.setattr("dfqs.serving.client.Client.models", lambda self: (name,))
     with serve(oracle()) as endpoint:
         arguments = ["--endpoint", endpoint.url, "-o", str(tmp_path), "--only", "reasoning", "--limit", "1"]
         assert run(["eval", *arguments]) == 0

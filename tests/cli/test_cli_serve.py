@@ -23,10 +23,10 @@ from dfqs.cli.serve import plan_serving
 from dfqs.errors import NetworkError
 from dfqs.gguf import GGMLType, TensorSource, read_header, string, write_gguf
 from dfqs.runtime import Worker
-from dfqs.runtime.addresses import check_address, is_loopback
 from dfqs.runtime.checks import check_model
-from dfqs.runtime.client import Client
-from dfqs.runtime.engine import ServerSettings
+from dfqs.serving.addresses import check_address, is_loopback
+from dfqs.serving.client import Client
+from dfqs.serving.engine import ServerSettings
 from runtime_functions import WORKER_ENV
 
 PROMPTS = ("The capital of France is", "def add(a, b):\n", "Once upon a time, in a small town")

@@ -27,6 +27,7 @@ LAYERS = (
     ("figure",),
     ("runtime",),
     ("streaming",),
+    ("serving",),
     ("quantize",),
     ("routing",),
     ("planning",),
@@ -52,9 +53,9 @@ SOCKET_MODULES = {
     "http.server",
     "huggingface_hub",
 }
-SOCKETS_ALLOWED = ("pull/", "runtime/", "report/publish", "report/hub_card.py")
+SOCKETS_ALLOWED = ("pull/", "runtime/", "serving/", "report/publish", "report/hub_card.py")
 """The last has huggingface_hub's classes of what a card says; nothing of them connects."""
-SUBPROCESS_ALLOWED = ("runtime/", "evaluate/sandbox", "hardware.py", "targets/", "embedded")
+SUBPROCESS_ALLOWED = ("runtime/", "serving/", "evaluate/sandbox", "hardware.py", "targets/", "embedded")
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 

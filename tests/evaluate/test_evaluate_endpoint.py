@@ -26,7 +26,7 @@ from dfqs.progress import no_progress
 from dfqs.report.markdown import render_markdown
 from dfqs.report.record import build_report
 from dfqs.report.schema import SCHEMA_FILE, Report
-from dfqs.runtime.client import Client
+from dfqs.serving.client import Client
 from evaluate_server import Answer, Reply, oracle, serve
 
 ALL = (REASONING, CODE, CONTEXT, BOUNDARY)

@@ -24,7 +24,7 @@ from dfqs.evaluate.store import Subject
 from dfqs.evaluate.suites import QUICK
 from dfqs.progress import no_progress
 from dfqs.report.record import build_report
-from dfqs.runtime.refusals import is_context_refusal, read_refusal
+from dfqs.serving.refusals import is_context_refusal, read_refusal
 from evaluate_server import Reply, oracle, serve
 
 

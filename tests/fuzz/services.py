@@ -15,8 +15,8 @@ from typing import Any
 from dfqs.errors import DfqsError
 from dfqs.inplace import abort_merge, merge_inplace, plan_inplace, resume_merge
 from dfqs.inplace.journal import journal_path, unfinished_beside
-from dfqs.runtime.client import Client
 from dfqs.runtime.rendering import Renderer, RenderLimits
+from dfqs.serving.client import Client
 from dfqs.shards import plan_merge
 from dfqs.storage.disk import Disk, LocalDisk
 from fuzz.mutate import RAW, STRINGS, mutate_bytes, mutate_lines

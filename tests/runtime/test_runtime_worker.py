@@ -284,7 +284,7 @@ def test_a_function_that_a_worker_cannot_import_is_refused_by_its_caller(worker:
 def test_jobs_are_imported_by_their_callers_without_the_native_library() -> None:
     jobs = "dfqs.evaluate.jobs, dfqs.evaluate.speed, dfqs.quantize.execute, dfqs.quantize.imatrix, "
     jobs += "dfqs.quantize.perplexity, dfqs.routing.load, dfqs.routing.pressure, dfqs.runtime.conversation, "
-    jobs += "dfqs.runtime.memory, dfqs.runtime.server"
+    jobs += "dfqs.runtime.memory, dfqs.serving.server"
     script = f"import {jobs}, sys; maps = open('/proc/self/maps').read()\n"
     script += "print('xllamacpp' in sys.modules or 'xllamacpp' in maps or 'libgomp' in maps)"
 

@@ -20,12 +20,12 @@ from dfqs.errors import RuntimeFailure
 from dfqs.gguf import read_header
 from dfqs.integrity.manifest import make_manifest, manifest_path
 from dfqs.records import write_json
-from dfqs.runtime import server_watch
-from dfqs.runtime.engine import ServerSettings
 from dfqs.runtime.loading import InMemory, StreamFigures
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.server import limits_of
-from dfqs.runtime.stream_metrics import format_metrics
+from dfqs.serving import server_watch
+from dfqs.serving.engine import ServerSettings
+from dfqs.serving.server import limits_of
+from dfqs.serving.stream_metrics import format_metrics
 from dfqs.streaming.budget import Streamed
 from dfqs.streaming.layout import plan_layout
 from dfqs.streaming.settings import StreamSettings

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import RuntimeFailure, UsageError
-from dfqs.runtime.client import Client
-from dfqs.runtime.witness import Witness
+from dfqs.serving.client import Client
+from dfqs.serving.witness import Witness
 from dfqs.targets.catalogue import find_target
 from dfqs.targets.contract import Endpoint, LocalModel
 from dfqs.targets.live import prove_live

@@ -20,8 +20,8 @@ from dfqs.cli.source import find_kept_path, is_local, kept_path, obtain_model, o
 from dfqs.errors import NetworkError, RuntimeFailure, UsageError, printable
 from dfqs.model.files import ModelFiles, open_model
 from dfqs.records import readable_text
-from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, check_address
 from dfqs.runtime.template_file import read_template
+from dfqs.serving.addresses import DEFAULT_HOST, DEFAULT_PORT, check_address
 from dfqs.targets.catalogue import all_targets, find_target
 from dfqs.targets.contract import Endpoint, LocalModel, Target
 from dfqs.targets.deploy import (

@@ -45,18 +45,18 @@ from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError, printable
 from dfqs.model.files import ModelFiles
 from dfqs.planning.use import Start, choose_start
-from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
-from dfqs.runtime.api_key import make_key
-from dfqs.runtime.client import Client
-from dfqs.runtime.engine import PromptCache, ServeLimits
-from dfqs.runtime.inspection import templates_of
 from dfqs.runtime.memory import measure_memory
-from dfqs.runtime.prompt_keeper import owner_of
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.server import Listeners, Listening, ServerSettings, serve
-from dfqs.runtime.supervision import Restarting
 from dfqs.runtime.template_file import read_template
 from dfqs.runtime.worker import Worker
+from dfqs.serving.addresses import DEFAULT_HOST, DEFAULT_PORT, is_loopback
+from dfqs.serving.api_key import make_key
+from dfqs.serving.client import Client
+from dfqs.serving.engine import PromptCache, ServeLimits
+from dfqs.serving.inspection import templates_of
+from dfqs.serving.prompt_keeper import owner_of
+from dfqs.serving.server import Listeners, Listening, ServerSettings, serve
+from dfqs.serving.supervision import Restarting
 from dfqs.streaming.budget import LoadPlan
 from dfqs.units import format_bytes, format_number_of
 

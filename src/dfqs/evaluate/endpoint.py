@@ -12,7 +12,7 @@ from dfqs.evaluate.scores import Completion
 from dfqs.evaluate.thoughts import split_thinking
 from dfqs.evaluate.tool_offers import Tool
 from dfqs.progress import Progress, Tell, no_progress, untold
-from dfqs.runtime.client import Client
+from dfqs.serving.client import Client
 from dfqs.units import format_duration
 
 CHARACTERS_PER_TOKEN = 24

@@ -81,7 +81,7 @@ class ServerCompanion(Protocol):
 
     @property
     def callback(self) -> int:
-        """Address of the function that must see every graph (see `dfqs.runtime.server_watch`)."""
+        """Address of the function that must see every graph (see `dfqs.serving.server_watch`)."""
         ...
 
     def loading(self) -> AbstractContextManager[object]:

@@ -8,7 +8,7 @@ from typing import Literal
 from dfqs.errors import EndpointError, UsageError
 from dfqs.model.files import ModelFiles
 from dfqs.progress import Progress, no_progress
-from dfqs.runtime.client import Client
+from dfqs.serving.client import Client
 from dfqs.targets.contract import Endpoint, LocalModel, Placed, Rendering, Site, Target, Way
 from dfqs.targets.kept import Deployment, kept_at, read_deployment
 from dfqs.targets.listing import why_blocked

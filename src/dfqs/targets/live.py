@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfqs.errors import UsageError
-from dfqs.runtime.witness import Witness, Witnessed
+from dfqs.serving.witness import Witness, Witnessed
 from dfqs.targets.contract import Endpoint, LocalModel, Target
 from dfqs.targets.kept import Deployment
 from dfqs.targets.look import look_at_all, read_site

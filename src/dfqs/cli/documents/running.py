@@ -9,7 +9,7 @@ from dfqs.records import Document, Record, Text, is_null
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.loading import StreamFigures
 from dfqs.runtime.requests import Answer, Sampling
-from dfqs.runtime.server import Listening, ServerSettings
+from dfqs.serving.server import Listening, ServerSettings
 
 
 class RunSettings(Record):

@@ -5,7 +5,7 @@ import contextlib
 import re
 from collections.abc import Callable
 
-from dfqs.runtime.http_head import HEAD_LIMIT_BYTES, HttpRefusal, RequestHead
+from dfqs.serving.http_head import HEAD_LIMIT_BYTES, HttpRefusal, RequestHead
 
 _PIECE = 64 << 10
 _CHUNK_LINE = re.compile(rb"[0-9A-Fa-f]{1,8}")

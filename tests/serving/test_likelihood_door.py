@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dfqs.evaluate.likelihood import LikelihoodSession
-from dfqs.runtime.engine import ServerSettings
-from dfqs.runtime.http_head import HttpRefusal, RequestHead, parse_request_head
-from dfqs.runtime.likelihood_door import LikelihoodDoor
+from dfqs.serving.engine import ServerSettings
+from dfqs.serving.http_head import HttpRefusal, RequestHead, parse_request_head
+from dfqs.serving.likelihood_door import LikelihoodDoor
 from front_server import fronted, status
 from harness_inputs import items
 

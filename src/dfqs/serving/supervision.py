@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dfqs.errors import DfqsError, RuntimeFailure, WorkerCrash
-from dfqs.runtime.engine import EngineFailed, EngineListening, ServerSettings, run_server
-from dfqs.runtime.engine_state import EngineState
 from dfqs.runtime.log_lines import server_errors
-from dfqs.runtime.stall import StallClock, StallWatch
 from dfqs.runtime.worker import Worker
+from dfqs.serving.engine import EngineFailed, EngineListening, ServerSettings, run_server
+from dfqs.serving.engine_state import EngineState
+from dfqs.serving.stall import StallClock, StallWatch
 from dfqs.storage.identity import FileStamp
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.runtime.http_head import (
+from dfqs.serving.http_head import (
     HEAD_LIMIT_BYTES,
     HOP_BY_HOP,
     HttpRefusal,

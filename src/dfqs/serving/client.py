@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfqs.errors import EndpointError, EndpointFault, UsageError, printable
-from dfqs.runtime.exchange import Bounds, Exchange, Response, parse_address
-from dfqs.runtime.refusals import is_context_refusal, read_refusal
 from dfqs.runtime.requests import Message
+from dfqs.serving.exchange import Bounds, Exchange, Response, parse_address
+from dfqs.serving.refusals import is_context_refusal, read_refusal
 from dfqs.storage.closing import Closing
 
 RESPONSE_LIMIT_BYTES = 64 << 20

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from dfqs.errors import UsageError
-from dfqs.runtime.http_head import HttpRefusal, RequestHead
+from dfqs.serving.http_head import HttpRefusal, RequestHead
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 _OPEN = ("/health", "/v1/health")

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from dfqs.errors import DfqsError
-from dfqs.runtime.body_rules import BodyRules
-from dfqs.runtime.engine_state import EngineState
-from dfqs.runtime.http_head import HttpRefusal, RequestHead, format_head
-from dfqs.runtime.metrics import format_rows
-from dfqs.runtime.upstream import WRITE_STALL_S, Relay, Unreachable, fetch, format_event
+from dfqs.serving.body_rules import BodyRules
+from dfqs.serving.engine_state import EngineState
+from dfqs.serving.http_head import HttpRefusal, RequestHead, format_head
+from dfqs.serving.metrics import format_rows
+from dfqs.serving.upstream import WRITE_STALL_S, Relay, Unreachable, fetch, format_event
 
 Inspect = Callable[[RequestHead, Mapping[str, Any]], Awaitable[None]]
 """Looks at a request and at what its body says, before the model's server does; an `HttpRefusal` that it raises is the

@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 
 from dfqs.errors import RuntimeFailure, WorkerCrash
-from dfqs.runtime.engine import EngineFailed, EngineListening, ServeLimits, ServerSettings
-from dfqs.runtime.engine_state import EngineState
-from dfqs.runtime.supervision import Restarting, Supervision
 from dfqs.runtime.worker import Worker
+from dfqs.serving.engine import EngineFailed, EngineListening, ServeLimits, ServerSettings
+from dfqs.serving.engine_state import EngineState
+from dfqs.serving.supervision import Restarting, Supervision
 
 Life = Callable[[Any, EngineState], None]
 
@@ -70,7 +70,7 @@ def stops(hear: Any, state: EngineState) -> None:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqs.runtime.supervision.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("dfqs.serving.supervision.time.sleep", lambda _seconds: None)
 
 
 def supervise(

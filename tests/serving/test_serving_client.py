@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dfqs.errors import NetworkError, UsageError
-from dfqs.runtime import client as client_module
-from dfqs.runtime.client import Client, TokenLogprob
+from dfqs.serving import client as client_module
+from dfqs.serving.client import Client, TokenLogprob
 
 ANSWER = {
     "choices": [

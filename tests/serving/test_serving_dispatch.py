@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dfqs.runtime.dispatch import DispatchLimits
+from dfqs.serving.dispatch import DispatchLimits
 from front_server import Fronted, fronted, read_all, status
 
 

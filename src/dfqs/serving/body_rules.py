@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfqs.errors import FormatError
-from dfqs.runtime.http_head import HttpRefusal, RequestHead
+from dfqs.serving.http_head import HttpRefusal, RequestHead
 from dfqs.storage.documents import parse_json
 
 ALTERNATIVES_LIMIT = 100

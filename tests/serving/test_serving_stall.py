@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dfqs.runtime.stall import StallClock, Work, read_work
+from dfqs.serving.stall import StallClock, Work, read_work
 
 IDLE = Work(10.0, 0)
 

@@ -16,14 +16,14 @@ from urllib.parse import unquote
 
 from dfqs.errors import DfqsError, NonFiniteLogits, SpaceError, UsageError
 from dfqs.hardware import available_memory_bytes
-from dfqs.runtime.engine import ServerSettings
-from dfqs.runtime.http_head import HttpRefusal, RequestHead
 from dfqs.runtime.loading import InMemory
 from dfqs.runtime.logprobs import TokenScore
 from dfqs.runtime.scoring import Continuation, ContinuationScore, Scorer, ScoringSettings
 from dfqs.runtime.scoring_text import encode
 from dfqs.runtime.worker import Worker
 from dfqs.runtime.worker_context import WorkerContext
+from dfqs.serving.engine import ServerSettings
+from dfqs.serving.http_head import HttpRefusal, RequestHead
 from dfqs.units import format_bytes
 
 PATHS = ("/v1/completions", "/completions")

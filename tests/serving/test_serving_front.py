@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfqs.runtime.front import FrontLimits
+from dfqs.serving.front import FrontLimits
 from front_server import JSON_POST, Fronted, fronted, read_all, status
 
 TIGHT = FrontLimits(

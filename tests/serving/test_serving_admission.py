@@ -3,8 +3,8 @@
 import pytest
 
 from dfqs.errors import UsageError
-from dfqs.runtime.admission import host_name, make_admission
-from dfqs.runtime.http_head import HttpRefusal, RequestHead, parse_request_head
+from dfqs.serving.admission import host_name, make_admission
+from dfqs.serving.http_head import HttpRefusal, RequestHead, parse_request_head
 
 
 def request(host: str = "localhost", **headers: str) -> RequestHead:

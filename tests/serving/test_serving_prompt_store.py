@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import IntegrityError, UsageError
-from dfqs.runtime.dispatch import read_lengths
-from dfqs.runtime.prompt_store import KeptPrompt, PromptStore
+from dfqs.serving.dispatch import read_lengths
+from dfqs.serving.prompt_store import KeptPrompt, PromptStore
 
 OWNER = hashlib.sha256(b"model and settings").hexdigest()
 CACHES = bytes(range(256)) * 40

@@ -11,15 +11,15 @@ from typing import Any
 
 from dfqs.errors import RuntimeFailure
 from dfqs.runtime import abi
-from dfqs.runtime.addresses import DEFAULT_HOST, DEFAULT_PORT
 from dfqs.runtime.choice import PACKAGE, find_wheel
 from dfqs.runtime.given_template import GivenTemplate
 from dfqs.runtime.library import bind_library
 from dfqs.runtime.loading import InMemory, LoadOrder, ServerCompanion
 from dfqs.runtime.model import choice_of
 from dfqs.runtime.requests import ContextSettings
-from dfqs.runtime.server_watch import lock_left_while_waiting, watch_graphs
 from dfqs.runtime.worker_context import WorkerContext
+from dfqs.serving.addresses import DEFAULT_HOST, DEFAULT_PORT
+from dfqs.serving.server_watch import lock_left_while_waiting, watch_graphs
 
 DETERMINISTIC_SEED = 0
 _LOOK_S = 0.25
@@ -48,7 +48,7 @@ class ServeLimits:
 
 @dataclass(frozen=True, slots=True)
 class PromptCache:
-    """Where computed prompts outlive the server; see `dfqs.runtime.prompt_keeper`."""
+    """Where computed prompts outlive the server; see `dfqs.serving.prompt_keeper`."""
 
     directory: Path
     limit_bytes: int
@@ -73,11 +73,11 @@ class ServerSettings:
     parallel: int = 1
     api_key: str | None = None
     templates: tuple[str, ...] = ()
-    """The model's chat templates; see `dfqs.runtime.inspection.templates_of`."""
+    """The model's chat templates; see `dfqs.serving.inspection.templates_of`."""
     given_template: GivenTemplate | None = None
     """In place of those."""
     allow_hosts: tuple[str, ...] = ()
-    """Further names that clients may call the server by; see `dfqs.runtime.admission`."""
+    """Further names that clients may call the server by; see `dfqs.serving.admission`."""
     allow_origins: tuple[str, ...] = ()
     speed: ContextSettings | None = None
     """What of a context is set for speed; None: llama-server's own. Its length is `context_tokens`."""

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dfqs.errors import EndpointError, EndpointFault, UsageError
-from dfqs.runtime import client as client_module
-from dfqs.runtime.client import Client
-from dfqs.runtime.exchange import parse_address
+from dfqs.serving import client as client_module
+from dfqs.serving.client import Client
+from dfqs.serving.exchange import parse_address
 from memory_limits import LIMIT_BYTES, peak_under_limit
 
 MESSAGES = [{"role": "user", "content": "q"}]
@@ -124,7 +124,7 @@ def test_whatever_comes_in_great_amounts_ends_at_the_byte_limit(
 )
 def test_a_flood_costs_bounded_memory(head: Any, piece: Any) -> None:
     code = (
-        "import sys\nfrom dfqs.errors import EndpointError\nfrom dfqs.runtime.client import Client\n"
+        "import sys\nfrom dfqs.errors import EndpointError\nfrom dfqs.serving.client import Client\n"
         "for take in (None, lambda _text: None):\n"
         "    try:\n        with Client({url!r}) as client:\n"
         "            client.chat([{{'role': 'user', 'content': 'q'}}], max_tokens=8, on_text=take)\n"

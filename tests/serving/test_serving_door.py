@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dfqs.errors import UsageError
-from dfqs.runtime.admission import make_admission
-from dfqs.runtime.api_key import make_key
-from dfqs.runtime.body_rules import ALTERNATIVES_LIMIT, CONTAINERS_LIMIT, GRAMMAR_DEPTH_LIMIT, PROMPTS_LIMIT
+from dfqs.serving.admission import make_admission
+from dfqs.serving.api_key import make_key
+from dfqs.serving.body_rules import ALTERNATIVES_LIMIT, CONTAINERS_LIMIT, GRAMMAR_DEPTH_LIMIT, PROMPTS_LIMIT
 from front_server import JSON_POST, Fronted, fronted, status
 
 KEY = "s3cret"

@@ -1,7 +1,7 @@
 """Streaming as `/metrics` tells it, beside what llama-server tells."""
 
 from dfqs.runtime.loading import StreamFigures
-from dfqs.runtime.metrics import format_rows
+from dfqs.serving.metrics import format_rows
 
 
 def format_metrics(figures: StreamFigures) -> bytes:

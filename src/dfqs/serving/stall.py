@@ -17,7 +17,7 @@ from typing import Self
 
 import psutil
 
-from dfqs.runtime.engine_call import call_engine
+from dfqs.serving.engine_call import call_engine
 
 LONGEST_BATCH_S = 3600.0
 """A loop without end takes processor time. A batch of 2,048 tokens that reads all experts of a 62 GB model four times

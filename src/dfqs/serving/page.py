@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfqs.runtime.engine_call import call_engine
+from dfqs.serving.engine_call import call_engine
 
 _TIMEOUT_S = 10.0
 _LIMIT_BYTES = 8 << 20

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dfqs.errors import FormatError, RuntimeFailure
-from dfqs.runtime.addresses import urls_of
-from dfqs.runtime.front import FrontLimits
-from dfqs.runtime.http_head import HttpRefusal, parse_request_head
-from dfqs.runtime.inspection import NO_TEMPLATE, ChatInspection, templates_of
-from dfqs.runtime.page import own_pages, with_tools_off
 from dfqs.runtime.rendering import Renderer, RenderLimits, TemplateExcess
+from dfqs.serving.addresses import urls_of
+from dfqs.serving.front import FrontLimits
+from dfqs.serving.http_head import HttpRefusal, parse_request_head
+from dfqs.serving.inspection import NO_TEMPLATE, ChatInspection, templates_of
+from dfqs.serving.page import own_pages, with_tools_off
 from front_server import JSON_POST, fronted, status
 
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"

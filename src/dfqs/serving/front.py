@@ -17,13 +17,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfqs.runtime.admission import Admission
-from dfqs.runtime.api_key import ApiKey
-from dfqs.runtime.dispatch import Asked, Dispatch
-from dfqs.runtime.http_head import HttpRefusal, RequestHead, format_head, parse_request_head
-from dfqs.runtime.incoming import Gone, Incoming
-from dfqs.runtime.page import Page
-from dfqs.runtime.upstream import WRITE_STALL_S
+from dfqs.serving.admission import Admission
+from dfqs.serving.api_key import ApiKey
+from dfqs.serving.dispatch import Asked, Dispatch
+from dfqs.serving.http_head import HttpRefusal, RequestHead, format_head, parse_request_head
+from dfqs.serving.incoming import Gone, Incoming
+from dfqs.serving.page import Page
+from dfqs.serving.upstream import WRITE_STALL_S
 
 _DRAIN_LOOK_S = 0.05
 _AT_ONCE = 64

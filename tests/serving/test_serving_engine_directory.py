@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dfqs.runtime.engine_directory import engine_directory
+from dfqs.serving.engine_directory import engine_directory
 
 HOLD = """
 import sys
-from dfqs.runtime.engine_directory import engine_directory
+from dfqs.serving.engine_directory import engine_directory
 with engine_directory() as directory:
     print(directory, flush=True)
     sys.stdin.read()

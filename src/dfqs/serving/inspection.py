@@ -13,10 +13,10 @@ from urllib.parse import unquote
 from dfqs.errors import FormatError, RuntimeFailure
 from dfqs.model.spec import CHAT_TEMPLATE
 from dfqs.records import parse_json
-from dfqs.runtime.http_head import HttpRefusal, RequestHead
 from dfqs.runtime.messages import MODELS_OWN, TemplateDropsMessage
 from dfqs.runtime.rendering import Renderer, TemplateExcess
 from dfqs.runtime.template_probes import PROBES, USER
+from dfqs.serving.http_head import HttpRefusal, RequestHead
 
 NO_TEMPLATE = (
     "this model has no chat template, so it cannot converse; /v1/completions continues a text with it, and "

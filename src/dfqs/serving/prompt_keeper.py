@@ -17,10 +17,10 @@ from typing import Any
 from dfqs.errors import DfqsError
 from dfqs.model.files import ModelFiles
 from dfqs.runtime.choice import installed_version
-from dfqs.runtime.dispatch import Dispatch
-from dfqs.runtime.engine import ServerSettings
-from dfqs.runtime.engine_call import call_engine
-from dfqs.runtime.prompt_store import KeptPrompt, PromptStore
+from dfqs.serving.dispatch import Dispatch
+from dfqs.serving.engine import ServerSettings
+from dfqs.serving.engine_call import call_engine
+from dfqs.serving.prompt_store import KeptPrompt, PromptStore
 
 DEFAULT_BATCH_TOKENS = 512
 """Of llama-server (`n_ubatch`)."""

@@ -10,24 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dfqs.runtime.addresses import is_loopback, listen, urls_of
-from dfqs.runtime.admission import make_admission
-from dfqs.runtime.api_key import make_key
-from dfqs.runtime.body_rules import BodyRules
-from dfqs.runtime.dispatch import Dispatch, DispatchLimits
-from dfqs.runtime.engine import EngineListening, ServerSettings
-from dfqs.runtime.engine_directory import engine_directory
-from dfqs.runtime.engine_state import EngineState
-from dfqs.runtime.front import Front, FrontLimits
-from dfqs.runtime.inspection import ChatInspection
-from dfqs.runtime.likelihood_door import LikelihoodDoor
 from dfqs.runtime.loading import StreamFigures
-from dfqs.runtime.page import own_pages
-from dfqs.runtime.prompt_keeper import PromptKeeper
-from dfqs.runtime.prompt_store import PromptStore
-from dfqs.runtime.stream_metrics import format_metrics
-from dfqs.runtime.supervision import Restarting, Supervision
 from dfqs.runtime.worker import Worker
+from dfqs.serving.addresses import is_loopback, listen, urls_of
+from dfqs.serving.admission import make_admission
+from dfqs.serving.api_key import make_key
+from dfqs.serving.body_rules import BodyRules
+from dfqs.serving.dispatch import Dispatch, DispatchLimits
+from dfqs.serving.engine import EngineListening, ServerSettings
+from dfqs.serving.engine_directory import engine_directory
+from dfqs.serving.engine_state import EngineState
+from dfqs.serving.front import Front, FrontLimits
+from dfqs.serving.inspection import ChatInspection
+from dfqs.serving.likelihood_door import LikelihoodDoor
+from dfqs.serving.page import own_pages
+from dfqs.serving.prompt_keeper import PromptKeeper
+from dfqs.serving.prompt_store import PromptStore
+from dfqs.serving.stream_metrics import format_metrics
+from dfqs.serving.supervision import Restarting, Supervision
 
 __all__ = ["Listeners", "Listening", "ServerSettings", "serve"]
 

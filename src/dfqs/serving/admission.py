@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dfqs.errors import UsageError, printable
-from dfqs.runtime.http_head import HttpRefusal, RequestHead
+from dfqs.serving.http_head import HttpRefusal, RequestHead
 
 ANY = "*"
 _BODY_TYPES = ("application/json", "multipart/form-data")
