@@ -14,7 +14,7 @@ from dfqs.pull.plan import Layout, Place, PullPlan
 from dfqs.storage.atomic import publish_file, storage_errors
 from dfqs.storage.files import open_own, read_at, write_at
 from dfqs.storage.hashing import Digest
-from dfqs.storage.libc import fallocate
+from dfqs.storage.libc import fallocate, start_writeback
 from dfqs.storage.linux import Lease
 from dfqs.storage.space import allocated_bytes
 
@@ -82,6 +82,11 @@ class PullOutput:
             start = piece.source_offset - offset
             with storage_errors(self.out):
                 write_at(self._handles[piece.place], view[start : start + piece.length], piece.offset)
+
+    def begin_writeback(self, layout: Layout, start: int, end: int) -> None:
+        """Have the disk take a range of a remote file that is all there, so that little is left for the end."""
+        for piece in layout.within(start, end):
+            start_writeback(self._handles[piece.place], piece.offset, piece.length)
 
     def read(self, layout: Layout, start: int, end: int) -> Iterator[bytes]:
         """The bytes of a range of a remote file, from where they were written."""

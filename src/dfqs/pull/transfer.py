@@ -21,6 +21,7 @@ from dfqs.progress import Progress
 from dfqs.pull.finished import plan_as_verified
 from dfqs.pull.journal import Progressed, PullJournal
 from dfqs.pull.output import PullOutput, digest_for
+from dfqs.pull.pace import ProcessorPace
 from dfqs.pull.plan import PullPlan
 from dfqs.pull.ranges import RangeClient, RangeIgnored
 from dfqs.storage.hashing import Digest
@@ -28,6 +29,8 @@ from dfqs.storage.hashing import Digest
 READ_BYTES = 1 << 20
 AHEAD_BYTES = 1 << 30
 """So far chunks are fetched before the reader at most: what it has not come to yet is lost to a kill."""
+_ALWAYS_AT_WORK = 2
+"""Connections that do not wait for room on the processor."""
 _POLL_S = 0.2
 _JOIN_S = 5.0
 
@@ -61,6 +64,9 @@ class Transfer:
         self._reached = 0
         """How many chunks of all files the reader is done with."""
         self._ahead = 0
+        self._at_work = 0
+        """Threads that fetch."""
+        self._pace = ProcessorPace()
         self._stopped = False
         self._error: BaseException | None = None
         self._hashes: dict[tuple[int, int], str] = {}
@@ -236,6 +242,8 @@ class Transfer:
                     self._fetch_whole(index)
                 else:
                     self._fetch_chunk(index, chunk)
+                with self._changed:
+                    self._at_work -= 1
         except BaseException as error:
             with self._changed:
                 if not self._stopped and self._error is None:
@@ -243,15 +251,22 @@ class Transfer:
                 self._changed.notify_all()
 
     def _next(self) -> tuple[int, int] | None:
+        """A chunk to fetch, for one thread more that is at work; None at the end."""
         with self._changed:
             while not self._stopped and self._error is None:
-                while self._missing and self._is_near(*self._missing[0]):
+                while self._missing and self._is_near(*self._missing[0]) and self._has_processor():
                     index, chunk = heapq.heappop(self._missing)
                     if self._states[index][chunk] == _State.MISSING:
                         self._states[index][chunk] = _State.UNDER_WAY
+                        self._at_work += 1
                         return index, chunk
                 self._changed.wait(_POLL_S)
             return None
+
+    def _has_processor(self) -> bool:
+        """Whether one more connection can help: where the network is faster than what is done with its bytes, more
+        of them only wait for each other."""
+        return self._at_work < _ALWAYS_AT_WORK or self._pace.has_room()
 
     def _is_near(self, index: int, chunk: int) -> bool:
         """Whether the reader comes to a chunk soon enough."""
@@ -300,7 +315,8 @@ class Transfer:
 
     def _write_chunk(self, index: int, chunk: int, pieces: Iterator[bytes]) -> None:
         layout = self._plan.layouts[index]
-        position, end = self._plan.chunk_range(index, chunk)
+        start, end = self._plan.chunk_range(index, chunk)
+        position = start
         for piece in pieces:
             if self._stopped:
                 return
@@ -310,6 +326,7 @@ class Transfer:
                 self._done_bytes += len(piece)
         if position != end:
             raise IntegrityError(f"{printable(layout.file.name)}: ends at byte {position:,}, not at {end:,}")
+        self._output.begin_writeback(layout, start, end)
         with self._changed:
             self._states[index][chunk] = _State.WRITTEN
             self._changed.notify_all()
