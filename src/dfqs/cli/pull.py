@@ -44,7 +44,7 @@ def command(
     plan_only: Annotated[
         bool, typer.Option("--plan", "--dry-run", help="Show what would be fetched and whether it fits; fetch nothing.")
     ] = False,
-    connections: Annotated[int, typer.Option("--connections", min=1, max=64, help="Ranges fetched at once, at most.")] = 8,
+    connections: Annotated[int, typer.Option("--connections", min=1, max=64, help="Most ranges at once.")] = 8,
     chunk: Annotated[str, typer.Option("--chunk", help="Bytes asked for at once on a connection.")] = "16MiB",
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds without a byte before a retry.")] = 30.0,
     retries: Annotated[int, typer.Option("--retries", min=0, help="Failures in a row before giving up.")] = 8,
