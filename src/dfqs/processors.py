@@ -10,7 +10,9 @@ _CPU_DIRECTORY = Path("/sys/devices/system/cpu")
 
 def default_threads() -> int:
     """One thread for each physical core among the CPUs that this process may use, as llama.cpp's own programs do."""
-    return len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
+    affinity = getattr(os, "sched_getaffinity", None)
+    # Only Linux tells which CPUs are whose.
+    return len({_core_of(cpu) for cpu in affinity(0)}) if affinity is not None else os.cpu_count() or 1
 
 
 def _core_of(cpu: int) -> str:

@@ -29,6 +29,7 @@ from dfqs.quantize.work import Outcome, OutputFile, TensorWork, Work
 from dfqs.storage.atomic import check_output_path, storage_errors
 from dfqs.storage.files import read_at, write_at
 from dfqs.storage.hashing import hash_range
+from dfqs.storage.libc import start_writeback
 from dfqs.storage.locks import open_locked
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class _Run:
                     hash_.update(result)
                     with storage_errors(self.work.outputs[tensor.output].path):
                         write_at(self.handles[tensor.output], result, tensor.offset + position)
+                    start_writeback(self.handles[tensor.output], tensor.offset + position, len(result))
                     position += len(result)
                     self._unsynced_bytes += len(result)
                     self._spare.append(buffers)
