@@ -13,7 +13,7 @@ from dfqs.runtime import Worker
 from dfqs.runtime.log_lines import Buffer, parse_buffers
 from runtime_functions import WORKER_ENV
 
-TOKENS = [int(x) for x in np.random.default_rng(7).integers(300, 20_000, 96)]
+TOKENS = [int(x) for x in np.random.default_rng(7).integers(300, 8_000, 96)]
 Job = Callable[..., Any]
 
 

@@ -1,5 +1,6 @@
 """The worker process: what crosses the boundary, and who survives whose death."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -289,3 +290,18 @@ def test_jobs_are_imported_by_their_callers_without_the_native_library() -> None
     script += "print('xllamacpp' in sys.modules or 'xllamacpp' in maps or 'libgomp' in maps)"
 
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_arguments_that_import_what_is_being_loaded_do_not_get_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two modules that import each other, as a package's do.
+    (tmp_path / "first_half.py").write_text("import time\ntime.sleep(0.4)\nimport second_half\nsecond_half.Argument\n")
+    (tmp_path / "second_half.py").write_text(
+        "import time\ntime.sleep(0.1)\nimport first_half\nclass Argument(int):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    argument = importlib.import_module("first_half").second_half.Argument(7)
+
+    with Worker(1, env={"PYTHONPATH": f"{WORKER_ENV['PYTHONPATH']}:{tmp_path}"}, ready_for="first_half") as worker:
+        assert worker.call(runtime_functions.double, argument) == 14

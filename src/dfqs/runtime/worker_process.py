@@ -110,9 +110,10 @@ def main(
     sender = Sender(answer_descriptor)
     context = WorkerContext(sender, threads or None, wait_policy or None, LoadSample())
     service = Service(Receiver(request_descriptor), sender, context)
-    threading.Thread(target=service.listen, daemon=True).start()
-    # While the caller is still getting ready.
+    # While the caller is still getting ready; and before anybody listens, since taking a call's arguments apart imports
+    # too, and two threads in packages that import each other find halves of them.
     importlib.import_module(ready_for)
+    threading.Thread(target=service.listen, daemon=True).start()
     service.serve()
 
 
