@@ -25,6 +25,7 @@ from quick_run import NEEDS_MODEL, QuickRun
 from shared_files import build_once
 
 let_signals_through()
+pytest_plugins = ["pull_fixtures"]
 load_grammar_late()
 # Where Python is told to keep no bytecode, each of the hundreds of processes that tests start would compile dfqs anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,21 +9,9 @@ import pytest
 from dfqs.errors import NetworkError, SpaceError, UsageError
 from dfqs.pull import RetryPolicy, plan_pull, pull
 from hub_server import FakeHub, Reply, Request
-from pull_cases import CHUNK_BYTES, HASTY, Repository, write_repository
+from pull_cases import CHUNK_BYTES, HASTY, Repository
 
 SHARD_2 = "model-00002-of-00003.gguf"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], bytes]:
-    return write_repository(tmp_path_factory.mktemp("repository"))
-
-
-@pytest.fixture
-def repository(made: tuple[list[Path], bytes]) -> Iterator[Repository]:
-    shards, merged = made
-    with FakeHub(files={path.name: path.read_bytes() for path in shards}) as hub:
-        yield Repository(hub, shards, merged)
 
 
 def test_a_server_that_dies_for_good_leaves_what_was_fetched_for_the_next_run(

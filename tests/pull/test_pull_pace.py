@@ -1,7 +1,6 @@
 """Connections that would only wait for the processor are not used; where the network is what is waited for, all are."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,20 +8,8 @@ import pytest
 from dfqs.pull import output as output_module
 from dfqs.pull import transfer as transfer_module
 from dfqs.pull.pace import FULL_PROCESSORS, WINDOW_S, ProcessorPace
-from hub_server import FakeHub, Reply, Request
-from pull_cases import Repository, write_repository
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], bytes]:
-    return write_repository(tmp_path_factory.mktemp("repository"))
-
-
-@pytest.fixture
-def repository(made: tuple[list[Path], bytes]) -> Iterator[Repository]:
-    shards, merged = made
-    with FakeHub(files={path.name: path.read_bytes() for path in shards}) as hub:
-        yield Repository(hub, shards, merged)
+from hub_server import Reply, Request
+from pull_cases import Repository
 
 
 class SentAtOnce:

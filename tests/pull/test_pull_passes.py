@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,7 @@ from dfqs.pull import output as output_module
 from dfqs.pull import transfer as transfer_module
 from dfqs.storage import files, linux
 from hub_server import FakeHub, Reply, Request
-from pull_cases import CHUNK_BYTES, Repository, single_model, write_repository
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], bytes]:
-    return write_repository(tmp_path_factory.mktemp("repository"))
-
-
-@pytest.fixture
-def repository(made: tuple[list[Path], bytes]) -> Iterator[Repository]:
-    shards, merged = made
-    with FakeHub(files={path.name: path.read_bytes() for path in shards}) as hub:
-        yield Repository(hub, shards, merged)
+from pull_cases import CHUNK_BYTES, Repository, single_model
 
 
 class CountingHash:

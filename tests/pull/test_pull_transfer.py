@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,9 @@ from dfqs.errors import IntegrityError, NetworkError
 from dfqs.integrity import verify_against
 from dfqs.pull import forget_pull, plan_pull
 from hub_server import FakeHub, Reply, Request
-from pull_cases import CHUNK_BYTES, HASTY, Repository, single_model, write_repository
+from pull_cases import CHUNK_BYTES, HASTY, Repository, single_model
 
 SHARD_2 = "model-00002-of-00003.gguf"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], bytes]:
-    return write_repository(tmp_path_factory.mktemp("repository"))
-
-
-@pytest.fixture
-def repository(made: tuple[list[Path], bytes]) -> Iterator[Repository]:
-    shards, merged = made
-    with FakeHub(files={path.name: path.read_bytes() for path in shards}) as hub:
-        yield Repository(hub, shards, merged)
 
 
 def nothing_left(out: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,9 @@ from dfqs.pull import PullResult, forget_pull, pull
 from dfqs.pull import output as output_module
 from dfqs.storage.atomic import publish_file
 from hub_server import FakeHub, Reply, Request
-from pull_cases import HASTY, Repository, single_model, write_repository
+from pull_cases import HASTY, Repository, single_model
 
 SHARD_1 = "model-00001-of-00003.gguf"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], bytes]:
-    return write_repository(tmp_path_factory.mktemp("repository"))
-
-
-@pytest.fixture
-def repository(made: tuple[list[Path], bytes]) -> Iterator[Repository]:
-    shards, merged = made
-    with FakeHub(files={path.name: path.read_bytes() for path in shards}) as hub:
-        yield Repository(hub, shards, merged)
 
 
 def pull_recorded(repository: Repository, out: Path, **options: object) -> PullResult:
