@@ -3,16 +3,42 @@
 A merge in place of a small model takes half a second; loading what checks documents would be a fifth of that.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 from dfqs.gguf.shard_names import parse_shard_name, shard_paths
 from dfqs.inplace import InplacePlan
 from dfqs.shards import MergePlan, MergeResult
 
 
-class MergeFacts(SimpleNamespace):
-    """The fields of `MergeDocument`, by the same names; of shards, dictionaries."""
+@dataclass(frozen=True, kw_only=True)
+class MergeFacts:
+    """The fields of `MergeDocument`, by the same names; of shards, dictionaries. What is not known is None."""
+
+    output: Path
+    mode: str | None
+    freeing: str | None = None
+    dry_run: bool = False
+    resumed: bool = False
+    aborted: bool = False
+    done_already: bool = False
+    file_bytes: int | None = None
+    tensors: int | None = None
+    moved_bytes: int | None = None
+    peak_extra_bytes: int | None = None
+    resident_shard: str | None = None
+    wall_s: float | None = None
+    notes: tuple[str, ...] = ()
+    shards: tuple[dict[str, Any], ...]
+    left: tuple[Path, ...] = ()
+
+
+def _shard(
+    path: Path | str, *, file_bytes: int | None = None, tensors: int | None = None, sha256: str | None = None
+) -> dict[str, Any]:
+    """The fields of a `MergedShard`."""
+    return {"path": path, "file_bytes": file_bytes, "tensors": tensors, "sha256": sha256}
 
 
 def describe_merge(
@@ -26,8 +52,6 @@ def describe_merge(
         mode=job.mode if job is not None else "plain",
         freeing=job.freeing if job is not None else None,
         dry_run=result is None,
-        resumed=False,
-        aborted=False,
         done_already=result is not None and result.done_already,
         file_bytes=job.file_bytes if job is not None else plan.file_bytes,
         tensors=len(plan.tensors),
@@ -37,12 +61,7 @@ def describe_merge(
         wall_s=result.wall_s if result else None,
         notes=inplace.notes if inplace is not None else plan.notes,
         shards=tuple(
-            {
-                "path": shard.source,
-                "file_bytes": shard.header.file_size,
-                "tensors": len(shard.tensors),
-                "sha256": sha256,
-            }
+            _shard(shard.source, file_bytes=shard.header.file_size, tensors=len(shard.tensors), sha256=sha256)
             for shard, sha256 in zip(plan.shards, hashes, strict=True)
         ),
         left=result.left if result else (),
@@ -57,22 +76,13 @@ def describe_resumed(first_shard: Path, mode: str, tensors: int, result: MergeRe
     return MergeFacts(
         output=result.path,
         mode=mode,
-        freeing=None,
-        dry_run=False,
         resumed=True,
-        aborted=False,
         done_already=result.done_already,
         file_bytes=result.file_bytes,
         tensors=tensors,
         moved_bytes=result.moved_bytes,
-        peak_extra_bytes=None,
-        resident_shard=None,
         wall_s=result.wall_s,
-        notes=(),
-        shards=tuple(
-            {"path": path, "file_bytes": None, "tensors": None, "sha256": sha256}
-            for path, sha256 in zip(paths, result.shard_sha256, strict=True)
-        ),
+        shards=tuple(_shard(path, sha256=sha256) for path, sha256 in zip(paths, result.shard_sha256, strict=True)),
         left=result.left,
     )
 
@@ -84,18 +94,6 @@ def describe_aborted(first_shard: Path, output: Path, mode: str | None) -> Merge
     return MergeFacts(
         output=output,
         mode=mode,
-        freeing=None,
-        dry_run=False,
-        resumed=False,
         aborted=True,
-        done_already=False,
-        file_bytes=None,
-        tensors=None,
-        moved_bytes=None,
-        peak_extra_bytes=None,
-        resident_shard=None,
-        wall_s=None,
-        notes=(),
-        shards=tuple({"path": path, "file_bytes": None, "tensors": None, "sha256": None} for path in paths),
-        left=(),
+        shards=tuple(map(_shard, paths)),
     )
