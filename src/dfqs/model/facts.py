@@ -4,7 +4,7 @@ A look at a header is a tenth of a second; loading what checks documents would d
 """
 
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 from dfqs.errors import FormatError
@@ -15,12 +15,41 @@ _LIMIT = 1 << 64
 """No number of a header is as large."""
 
 
-class ModelFacts(SimpleNamespace):
-    """The fields of `ModelDescription`, by the same names; of roles, dictionaries."""
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """The fields of `ModelDescription`, by the same names and said there; of roles, dictionaries."""
+
+    name: str | None
+    description: str | None
+    license: str | None
+    architecture: str
+    files: int
+    file_bytes: int
+    parameters: int
+    parameters_active: int
+    tensor_bytes: int
+    bytes_per_token: int
+    bits_per_weight: float | None
+    main_bits_per_weight: float | None
+    file_type: str | None
+    layers: int | None
+    experts: int
+    experts_used: int
+    experts_shared: int
+    context_tokens: int | None
+    embedding_length: int | None
+    vocabulary: int | None
+    chat_template: bool
+    class_: str | None
+    closest_class: str | None
+    class_deviations: tuple[str, ...]
+    declared_class: str | None
+    tier: str | None
+    roles: dict[str, dict[str, Any]]
 
     @property
     def is_moe(self) -> bool:
-        return bool(self.experts > 0)
+        return self.experts > 0
 
 
 def find_facts(
