@@ -6,9 +6,8 @@ Run: python benchmarks/forecast.py make DIR                 (random models of ge
 
 The machine is calibrated with random models of other geometries (`dfqs.planning.probe_models`); none of the models here
 is among them. Rates are of llama.cpp's defaults (flash attention auto, ubatch 512), threads waiting as when calibrated.
-All models are measured once before any is measured again, and the best of the rounds counts, as in the calibration:
-a machine that others use is slow for seconds on end. The calibration's small model is measured beside each of them, and
-its rate, of the best that it had when the machine was calibrated, stands beside theirs.
+All models are open at once and measured in turn, round after round, each round in another order; the middle of the
+rounds counts, as in the calibration: processors that are shared with others change their speed within seconds.
 """
 
 import argparse
@@ -16,14 +15,16 @@ import importlib
 import json
 import statistics
 import sys
-import tempfile
 import time
+from collections import Counter, defaultdict
+from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from dfqs.gguf import GGMLType
 from dfqs.model.files import open_model
-from dfqs.planning.calibration import WAIT_POLICY, calibrate, pulse_seconds
+from dfqs.planning.calibration import WAIT_POLICY, calibrate
 from dfqs.planning.forecast import ForecastRequest, forecast
 from dfqs.planning.speed import wanted_types
 from dfqs.planning.work import count_work
@@ -34,22 +35,22 @@ from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
 from random_models import RandomModel
 
-SHALLOW, DEEP, TOKENS, REPEATS = 64, 1024, 14, 2
+SHALLOW, DEEP, TOKENS, DEEP_EVERY = 64, 1024, 12, 3
 Q8_0, Q4_K, MXFP4, IQ1_S, IQ2_XXS = (getattr(GGMLType, name) for name in ("Q8_0", "Q4_K", "MXFP4", "IQ1_S", "IQ2_XXS"))
 LATENT = {"rank": 512, "rope": 64}
 MODELS = {
-    "qwen3moe-Q8_0": RandomModel("qwen3moe", Q8_0, Q8_0, 10, 1408, 768, 11, 1, 128, 16, 4),
-    "qwen3moe-IQ1_S": RandomModel("qwen3moe", IQ1_S, Q8_0, 10, 2048, 1280, 16, 2, 128, 26, 4),
-    "gpt-oss-MXFP4": RandomModel("gpt-oss", MXFP4, Q8_0, 9, 1216, 1216, 19, 1, 64, 18, 4, more={"window": 128}),
-    "gpt-oss-Q8_0": RandomModel("gpt-oss", Q8_0, Q8_0, 8, 1152, 1152, 18, 2, 64, 16, 4, more={"window": 128}),
-    "llama4-Q4_K": RandomModel("llama4", Q4_K, Q4_K, 7, 2048, 2048, 16, 4, 128, 8, 1),
+    "qwen3moe-Q8_0": RandomModel("qwen3moe", Q8_0, Q8_0, 9, 1152, 896, 9, 3, 128, 20, 5),
+    "qwen3moe-IQ1_S": RandomModel("qwen3moe", IQ1_S, Q8_0, 8, 1792, 1536, 14, 2, 128, 24, 3),
+    "gpt-oss-MXFP4": RandomModel("gpt-oss", MXFP4, Q8_0, 7, 1536, 1344, 24, 3, 64, 14, 4, more={"window": 128}),
+    "gpt-oss-Q8_0": RandomModel("gpt-oss", Q8_0, Q8_0, 9, 960, 1280, 15, 3, 64, 15, 3, more={"window": 128}),
+    "llama4-Q4_K": RandomModel("llama4", Q4_K, Q4_K, 8, 1536, 2560, 12, 4, 128, 6, 1),
     "deepseek2-IQ2_XXS": RandomModel(
-        "deepseek2", IQ2_XXS, Q8_0, 8, 1280, 1280, 10, 1, 128, 22, 4, more={"q_rank": 512, **LATENT}
+        "deepseek2", IQ2_XXS, Q8_0, 7, 1536, 1536, 12, 1, 128, 18, 3, more={"q_rank": 640, **LATENT}
     ),
     "deepseek2-Q4_K": RandomModel(
-        "deepseek2", Q4_K, Q8_0, 8, 2048, 1024, 16, 1, 128, 14, 4, more={"q_rank": 768, **LATENT}
+        "deepseek2", Q4_K, Q8_0, 9, 1280, 1280, 10, 1, 128, 16, 5, more={"q_rank": 448, **LATENT}
     ),
-    "llama-IQ2_XXS": RandomModel("llama", IQ2_XXS, IQ2_XXS, 9, 1792, 5120, 14, 7, 128),
+    "llama-IQ2_XXS": RandomModel("llama", IQ2_XXS, IQ2_XXS, 8, 2304, 4608, 18, 6, 128),
 }
 
 
@@ -62,35 +63,25 @@ def make(worker: WorkerContext, directory: Path) -> None:
             model.write(path, kernels)
 
 
-def measure(worker: WorkerContext, path: Path) -> dict[str, float]:
-    """In the worker: tokens a second."""
-    rates: dict[str, float] = {}
-    with (
-        Model(worker.library, path) as model,
-        Context(model, DEEP + 2 * TOKENS, n_batch=2048, threads=worker.threads) as context,
-    ):
-        time_prefill(context, 32)
-        for tokens in (SHALLOW, DEEP):
-            repeats = REPEATS if tokens == SHALLOW else 1
-            rates[f"prefill {tokens}"] = max(tokens / time_prefill(context, tokens) for _ in range(repeats))
-            rates[f"decode {tokens}"] = 1 / statistics.median(time_decode(context, tokens, TOKENS))
-    return rates
-
-
-def measure_all(notes: dict[str, Any], rounds: int, ends: float, env: dict[str, str]) -> None:
-    """As many rounds as there is time for, each model beside the calibration's small one."""
-    own = importlib.import_module(Path(__file__).stem)
-    names = [name for name in notes["frozen"] if name != "calibration"]
-    for _ in range(rounds):
-        found: dict[str, Any] = {}
-        for name in names:
-            if time.monotonic() > ends:
-                return
-            with Worker(2, WAIT_POLICY, env=env) as worker, tempfile.TemporaryDirectory() as directory:
-                seconds = pulse_seconds(worker, Path(directory) / "pulse.gguf")
-                rates = worker.call(own.measure, Path(notes["frozen"][name]["path"]))
-            found[name] = {"pulse": notes["frozen"]["calibration"]["pulse_s"] / seconds, **rates}
-        notes.setdefault("rounds", []).append(found)
+def measure(worker: WorkerContext, paths: list[Path], seconds: float) -> dict[str, dict[str, list[float]]]:
+    """In the worker: seconds of a token of each model, round after round, until `seconds` are over."""
+    random, found = Random(7), {path.stem: defaultdict[str, list[float]](list) for path in paths}
+    with ExitStack() as stack:
+        contexts = {}
+        for path in paths:
+            model = stack.enter_context(Model(worker.library, path))
+            context = Context(model, DEEP + TOKENS, n_batch=2048, threads=worker.threads)
+            contexts[path.stem] = stack.enter_context(context)
+            time_prefill(context, 32)
+        ends, number = time.monotonic() + seconds, 0
+        while time.monotonic() < ends:
+            for name in random.sample(sorted(contexts), len(contexts)):
+                for tokens in (SHALLOW, DEEP) if number % DEEP_EVERY == 0 else (SHALLOW,):
+                    found[name][f"prefill {tokens}"].append(time_prefill(contexts[name], tokens) / tokens)
+                    decoded = time_decode(contexts[name], tokens, TOKENS)
+                    found[name][f"decode {tokens}"].append(statistics.fmean(decoded))
+            number += 1
+    return {name: dict(times) for name, times in found.items()}
 
 
 def freeze(paths: list[Path]) -> dict[str, Any]:
@@ -112,30 +103,26 @@ def freeze(paths: list[Path]) -> dict[str, Any]:
     return found
 
 
-def compare(frozen: dict[str, Any], rounds: list[dict[str, Any]]) -> None:
-    columns = ["model", "what", "forecast (95 %)", "measured", "error", "inside", "small model, of its calibration"]
-    print(f"| {' | '.join(columns)} |\n|---|---|---|---|---|---|---|")
-    errors: dict[str, list[float]] = {}
-    inside: dict[str, int] = {}
-    for model in frozen:
-        if model == "calibration":
-            continue
-        for what in (f"{kind} {tokens}" for tokens in (SHALLOW, DEEP) for kind in ("decode", "prefill")):
-            values = [found[model][what] for found in rounds]
-            pulses = [found[model]["pulse"] for found in rounds]
-            told, rate = frozen[model][what], max(values)
-            error = told["tokens_per_s"] / rate - 1
+def compare(frozen: dict[str, Any], measured: dict[str, dict[str, list[float]]]) -> None:
+    columns = ["model", "what", "forecast (95 %)", "measured", "rounds", "slowest to fastest", "error", "inside"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    errors, inside, widths = defaultdict[str, list[float]](list), Counter[str](), list[float]()
+    for model, times in measured.items():
+        for what, seconds in sorted(times.items()):
+            told, rate = frozen[model][what], 1 / statistics.median(seconds)
+            error, kind = told["tokens_per_s"] / rate - 1, what.split()[0]
             hit = told["low"] <= rate <= told["high"]
-            kind = what.split()[0]
-            errors.setdefault(kind, []).append(abs(error))
-            inside[kind] = inside.get(kind, 0) + hit
+            errors[kind].append(abs(error))
+            inside[kind] += hit
+            widths.append(told["high"] / told["low"])
             print(
                 f"| {model} | {what} | {told['tokens_per_s']:.1f} ({told['low']:.1f} to {told['high']:.1f}) "
-                f"| {', '.join(f'{value:.1f}' for value in values)} | {error:+.1%} | {'yes' if hit else 'no'} "
-                f"| {', '.join(f'{pulse:.2f}' for pulse in pulses)} |"
+                f"| {rate:.1f} | {len(seconds)} | {1 / max(seconds):.1f} to {1 / min(seconds):.1f} "
+                f"| {error:+.1%} | {'yes' if hit else 'no'} |"
             )
     for kind, found in errors.items():
         print(f"{kind}: median error {statistics.median(found):.1%}, inside {inside[kind]} of {len(found)}")
+    print(f"intervals {max(widths):.2f} wide")
 
 
 def main() -> None:
@@ -144,8 +131,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("models", type=Path, nargs="*")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no measurement after so long")
+    parser.add_argument("--seconds", type=float, default=600, help="begin no round of measurements after so long")
     asked = parser.parse_args()
     # As a module: a worker cannot import what is only the script that runs.
     own = importlib.import_module(Path(__file__).stem)
@@ -162,9 +148,11 @@ def main() -> None:
         asked.out.write_text(json.dumps({"frozen": frozen}, indent=1))
         return
     notes = json.loads(asked.out.read_text())
-    measure_all(notes, asked.rounds, time.monotonic() + asked.seconds, env)
+    paths = [Path(one["path"]) for name, one in notes["frozen"].items() if name != "calibration"]
+    with Worker(2, WAIT_POLICY, env=env) as worker:
+        notes["measured"] = worker.call(own.measure, paths, asked.seconds)
     asked.out.write_text(json.dumps(notes, indent=1))
-    compare(notes["frozen"], notes.get("rounds", []))
+    compare(notes["frozen"], notes["measured"])
 
 
 if __name__ == "__main__":

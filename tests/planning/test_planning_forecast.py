@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,18 +15,15 @@ from dfqs.cli.main import run
 from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, encode_header, read_header, string, u32
 from dfqs.model.files import open_model
 from dfqs.model.spec import bytes_per_token
-from dfqs.planning import calibration as calibrating
 from dfqs.planning import disk_probe
 from dfqs.planning import forecast as forecasting
-from dfqs.planning.calibration import Calibration, Observation
+from dfqs.planning.calibration import Calibration
 from dfqs.planning.forecast import graph_size
 from dfqs.planning.probe_models import EXPERTS, ProbeShape
-from dfqs.planning.probing import Probe, run_probe
 from dfqs.planning.rates import seconds_of, solve_rates
 from dfqs.planning.speed import forecast_speed, slowest, wanted_types
-from dfqs.planning.work import GraphSize, Work, WorkKey, count_work
+from dfqs.planning.work import GraphSize, Work, WorkKey, count_passed_work, count_work, prompt_terms
 from dfqs.records import read_json
-from dfqs.runtime import Worker
 from dfqs.runtime.memory import MemoryNeed, MemoryPart
 from fixtures_moe import write_tiny_moe
 from planning_jobs import make_probe
@@ -59,7 +57,7 @@ def test_a_tokens_time_is_its_weights_its_graph_and_its_attention(known: Calibra
     graph = GraphSize(nodes=1000, attended=4096 * 8, attended_elements=4096 * 8 * 64)
     middle = GraphSize(nodes=1000, attended=2048 * 8, attended_elements=2048 * 8 * 64)
 
-    found = forecast_speed(work, graph, middle, 1024, known)
+    found = forecast_speed(work, work, graph, middle, 1024, known)
 
     assert found.weights_s == pytest.approx(0.01 + 0.01)
     assert found.graph_s == pytest.approx(1000 * 700e-9)
@@ -76,8 +74,8 @@ def test_a_tokens_time_is_its_weights_its_graph_and_its_attention(known: Calibra
 def test_a_machine_whose_speed_changes_gets_wider_intervals(known: Calibration) -> None:
     work: dict[WorkKey, Work] = {(GGMLType.Q8_0, "dense"): Work(10**8, 10**8, 10**8)}
     graph = GraphSize(0, 0.0, 0.0)
-    steady = forecast_speed(work, graph, graph, 512, known).decode
-    changing = forecast_speed(work, graph, graph, 512, known.model_copy(update={"change": 1.4})).decode
+    steady = forecast_speed(work, work, graph, graph, 512, known).decode
+    changing = forecast_speed(work, work, graph, graph, 512, known.model_copy(update={"change": 1.4})).decode
 
     assert steady.tokens_per_s == changing.tokens_per_s
     assert changing.high / changing.low == pytest.approx(1.4**2 * steady.high / steady.low)
@@ -123,23 +121,54 @@ def test_what_a_token_touches_is_what_the_model_says(embedded_model: Path) -> No
     assert wanted_types(work) <= set(work)
 
 
-def test_random_models_load_decode_and_are_measured(tmp_path: Path) -> None:
-    probe = Probe("tiny", TINY, GGMLType.Q4_K, GGMLType.Q8_0, (8, 32))
-    with Worker(1) as worker:
-        found = run_probe(worker, tmp_path / "p.gguf", probe)
+def test_of_a_prompts_last_layer_and_output_only_one_token_is_counted(tmp_path: Path) -> None:
+    # Probes of two layers had been forecast half as slow again as they are by whoever counts all of them.
+    path = make_probe(tmp_path / "tiny.gguf", TINY, GGMLType.Q8_0)
+    tensors = read_header(path).tensors
+    each: WorkKey = (GGMLType.Q8_0, "experts")
+    once, passed = count_work(tensors, 4, 2), count_passed_work(tensors, 4, 2)
+
+    # Three matrices of 256 x 256 for each of 4 experts, 2 in use, in both layers and in the first one.
+    assert once[each].weights == 2 * 3 * 2 * 256 * 256
+    assert (passed[each].weights, passed[each].all_weights) == (3 * 2 * 256 * 256, 3 * 4 * 256 * 256)
+    # Routers of both layers and the output matrix, and the first layer's router alone.
+    assert once[GGMLType.F32, "dense"].weights == 2 * 256 * 4 + 256 * 512
+    assert passed[GGMLType.F32, "dense"].weights == 256 * 4
+    # Attention is computed of all tokens everywhere.
+    attention = 2 * 256 * (128 + 64 + 64 + 128)
+    assert once[GGMLType.Q8_0, "dense"].weights == passed[GGMLType.Q8_0, "dense"].weights == attention
+
+    terms = prompt_terms(once, passed, GraphSize(0, 0.0, 0.0), 10)
+
+    assert terms["Q8_0 experts"] == pytest.approx(3 * 2 * 256 * 256 * (1 + 1 / 10))
+    assert terms["F32 dense"] == pytest.approx(256 * 4 + (256 * 4 + 256 * 512) / 10)
+    assert terms["Q8_0 experts, a batch"] == pytest.approx(3 * 4 * 256 * 256 * (1 - 0.5**10) / 10)
+
+
+def test_further_layers_that_predict_tokens_are_not_the_last_one(tmp_path: Path) -> None:
+    path = make_probe(tmp_path / "tiny.gguf", TINY, GGMLType.Q8_0)
+    tensors = read_header(path).tensors
+
+    assert (GGMLType.Q8_0, "experts") not in count_passed_work(tensors, 4, 2, layers=1)
+    assert count_passed_work(tensors, 4, 2, layers=2) == count_passed_work(tensors, 4, 2)
+
+
+def test_a_random_model_is_what_its_header_says(tmp_path: Path) -> None:
     make_probe(tmp_path / "tiny.gguf", TINY, GGMLType.Q8_0)
 
-    assert [(one.what, one.tokens) for one in found.times] == [
-        ("prompt", 8),
-        ("decode", 8),
-        ("prompt", 32),
-        ("decode", 32),
-    ]
-    assert all(one.seconds > 0 and one.spread >= 1 for one in found.times)
-    assert all(one.terms["Q4_K experts"] > 0 and one.terms["node"] > 0 for one in found.times)
-    assert not (tmp_path / "p.gguf").exists()
     spec = open_model(tmp_path / "tiny.gguf").spec
     assert (spec.experts, spec.experts_used, spec.attention_heads, spec.attention_head_length) == (4, 2, 2, 64)
+
+
+def test_no_two_tokens_and_no_two_experts_of_a_random_model_are_alike(tmp_path: Path) -> None:
+    # Rows that repeat would make a prompt's tokens choose the same few experts.
+    path = make_probe(tmp_path / "tiny.gguf", replace(TINY, vocabulary=300), GGMLType.Q8_0)
+    header = read_header(path)
+    for name in ("token_embd.weight", "blk.0.ffn_gate_inp.weight", "blk.1.ffn_gate_inp.weight"):
+        tensor = header.tensor(name)
+        values = np.fromfile(path, np.float32, tensor.elements, offset=header.data_offset + tensor.offset)
+        rows = values.reshape(-1, tensor.shape[0])
+        assert len(np.unique(rows, axis=0)) == len(rows), name
 
 
 @pytest.mark.parametrize("type_", [GGMLType.F32, GGMLType.Q8_0, GGMLType.IQ1_S], ids=lambda type_: type_.name)
@@ -255,67 +284,6 @@ def test_contexts_are_written_as_everywhere(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.usefixtures("probed")
 def test_words_that_make_no_sense_are_usage_errors(smollm2_gguf: Path, wrong: list[str]) -> None:
     assert run(["forecast", str(smollm2_gguf), *wrong]) == 2
-
-
-@pytest.fixture
-def small_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DFQS_CACHE", str(tmp_path))
-    dense = ProbeShape("llama", 1, 256, 256, 4, 1, context=512)
-    for name in ("DENSE", "PULSE"):
-        monkeypatch.setattr(calibrating, name, dense)
-    monkeypatch.setattr(calibrating, "NODES", TINY)
-    monkeypatch.setattr(calibrating, "ATTENTION", (dense,))
-    monkeypatch.setattr(calibrating, "PROBE_WEIGHTS", 1 << 16)
-    for name, tokens in (("SHORT", 8), ("BATCH", 16), ("DEEP", 64)):
-        monkeypatch.setattr(calibrating, f"{name}_TOKENS", tokens)
-    monkeypatch.setattr(calibrating, "measure_read_bandwidth", lambda _: 1e10)
-    # Such small probes say nothing of a machine's speed.
-    monkeypatch.setattr(calibrating, "OTHER_MACHINE", 1e9)
-    monkeypatch.setattr(calibrating, "BUSY_CPUS", 1e9)
-    return tmp_path / "calibrations"
-
-
-def test_of_several_rounds_the_fastest_counts_and_the_slowest_is_in_the_spread() -> None:
-    def seen(seconds: float, spread: float, probe: str = "a") -> Observation:
-        return Observation(probe=probe, what="decode", tokens=8, terms={"node": 1.0}, seconds=seconds, spread=spread)
-
-    best = calibrating._best([seen(2.0, 1.5), seen(1.0, 1.0, "b"), seen(1.0, 1.25), seen(1.5, 1.0)])
-
-    assert best == (seen(1.0, 3.0), seen(1.0, 1.0, "b"))
-
-
-def test_a_busy_machines_calibration_is_not_kept(small_probes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrating, "BUSY_CPUS", 0.0)
-
-    calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1)
-
-    assert not list(small_probes.glob("*"))
-
-
-def test_what_is_known_of_a_machine_is_not_measured_again_until_it_is_another(
-    small_probes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1)
-    assert len(list(small_probes.glob("*"))) == 1
-    again = calibrating.calibrate([(GGMLType.Q8_0, "dense")], 1)
-    assert again.observations == first.observations
-    more = calibrating.calibrate([(GGMLType.Q4_0, "dense")], 1)
-    extended = {(one.probe, one.what, one.tokens): one for one in more.observations}
-    # Only the small probe is measured every time, and its best counts.
-    for one in first.observations:
-        found = extended[one.probe, one.what, one.tokens]
-        assert found == one or (one.probe == "pulse" and found.seconds <= one.seconds)
-    assert more.has((GGMLType.Q4_0, "dense"))
-
-    monkeypatch.setattr(calibrating, "OTHER_MACHINE", 0.0)
-    other = calibrating.calibrate([(GGMLType.Q5_0, "dense")], 1)
-
-    assert other.observations[0] not in more.observations
-    assert not other.has((GGMLType.Q4_0, "dense"))
-    # What is all known stays in use, with a word about it and a wider interval.
-    kept = calibrating.calibrate([(GGMLType.Q4_0, "dense")], 1)
-    assert kept.observations == more.observations
-    assert kept.change >= more.change
 
 
 def test_a_disk_is_measured_with_pieces_of_the_model_itself(embedded_model: Path) -> None:

@@ -7,7 +7,8 @@ for.
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Sequence
+from math import exp, hypot, isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from dfqs.errors import DfqsError
 from dfqs.gguf import GGMLType
 from dfqs.hardware import measure_read_bandwidth, read_machine
 from dfqs.planning.probe_models import ATTENTION, DENSE, EXPERTS, NODES, PULSE, ProbeShape
-from dfqs.planning.probing import Measured, Probe, run_probe
+from dfqs.planning.probing import Measured, Probe, Timed, measure_probes
 from dfqs.planning.rates import solve_rates
 from dfqs.planning.work import Kind, WorkKey, weights_term
 from dfqs.processors import default_threads
@@ -29,16 +30,21 @@ from dfqs.runtime.omp_policy import BUSY_CPUS
 from dfqs.runtime.worker import Worker
 from dfqs.storage.cache import cache_directory
 
-PROBE_WEIGHTS, PROBE_BYTES = 160_000_000, 320 << 20
-ROUNDS = 2
-"""Everything is measured so often, with all else in between: a machine that others use is slow for seconds on end."""
-SHORT_TOKENS, BATCH_TOKENS, DEEP_TOKENS = 64, 512, 1536
+PROBE_WEIGHTS, PROBE_BYTES = 160_000_000, 160 << 20
+SHORT_TOKENS, BATCH_TOKENS, DEEP_TOKENS = 64, 256, 1536
+BUDGET_S, PULSE_S = 240.0, 6.0
+"""For everything, or for what a record does not have yet; and to see whether the machine is as fast as it was."""
 WAIT_POLICY = "bounded"
 """Of the threads: what a quiet machine is run with."""
 OTHER_MACHINE = 1.15
 """By so much slower or faster, a machine is not the one that was calibrated."""
 ALWAYS: tuple[WorkKey, ...] = ((GGMLType.F32, "dense"), (GGMLType.Q8_0, "dense"))
 """Types that every probe has something of."""
+_METHOD = "middles of rounds; of a prompt's last layer only what is computed"
+"""Records that were made in another way are not used."""
+_PULSE = "pulse"
+_CHANCE = 2.0
+"""Standard errors within which two times do not differ."""
 
 
 class Observation(Record):
@@ -52,9 +58,11 @@ class Observation(Record):
     terms: dict[str, Amount]
     """Work of one token."""
     seconds: Amount
-    """Of one token; the best of repeats."""
+    """Of one token; the middle of several looks with all else in between."""
     spread: Amount
-    """Of repeats: the slowest as a multiple of the fastest."""
+    """Of those looks: the slowest as a multiple of the fastest."""
+    standard_error: Amount | None = None
+    """Of `seconds`, as a share of it. Null: not known."""
 
 
 class Calibration(Document):
@@ -77,11 +85,12 @@ class Calibration(Document):
     prompt_ns: dict[str, Amount]
     """The same for a token of a batch; of weights by the weight."""
     pulse_s: Amount
-    """A token of the probe that is measured again and again."""
+    """A token of the probe that is measured again at every forecast."""
     change: Amount
-    """Of that probe while the others were measured, and since: the slowest as a multiple of the fastest."""
+    """How much slower or faster the machine became, above 1: from the first half of the measurement to the second, and
+    of that probe since, as far as it is more than chance."""
     spread: Amount
-    """Of repeats, the median of all observations."""
+    """Of looks, the median of all observations."""
 
     def has(self, key: WorkKey) -> bool:
         return weights_term(*key) in self.decode_ns
@@ -97,7 +106,7 @@ def calibrate(
     """Measure what of `wanted` this machine's record does not have yet; keeps the record.
 
     Args:
-        progress: in probes.
+        progress: in seconds of the budget; often it needs fewer.
         again: measure everything, whatever there is.
 
     Raises:
@@ -111,32 +120,29 @@ def calibrate(
     with contextlib.suppress(DfqsError, OSError):
         found = None if again else read_json(path, Calibration)
     with tempfile.TemporaryDirectory(prefix="dfqs-probe-") as directory, Worker(count, WAIT_POLICY) as worker:
-        place = Path(directory) / "probe.gguf"
-        before = run_probe(worker, place, _pulse())
-        if found is not None and _change((found.pulse_s, _seconds(before))) > OTHER_MACHINE:
-            # What was measured then does not go together with what is measured now.
-            found = None if not all(found.has(key) for key in wanted) else found
-        kept = () if found is None else found.observations
+        place = Path(directory)
+        if found is not None:
+            change = _change_since(found, _measure(worker, place, [_pulse()], PULSE_S, progress))
+            if all(found.has(key) for key in wanted):
+                return found.model_copy(update={"change": max(change, found.change)})
+            # What was measured on another machine does not go together with what is measured now.
+            found = found if change < OTHER_MACHINE else None
         missing = [key for key in sorted({*wanted, *ALWAYS}) if found is None or not found.has(key)]
-        probes = [*(_base_probes() if found is None else ()), *map(_type_probe, missing)]
-        if found is not None and not probes:
-            return found.model_copy(update={"change": _change((found.pulse_s, _seconds(before)), found.change)})
-        measured = [before, *_measure_rounds(worker, place, probes, progress)]
-    observed = [*kept, *(one for result in measured for one in _observations(result))]
-    pulses = [one.seconds for one in observed if one.probe == _pulse().name and one.what == "decode"]
-    observations = _best(observed)
+        probes = [*((_pulse(), *_base_probes()) if found is None else ()), *map(_type_probe, missing)]
+        measured = _measure(worker, place, probes, BUDGET_S, progress)
+    observations = (*(() if found is None else found.observations), *map(_observation, measured.times))
     calibration = Calibration(
         machine=machine,
         runtime=runtime,
         threads=count,
         omp_wait_policy=WAIT_POLICY,
-        other_cpus=median(result.other_cpus for result in measured),
+        other_cpus=measured.other_cpus,
         read_bytes_per_s=measure_read_bandwidth(count),
         observations=observations,
         decode_ns=_solve(observations, "decode"),
         prompt_ns=_solve(observations, "prompt"),
-        pulse_s=median(pulses),
-        change=_change(pulses),
+        pulse_s=next(one.seconds for one in observations if _is_pulse(one)),
+        change=max(measured.drift, 1.0 if found is None else found.change),
         spread=median(one.spread for one in observations),
     )
     if calibration.other_cpus < BUSY_CPUS and calibration.change < OTHER_MACHINE:
@@ -144,14 +150,25 @@ def calibrate(
     return calibration
 
 
-def _measure_rounds(worker: Worker, place: Path, probes: list[Probe], progress: Progress) -> Iterator[Measured]:
-    """Each probe `ROUNDS` times, and behind each round the small one."""
-    for number, probe in enumerate(probes * ROUNDS):
-        progress(number, len(probes) * ROUNDS, probe.name)
-        yield run_probe(worker, place, probe)
-        if (number + 1) % len(probes) == 0:
-            yield run_probe(worker, place, _pulse())
-    progress(len(probes) * ROUNDS, len(probes) * ROUNDS, "")
+def _measure(worker: Worker, directory: Path, probes: Sequence[Probe], budget_s: float, progress: Progress) -> Measured:
+    """In rounds; `progress` counts seconds."""
+
+    def tell(event: tuple[float, str]) -> None:
+        progress(min(int(event[0]), int(budget_s)), int(budget_s), event[1])
+
+    return worker.reporting(tell, doing="calibrating").call(measure_probes, directory, probes, budget_s)
+
+
+def _change_since(record: Calibration, measured: Measured) -> float:
+    """How much slower or faster the small probe is than it was, as far as it is more than chance; above 1."""
+    now = next(one for one in measured.times if _is_pulse(one))
+    before = next(one for one in record.observations if _is_pulse(one))
+    ratio = max(now.seconds / before.seconds, before.seconds / now.seconds)
+    return max(1.0, ratio / exp(_CHANCE * hypot(now.standard_error, before.standard_error or 0.0)))
+
+
+def _is_pulse(one: Timed | Observation) -> bool:
+    return one.probe == _PULSE and one.what == "decode"
 
 
 def _keep(path: Path, calibration: Calibration) -> None:
@@ -163,7 +180,7 @@ def _keep(path: Path, calibration: Calibration) -> None:
 
 def calibration_path(machine: dict[str, Any], runtime: str, threads: int) -> Path:
     """Where a machine's record lies."""
-    return cache_directory() / "calibrations" / f"{sha256_of([machine, runtime, threads])[:32]}.json"
+    return cache_directory() / "calibrations" / f"{sha256_of([machine, runtime, threads, _METHOD])[:32]}.json"
 
 
 def probe_shape(kind: Kind, type_: GGMLType) -> ProbeShape:
@@ -172,18 +189,12 @@ def probe_shape(kind: Kind, type_: GGMLType) -> ProbeShape:
 
 
 def _pulse() -> Probe:
-    return Probe("pulse", PULSE, GGMLType.Q8_0, None, (SHORT_TOKENS,))
-
-
-def pulse_seconds(worker: Worker, path: Path) -> float:
-    """Of a token of the small model that is measured again and again; written to `path` and removed."""
-    return _seconds(run_probe(worker, path, _pulse()))
+    return Probe(_PULSE, PULSE, GGMLType.Q8_0, None, (SHORT_TOKENS,))
 
 
 def _base_probes() -> list[Probe]:
     attention = [
-        Probe(f"heads of {shape.head}", shape, GGMLType.Q8_0, None, (SHORT_TOKENS, BATCH_TOKENS, DEEP_TOKENS))
-        for shape in ATTENTION
+        Probe(f"heads of {shape.head}", shape, GGMLType.Q8_0, None, (SHORT_TOKENS, DEEP_TOKENS)) for shape in ATTENTION
     ]
     return [Probe("nodes", NODES, GGMLType.Q8_0, None, (SHORT_TOKENS, BATCH_TOKENS)), *attention]
 
@@ -194,40 +205,18 @@ def _type_probe(key: WorkKey) -> Probe:
     return Probe(weights_term(type_, kind), probe_shape(kind, type_), type_, dense, (SHORT_TOKENS, BATCH_TOKENS))
 
 
-def _observations(result: Measured) -> Iterable[Observation]:
-    for one in result.times:
-        yield Observation(
-            probe=result.probe,
-            what=one.what,
-            tokens=one.tokens,
-            terms=one.terms,
-            seconds=one.seconds,
-            spread=one.spread,
-        )
-
-
-def _best(observed: Iterable[Observation]) -> tuple[Observation, ...]:
-    """Of the rounds' observations of one thing the fastest, with the spread of all: others only ever slow it down."""
-    found: dict[tuple[str, str, int], Observation] = {}
-    for one in observed:
-        key = (one.probe, one.what, one.tokens)
-        before = found.get(key)
-        if before is None:
-            found[key] = one
-            continue
-        fastest = min(before, one, key=lambda each: each.seconds)
-        slowest = max(before.seconds * before.spread, one.seconds * one.spread)
-        found[key] = fastest.model_copy(update={"spread": slowest / fastest.seconds})
-    return tuple(found.values())
+def _observation(time: Timed) -> Observation:
+    error = time.standard_error
+    return Observation(
+        probe=time.probe,
+        what=time.what,
+        tokens=time.tokens,
+        terms=time.terms,
+        seconds=time.seconds,
+        spread=time.spread,
+        standard_error=error if isfinite(error) else None,
+    )
 
 
 def _solve(observations: Iterable[Observation], what: str) -> dict[str, float]:
     return solve_rates([(one.terms, one.seconds) for one in observations if one.what == what])
-
-
-def _seconds(pulse: Measured) -> float:
-    return next(one.seconds for one in pulse.times if one.what == "decode")
-
-
-def _change(seconds: Collection[float], least: float = 1.0) -> float:
-    return max(max(seconds) / min(seconds), least)

@@ -16,7 +16,7 @@ from dfqs.planning.calibration import OTHER_MACHINE, Calibration, calibrate
 from dfqs.planning.curve import Choices, CurveModel, CurvePoint, draw_choices, draw_curve, plot_points, read_choices
 from dfqs.planning.disk_probe import DiskSpeed, measure_disk
 from dfqs.planning.speed import SpeedForecast, forecast_speed, wanted_types
-from dfqs.planning.work import GraphSize, Work, WorkKey, count_work
+from dfqs.planning.work import GraphSize, Work, WorkKey, count_passed_work, count_work
 from dfqs.processors import default_threads
 from dfqs.progress import Progress, no_progress
 from dfqs.records import Amount, Document, Record, Text, Whole
@@ -104,7 +104,7 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
 
     Args:
         model: of which headers are read; its disk is measured where it lies here.
-        progress: in probes.
+        progress: in seconds of calibrating.
 
     Raises:
         UsageError: a trace of another model.
@@ -112,6 +112,7 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
     model.require_loadable()
     spec = model.spec
     work = count_work(model.tensors, spec.experts, spec.experts_used, spec.layers)
+    passed = count_passed_work(model.tensors, spec.experts, spec.experts_used, spec.layers)
     trained = spec.context_tokens
     lengths = sorted({length if trained is None else min(length, trained) for length in request.contexts})
     # Before the machine is measured, which takes longer; this too.
@@ -125,7 +126,9 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
         return _unknown(model, request, work, str(error))
     calibration = request.calibration or calibrate(wanted_types(work), request.threads, progress, again=request.again)
     contexts = tuple(
-        forecast_speed(work, graph_size(model, need, length), graph_size(model, need, length / 2), length, calibration)
+        forecast_speed(
+            work, passed, graph_size(model, need, length), graph_size(model, need, length / 2), length, calibration
+        )
         for length, need in zip(lengths, needs, strict=True)
     )
     curve = _draw(model, request, chosen, contexts[0], needs[-1]) if request.curve and spec.is_moe else None

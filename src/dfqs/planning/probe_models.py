@@ -1,8 +1,8 @@
 """Small random models that a machine is calibrated with: each does one kind of work, in one type of weights.
 
 They are files like any other and run through llama.cpp's usual ways, repacking and threads included. What they say is
-noise. Weights are a few rows, quantized by llama.cpp's own loops and laid out again and again: how fast a kernel is
-does not depend on the values.
+noise. Quantized weights are a few rows, made by llama.cpp's own loops and laid out again and again: how fast a kernel
+is does not depend on the values.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfqs.gguf import GGMLType, KeyValue, TensorSource, f32, string, u32, write_gguf
 from dfqs.gguf.layout import tensor_length
@@ -106,29 +107,34 @@ def write_probe(
 
 
 def write_random(path: Path, kernels: Kernels, keys: list[KeyValue], tensors: Iterable[RandomTensor]) -> Path:
-    """Write a model of these tensors: matrices of a few random rows again and again, vectors of ones."""
+    """Write a model of these tensors: matrices of a few random rows again and again, vectors of ones.
+
+    Embeddings and routers (F32) have no row twice, or tokens and experts would be alike and few would be chosen.
+    """
     random = np.random.default_rng(3)
     made: dict[tuple[GGMLType, int], bytes] = {}
 
+    def draw(columns: int) -> NDArray[np.float32]:
+        return random.standard_normal((_ROWS, columns), np.float32) * np.float32(columns**-0.5)
+
     def rows_of(kind: GGMLType, columns: int) -> bytes:
+        if kind is GGMLType.F32:
+            return draw(columns).tobytes()
         if (kind, columns) not in made:
-            values = random.standard_normal((_ROWS, columns), np.float32) * np.float32(columns**-0.5)
-            if kind is GGMLType.F32:
-                made[kind, columns] = values.tobytes()
-            else:
-                out = np.empty(tensor_length(kind, (columns, _ROWS)), np.uint8)
-                kernels.prepare(kind)
-                kernels.quantize(kind, values, np.ones(columns, np.float32), out)
-                made[kind, columns] = out.tobytes()
+            out = np.empty(tensor_length(kind, (columns, _ROWS)), np.uint8)
+            kernels.prepare(kind)
+            kernels.quantize(kind, draw(columns), np.ones(columns, np.float32), out)
+            made[kind, columns] = out.tobytes()
         return made[kind, columns]
 
     def source(name: str, dimensions: tuple[int, ...], kind: GGMLType) -> TensorSource:
         def read() -> Iterator[bytes]:
             left = tensor_length(kind, dimensions)
-            piece = (
-                np.ones(dimensions[0], np.float32).tobytes() if len(dimensions) == 1 else rows_of(kind, dimensions[0])
-            )
             while left > 0:
+                if len(dimensions) == 1:
+                    piece = np.ones(dimensions[0], np.float32).tobytes()
+                else:
+                    piece = rows_of(kind, dimensions[0])
                 yield piece[:left]
                 left -= len(piece)
 

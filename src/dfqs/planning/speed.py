@@ -57,16 +57,23 @@ class SpeedForecast(Record):
 
 
 def forecast_speed(
-    work: Mapping[WorkKey, Work], graph: GraphSize, middle: GraphSize, context_tokens: int, calibration: Calibration
+    work: Mapping[WorkKey, Work],
+    passed: Mapping[WorkKey, Work],
+    graph: GraphSize,
+    middle: GraphSize,
+    context_tokens: int,
+    calibration: Calibration,
 ) -> SpeedForecast:
     """Decode and prefill at one context length.
 
     Args:
+        work: of a token that is decoded.
+        passed: the part of it that every token of a prompt passes.
         graph: at the end of the context.
         middle: in the middle of it.
     """
     decode = _known(decode_terms(work, graph), calibration.decode_ns)
-    prompt = _known(prompt_terms(work, middle, context_tokens), calibration.prompt_ns)
+    prompt = _known(prompt_terms(work, passed, middle, context_tokens), calibration.prompt_ns)
     attention = {name: decode.pop(name, 0.0) for name in (ATTENDED, ATTENDED_ELEMENT)}
     nodes = {NODE: decode.pop(NODE, 0.0)}
     parts = [seconds_of(terms, calibration.decode_ns) for terms in (decode, nodes, attention)]

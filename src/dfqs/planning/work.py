@@ -13,6 +13,7 @@ WorkKey = tuple[GGMLType, Kind]
 Terms = dict[str, float]
 """How much of each kind of work; `dfqs.planning.rates` has what one of each takes."""
 NODE, ATTENDED, ATTENDED_ELEMENT = "node", "attended entry", "attended element"
+_FEED_FORWARD = ".ffn_"
 COMPUTED_AT_A_TIME = 512
 """Tokens of a prompt: llama.cpp's ubatch."""
 
@@ -25,6 +26,9 @@ class Work:
     weights: int
     all_weights: int
     """Of all experts, of which `weights` are in use."""
+
+
+_NOTHING = Work(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,40 @@ def count_work(
     """
     found = list(tensors)
     tied = not any(tensor_role(tensor.name) is Role.OUTPUT for tensor in found)
+    return _count(
+        [tensor for tensor in found if tied or tensor_role(tensor.name) is not Role.EMBEDDING], experts, used, layers
+    )
+
+
+def count_passed_work(
+    tensors: Iterable[TensorInfo], experts: int, used: int, layers: int | None = None
+) -> dict[WorkKey, Work]:
+    """The part of `count_work` that every token of a prompt passes.
+
+    llama.cpp keeps of the last layer only the tokens whose logits are asked for, and of a prompt that is the last
+    (`inp_out_ids` of its graphs): the others pass neither that layer's feed-forward part nor the output matrix.
+    """
+    found = list(tensors)
+    last = max((layer for tensor in found if (layer := tensor_layer(tensor.name)) is not None), default=0)
+    last = last if layers is None else min(last, layers - 1)
+
+    def is_passed(tensor: TensorInfo) -> bool:
+        if tensor_role(tensor.name) in (Role.OUTPUT, Role.EMBEDDING):
+            return False
+        return tensor_layer(tensor.name) != last or _FEED_FORWARD not in tensor.name
+
+    return _count(filter(is_passed, found), experts, used, layers)
+
+
+def _count(tensors: Iterable[TensorInfo], experts: int, used: int, layers: int | None) -> dict[WorkKey, Work]:
     counted: dict[WorkKey, Work] = {}
-    for tensor in found:
-        role, layer = tensor_role(tensor.name), tensor_layer(tensor.name)
+    for tensor in tensors:
+        layer = tensor_layer(tensor.name)
         if tensor.type in INTEGER_TYPES or len(squeeze_shape(tensor.shape)) < 2:
             continue
-        if (role is Role.EMBEDDING and not tied) or (layer is not None and layers is not None and layer >= layers):
+        if layer is not None and layers is not None and layer >= layers:
             continue
-        routed = role is Role.ROUTED_EXPERT and experts
+        routed = tensor_role(tensor.name) is Role.ROUTED_EXPERT and experts
         share = (used, experts) if routed else (1, 1)
         key: WorkKey = (tensor.type, "experts" if routed else "dense")
         before = counted.get(key, Work(0, 0, 0))
@@ -77,22 +107,25 @@ def decode_terms(work: Mapping[WorkKey, Work], graph: GraphSize) -> Terms:
     }
 
 
-def prompt_terms(work: Mapping[WorkKey, Work], graph: GraphSize, tokens: int) -> Terms:
+def prompt_terms(once: Mapping[WorkKey, Work], passed: Mapping[WorkKey, Work], graph: GraphSize, tokens: int) -> Terms:
     """Of one token of a prompt, on average: weights that it is multiplied with; its share of getting each expert ready
     that any token of its batch chose, and of the batch's nodes; entries attended to.
 
     Args:
+        once: what the last token passes.
+        passed: what each does.
         graph: with the entries of a token in the middle of the prompt.
         tokens: of the prompt.
     """
     batch = min(tokens, COMPUTED_AT_A_TIME)
     terms: Terms = {NODE: graph.nodes / batch, ATTENDED: graph.attended, ATTENDED_ELEMENT: graph.attended_elements}
-    for (type_, kind), one in work.items():
-        terms[weights_term(type_, kind)] = one.weights
-        if kind == "experts" and one.all_weights:
+    for (type_, kind), last in once.items():
+        each = passed.get((type_, kind), _NOTHING)
+        terms[weights_term(type_, kind)] = each.weights + (last.weights - each.weights) / tokens
+        if kind == "experts" and each.all_weights:
             # Chosen by none of the batch, were every expert equally likely.
-            idle = (1 - one.weights / one.all_weights) ** batch
-            terms[pass_term(type_)] = one.all_weights * (1 - idle) / batch
+            idle = (1 - each.weights / each.all_weights) ** batch
+            terms[pass_term(type_)] = each.all_weights * (1 - idle) / batch
     return terms
 
 
