@@ -41,8 +41,9 @@ from streaming import READ_AHEAD_KB, read_ahead
 ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parent)}
 TIMED_TOKENS = 96
 """Some seconds: a shared processor is fast or slow for shorter than that."""
-OTHER_BYTES = 300_000_000
-"""Of a paged process in its group: Python, the library and the context."""
+OTHER_BYTES = 100_000_000
+"""Of a paged run in its group beside pages of the file: two processes of Python and the context (libraries' pages that
+others have read are not charged)."""
 
 
 def trace(worker: WorkerContext, path: Path, tokens: int) -> tuple[list[list[list[int]]], float]:
@@ -102,8 +103,12 @@ def read_bytes() -> int:
 
 
 def forget(path: Path) -> None:
-    """Put a file out of the page cache: what is there already is charged to no group, and never read again."""
+    """Put a file out of the page cache: what is there already is charged to no group, and never read again.
+
+    What was not written yet would stay there.
+    """
     handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)
 
@@ -144,6 +149,7 @@ def compare(path: Path, shares: list[float], warm: int, tokens: int) -> None:
     print("|---|---|---|---|---|---|")
     for share in shares:
         limit = int(model.file_bytes * share) + OTHER_BYTES
+        forget(path)
         disk = measure_disk(path, max(pages.ranges[0].length for pages in layout.experts.values()), 2)
         point = draw_curve(curve, choices, disk, [limit], warm=warm)[0]
         with Worker(2, WAIT_POLICY, env=ENVIRONMENT) as worker:

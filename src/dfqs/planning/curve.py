@@ -2,20 +2,21 @@
 
 Pure. Choices come from a routing trace, token by token, or are drawn with a skew that is made up and says so. Streamed,
 the cache makes the decisions that it would make (`simulate_cache`); paged by the kernel, what was used least recently
-is gone, and what is read ahead takes room from the rest.
+is gone (`paging`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dfqs.planning.disk_probe import DiskSpeed
+from dfqs.planning.paging import StackDistances, measure_distances
 from dfqs.planning.speed import INTERVAL, Rate
 from dfqs.records import Amount, Record, Share, Whole
 from dfqs.routing.trace import TraceChunk, TraceHeader
 from dfqs.streaming.lookahead import GuessRoom
-from dfqs.streaming.policy import Pass, simulate_cache
+from dfqs.streaming.policy import CacheUse, Pass, simulate_cache
 
 POINTS = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the file."""
@@ -24,14 +25,22 @@ SYNTHETIC_SKEW = 0.55
 """Choices are drawn with weight 1/rank^skew: of 64 experts the hottest 16 then take a little more than half, as they do
 in models that were traced."""
 _SEED = 11
-WATCHED = 1.06
-"""Time of a streamed token as a multiple of one in memory: the graph is watched."""
-GUESSED_RIGHT = 0.8
-"""Share of what is read ahead, for experts that are not in memory, that the next layer then chooses: see
-docs/forecast.md. Not known of a model before it runs."""
-OVERLAP = (0.75, 1.1)
-"""Of the time that the disk takes, the share that a token waits for it: the last matrix of an expert is waited for
-later than the others."""
+WATCHED, READ_BESIDE = 1.06, 1.15
+"""Computing a streamed token, as a multiple of one in memory: where the graph is only watched, and where the threads
+that read and the pages that change places take time from it as well (docs/forecast.md)."""
+GUESSED_RIGHT, _LOST_TO_HELD = 0.86, 0.22
+"""Share of what is read ahead, for experts that are not in memory, that the next layer then chooses, and what of it is
+lost by the share of choices that are: the surest guesses are held already. See docs/forecast.md; not known of a model
+before it runs."""
+AHEAD_SHARE = 0.65
+"""Of what the disk gives in the time that a layer computes, as much is read ahead: guesses are read one at a time,
+behind what is wanted."""
+OVERLAP = (0.75, 0.9, 1.1)
+"""Of the time that the disk takes, the share that a token waits for it (least, middle, most): the last matrix of an
+expert is waited for later than the others."""
+PAGED_WAIT = (1.0, 1.4, 1.9)
+"""The same where the kernel pages: it reads more than is forecast, and one thread's fault holds up the others
+(docs/forecast.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +157,15 @@ def draw_curve(
         warm: tokens that fill the cache and are not counted; None: the first third.
     """
     counted = choices.warm if warm is None else warm
-    return [_point(model, choices, disk, bytes_, counted) for bytes_ in memory]
+    uses = None if disk is None else measure_distances(model.sizes, model.resident_bytes, choices.passes, counted)
+    return [_point(model, choices, disk, uses, bytes_, counted) for bytes_ in memory]
 
 
 def _point(
     model: CurveModel,
     choices: Choices,
     disk: DiskSpeed | None,
+    uses: StackDistances | None,
     memory_bytes: int,
     warm: int,
 ) -> CurvePoint:
@@ -167,8 +178,10 @@ def _point(
         guesses = model.guess_room(room)
         use = simulate_cache(model.sizes, room - guesses.bytes, choices.passes, warm_passes=warm)
         if use.bytes_per_pass is not None:
-            streamed = _read_ahead(model, use.bytes_per_pass, guesses, len(choices.layers), disk)
-    paged_bytes = 0.0 if whole else _paged_bytes(model, choices, disk, memory_bytes, warm)
+            streamed = _read_ahead(model, use, guesses, len(choices.layers), disk)
+    paged_bytes = 0.0 if whole else None
+    if not whole and disk is not None and uses is not None and memory_bytes > model.other_bytes:
+        paged_bytes = uses.paged_bytes(memory_bytes - model.other_bytes, disk.paged.read_per_wanted)
     return CurvePoint(
         memory_bytes=memory_bytes,
         of_file=memory_bytes / model.file_bytes,
@@ -182,14 +195,17 @@ def _point(
 
 
 def _read_ahead(
-    model: CurveModel, wanted: float, guesses: GuessRoom, layers: int, disk: DiskSpeed | None
+    model: CurveModel, use: CacheUse, guesses: GuessRoom, layers: int, disk: DiskSpeed | None
 ) -> _StreamedBytes:
-    """What is read while the disk would stand still: as much as there is room for in each layer, and as it gives while
-    the layer computes."""
+    """What is read while the disk would stand still: of what a layer misses as much as there is room for, and as the
+    disk gives while a layer computes."""
+    wanted = use.bytes_per_pass or 0.0
     if disk is None:
         return _StreamedBytes(wanted, 0.0, 0.0)
-    begun = min(guesses.bytes * layers, model.token_s * disk.direct.bytes_per_s, wanted)
-    return _StreamedBytes(wanted, begun * GUESSED_RIGHT, begun * (1 - GUESSED_RIGHT))
+    most = min(guesses.bytes, AHEAD_SHARE * model.token_s / layers * disk.direct.bytes_per_s)
+    begun = sum(min(bytes_, most) * times for bytes_, times in use.layer_reads.items()) / use.passes
+    right = GUESSED_RIGHT - _LOST_TO_HELD * (use.hit_rate or 0.0)
+    return _StreamedBytes(wanted, begun * right, begun * (1 - right))
 
 
 def _streamed_rate(model: CurveModel, bytes_: _StreamedBytes, disk: DiskSpeed | None) -> Rate | None:
@@ -197,11 +213,11 @@ def _streamed_rate(model: CurveModel, bytes_: _StreamedBytes, disk: DiskSpeed | 
         return Rate.around(model.token_s)
     if disk is None:
         return None
-    computed, waited = model.token_s * WATCHED, bytes_.wanted - bytes_.ahead
-    fast = computed / INTERVAL + OVERLAP[0] * waited / disk.direct.high
+    waited = bytes_.wanted - bytes_.ahead
+    fast = model.token_s * WATCHED / INTERVAL + OVERLAP[0] * waited / disk.direct.high
     # Guesses that are all wrong, or too late.
-    slow = computed * INTERVAL + OVERLAP[1] * bytes_.read / disk.direct.low
-    middle = computed + sum(OVERLAP) / 2 * waited / disk.direct.bytes_per_s
+    slow = model.token_s * READ_BESIDE * INTERVAL + OVERLAP[2] * bytes_.read / disk.direct.low
+    middle = model.token_s * READ_BESIDE + OVERLAP[1] * waited / disk.direct.bytes_per_s
     return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
 
 
@@ -211,44 +227,7 @@ def _paged_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed | None) ->
     if disk is None:
         return None
     wanted = read_bytes / disk.paged.read_per_wanted
-    fast = model.token_s / INTERVAL + wanted / disk.paged.high
-    slow = model.token_s * INTERVAL + wanted / disk.paged.low
-    middle = model.token_s + wanted / disk.paged.bytes_per_s
+    fast = model.token_s / INTERVAL + PAGED_WAIT[0] * wanted / disk.paged.high
+    slow = model.token_s * INTERVAL + PAGED_WAIT[2] * wanted / disk.paged.low
+    middle = model.token_s + PAGED_WAIT[1] * wanted / disk.paged.bytes_per_s
     return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
-
-
-def _paged_bytes(
-    model: CurveModel, choices: Choices, disk: DiskSpeed | None, memory_bytes: int, warm: int
-) -> float | None:
-    """Experts that the page cache no longer holds, with what read-ahead adds. None where not even the rest fits."""
-    room = memory_bytes - model.other_bytes - model.resident_bytes
-    if disk is None or room <= 0:
-        return None
-    ahead = disk.paged.read_per_wanted
-    # What is read ahead and never wanted takes room too, but leaves first: about half as long as the rest.
-    missed = simulate_lru(model.sizes, room / (1 + (ahead - 1) / 2), choices.passes, warm)
-    return None if missed is None else missed * ahead
-
-
-def simulate_lru(
-    sizes: Mapping[tuple[int, int], int], room_bytes: float, passes: Sequence[Pass], warm: int
-) -> float | None:
-    """Bytes a pass of experts that are not among those used last, after `warm` passes. None where there are no more."""
-    held: dict[tuple[int, int], None] = {}
-    free, missed = room_bytes, 0
-    for number, one in enumerate(passes):
-        for key in ((layer, expert) for layer, experts in one for expert in experts if (layer, expert) in sizes):
-            size = sizes[key]
-            if key in held:
-                del held[key]
-            else:
-                missed += size if number >= warm else 0
-                free -= size
-            # Dictionaries keep their order: what was used longest ago comes first.
-            held[key] = None
-            while free < 0 and held:
-                oldest = next(iter(held))
-                del held[oldest]
-                free += sizes[oldest]
-    counted = len(passes) - warm
-    return missed / counted if counted > 0 else None

@@ -7,8 +7,9 @@ what the same decisions would read for choices that somebody recorded.
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 HALF_LIFE_PASSES = 34.0
@@ -144,6 +145,8 @@ class CacheUse:
     """Of the misses, those that found no place."""
     read_bytes: int
     """Of all misses; those that find no place are read through the page cache."""
+    layer_reads: Mapping[int, int] = field(default_factory=dict)
+    """How often a layer missed so many bytes at a time; nothing missed is left out."""
 
     @property
     def bytes_per_pass(self) -> float | None:
@@ -171,7 +174,8 @@ def simulate_cache(
         warm_passes: so many at the start fill the cache and are not counted.
     """
     held = HeldKeys(sizes, budget_bytes, half_life)
-    counted = hits = misses = uncached = read_bytes = 0
+    counted = hits = misses = uncached = 0
+    layer_reads = Counter[int]()
     for number, layers in enumerate(passes, 1):
         is_counted = number > warm_passes
         counted += is_counted
@@ -184,8 +188,10 @@ def simulate_cache(
                 hits += placement.how == "held"
                 misses += placement.how != "held"
                 uncached += placement.how == "no room"
-                read_bytes += 0 if placement.how == "held" else sizes[placement.key]
-    return CacheUse(counted, hits, misses, uncached, read_bytes)
+            layer_reads[sum(sizes[placement.key] for placement in placements if placement.how != "held")] += 1
+    del layer_reads[0]
+    read_bytes = sum(bytes_ * times for bytes_, times in layer_reads.items())
+    return CacheUse(counted, hits, misses, uncached, read_bytes, layer_reads)
 
 
 class ChoiceLog:
