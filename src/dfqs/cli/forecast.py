@@ -53,7 +53,7 @@ def command(
     memory = tuple(parse_size(word.strip()) for word in ram.split(",")) if ram else ()
     model = open_source(source)
     request = ForecastRequest(contexts, threads, trace, memory, again=again)
-    with progress_bar("calibrating this machine", "seconds") as progress:
+    with progress_bar("measuring this machine", "seconds") as progress:
         document = forecast(model, request, progress)
     if plot is not None:
         # An extra: only who draws needs matplotlib.

@@ -14,7 +14,7 @@ from dfqs.model.files import ModelFiles
 from dfqs.planning.asking import Asker
 from dfqs.planning.calibration import OTHER_MACHINE, Calibration, calibrate
 from dfqs.planning.curve import Choices, CurveModel, CurvePoint, draw_choices, draw_curve, plot_points, read_choices
-from dfqs.planning.disk_probe import DiskSpeed, measure_disk
+from dfqs.planning.disk_probe import LONGEST_S, DiskSpeed, measure_disk
 from dfqs.planning.speed import SpeedForecast, forecast_speed, wanted_types
 from dfqs.planning.work import GraphSize, Work, WorkKey, count_passed_work, count_work
 from dfqs.processors import default_threads
@@ -104,7 +104,7 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
 
     Args:
         model: of which headers are read; its disk is measured where it lies here.
-        progress: in seconds of calibrating.
+        progress: in seconds of what is measured.
 
     Raises:
         UsageError: a trace of another model.
@@ -131,7 +131,7 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
         )
         for length, need in zip(lengths, needs, strict=True)
     )
-    curve = _draw(model, request, chosen, contexts[0], needs[-1]) if request.curve and spec.is_moe else None
+    curve = _draw(model, request, chosen, contexts[0], needs[-1], progress) if request.curve and spec.is_moe else None
     missing = {type_.name for type_, kind in work if not calibration.has((type_, kind))}
     return _document(
         model,
@@ -217,7 +217,12 @@ def graph_size(model: ModelFiles, need: MemoryNeed, behind_tokens: float) -> Gra
 
 
 def _draw(
-    model: ModelFiles, request: ForecastRequest, chosen: Choices | None, speed: SpeedForecast, need: MemoryNeed
+    model: ModelFiles,
+    request: ForecastRequest,
+    chosen: Choices | None,
+    speed: SpeedForecast,
+    need: MemoryNeed,
+    progress: Progress,
 ) -> Curve:
     layout = plan_layout(model.headers)
     if not layout.experts:
@@ -226,7 +231,10 @@ def _draw(
     layers = sorted({layer for layer, _ in sizes})
     choices = chosen or draw_choices(layers, model.spec.experts, model.spec.experts_used)
     piece = max(pages.ranges[0].length for pages in layout.experts.values())
-    disk = measure_disk(model.path, piece, 2) if model.path.exists() else None
+    disk = None
+    if model.path.exists():
+        progress(0, int(2 * LONGEST_S), "the model's disk")
+        disk = measure_disk(model.path, piece, 2)
     curve_model = CurveModel(
         sizes,
         layout.resident_bytes,
