@@ -35,7 +35,7 @@ from dfqs.runtime.timing import time_decode, time_prefill
 from dfqs.runtime.worker_context import WorkerContext
 from random_models import RandomModel
 
-SHALLOW, DEEP, TOKENS, DEEP_EVERY = 64, 1024, 12, 3
+CONTEXTS, TOKENS, DEEP_EVERY = (64, 1024), 12, 3
 Q8_0, Q4_K, MXFP4, IQ1_S, IQ2_XXS = (getattr(GGMLType, name) for name in ("Q8_0", "Q4_K", "MXFP4", "IQ1_S", "IQ2_XXS"))
 LATENT = {"rank": 512, "rope": 64}
 MODELS = {
@@ -63,38 +63,40 @@ def make(worker: WorkerContext, directory: Path) -> None:
             model.write(path, kernels)
 
 
-def measure(worker: WorkerContext, paths: list[Path], seconds: float) -> dict[str, dict[str, list[float]]]:
+def measure(
+    worker: WorkerContext, paths: list[Path], contexts: tuple[int, ...], seconds: float
+) -> dict[str, dict[str, list[float]]]:
     """In the worker: seconds of a token of each model, round after round, until `seconds` are over."""
     random, found = Random(7), {path.stem: defaultdict[str, list[float]](list) for path in paths}
     with ExitStack() as stack:
-        contexts = {}
+        opened = {}
         for path in paths:
             model = stack.enter_context(Model(worker.library, path))
-            context = Context(model, DEEP + TOKENS, n_batch=2048, threads=worker.threads)
-            contexts[path.stem] = stack.enter_context(context)
+            context = Context(model, max(contexts) + TOKENS, n_batch=2048, threads=worker.threads)
+            opened[path.stem] = stack.enter_context(context)
             time_prefill(context, 32)
         ends, number = time.monotonic() + seconds, 0
         while time.monotonic() < ends:
-            for name in random.sample(sorted(contexts), len(contexts)):
-                for tokens in (SHALLOW, DEEP) if number % DEEP_EVERY == 0 else (SHALLOW,):
-                    found[name][f"prefill {tokens}"].append(time_prefill(contexts[name], tokens) / tokens)
-                    decoded = time_decode(contexts[name], tokens, TOKENS)
+            for name in random.sample(sorted(opened), len(opened)):
+                for tokens in contexts if number % DEEP_EVERY == 0 else contexts[:1]:
+                    found[name][f"prefill {tokens}"].append(time_prefill(opened[name], tokens) / tokens)
+                    decoded = time_decode(opened[name], tokens, TOKENS)
                     found[name][f"decode {tokens}"].append(statistics.fmean(decoded))
             number += 1
     return {name: dict(times) for name, times in found.items()}
 
 
-def freeze(paths: list[Path]) -> dict[str, Any]:
+def freeze(paths: list[Path], contexts: tuple[int, ...], *, again: bool) -> dict[str, Any]:
     models = [open_model(path) for path in paths]
     wanted = {
         key
         for model in models
         for key in wanted_types(count_work(model.tensors, model.spec.experts, model.spec.experts_used))
     }
-    calibration = calibrate(wanted, 2, again=True)
+    calibration = calibrate(wanted, 2, again=again)
     found: dict[str, Any] = {"calibration": calibration.model_dump(mode="json")}
     for path, model in zip(paths, models, strict=True):
-        document = forecast(model, ForecastRequest((SHALLOW, DEEP), 2, curve=False, calibration=calibration))
+        document = forecast(model, ForecastRequest(contexts, 2, curve=False, calibration=calibration))
         found[path.stem] = {"path": str(path)} | {
             f"{what} {one.context_tokens}": getattr(one, what).model_dump()
             for one in document.contexts
@@ -131,6 +133,8 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("models", type=Path, nargs="*")
+    parser.add_argument("--contexts", default=",".join(map(str, CONTEXTS)), help="the first is measured most often")
+    parser.add_argument("--kept", action="store_true", help="freeze: the machine's record, where there is one")
     parser.add_argument("--seconds", type=float, default=600, help="begin no round of measurements after so long")
     asked = parser.parse_args()
     # As a module: a worker cannot import what is only the script that runs.
@@ -144,13 +148,14 @@ def main() -> None:
     if asked.out is None:
         sys.exit("name a file for the forecasts")
     if asked.step == "freeze":
-        frozen = freeze([*sorted(asked.directory.glob("*.gguf")), *asked.models])
-        asked.out.write_text(json.dumps({"frozen": frozen}, indent=1))
+        contexts = tuple(map(int, asked.contexts.split(",")))
+        frozen = freeze([*sorted(asked.directory.glob("*.gguf")), *asked.models], contexts, again=not asked.kept)
+        asked.out.write_text(json.dumps({"contexts": contexts, "frozen": frozen}, indent=1))
         return
     notes = json.loads(asked.out.read_text())
     paths = [Path(one["path"]) for name, one in notes["frozen"].items() if name != "calibration"]
     with Worker(2, WAIT_POLICY, env=env) as worker:
-        notes["measured"] = worker.call(own.measure, paths, asked.seconds)
+        notes["measured"] = worker.call(own.measure, paths, tuple(notes["contexts"]), asked.seconds)
     asked.out.write_text(json.dumps(notes, indent=1))
     compare(notes["frozen"], notes["measured"])
 

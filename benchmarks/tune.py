@@ -90,7 +90,7 @@ def look_at_grid(path: Path, notes: dict[str, Any]) -> None:
         print(f"{timing_of(trial).total_s:.3f} s  {describe_settings(trial.settings, default_settings())}")
 
 
-def compare_all(path: Path, notes: dict[str, Any], pairs: int, busy: bool) -> None:
+def compare_all(path: Path, notes: dict[str, Any], out: Path, pairs: int, busy: bool) -> None:
     defaults = default_settings()
     tuned = RunSettings.model_validate(notes["busy" if busy else "idle"]["settings"])
     found_with = notes["busy" if busy else "idle"]
@@ -110,6 +110,8 @@ def compare_all(path: Path, notes: dict[str, Any], pairs: int, busy: bool) -> No
                 trials = run_trials(path, [names[name]], request)
                 times[name].append(timing_of(trials[0]))
             kept |= {name: [asdict(one) for one in found] for name, found in times.items()}
+            # Beside a busy core a round takes a minute: none is lost.
+            out.write_text(json.dumps(notes, indent=1))
     report(names, times, defaults)
     found = {name: asdict(ratio(times[name], times["defaults"])) for name in names}
     notes["compared " + ("busy" if busy else "idle")] = found
@@ -149,7 +151,7 @@ def main() -> None:
     elif asked.step == "grid":
         look_at_grid(asked.model, notes)
     else:
-        compare_all(asked.model, notes, asked.pairs, asked.busy)
+        compare_all(asked.model, notes, asked.out, asked.pairs, asked.busy)
     asked.out.write_text(json.dumps(notes, indent=1))
 
 

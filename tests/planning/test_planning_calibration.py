@@ -20,7 +20,7 @@ def test_random_models_load_decode_and_are_measured_in_turn(tmp_path: Path) -> N
     probes = [Probe(name, TINY, GGMLType.Q4_K, GGMLType.Q8_0, (8, 32)) for name in ("first", "second")]
     told: list[str] = []
     with Worker(1) as worker:
-        found = worker.reporting(lambda event: told.append(event[1])).call(measure_probes, tmp_path, probes, 0.0)
+        found = worker.reporting(lambda event: told.append(event[1])).call(measure_probes, tmp_path, probes, 0.0, 0.0)
 
     kinds = [("prompt", 8), ("decode", 8), ("prompt", 32), ("decode", 32)]
     assert [(one.probe, one.what, one.tokens) for one in found.times] == [
@@ -71,6 +71,7 @@ def test_a_measurement_goes_on_until_nearly_all_times_are_known() -> None:
     steady = [timed(1.0, 1.01, 0.99) for _ in range(19)]
 
     assert is_settled([*steady, timed(1.0, 2.0, 3.0)])
+    assert not is_settled([steady[0], timed(1.0, 2.0, 3.0)])
     assert not is_settled([*steady[:10], *[timed(1.0, 2.0, 3.0)] * 10])
     # Two looks that agree may do so by chance.
     assert LEAST_DEEP == 3

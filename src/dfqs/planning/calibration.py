@@ -122,14 +122,14 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="dfqs-probe-") as directory, Worker(count, WAIT_POLICY) as worker:
         place = Path(directory)
         if found is not None:
-            change = _change_since(found, _measure(worker, place, [_pulse()], PULSE_S, progress))
+            change = _change_since(found, _measure(worker, place, [_pulse()], (PULSE_S, PULSE_S), progress))
             if all(found.has(key) for key in wanted):
                 return found.model_copy(update={"change": max(change, found.change)})
             # What was measured on another machine does not go together with what is measured now.
             found = found if change < OTHER_MACHINE else None
         missing = [key for key in sorted({*wanted, *ALWAYS}) if found is None or not found.has(key)]
         probes = [*((_pulse(), *_base_probes()) if found is None else ()), *map(_type_probe, missing)]
-        measured = _measure(worker, place, probes, BUDGET_S, progress)
+        measured = _measure(worker, place, probes, (0.0, BUDGET_S), progress)
     observations = (*(() if found is None else found.observations), *map(_observation, measured.times))
     calibration = Calibration(
         machine=machine,
@@ -150,13 +150,16 @@ def calibrate(
     return calibration
 
 
-def _measure(worker: Worker, directory: Path, probes: Sequence[Probe], budget_s: float, progress: Progress) -> Measured:
-    """In rounds; `progress` counts seconds."""
+def _measure(
+    worker: Worker, directory: Path, probes: Sequence[Probe], seconds: tuple[float, float], progress: Progress
+) -> Measured:
+    """In rounds, for so many seconds at least and at most; `progress` counts them."""
+    most = int(seconds[1])
 
     def tell(event: tuple[float, str]) -> None:
-        progress(min(int(event[0]), int(budget_s)), int(budget_s), event[1])
+        progress(min(int(event[0]), most), most, event[1])
 
-    return worker.reporting(tell, doing="calibrating").call(measure_probes, directory, probes, budget_s)
+    return worker.reporting(tell, doing="calibrating").call(measure_probes, directory, probes, *seconds)
 
 
 def _change_since(record: Calibration, measured: Measured) -> float:

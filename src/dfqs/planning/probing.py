@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Literal
@@ -101,8 +101,11 @@ class Measured:
     """The later half's times as a multiple of the earlier half's, or the other way round: above 1."""
 
 
-def measure_probes(worker: WorkerContext, directory: Path, probes: Sequence[Probe], budget_s: float) -> Measured:
-    """In the worker: rounds over all probes until times are settled, or for `budget_s`. Emits (seconds, name)."""
+def measure_probes(
+    worker: WorkerContext, directory: Path, probes: Sequence[Probe], least_s: float, most_s: float
+) -> Measured:
+    """In the worker: rounds over all probes, from `least_s` on until times are settled, and no longer than `most_s` by
+    much. Emits (seconds, name)."""
     started = time.monotonic()
     with ExitStack() as stack:
         opened = []
@@ -111,7 +114,7 @@ def measure_probes(worker: WorkerContext, directory: Path, probes: Sequence[Prob
             opened.append(_open(worker, directory / "probe.gguf", probe, stack))
         began = LoadSample()
         times = _measure_rounds(
-            opened, started + budget_s, lambda name: worker.emit((time.monotonic() - started, name))
+            opened, started + least_s, started + most_s, lambda name: worker.emit((time.monotonic() - started, name))
         )
         return Measured(times, other_cpus(began), drift_of(times))
 
@@ -167,7 +170,9 @@ def _open(worker: WorkerContext, path: Path, probe: Probe, stack: ExitStack) -> 
     return _Opened(probe, context, once, count_passed_work(tensors, shape.experts, shape.used))
 
 
-def _measure_rounds(opened: Sequence[_Opened], until: float, tell: Callable[[str], None]) -> tuple[Timed, ...]:
+def _measure_rounds(
+    opened: Sequence[_Opened], least: float, most: float, tell: Callable[[str], None]
+) -> tuple[Timed, ...]:
     times = [one for each in opened for one in each.times]
     number = 0
     while True:
@@ -176,7 +181,8 @@ def _measure_rounds(opened: Sequence[_Opened], until: float, tell: Callable[[str
             each.look(deep=number % DEEP_EVERY == 0)
         number += 1
         # Whole cycles: what is looked at seldom must not be so at the start alone.
-        if number % DEEP_EVERY == 0 and (is_settled(times) or time.monotonic() > until):
+        now = time.monotonic()
+        if number % DEEP_EVERY == 0 and now > least and (now > most or is_settled(times)):
             return tuple(times)
 
 
@@ -185,7 +191,7 @@ def is_settled(times: Collection[Timed]) -> bool:
     if min(len(one.looks) for one in times) < LEAST_DEEP:
         return False
     errors = sorted(one.standard_error for one in times)
-    return errors[int(_NEARLY_ALL * (len(errors) - 1))] <= SETTLED
+    return errors[ceil(_NEARLY_ALL * len(errors)) - 1] <= SETTLED
 
 
 def drift_of(times: Collection[Timed]) -> float:
