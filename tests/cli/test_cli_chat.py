@@ -154,6 +154,21 @@ def test_pasted_lines_are_one_message(tiny_moe: Path) -> None:
     assert "taken back: line 0" in taken
 
 
+@pytest.mark.slow
+def test_while_a_long_message_is_read_a_person_sees_how_far_and_the_answer_takes_its_place(smollm2_gguf: Path) -> None:
+    """Seconds are what it is about; its parts are tested without them (test_cli_drawing, test_runtime_generation)."""
+    with chat_in_terminal(smollm2_gguf, "-n", "2") as running:
+        running.read_until("> ")
+        running.write("\x1b[200~" + "".join(f"line {n} of a paste\n" for n in range(250)) + "\x1b[201~\r")
+        running.read_until("reading the prompt")
+        drawn = running.read_until("cut at --max-tokens")
+
+    assert " tokens, " in drawn and " left" in drawn
+    # Taken away, and nothing of it after the answer has begun.
+    answer = drawn.rpartition("\x1b[2K")[2]
+    assert "reading" not in answer and answer.strip()
+
+
 def test_ctrl_c_interrupts_the_answer_and_not_the_program(smollm2_gguf: Path) -> None:
     with chat_in_terminal(smollm2_gguf, *LONG) as running:
         running.read_until("> ")

@@ -3,12 +3,13 @@
 import io
 import re
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from dfqs.cli import drawing, output
-from dfqs.cli.drawing import SHARE, _Bar, progress_bar
+from dfqs.cli.drawing import SHARE, _Bar, late_bar, progress_bar
 from dfqs.cli.tables import Styled, cell_width
 
 
@@ -105,3 +106,82 @@ def test_a_terminal_gets_few_bytes_and_a_clean_line_at_the_end(monkeypatch: pyte
     assert "hashing" in written
     assert len(written) < 2000
     assert re.search(r"\x1b\[2K\s*$|\x1b\[2K\x1b\[\?25h\s*$|\x1b\[\?25h.*\x1b\[2K$", written, re.DOTALL)
+
+
+def give_terminal(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+    """What stderr, a terminal from now on, is sent. (In a fixture pytest would put its own stream back.)"""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", Terminal(raw, encoding="utf-8", newline="\n", write_through=True))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(drawing, "err", output.SafeConsole(stderr=True))
+    return raw
+
+
+def wait_for(raw: io.BytesIO, words: str) -> str:
+    deadline = time.monotonic() + 20
+    while words not in raw.getvalue().decode():
+        assert time.monotonic() < deadline, raw.getvalue()
+        time.sleep(0.005)
+    return raw.getvalue().decode()
+
+
+def test_what_is_over_at_once_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = give_terminal(monkeypatch)
+    with late_bar("reading the prompt", "tokens") as progress:
+        progress(0, 40)
+        progress(40, 40)
+
+    assert terminal.getvalue() == b""
+
+
+def test_what_takes_long_is_drawn_while_nothing_is_told_and_gone_for_good_before_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = give_terminal(monkeypatch)
+    monkeypatch.setattr(drawing, "LATE_S", 0.02)
+    monkeypatch.setattr(drawing, "TICK_S", 0.01)
+    with late_bar("reading the prompt", "tokens") as progress:
+        progress(0, 3012)
+        wait_for(terminal, "0 of 3.0 K tokens\x1b[2m, 0 s so far")
+        progress(3012, 3012)
+        gone = terminal.getvalue()
+        assert gone.endswith(b"\r\x1b[2K")
+        # An answer stands in that line now: neither a late tick, nor a late word, nor the end may take it away.
+        time.sleep(0.05)
+        progress(5, 3012)
+
+    assert terminal.getvalue() == gone
+
+
+def test_an_interrupted_wait_leaves_a_clean_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = give_terminal(monkeypatch)
+    monkeypatch.setattr(drawing, "LATE_S", 0.0)
+    with pytest.raises(KeyboardInterrupt), late_bar("reading the prompt", "tokens") as progress:
+        progress(0, 3012)
+        wait_for(terminal, "tokens")
+        raise KeyboardInterrupt
+
+    assert terminal.getvalue().endswith(b"\r\x1b[2K")
+
+
+def test_a_log_is_told_nothing_of_a_prompt_that_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with late_bar("reading the prompt", "tokens") as progress:
+        progress(0, 3012)
+        time.sleep(0.01)
+
+    assert capsys.readouterr() == ("", "")
+
+
+def test_time_left_grows_shorter_while_a_batch_is_computed(screen: Screen) -> None:
+    bar = screen.bar("reading the prompt", "tokens")
+    bar(0, 3000)
+    screen.now = 10.0
+    bar(1000, 3000)
+    assert "1.0 K of 3.0 K tokens, 100 tokens/s, 20.0 s left" in screen.lines[-1]
+    screen.now = 14.0
+    bar.redraw(waited=True)
+    assert "100 tokens/s, 16.0 s left" in screen.lines[-1]
+    screen.now = 40.0
+    bar.redraw(waited=True)
+    assert "left" not in screen.lines[-1] and "so far" not in screen.lines[-1]

@@ -149,3 +149,25 @@ def test_a_chat_session_from_the_caller_s_side_loads_answers_and_streams(embedde
     assert session.info.chat_template
     assert (session.info.context_tokens, session.info.threads) == (512, 1)
     assert "".join(pieces) == answer.text
+
+
+def test_how_far_a_prompt_is_read_is_told_before_the_first_word_and_what_was_kept_counts_as_read(
+    tiny_moe: Path,
+) -> None:
+    told: list[object] = []
+    with ChatSession(tiny_moe, ContextSettings(n_ctx=512, n_batch=128, n_ubatch=64), threads=1) as session:
+
+        def ask(text: str) -> Answer:
+            told.clear()
+            return session.answer(
+                text, Sampling(max_tokens=3), told.append, progress=lambda done, total=None, note="": told.append(done)
+            )
+
+        first = ask("What is a colour? " * 30)
+        read = [each for each in told if isinstance(each, int)]
+        assert told[: len(read)] == read, "something was said before all was read"
+        assert read == [*range(0, first.prompt_tokens, 64), first.prompt_tokens] and len(read) > 3
+        longer = ask("What is a colour? " * 30 + "And a sound?")
+
+    assert longer.reused_tokens > 0
+    assert [each for each in told if isinstance(each, int)] == [longer.reused_tokens, longer.prompt_tokens]

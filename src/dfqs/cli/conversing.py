@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dfqs.cli.documents.running import ConversationDocument, RunDocument, SpokenMessage
-from dfqs.cli.generating import describe_end, describe_rates
+from dfqs.cli.generating import answer_aloud, describe_end, describe_rates
 from dfqs.cli.output import note, print_json, write_text
 from dfqs.cli.signals import Ended
 from dfqs.errors import DfqsError, UsageError
@@ -143,7 +144,8 @@ class Conversation:
             older = len(self._messages) > 1
             try:
                 said = [*opening, *self._messages]
-                return self._session.answer(said, self._sampling, take, least_tokens=least if older else 1)
+                ask = self._session.answer if self._as_json else partial(answer_aloud, self._session)
+                return ask(said, self._sampling, take, least_tokens=least if older else 1)
             except ContextFull:
                 if not (self._forgets and older):
                     if len(before) > len(self._messages):

@@ -1,13 +1,14 @@
 """Progress of long work, drawn: a bar where stderr is a terminal, a line a minute in a log."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 from dfqs.cli.output import err, escape_controls
 from dfqs.cli.tables import Styled, cell_width, clip
 from dfqs.errors import printable
-from dfqs.progress import Progress
+from dfqs.progress import Progress, no_progress
 from dfqs.units import format_bytes, format_count, format_duration
 
 MINUTE_S = 60.0
@@ -16,6 +17,9 @@ REDRAW_S = 0.5
 is bytes."""
 SETTLE_S = 1.0
 """What is counted within so short a time of the beginning was done before, and only read back."""
+LATE_S = 1.0
+"""What is mostly over at once is drawn only where it takes longer."""
+TICK_S = 1.0
 LINE_COLUMNS = 79
 """A line is no longer than this, and the terminal's width: a terminal that wraps it could not take it away again."""
 BAR_COLUMNS = 24
@@ -40,6 +44,24 @@ def progress_bar(label: str, unit: str = "bytes") -> Iterator[Progress]:
         err.draw()
 
 
+@contextlib.contextmanager
+def late_bar(label: str, unit: str) -> Iterator[Progress]:
+    """A bar for what is mostly over at once: it stands from `LATE_S` after its first call on, and is gone with the call
+    that tells that all is done. Where stderr is no terminal, nothing.
+
+    Args:
+        unit: as `progress_bar` has it.
+    """
+    if not err.can_redraw:
+        yield no_progress
+        return
+    bar = _LateBar(label, unit, err.draw)
+    try:
+        yield bar
+    finally:
+        bar.end()
+
+
 class _Pace:
     """How fast work goes, from what this run itself has done."""
 
@@ -61,6 +83,10 @@ class _Pace:
         self._latest = now, done
         return now
 
+    def waited_s(self) -> float:
+        """Since the work began, as far as this run has seen it."""
+        return self._now() - (self._begun_at if self._begun_at is not None else self._now())
+
     def rate(self) -> float | None:
         """Things a second; None while nothing was done."""
         seconds, new = self._latest[0] - self._first[0], self._latest[1] - self._first[1]
@@ -73,7 +99,9 @@ class _Pace:
             return []
         parts = [_rate(rate, unit)] if with_rate and unit != SHARE else []
         if self._total is not None and done < self._total:
-            parts.append(f"{format_duration((self._total - done) / rate)} left")
+            # Some time may have gone by since: a line is drawn again while a batch is computed.
+            left_s = (self._total - done) / rate - (self._now() - self._latest[0])
+            parts += [f"{format_duration(left_s)} left"] if left_s > 0 else []
         return parts
 
 
@@ -81,20 +109,48 @@ class _Bar:
     """Progress on a terminal: one line."""
 
     def __init__(
-        self, label: str, unit: str, draw: Callable[..., object], now: Callable[[], float] = time.monotonic
+        self,
+        label: str,
+        unit: str,
+        draw: Callable[..., object],
+        now: Callable[[], float] = time.monotonic,
+        *,
+        shown: bool = True,
     ) -> None:
         self._label = clip(escape_controls(label), min(LABEL_COLUMNS, err.width // 2))
-        self._unit, self._draw = unit, draw
+        self._unit, self._draw, self._now = unit, draw, now
         self._pace = _Pace(now)
         self._drawn_at: float | None = None
         self._drawn: list[Styled] = []
-        self._show([Styled(self._label)])
+        self._last: tuple[int, int | None, str] = 0, None, ""
+        if shown:
+            self._show([Styled(self._label)])
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        now = self._pace.take(done, total)
-        if self._drawn_at is not None and now - self._drawn_at < REDRAW_S:
-            return
-        self._drawn_at = now
+        now = self.take(done, total, note)
+        if self._drawn_at is None or now - self._drawn_at >= REDRAW_S:
+            self.redraw()
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a line to take away."""
+        return bool(self._drawn)
+
+    def take(self, done: int, total: int | None, note: str) -> float:
+        """Note where the work is, and draw nothing; returns the time."""
+        self._last = done, total, note
+        return self._pace.take(done, total)
+
+    def redraw(self, *, waited: bool = False) -> None:
+        """The line as it is now.
+
+        Args:
+            waited: while there is no rate, say for how long the work goes on.
+        """
+        self._drawn_at = self._now()
+        done, total, note = self._last
+        if waited and self._pace.rate() is None:
+            note = f"{self._pace.waited_s():.0f} s so far"
         self._show(self._line(done, total, note))
 
     def _show(self, line: list[Styled]) -> None:
@@ -117,6 +173,46 @@ class _Bar:
         if note and room - sum(cell_width(part.text) for part in line) > BAR_COLUMNS // 2:
             line.append(Styled(f", {printable(note, 60)}", "dim"))
         return _clipped(line, room)
+
+
+class _LateBar:
+    """A bar that is drawn by a clock: nothing before `LATE_S` have gone by, then once a second, so that it is seen to
+    live while a batch takes long. Once ended, it never draws again: what then stands in its line is not its own."""
+
+    def __init__(self, label: str, unit: str, draw: Callable[..., object]) -> None:
+        self._bar = _Bar(label, unit, draw, shown=False)
+        self._draw = draw
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._clock: threading.Thread | None = None
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        if total is not None and done >= total:
+            self.end()
+            return
+        with self._lock:
+            self._bar.take(done, total, note)
+        if self._clock is None:
+            self._clock = threading.Thread(target=self._run, name="late bar", daemon=True)
+            self._clock.start()
+
+    def end(self) -> None:
+        """Take the line away, if there is one."""
+        with self._lock:
+            if not self._over.is_set():
+                if self._bar.is_drawn:
+                    self._draw()
+                self._over.set()
+
+    def _run(self) -> None:
+        wait_s = LATE_S
+        # A terminal that is gone is noticed by whoever has something to say on it.
+        with contextlib.suppress(OSError, ValueError):
+            while not self._over.wait(wait_s):
+                with self._lock:
+                    if not self._over.is_set():
+                        self._bar.redraw(waited=True)
+                wait_s = TICK_S
 
 
 def _clipped(line: list[Styled], room: int) -> list[Styled]:

@@ -4,13 +4,13 @@ import contextlib
 import io
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from dfqs.cli.drawing import progress_bar
+from dfqs.cli.drawing import late_bar, progress_bar
 from dfqs.cli.loading import Loading
 from dfqs.cli.output import note, warn
 from dfqs.errors import RuntimeFailure, UsageError
@@ -19,7 +19,7 @@ from dfqs.planning.use import choose_start
 from dfqs.runtime.chat import ChatSession
 from dfqs.runtime.json_grammar import grammar_of_schema
 from dfqs.runtime.loading import with_template
-from dfqs.runtime.requests import Answer, ContextSettings, Sampling
+from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling
 from dfqs.storage.documents import parse_json, read_bounded, read_text
 from dfqs.units import format_duration, format_number_of
 
@@ -158,6 +158,27 @@ def open_chat(
         for notice in session.info.notices:
             warn(notice)
         yield session
+
+
+def answer_aloud(
+    session: ChatSession,
+    prompt: Prompt,
+    sampling: Sampling,
+    write: Callable[[str], None],
+    *,
+    least_tokens: int = 1,
+) -> Answer:
+    """An answer as it comes, for who sits at a terminal: while a long prompt is read, how far that is.
+
+    Args:
+        write: called with pieces of the text.
+        least_tokens: as `ChatSession.answer` has it.
+
+    Raises:
+        As `ChatSession.answer`.
+    """
+    with late_bar("reading the prompt", "tokens") as progress:
+        return session.answer(prompt, sampling, write, least_tokens=least_tokens, progress=progress)
 
 
 def check_template(session: ChatSession, system: str | None = None) -> None:

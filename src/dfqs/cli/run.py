@@ -25,6 +25,7 @@ from dfqs.cli.generating import (
     TopKOption,
     TopPOption,
     accept_any_bytes_on_stdin,
+    answer_aloud,
     check_template,
     describe_end,
     describe_rates,
@@ -137,7 +138,7 @@ def _answer_aloud(session: ChatSession, request: Prompt, sampling: Sampling) -> 
         write_text(piece)
 
     try:
-        return session.answer(request, sampling, write)
+        return answer_aloud(session, request, sampling, write)
     finally:
         if written:
             write_text("\n")

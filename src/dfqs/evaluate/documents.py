@@ -16,6 +16,7 @@ from typing import Any
 from dfqs.runtime.context import Context, Logits
 from dfqs.runtime.logprobs import score_rows
 from dfqs.runtime.model import Model
+from dfqs.runtime.requests import ReadSoFar
 from dfqs.runtime.scoring import ContinuationScore, common_length, score_branches
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -52,14 +53,6 @@ class DocumentJob:
     questions: tuple[AskedQuestion, ...]
     max_tokens: int
     """Of a written answer; 0: none is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadSoFar:
-    """How much of a document is in the cache."""
-
-    tokens: int
-    of_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from dfqs.evaluate.documents import (
     AskedAnswer,
     AskedQuestion,
     DocumentJob,
-    ReadSoFar,
     TokenWork,
 )
 from dfqs.evaluate.jobs import PROMPT_SEQUENCES, Generated, GivenAnswers, GivenTokens, OpenedModel
@@ -32,7 +31,7 @@ from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.loading import LoadOrder, StreamFigures
 from dfqs.runtime.memory import MemoryProbe
-from dfqs.runtime.requests import ContextSettings
+from dfqs.runtime.requests import ContextSettings, ReadSoFar
 
 ANSWER_CONTEXT_TOKENS = 2048
 """Of the context that reasoning and code are answered in: the longest prompt and the longest answer fit."""

@@ -31,7 +31,7 @@ from dfqs.records import sha256_of
 from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.context import Context, Model
-from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures, Templated
+from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures, Templated, loading_as_note
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 from dfqs.storage.atomic import check_output_path
@@ -177,7 +177,7 @@ def _measure(worker: WorkerContext, job: ImatrixJob, checkpoint: Checkpoint) -> 
     base = [read_imatrix(path) for path in job.add]
     if any(matrix.one_count_for_all for matrix in base):
         raise UsageError(OLDER_AND_NEWER)
-    with job.order.load(worker.library, job.model, no_progress) as loaded:
+    with job.order.load(worker.library, job.model, loading_as_note(worker.emit)) as loaded:
         model = loaded.model
         chunks = list(chunk_corpus(model, job.corpus, job.chunk_tokens))
         reason = "the corpus ended"

@@ -32,7 +32,7 @@ from dfqs.runtime import Worker
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context
-from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
+from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures, loading_as_note
 from dfqs.runtime.requests import ContextSettings
 from dfqs.runtime.worker_context import WorkerContext
 
@@ -171,14 +171,14 @@ def measure_perplexity(
 
 
 def measure_losses(worker: WorkerContext, job: PerplexityJob) -> Measured:
-    """In the worker: run the text through the model. Emits `(tokens scored, tokens in all)`.
+    """In the worker: run the text through the model. Emits `(tokens scored, tokens in all)`, first how far loading is.
 
     Raises:
         RuntimeFailure: logits that are no numbers, or llama.cpp fails.
         UsageError: the reference was made under other conditions.
     """
     reference = read_losses(job.reference) if job.reference is not None else None
-    with job.order.load(worker.library, job.model, no_progress) as loaded:
+    with job.order.load(worker.library, job.model, loading_as_note(worker.emit)) as loaded:
         model = loaded.model
         tokens = model.tokenize(job.text, add_special=True, parse_special=False)[: job.max_tokens]
         if job.store:

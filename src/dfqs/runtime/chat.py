@@ -15,7 +15,7 @@ from dfqs.progress import Progress, no_progress
 from dfqs.runtime.checks import check_model
 from dfqs.runtime.conversation import answer, open_conversation, read_figures
 from dfqs.runtime.loading import InMemory, LoadOrder, StreamFigures
-from dfqs.runtime.requests import Answer, ContextSettings, Prompt, Sampling, SessionInfo
+from dfqs.runtime.requests import Answer, ContextSettings, Prompt, ReadSoFar, Sampling, SessionInfo
 from dfqs.runtime.worker import Worker
 
 
@@ -82,6 +82,7 @@ class ChatSession:
         on_text: Callable[[str], None] = _ignore_text,
         *,
         least_tokens: int = 1,
+        progress: Progress = no_progress,
     ) -> Answer:
         """Continue a text, or answer a conversation. What an earlier call left in the cache is used again.
 
@@ -89,13 +90,21 @@ class ChatSession:
 
         Args:
             least_tokens: that the context must have left for the answer.
+            progress: in tokens of the prompt, those of an earlier call among them; ends before the first text.
 
         Raises:
             ContextFull: the prompt does not fit.
             UsageError: a setting makes no sense.
             RuntimeFailure: no chat template, or llama.cpp failed.
         """
-        return self._worker.reporting(on_text, doing="answering").call(
+
+        def take(event: ReadSoFar | str) -> None:
+            if isinstance(event, ReadSoFar):
+                progress(event.tokens, event.of_tokens)
+            else:
+                on_text(event)
+
+        return self._worker.reporting(take, doing="answering").call(
             answer, prompt, sampling or Sampling(), least_tokens
         )
 

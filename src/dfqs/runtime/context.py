@@ -98,6 +98,7 @@ class Context(Closing):
         self.n_ctx: int = library.llama_n_ctx(self.handle)
         self.n_ctx_sequence: int = library.llama_n_ctx_seq(self.handle)
         self.n_batch: int = library.llama_n_batch(self.handle)
+        self.n_ubatch: int = library.llama_n_ubatch(self.handle)
         self.threads: int = params.n_threads
         self._memory = library.llama_get_memory(self.handle)
 

@@ -10,11 +10,24 @@ from dfqs.runtime.answer_text import AnswerText
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.context import Context, Model
 from dfqs.runtime.loading import LoadOrder, StreamFigures
-from dfqs.runtime.requests import Answer, ContextFull, ContextSettings, Message, Prompt, Sampling, SessionInfo
+from dfqs.runtime.requests import (
+    Answer,
+    ContextFull,
+    ContextSettings,
+    Message,
+    Prompt,
+    ReadSoFar,
+    Sampling,
+    SessionInfo,
+)
 from dfqs.runtime.sampling import Sampler
 from dfqs.runtime.stop import Stopped
 from dfqs.runtime.thinking import ThoughtBudget
 from dfqs.runtime.worker_context import WorkerContext
+
+
+def _ignore_reading(_: ReadSoFar) -> None:
+    """Nobody waits."""
 
 
 class Conversation:
@@ -27,24 +40,25 @@ class Conversation:
         self._cached: list[int] = []
 
     def answer(
-        self, prompt: Prompt, sampling: Sampling, on_text: Callable[[str], None], least_tokens: int = 1
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        least_tokens: int = 1,
+        on_read: Callable[[ReadSoFar], None] = _ignore_reading,
     ) -> Answer:
         """Continue plain text, or answer a conversation; a stop request ends it early (`interrupted`).
 
         Args:
             on_text: called with pieces of the text as they come, whole characters only.
             least_tokens: that the context must have left for the answer.
+            on_read: called before each piece of the prompt, and once all of it is read.
 
         Raises:
             ContextFull: the prompt does not fit the context.
         """
         tokens, budget = self._read(prompt, sampling)
-        room = self.context.n_ctx_sequence - len(tokens)
-        if room < least_tokens:
-            raise ContextFull(
-                f"the prompt has {len(tokens):,} tokens and the context {self.context.n_ctx_sequence:,}; "
-                "shorten it, or raise the context length (--ctx)"
-            )
+        room = self._room_behind(tokens, least_tokens)
         text = AnswerText(sampling.stop, on_text)
         generated = 0
         most = min(sampling.max_tokens, room)
@@ -53,7 +67,7 @@ class Conversation:
         started = prefilled = time.perf_counter()
         with Sampler(self.model, sampling) as sampler:
             try:
-                reused = self._prefill(tokens)
+                reused = self._prefill(tokens, on_read)
                 prefilled = time.perf_counter()
                 while True:
                     token = sampler.sample(self.context)
@@ -86,6 +100,16 @@ class Conversation:
             decode_s=ended - prefilled,
         )
 
+    def _room_behind(self, tokens: Sequence[int], least_tokens: int) -> int:
+        """Tokens that the context has left for an answer."""
+        room = self.context.n_ctx_sequence - len(tokens)
+        if room < least_tokens:
+            raise ContextFull(
+                f"the prompt has {len(tokens):,} tokens and the context {self.context.n_ctx_sequence:,}; "
+                "shorten it, or raise the context length (--ctx)"
+            )
+        return room
+
     def _read(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], ThoughtBudget | None]:
         """Tokens of the prompt, and what watches the answer's thought."""
         rendered = prompt if isinstance(prompt, str) else self._render(prompt, sampling.thinking)
@@ -114,14 +138,17 @@ class Conversation:
         ending = budget.add(self.model.piece(token, special=True).decode("utf-8", "replace"))
         return [] if ending is None else self.model.tokenize(ending, add_special=False, parse_special=True)[:room]
 
-    def _prefill(self, tokens: Sequence[int]) -> int:
+    def _prefill(self, tokens: Sequence[int], on_read: Callable[[ReadSoFar], None]) -> int:
         """Bring the cache to exactly `tokens`; returns how many of them it held already."""
         shared = self._roll_back_to(tokens)
         del self._cached[shared:]
-        for start in range(shared, len(tokens), self.context.n_batch):
-            chunk = tokens[start : start + self.context.n_batch]
+        # In the pieces that llama.cpp cuts a batch into anyway: in between it is told how far this is.
+        for start in range(shared, len(tokens), self.context.n_ubatch):
+            on_read(ReadSoFar(start, len(tokens)))
+            chunk = tokens[start : start + self.context.n_ubatch]
             self.context.decode(chunk, start)
             self._cached.extend(chunk)
+        on_read(ReadSoFar(len(tokens), len(tokens)))
         return shared
 
     def _roll_back_to(self, tokens: Sequence[int]) -> int:
@@ -161,9 +188,9 @@ def open_conversation(worker: WorkerContext, path: Path, settings: ContextSettin
 
 
 def answer(worker: WorkerContext, prompt: Prompt, sampling: Sampling, least_tokens: int = 1) -> Answer:
-    """Answer in the conversation opened before. Emits pieces of text."""
+    """Answer in the conversation opened before. Emits `ReadSoFar` while the prompt is read, then pieces of text."""
     conversation: Conversation = worker.state["conversation"]
-    return conversation.answer(prompt, sampling, worker.emit, least_tokens)
+    return conversation.answer(prompt, sampling, worker.emit, least_tokens, worker.emit)
 
 
 def read_figures(worker: WorkerContext) -> StreamFigures | None:

@@ -200,6 +200,16 @@ class Templated:
         return self.order.accompany(library, progress)
 
 
+def loading_as_note(emit: Callable[[tuple[int, None, str]], object]) -> Progress:
+    """Progress of loading for work that counts something else: none of that is done yet, and the note says why."""
+
+    def tell(done: int, total: int | None = None, note: str = "") -> None:
+        share = f" {done / total:.0%}".replace("%", " %") if total else ""
+        emit((0, None, f"loading{share}"))
+
+    return tell
+
+
 def with_template(order: LoadOrder, template: GivenTemplate | None) -> LoadOrder:
     """The order, with a template where one is given."""
     return order if template is None else Templated(order, template)

@@ -18,6 +18,14 @@ Prompt = str | Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
+class ReadSoFar:
+    """How much of a prompt or a document is in the cache, told while it is read."""
+
+    tokens: int
+    of_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ContextSettings:
     """Settings of the context that a session runs in; see `dfqs.runtime.context.Context`."""
 

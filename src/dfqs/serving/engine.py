@@ -224,9 +224,13 @@ def _set_speed(native: Any, parameters: Any, settings: ServerSettings) -> None:
     parameters.load_mode = choice_of(settings.order.load_mode, abi.LOAD_MODES, "load mode")
     parameters.no_extra_bufts = not settings.order.repack
     speed = settings.speed
+    if speed is not None:
+        parameters.n_ubatch = min(speed.n_ubatch, speed.n_batch)
+    # The pieces that llama.cpp cuts a batch into anyway. Only between two batches the server tells how far a prompt is
+    # read, goes on with other answers, and notices that a client left.
+    parameters.n_batch = parameters.n_ubatch
     if speed is None:
         return
-    parameters.n_batch, parameters.n_ubatch = speed.n_batch, speed.n_ubatch
     if speed.threads_batch is not None:
         parameters.cpuparams_batch.n_threads = speed.threads_batch
     parameters.flash_attn_type = choice_of(speed.flash_attention, abi.FLASH_ATTENTION, "flash attention")
