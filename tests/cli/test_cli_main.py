@@ -43,8 +43,11 @@ def test_help_lists_every_verb_and_loads_nothing_heavy() -> None:
         assert verb in result.stdout
 
 
+@pytest.mark.parametrize("json_", [[], ["--json"]], ids=["text", "json"])
 @pytest.mark.parametrize("verb", ["inspect", "verify"])
-def test_a_look_at_a_file_loads_neither_what_checks_documents_nor_what_computes(verb: str, tmp_path: Path) -> None:
+def test_a_look_at_a_file_loads_neither_what_checks_documents_nor_what_computes(
+    verb: str, json_: list[str], tmp_path: Path
+) -> None:
     model = write_model(tmp_path / "model.gguf")
     unseen = UNSEEN + (UNSEEN_AT_A_LOOK if verb == "inspect" else ())
     code = (
@@ -52,7 +55,8 @@ def test_a_look_at_a_file_loads_neither_what_checks_documents_nor_what_computes(
         f"found = [m for m in {unseen!r} if m in sys.modules]; print('LOADED', found, 'CODE', code)"
     )
 
-    result = subprocess.run([sys.executable, "-c", code, verb, str(model)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, verb, str(model), *json_]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
 
     # `verify` has something to say about keys that are not there.
     assert result.stdout.endswith(f"LOADED [] CODE {int(verb == 'verify')}\n"), result.stderr

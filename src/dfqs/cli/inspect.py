@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dfqs.cli.documents.plain import inspected
 from dfqs.cli.options import Json
-from dfqs.cli.output import column_table, key_value_table, note, out, print_plain
+from dfqs.cli.output import column_table, key_value_table, note, out, print_json, print_plain
 from dfqs.cli.source import open_source
 from dfqs.cli.tables import Table
 from dfqs.gguf.kinds import MODEL
@@ -67,13 +68,17 @@ def command(
     Example: dfqs inspect DeepSeek-V4-Flash-IQ1_S-XL.gguf --tensors '*ffn_gate_exps*'
     """
     models = [open_source(source) for source in sources]
-    if json_ or keys is not None or tensors is not None or template or tokenizer or runtimes or diff is not None:
-        # Documents, listings and the runtime are not on the way of a look at a header.
+    if keys is not None or tensors is not None or template or tokenizer or runtimes or diff is not None:
+        # Records, listings and the runtime are not on the way of a look at a header.
         detailed = importlib.import_module("dfqs.cli.inspecting")
         if diff is not None:
             detailed.compare(models, diff, json_)
         asked = detailed.Asked(keys, tensors, template=template, tokenizer=tokenizer, runtimes=runtimes)
         detailed.show_asked(models, asked, as_json=json_)
+        return
+    if json_:
+        for model in models:
+            print_json(inspected(model), indent=2 if len(models) == 1 else None)
         return
     for number, model in enumerate(models):
         if number:

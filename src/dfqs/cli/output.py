@@ -121,7 +121,11 @@ err = SafeConsole(stderr=True)
 
 
 def emit(
-    document: "BaseModel | Callable[[], BaseModel]", as_json: bool, text: Callable[[], None], *, indent: int | None = 2
+    document: "BaseModel | Callable[[], BaseModel | dict[str, Any]]",
+    as_json: bool,
+    text: Callable[[], None],
+    *,
+    indent: int | None = 2,
 ) -> None:
     """The one way out of a verb's facts: the document itself for programs, or what `text` prints of it for people.
 

@@ -5,10 +5,11 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dfqs.cli.documents.plain import verified
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.options import Json, Model
 from dfqs.cli.output import emit, note, out, print_plain
@@ -80,20 +81,6 @@ def command(
     signatures = _signatures(attestation, public_key, certificate_chain or ())
     checked = _check(model, recorded, against, signatures, content=content, hash_=hash_)
 
-    def document() -> "VerifyDocument":
-        made: VerifyDocument = importlib.import_module("dfqs.cli.documents.integrity").VerifyDocument.of(
-            model,
-            checked.structure.file_bytes,
-            checked.findings,
-            checked.hashes,
-            checked.comparison,
-            checked.match,
-            manifest=manifest,
-            against=against,
-            attested=checked.attested,
-        )
-        return made
-
     def show() -> None:
         print_findings(checked.findings)
         _print_class(checked.match, checked.declared)
@@ -106,7 +93,7 @@ def command(
             note("the bytes were not looked at: the file's form has to be right first")
         _print_outcome(model, checked, is_recorded=manifest is not None)
 
-    emit(document, json_, show)
+    emit(lambda: _document(model, checked, manifest, against), json_, show)
     if has_errors(checked.findings):
         raise typer.Exit(1)
 
@@ -122,6 +109,28 @@ class _Checked:
     match: ClassMatch | None
     declared: object
     attested: "Attested | None"
+
+
+def _document(
+    model: Path, checked: _Checked, manifest: Path | None, against: Path | None
+) -> "VerifyDocument | dict[str, Any]":
+    plain = verified(
+        model,
+        checked.structure.file_bytes,
+        checked.findings,
+        checked.hashes,
+        checked.comparison,
+        checked.match,
+        ok=not has_errors(checked.findings),
+        manifest=manifest,
+        against=against,
+    )
+    if checked.attested is None:
+        return plain
+    documents = importlib.import_module("dfqs.cli.documents.integrity")
+    signatures = documents.VerifiedSignatures.of(checked.attested)
+    made: VerifyDocument = documents.VerifyDocument(**(plain | {"attestation": signatures}))
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, create_model
 
-from dfqs.gguf.kinds import MODEL
+from dfqs.cli.documents.plain import inspected
 from dfqs.model.description import ModelDescription
 from dfqs.model.difference import HeaderDifference
 from dfqs.model.files import ModelFiles
@@ -110,26 +110,14 @@ def describe_inspected(
     model: ModelFiles, loaders: tuple[LoaderVerdict, ...] | None = None, listed: Listed = _NOTHING
 ) -> _Inspected:
     """The document of a file, model or not."""
-    described: dict[str, Any]
-    if model.kind is MODEL:
-        described = model.description.model_dump(mode="json")
-    else:
-        metadata = model.header.metadata
-        described = {key: metadata.text(f"general.{key}") for key in ("name", "architecture")}
-        described["file_bytes"] = model.file_bytes
-    return InspectDocument(
-        source=model.shards[0].source,
-        kind=model.kind.code,
-        gguf_version=model.header.version,
-        alignment=model.header.alignment,
-        tensors=len(model.tensors),
-        loaders=loaders,
-        keys=listed.keys,
-        listed_tensors=listed.tensors,
-        tokenizer=listed.tokenizer,
-        template=listed.template,
-        **described,
-    )
+    asked = {
+        "loaders": loaders,
+        "keys": listed.keys,
+        "listed_tensors": listed.tensors,
+        "tokenizer": listed.tokenizer,
+        "template": listed.template,
+    }
+    return InspectDocument(**(inspected(model) | asked))
 
 
 def describe_difference(first: ModelFiles, second: ModelFiles, found: HeaderDifference) -> InspectDiffDocument:

@@ -1,17 +1,11 @@
 """What `verify` and `find` print."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from dfqs.cli.documents.attest import VerifiedSignatures
 from dfqs.find import FindResult, FoundModel
-from dfqs.integrity import Finding, ModelHashes, has_errors
-from dfqs.integrity.attest import Attested
-from dfqs.integrity.compare import Comparison
-from dfqs.model.classes import ClassMatch
 from dfqs.records import Document, Record, Text
 
 
@@ -57,47 +51,6 @@ class VerifyDocument(Document):
     """The deployment class that every tensor's type has."""
     closest_class: Text | None
     class_deviations: tuple[Text, ...]
-
-    @classmethod
-    def of(
-        cls,
-        model: Path,
-        file_bytes: int,
-        findings: Sequence[Finding],
-        hashes: ModelHashes | None,
-        comparison: Comparison | None,
-        match: ClassMatch | None,
-        *,
-        manifest: Path | None,
-        against: Path | None,
-        attested: Attested | None = None,
-    ) -> "VerifyDocument":
-        """The outcome."""
-        return cls(
-            model=model,
-            file_bytes=file_bytes,
-            ok=not has_errors(findings),
-            findings=tuple(
-                FindingRecord(
-                    severity=finding.severity.value,
-                    code=finding.code,
-                    message=finding.message,
-                    fix=finding.fix,
-                    offset=finding.offset,
-                    name=finding.name,
-                )
-                for finding in findings
-            ),
-            file_sha256=hashes.file_sha256 if hashes else None,
-            content_sha256=hashes.content_sha256 if hashes else None,
-            manifest=manifest,
-            against=against,
-            compared=Compared(tensors=comparison.tensors, bytes=comparison.compared_bytes) if comparison else None,
-            attestation=VerifiedSignatures.of(attested),
-            class_=match.name if match is not None and match.exact else None,
-            closest_class=match.name if match is not None else None,
-            class_deviations=match.deviations if match is not None else (),
-        )
 
 
 class FoundFile(Record):
