@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -126,10 +127,11 @@ def in_group(limit: int, arguments: list[str]) -> str | None:
             file=sys.stderr,
         )
         return None
-    command = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} {' '.join(arguments)}"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
-    group.rmdir()
-    return done.stdout
+    command = f"echo $$ > {group}/cgroup.procs; exec {shlex.join([sys.executable, *arguments])}"
+    try:
+        return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+    finally:
+        group.rmdir()
 
 
 def compare(path: Path, shares: list[float], warm: int, tokens: int) -> None:

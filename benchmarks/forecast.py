@@ -91,7 +91,9 @@ def freeze(paths: list[Path], contexts: tuple[int, ...], *, again: bool) -> dict
     wanted = {
         key
         for model in models
-        for key in wanted_types(count_work(model.tensors, model.spec.experts, model.spec.experts_used))
+        for key in wanted_types(
+            count_work(model.tensors, model.spec.experts, model.spec.experts_used, model.spec.passed_layers)
+        )
     }
     calibration = calibrate(wanted, 2, again=again)
     found: dict[str, Any] = {"calibration": calibration.model_dump(mode="json")}

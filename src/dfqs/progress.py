@@ -15,6 +15,20 @@ class Tell(Protocol):
     def __call__(self, message: str, /) -> None: ...
 
 
+def in_stages(progress: Progress) -> Progress:
+    """The same for work in stages that each count from 0: what earlier ones did counts as done."""
+    before = last = 0
+
+    def tell(done: int, total: int | None = None, note: str = "") -> None:
+        nonlocal before, last
+        if before + done < last:
+            before = last
+        last = before + done
+        progress(last, None if total is None else before + total, note)
+
+    return tell
+
+
 def no_progress(done: int, total: int | None = None, note: str = "") -> None:
     """Says nothing."""
 

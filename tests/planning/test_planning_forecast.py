@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from dfqs.cli.main import run
 from dfqs.gguf import GGMLType, KeyValue, RawKeyValue, encode_header, read_header, string, u32
 from dfqs.model.files import open_model
-from dfqs.model.spec import bytes_per_token
 from dfqs.planning import disk_probe
 from dfqs.planning import forecast as forecasting
 from dfqs.planning.calibration import Calibration
-from dfqs.planning.forecast import graph_size
+from dfqs.planning.disk_probe import DiskRate, DiskSpeed
+from dfqs.planning.forecast import ForecastRequest, graph_size
 from dfqs.planning.probe_models import EXPERTS, ProbeShape
 from dfqs.planning.rates import seconds_of, solve_rates
-from dfqs.planning.speed import forecast_speed, slowest, wanted_types
-from dfqs.planning.work import GraphSize, Work, WorkKey, count_passed_work, count_work, prompt_terms
+from dfqs.planning.speed import forecast_speed, slowest
+from dfqs.planning.work import GraphSize, Work, WorkKey, count_work
 from dfqs.records import read_json
 from dfqs.runtime.memory import MemoryNeed, MemoryPart
+from dfqs.shards.split import plan_split, split
 from fixtures_moe import write_tiny_moe
 from planning_jobs import make_probe
 
@@ -109,48 +110,6 @@ def test_no_rate_is_below_zero_where_times_contradict_each_other() -> None:
 
     assert found["b"] == 0
     assert 0.9 < found["a"] < 1
-
-
-def test_what_a_token_touches_is_what_the_model_says(embedded_model: Path) -> None:
-    model = open_model(embedded_model)
-    work = count_work(model.tensors, model.spec.experts, model.spec.experts_used, model.spec.layers)
-
-    # Vectors (norms) are not multiplied with.
-    assert sum(one.bytes for one in work.values()) == pytest.approx(bytes_per_token(model.spec), rel=0.002)
-    assert {kind for _, kind in work} == {"dense", "experts"}
-    assert wanted_types(work) <= set(work)
-
-
-def test_of_a_prompts_last_layer_and_output_only_one_token_is_counted(tmp_path: Path) -> None:
-    # Probes of two layers had been forecast half as slow again as they are by whoever counts all of them.
-    path = make_probe(tmp_path / "tiny.gguf", TINY, GGMLType.Q8_0)
-    tensors = read_header(path).tensors
-    each: WorkKey = (GGMLType.Q8_0, "experts")
-    once, passed = count_work(tensors, 4, 2), count_passed_work(tensors, 4, 2)
-
-    # Three matrices of 256 x 256 for each of 4 experts, 2 in use, in both layers and in the first one.
-    assert once[each].weights == 2 * 3 * 2 * 256 * 256
-    assert (passed[each].weights, passed[each].all_weights) == (3 * 2 * 256 * 256, 3 * 4 * 256 * 256)
-    # Routers of both layers and the output matrix, and the first layer's router alone.
-    assert once[GGMLType.F32, "dense"].weights == 2 * 256 * 4 + 256 * 512
-    assert passed[GGMLType.F32, "dense"].weights == 256 * 4
-    # Attention is computed of all tokens everywhere.
-    attention = 2 * 256 * (128 + 64 + 64 + 128)
-    assert once[GGMLType.Q8_0, "dense"].weights == passed[GGMLType.Q8_0, "dense"].weights == attention
-
-    terms = prompt_terms(once, passed, GraphSize(0, 0.0, 0.0), 10)
-
-    assert terms["Q8_0 experts"] == pytest.approx(3 * 2 * 256 * 256 * (1 + 1 / 10))
-    assert terms["F32 dense"] == pytest.approx(256 * 4 + (256 * 4 + 256 * 512) / 10)
-    assert terms["Q8_0 experts, a batch"] == pytest.approx(3 * 4 * 256 * 256 * (1 - 0.5**10) / 10)
-
-
-def test_further_layers_that_predict_tokens_are_not_the_last_one(tmp_path: Path) -> None:
-    path = make_probe(tmp_path / "tiny.gguf", TINY, GGMLType.Q8_0)
-    tensors = read_header(path).tensors
-
-    assert (GGMLType.Q8_0, "experts") not in count_passed_work(tensors, 4, 2, layers=1)
-    assert count_passed_work(tensors, 4, 2, layers=2) == count_passed_work(tensors, 4, 2)
 
 
 def test_a_random_model_is_what_its_header_says(tmp_path: Path) -> None:
@@ -293,3 +252,95 @@ def test_a_disk_is_measured_with_pieces_of_the_model_itself(embedded_model: Path
     assert found.direct.low <= found.direct.bytes_per_s <= found.direct.high
     assert found.paged.read_per_wanted >= 1
     assert read_header(embedded_model).file_size > 0
+
+
+@pytest.fixture
+def further(tmp_path: Path, smollm2_gguf: Path) -> Path:
+    """A model of four layers, the last of which predicts a further token; each expert's slice is a page of its own."""
+    return write_tiny_moe(tmp_path / "glm.gguf", smollm2_gguf, "glm4moe", alignment=4096)
+
+
+@pytest.mark.usefixtures("probed")
+def test_layers_that_predict_further_tokens_are_in_no_sum_and_no_trace_has_to_have_them(
+    further: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dfqs.routing.tracefile import write_trace
+    from routing_traces import make_chunk, make_header
+
+    spec = open_model(further).spec
+    assert (spec.layers, spec.prediction_layers, spec.passed_layers) == (4, 1, 3)
+    header = make_header(4, experts=8, used=2).model_copy(update={"layers": (1, 2)})
+    write_trace(tmp_path / "t.route", header, [make_chunk(header, 6)])
+    write_trace(tmp_path / "empty.route", header, [])
+
+    assert run(["forecast", str(further), "--trace", str(tmp_path / "t.route"), "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    last = [t for t in open_model(further).tensors if t.name.startswith("blk.3.")]
+    assert any("_exps" in t.name for t in last)
+    rest = [t for t in open_model(further).tensors if t not in last]
+    assert found["decode_bytes_per_token"] == sum(one.bytes for one in count_work(rest, 8, 2).values())
+    assert found["curve"]["tokens"] == 4
+    # Rates against memory and what the context takes of it are of the same length.
+    assert found["curve"]["context_tokens"] == found["contexts"][-1]["context_tokens"]
+    assert run(["forecast", str(further), "--trace", str(tmp_path / "empty.route")]) == 2
+    assert "no tokens" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("probed")
+def test_the_disk_of_a_set_is_that_of_the_shard_with_the_experts_by_as_many_threads_as_compute(
+    further: Path, tmp_path: Path, known: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A first shard without tensors had been too small, which was told after minutes of measuring.
+    shards = split(plan_split(further, tmp_path / "set", max_tensors=20, no_tensor_first_split=True))
+    asked: list[tuple[Path, int]] = []
+
+    def measure(path: Path, piece_bytes: int, threads: int) -> DiskSpeed:
+        asked.append((path, threads))
+        return DiskSpeed(piece_bytes, DiskRate(1e9, 1e9, 1e9, 1.0), DiskRate(1e9, 1e9, 1e9, 1.0), None)
+
+    monkeypatch.setattr(forecasting, "measure_disk", measure)
+    steady, changing = (known.model_copy(update={"threads": 3, "change": change}) for change in (1.0, 1.4))
+    requests = (ForecastRequest((64,), memory=(10**9,), calibration=one) for one in (steady, changing))
+    one, other = (forecasting.forecast(open_model(shards[0]), request) for request in requests)
+
+    assert len(shards) > 2
+    assert [threads for _, threads in asked] == [3, 3]
+    assert any("_exps" in tensor.name for tensor in read_header(asked[0][0]).tensors)
+    # All is in memory, and the machine changes its speed: so does what is said of memory.
+    assert one.curve is not None and other.curve is not None
+    first, second = one.curve.points[0].streamed, other.curve.points[0].streamed
+    assert first is not None and second is not None
+    assert second.high / second.low == pytest.approx(1.4**2 * first.high / first.low)
+    assert second == other.contexts[0].decode
+
+
+@pytest.mark.usefixtures("probed")
+def test_experts_smaller_than_a_page_take_the_curve_and_not_the_forecast(
+    tmp_path: Path, smollm2_gguf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny_moe(tmp_path / "tiny.gguf", smollm2_gguf, "qwen3moe")
+
+    assert run(["forecast", str(path), "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["curve"] is None and found["contexts"]
+    assert "smaller than a page" in found["notes"][-1]
+    monkeypatch.setattr(forecasting, "calibrate", lambda *_: pytest.fail("it measures"))
+    assert run(["forecast", str(path), "--ram", "1GB"]) == 2
+    for model in (path, smollm2_gguf):
+        assert run(["forecast", str(model), "--plot", str(tmp_path / "p.svg")]) == 2
+        assert "no curve to draw" in capsys.readouterr().err
+    assert run(["forecast", str(path), "--plot", str(tmp_path / "p.bmp")]) == 2
+
+
+@pytest.mark.usefixtures("probed")
+def test_a_header_that_says_zero_tokens_of_context_has_a_forecast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_probe(tmp_path / "model.gguf", replace(TINY, context=0), GGMLType.Q8_0)
+
+    assert run(["forecast", str(path), "--ctx", "64", "--ram", "400MB", "--json"]) in (0, 1)
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["unknown"] is not None or [one["context_tokens"] for one in found["contexts"]] == [64]

@@ -52,12 +52,15 @@ def command(
     contexts = tuple(parse_tokens(word.strip()) for word in ctx.split(",")) if ctx else CONTEXTS
     memory = tuple(parse_size(word.strip()) for word in ram.split(",")) if ram else ()
     model = open_source(source)
+    # An extra: only who draws needs matplotlib.
+    drawing = importlib.import_module("dfqs.planning.curve_plot") if plot is not None else None
+    if drawing is not None:
+        drawing.check_picture(model, plot)
     request = ForecastRequest(contexts, threads, trace, memory, again=again)
     with progress_bar("measuring this machine", "seconds") as progress:
         document = forecast(model, request, progress)
-    if plot is not None:
-        # An extra: only who draws needs matplotlib.
-        importlib.import_module("dfqs.planning.curve_plot").plot_curve(document, plot, overwrite=overwrite)
+    if drawing is not None:
+        drawing.plot_curve(document, plot, overwrite=overwrite)
     emit(document, json_, lambda: _show(document))
     if document.unknown is not None:
         raise typer.Exit(1)

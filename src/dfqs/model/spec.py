@@ -131,6 +131,13 @@ class ModelSpec:
     attention_heads: int | None = None
     attention_head_length: int | None = None
     """Elements of a query's head."""
+    prediction_layers: int = 0
+    """Of `layers` the last ones, which predict further tokens (`nextn_predict_layers`)."""
+
+    @property
+    def passed_layers(self) -> int | None:
+        """Layers that a token passes when it is decoded; None: the file does not say."""
+        return None if self.layers is None else max(self.layers - self.prediction_layers, 0)
 
     @property
     def is_moe(self) -> bool:
@@ -239,6 +246,7 @@ def read_model_spec(header: Header, tensors: Iterable[TensorInfo] | None = None)
         file_type=None if (kind := metadata.integer("general.file_type")) is None else file_type_name(kind),
         attention_heads=heads,
         attention_head_length=number("attention.key_length") or (width // heads if heads and width else None),
+        prediction_layers=prediction_layers,
         causal=metadata.boolean(f"{architecture}.attention.causal") is not False,
         description=_text(metadata, "general.description", header.source_name),
         declared_class=_text(metadata, "dfqs.class", header.source_name),

@@ -15,20 +15,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dfqs.errors import DfqsError
+from dfqs.errors import DfqsError, SpaceError
 from dfqs.gguf import GGMLType
 from dfqs.hardware import measure_read_bandwidth, read_machine
-from dfqs.planning.probe_models import ATTENTION, DENSE, EXPERTS, NODES, PULSE, ProbeShape
+from dfqs.planning.probe_models import ATTENTION, DENSE, EXPERTS, NODES, PULSE, ProbeShape, probe_bytes
 from dfqs.planning.probing import Measured, Probe, Timed, measure_probes
 from dfqs.planning.rates import solve_rates
 from dfqs.planning.work import Kind, WorkKey, weights_term
 from dfqs.processors import default_threads
-from dfqs.progress import Progress, no_progress
+from dfqs.progress import Progress, in_stages, no_progress
 from dfqs.records import Amount, AtLeastOne, Document, Record, Text, read_json, sha256_of, write_json
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.omp_policy import BUSY_CPUS
 from dfqs.runtime.worker import Worker
 from dfqs.storage.cache import cache_directory
+from dfqs.storage.space import require_space
+from dfqs.units import format_bytes
 
 PROBE_WEIGHTS, PROBE_BYTES = 160_000_000, 160 << 20
 SHORT_TOKENS, BATCH_TOKENS, DEEP_TOKENS = 64, 256, 1536
@@ -45,6 +47,8 @@ _METHOD = "middles of rounds; of a prompt's last layer only what is computed"
 _PULSE = "pulse"
 _CHANCE = 2.0
 """Standard errors within which two times do not differ."""
+_FAR_OFF = 100.0
+"""By so much a record's rates do not miss its own times, unless somebody wrote into it."""
 
 
 class Observation(Record):
@@ -111,22 +115,21 @@ def calibrate(
 
     Raises:
         RuntimeFailure: llama.cpp failed on a probe.
-        SpaceError: there is no room for a probe's file.
+        SpaceError: there is no room for the probes' files.
     """
-    count = threads or default_threads()
+    count, progress = threads or default_threads(), in_stages(progress)
     machine, runtime = read_machine().speed_conditions(), runtime_name()
     path = calibration_path(machine, runtime, count)
-    found: Calibration | None = None
-    with contextlib.suppress(DfqsError, OSError):
-        found = None if again else read_json(path, Calibration)
+    found, change = None if again else _read_record(path), 1.0
     with tempfile.TemporaryDirectory(prefix="dfqs-probe-") as directory, Worker(count, WAIT_POLICY) as worker:
         place = Path(directory)
         if found is not None:
             change = _change_since(found, _measure(worker, place, [_pulse()], (PULSE_S, PULSE_S), progress))
             if all(found.has(key) for key in wanted):
                 return found.model_copy(update={"change": max(change, found.change)})
-            # What was measured on another machine does not go together with what is measured now.
-            found = found if change < OTHER_MACHINE else None
+            if change >= OTHER_MACHINE:
+                # What was measured on another machine does not go together with what is measured now.
+                found, change = None, 1.0
         missing = [key for key in sorted({*wanted, *ALWAYS}) if found is None or not found.has(key)]
         probes = [*((_pulse(), *_base_probes()) if found is None else ()), *map(_type_probe, missing)]
         measured = _measure(worker, place, probes, (0.0, BUDGET_S), progress)
@@ -142,7 +145,7 @@ def calibrate(
         decode_ns=_solve(observations, "decode"),
         prompt_ns=_solve(observations, "prompt"),
         pulse_s=next(one.seconds for one in observations if _is_pulse(one)),
-        change=max(measured.drift, 1.0 if found is None else found.change),
+        change=max(measured.drift, change, 1.0 if found is None else found.change),
         spread=median(one.spread for one in observations),
     )
     if calibration.other_cpus < BUSY_CPUS and calibration.change < OTHER_MACHINE:
@@ -150,16 +153,47 @@ def calibrate(
     return calibration
 
 
+def _read_record(path: Path) -> Calibration | None:
+    """What is known of this machine; None where that is nothing, or cannot have been measured here."""
+    with contextlib.suppress(DfqsError, OSError):
+        record = read_json(path, Calibration)
+        if calibration_path(record.machine, record.runtime, record.threads) == path and _is_whole(record):
+            return record
+    return None
+
+
+def _is_whole(record: Calibration) -> bool:
+    """Whether it has the small probe, and rates that make about its own times."""
+
+    def is_near(one: Observation) -> bool:
+        rates = record.decode_ns if one.what == "decode" else record.prompt_ns
+        told = sum(amount * rates.get(name, 0.0) for name, amount in one.terms.items()) / 1e9
+        return one.seconds / _FAR_OFF < told < one.seconds * _FAR_OFF
+
+    return any(map(_is_pulse, record.observations)) and all(map(is_near, record.observations))
+
+
 def _measure(
     worker: Worker, directory: Path, probes: Sequence[Probe], seconds: tuple[float, float], progress: Progress
 ) -> Measured:
-    """In rounds, for so many seconds at least and at most; `progress` counts them."""
+    """In rounds, for so many seconds at least and at most; `progress` counts them.
+
+    Raises:
+        SpaceError: there is no room for all their files; names TMPDIR.
+    """
     most = int(seconds[1])
 
     def tell(event: tuple[float, str]) -> None:
         progress(min(int(event[0]), most), most, event[1])
 
-    return worker.reporting(tell, doing="calibrating").call(measure_probes, directory, probes, *seconds)
+    needed = sum(probe_bytes(probe.shape, probe.type_, probe.dense) for probe in probes)
+    advice = "this machine is measured with random models that lie there meanwhile; set TMPDIR to a directory with room"
+    require_space(directory.parent, needed, advice)
+    try:
+        return worker.reporting(tell, doing="calibrating").call(measure_probes, directory, probes, *seconds)
+    except SpaceError:
+        # A quota, or somebody else who writes there.
+        raise SpaceError(f"{directory.parent} has no room for {format_bytes(needed)}; {advice}") from None
 
 
 def _change_since(record: Calibration, measured: Measured) -> float:
@@ -167,7 +201,7 @@ def _change_since(record: Calibration, measured: Measured) -> float:
     now = next(one for one in measured.times if _is_pulse(one))
     before = next(one for one in record.observations if _is_pulse(one))
     ratio = max(now.seconds / before.seconds, before.seconds / now.seconds)
-    return max(1.0, ratio / exp(_CHANCE * hypot(now.standard_error, before.standard_error or 0.0)))
+    return max(1.0, ratio * exp(-_CHANCE * hypot(now.standard_error, before.standard_error or 0.0)))
 
 
 def _is_pulse(one: Timed | Observation) -> bool:

@@ -91,6 +91,8 @@ class CurveModel:
     """With all weights in memory."""
     guess_room: Callable[[int], GuessRoom] = lambda _: GuessRoom(0, 0)
     """Of a cache of so many bytes, what is for reading ahead."""
+    interval: float = INTERVAL
+    """Of `token_s`: it may be so many times as long or as short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,24 +212,24 @@ def _read_ahead(
 
 def _streamed_rate(model: CurveModel, bytes_: _StreamedBytes, disk: DiskSpeed | None) -> Rate | None:
     if not bytes_.read:
-        return Rate.around(model.token_s)
+        return Rate.around(model.token_s, model.interval)
     if disk is None:
         return None
     waited = bytes_.wanted - bytes_.ahead
-    fast = model.token_s * WATCHED / INTERVAL + OVERLAP[0] * waited / disk.direct.high
+    fast = model.token_s * WATCHED / model.interval + OVERLAP[0] * waited / disk.direct.high
     # Guesses that are all wrong, or too late.
-    slow = model.token_s * READ_BESIDE * INTERVAL + OVERLAP[2] * bytes_.read / disk.direct.low
+    slow = model.token_s * READ_BESIDE * model.interval + OVERLAP[2] * bytes_.read / disk.direct.low
     middle = model.token_s * READ_BESIDE + OVERLAP[1] * waited / disk.direct.bytes_per_s
     return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)
 
 
 def _paged_rate(model: CurveModel, read_bytes: float, disk: DiskSpeed | None) -> Rate | None:
     if not read_bytes:
-        return Rate.around(model.token_s)
+        return Rate.around(model.token_s, model.interval)
     if disk is None:
         return None
     wanted = read_bytes / disk.paged.read_per_wanted
-    fast = model.token_s / INTERVAL + PAGED_WAIT[0] * wanted / disk.paged.high
-    slow = model.token_s * INTERVAL + PAGED_WAIT[2] * wanted / disk.paged.low
+    fast = model.token_s / model.interval + PAGED_WAIT[0] * wanted / disk.paged.high
+    slow = model.token_s * model.interval + PAGED_WAIT[2] * wanted / disk.paged.low
     middle = model.token_s + PAGED_WAIT[1] * wanted / disk.paged.bytes_per_s
     return Rate(tokens_per_s=1 / middle, low=1 / slow, high=1 / fast)

@@ -1,6 +1,7 @@
 """`dfqs.forecast/1`: how fast a model will be on this machine, before it is run."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,14 @@ from dfqs.planning.disk_probe import LONGEST_S, DiskSpeed, measure_disk
 from dfqs.planning.speed import SpeedForecast, forecast_speed, wanted_types
 from dfqs.planning.work import GraphSize, Work, WorkKey, count_passed_work, count_work
 from dfqs.processors import default_threads
-from dfqs.progress import Progress, no_progress
+from dfqs.progress import Progress, in_stages, no_progress
 from dfqs.records import Amount, Document, Record, Text, Whole
 from dfqs.routing.tracefile import TraceReader
 from dfqs.runtime.memory import SLIDING, MemoryNeed
 from dfqs.runtime.omp_policy import BUSY_CPUS
 from dfqs.runtime.requests import ContextSettings
 from dfqs.streaming.budget import PROGRAM_BYTES
-from dfqs.streaming.layout import plan_layout
+from dfqs.streaming.layout import ExpertKey, ExpertPages, plan_layout
 from dfqs.streaming.lookahead import plan_guess_room
 
 CONTEXTS = (512, 4096)
@@ -107,16 +108,18 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
         progress: in seconds of what is measured.
 
     Raises:
-        UsageError: a trace of another model.
+        UsageError: a trace of another model; a trace, or amounts of memory, for experts that are smaller than a page.
     """
     model.require_loadable()
-    spec = model.spec
-    work = count_work(model.tensors, spec.experts, spec.experts_used, spec.layers)
-    passed = count_passed_work(model.tensors, spec.experts, spec.experts_used, spec.layers)
-    trained = spec.context_tokens
-    lengths = sorted({length if trained is None else min(length, trained) for length in request.contexts})
+    spec, progress = model.spec, in_stages(progress)
+    work = count_work(model.tensors, spec.experts, spec.experts_used, spec.passed_layers)
+    passed = count_passed_work(model.tensors, spec.experts, spec.experts_used, spec.passed_layers)
+    lengths = sorted({min(length, spec.context_tokens or length) for length in request.contexts})
     # Before the machine is measured, which takes longer; this too.
-    chosen = _read_trace(model, request.trace) if request.trace and request.curve and spec.is_moe else None
+    experts = find_experts(model) if request.curve and spec.is_moe else {}
+    if spec.is_moe and not experts and (request.trace or request.memory):
+        raise UsageError(f"{model.path} has no experts of at least a page each, so memory makes no difference")
+    chosen = _read_trace(model, request.trace, experts) if request.trace and experts else None
     try:
         with Asker(model) as asker:
             asker.expect(ContextSettings(n_ctx=length) for length in lengths)
@@ -131,7 +134,9 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
         )
         for length, need in zip(lengths, needs, strict=True)
     )
-    curve = _draw(model, request, chosen, contexts[0], needs[-1], progress) if request.curve and spec.is_moe else None
+    curve = None
+    if experts:
+        curve = _draw(model, experts, request, chosen, contexts[-1], needs[-1], calibration.threads, progress)
     missing = {type_.name for type_, kind in work if not calibration.has((type_, kind))}
     return _document(
         model,
@@ -141,7 +146,7 @@ def forecast(model: ModelFiles, request: ForecastRequest, progress: Progress = n
         missing_types=tuple(sorted(missing)),
         contexts=contexts,
         curve=curve,
-        notes=tuple(_notes(calibration, curve)),
+        notes=tuple(_notes(calibration, curve, has_small_experts=request.curve and spec.is_moe and not experts)),
     )
 
 
@@ -173,7 +178,7 @@ def _document(
     )
 
 
-def _notes(calibration: Calibration, curve: Curve | None) -> Iterator[str]:
+def _notes(calibration: Calibration, curve: Curve | None, *, has_small_experts: bool) -> Iterator[str]:
     if calibration.other_cpus >= BUSY_CPUS:
         yield "the machine was busy while it was calibrated; run it again when it is quiet"
     if calibration.change >= OTHER_MACHINE:
@@ -181,6 +186,8 @@ def _notes(calibration: Calibration, curve: Curve | None) -> Iterator[str]:
             f"this machine's speed changed by a factor of {calibration.change:.2f} while it was calibrated or since: "
             "the intervals are as much wider; --again measures it anew"
         )
+    if has_small_experts:
+        yield "its experts are smaller than a page each: memory makes no difference, so there is no curve"
     if curve is None:
         return
     if curve.disk is None:
@@ -216,32 +223,38 @@ def graph_size(model: ModelFiles, need: MemoryNeed, behind_tokens: float) -> Gra
     return GraphSize(need.graph_nodes or 0, attended, attended * (key + value) / 2)
 
 
+def find_experts(model: ModelFiles) -> dict[ExpertKey, ExpertPages]:
+    """Experts of which memory may hold some: those that a decoded token chooses from, of at least a page each."""
+    layers = model.spec.passed_layers
+    found = plan_layout(model.headers).experts
+    return {key: pages for key, pages in found.items() if layers is None or key[0] < layers}
+
+
 def _draw(
     model: ModelFiles,
+    experts: Mapping[ExpertKey, ExpertPages],
     request: ForecastRequest,
     chosen: Choices | None,
     speed: SpeedForecast,
     need: MemoryNeed,
+    threads: int,
     progress: Progress,
 ) -> Curve:
     layout = plan_layout(model.headers)
-    if not layout.experts:
-        raise UsageError(f"{model.path} has no experts of at least a page each, so memory makes no difference")
-    sizes = {key: pages.length for key, pages in layout.experts.items()}
-    layers = sorted({layer for layer, _ in sizes})
+    layers = sorted({layer for layer, _ in experts})
     choices = chosen or draw_choices(layers, model.spec.experts, model.spec.experts_used)
-    piece = max(pages.ranges[0].length for pages in layout.experts.values())
     disk = None
     if model.path.exists():
         progress(0, int(2 * LONGEST_S), "the model's disk")
-        disk = measure_disk(model.path, piece, 2)
+        disk = _measure_disk_of(model, experts, threads)
     curve_model = CurveModel(
-        sizes,
+        {key: pages.length for key, pages in experts.items()},
         layout.resident_bytes,
         need.context_bytes + PROGRAM_BYTES,
         model.file_bytes,
         1 / speed.decode.tokens_per_s,
         partial(plan_guess_room, layout, model.spec.experts_used),
+        speed.decode.high / speed.decode.tokens_per_s,
     )
     memory = request.memory or plot_points(curve_model)
     return Curve(
@@ -253,8 +266,18 @@ def _draw(
     )
 
 
-def _read_trace(model: ModelFiles, trace: Path) -> Choices:
-    spec, layers = model.spec, {layer for layer, _ in plan_layout(model.headers).experts}
+def _measure_disk_of(model: ModelFiles, experts: Mapping[ExpertKey, ExpertPages], threads: int) -> DiskSpeed:
+    """Of a set of shards, the one with most of the experts: the first may hold no tensors."""
+    ranges = [part for pages in experts.values() for part in pages.ranges]
+    files = Counter[int]()
+    for part in ranges:
+        files[part.file] += part.length
+    piece = max(pages.ranges[0].length for pages in experts.values())
+    return measure_disk(model.paths[files.most_common(1)[0][0]], piece, threads)
+
+
+def _read_trace(model: ModelFiles, trace: Path, experts: Collection[ExpertKey]) -> Choices:
+    spec, layers = model.spec, {layer for layer, _ in experts}
     with TraceReader(trace) as reader:
         header = reader.header
         same = (header.model.experts, header.model.experts_used) == (spec.experts, spec.experts_used)
@@ -263,7 +286,10 @@ def _read_trace(model: ModelFiles, trace: Path) -> Choices:
                 f"{trace} is of a model with {header.model.experts_used} of {header.model.experts} experts in "
                 f"{len(header.layers)} layers, and this one uses {spec.experts_used} of {spec.experts} in {len(layers)}"
             )
-        return read_choices(header, reader.chunks(), f"trace {trace}")
+        choices = read_choices(header, reader.chunks(), f"trace {trace}")
+    if not choices.passes:
+        raise UsageError(f"{trace} is a trace of no tokens; without --trace a skew is made up")
+    return choices
 
 
 def _disk_record(disk: DiskSpeed) -> DiskRecord:

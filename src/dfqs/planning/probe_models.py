@@ -88,6 +88,15 @@ def write_probe(
         type_: of its matrices.
         dense: of those that are no experts; `type_` by default.
     """
+    return write_random(path, kernels, _keys(shape), _random_tensors(shape, type_, dense))
+
+
+def probe_bytes(shape: ProbeShape, type_: GGMLType, dense: GGMLType | None = None) -> int:
+    """Of such a model's tensors, which is nearly all of its file."""
+    return sum(tensor_length(kind, dimensions) for _, dimensions, kind in _random_tensors(shape, type_, dense))
+
+
+def _random_tensors(shape: ProbeShape, type_: GGMLType, dense: GGMLType | None) -> list[RandomTensor]:
     f32_type = GGMLType.F32
     tensors: list[RandomTensor] = [
         ("token_embd.weight", (shape.width, shape.vocabulary), f32_type),
@@ -103,7 +112,7 @@ def write_probe(
             tensors.append((f"{prefix}ffn_gate_inp.weight", (shape.width, shape.experts), f32_type))
         for name, dimensions in shape.tensors(layer).items():
             tensors.append((name, dimensions, type_ if "_exps" in name or dense is None else dense))
-    return write_random(path, kernels, _keys(shape), tensors)
+    return tensors
 
 
 def write_random(path: Path, kernels: Kernels, keys: list[KeyValue], tensors: Iterable[RandomTensor]) -> Path:

@@ -14,6 +14,7 @@ Terms = dict[str, float]
 """How much of each kind of work; `dfqs.planning.rates` has what one of each takes."""
 NODE, ATTENDED, ATTENDED_ELEMENT = "node", "attended entry", "attended element"
 _FEED_FORWARD = ".ffn_"
+_OUTPUT, _TOKENS = "output.weight", "token_embd.weight"
 COMPUTED_AT_A_TIME = 512
 """Tokens of a prompt: llama.cpp's ubatch."""
 
@@ -45,17 +46,20 @@ class GraphSize:
 def count_work(
     tensors: Iterable[TensorInfo], experts: int, used: int, layers: int | None = None
 ) -> dict[WorkKey, Work]:
-    """Matrices that one token is multiplied with: of experts those in use, of the embedding table one row (all of it
-    where there is no output matrix).
+    """Matrices that one token is multiplied with: of experts those in use, of embeddings the table of tokens alone, and
+    only where there is no output matrix; of other tables a row is looked up.
 
     Args:
         layers: that a token passes; further ones predict further tokens and are no part of it. None: all.
     """
     found = list(tensors)
-    tied = not any(tensor_role(tensor.name) is Role.OUTPUT for tensor in found)
-    return _count(
-        [tensor for tensor in found if tied or tensor_role(tensor.name) is not Role.EMBEDDING], experts, used, layers
-    )
+    # By the names that llama.cpp looks for: layers that predict further tokens may have output matrices of their own.
+    tied = all(tensor.name != _OUTPUT for tensor in found)
+
+    def is_multiplied(tensor: TensorInfo) -> bool:
+        return (tied and tensor.name == _TOKENS) or tensor_role(tensor.name) is not Role.EMBEDDING
+
+    return _count(filter(is_multiplied, found), experts, used, layers)
 
 
 def count_passed_work(
