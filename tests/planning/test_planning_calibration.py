@@ -226,7 +226,7 @@ def test_ctrl_c_while_the_machine_is_measured_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     told: list[str] = []
 
-    def interrupt(_: int, __: int | None = None, note: str = "") -> None:
+    def interrupt(done: int, total: int | None = None, note: str = "") -> None:
         told.append(note)
         assert len(told) < 9, "it goes on"
         if len(told) == 8:
