@@ -14,6 +14,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from dfqs.errors import FormatError, UsageError, printable
+from dfqs.storage.cache import NoHome, home_directory
 from dfqs.storage.documents import read_bounded
 from dfqs.units import MOST_THREADS, parse_tokens
 
@@ -61,7 +62,8 @@ def _threads(value: Setting) -> int:
 def _folder(value: Setting) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError
-    path = Path(value).expanduser()
+    # Of a user without a home it stays `~`, which is not absolute.
+    path = Path(os.path.expanduser(value))  # noqa: PTH111
     if not path.is_absolute():
         raise ValueError
     return str(path)
@@ -93,19 +95,14 @@ def config_path() -> Path:
     """`DFQS_CONFIG`, else `dfqs/config.toml` of `$XDG_CONFIG_HOME` or `~/.config`. It need not exist.
 
     Raises:
-        UsageError: this user has no home directory, and neither variable is set.
+        NoHome: this user has no home directory, and neither variable is set.
     """
     if own := os.environ.get(FILE_VARIABLE):
         return Path(own)
     base = os.environ.get("XDG_CONFIG_HOME", "")
     if Path(base).is_absolute():
         return Path(base) / "dfqs/config.toml"
-    try:
-        return Path.home() / ".config/dfqs/config.toml"
-    except RuntimeError:
-        raise UsageError(
-            f"this user has no home directory to keep settings in; set {FILE_VARIABLE} to a file"
-        ) from None
+    return home_directory(" to keep settings in", f"set {FILE_VARIABLE} to a file") / ".config/dfqs/config.toml"
 
 
 def held(key: str) -> Held:
@@ -114,7 +111,7 @@ def held(key: str) -> Held:
     Raises:
         UsageError: its variable, or anything in the file, cannot be used; says where.
     """
-    return _held(find_known(key), lambda: read_file(config_path()))
+    return _held(find_known(key), _stored)
 
 
 def held_settings() -> tuple[Held, ...]:
@@ -123,7 +120,7 @@ def held_settings() -> tuple[Held, ...]:
     Raises:
         UsageError: as `held`.
     """
-    stored = read_file(config_path())
+    stored = _stored()
     return tuple(_held(known, lambda: stored) for known in KNOWN)
 
 
@@ -158,6 +155,15 @@ def read_file(path: Path) -> Mapping[str, tuple[Setting, int]]:
     except (UnicodeDecodeError, FormatError):
         raise UsageError(f"{path} is no text of settings; 'dfqs config' shows what one is") from None
     return {known.key: (value, line) for known, value, line in _parsed(path, text)}
+
+
+def _stored() -> Mapping[str, tuple[Setting, int]]:
+    """What this user's file sets."""
+    try:
+        path = config_path()
+    except NoHome:
+        return {}
+    return read_file(path)
 
 
 def _parsed(path: Path, text: str) -> list[tuple[Known, Setting, int]]:

@@ -18,15 +18,39 @@ class DfqsError(Exception):
 
     @property
     def sentence(self) -> str:
-        """What happened, without lines that may follow it."""
+        """What happened, without the lines that may follow it."""
         return str(self)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What stands below the sentence: the end of a log, names to choose from."""
+        return ()
 
 
 class UsageError(DfqsError):
-    """The request makes no sense as given: a wrong option, an output that exists, shard 2 in place of shard 1."""
+    """The request makes no sense as given: a wrong option, an output that exists, shard 2 in place of shard 1.
+
+    Args:
+        message: one sentence.
+        lines: below it: what there is to choose from.
+    """
 
     exit_code = 2
     kind = "usage"
+
+    def __init__(self, message: str, *lines: str) -> None:
+        super().__init__(message, *lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+    @property
+    def sentence(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return self.args[1:]
 
 
 class AlreadyDone(UsageError):
@@ -202,11 +226,12 @@ class WorkerCrash(DfqsError):
     def sentence(self) -> str:
         return str(self.args[0])
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return ("last lines of its log:", *(f"  {line}" for line in self.log_lines)) if self.log_lines else ()
+
     def __str__(self) -> str:
-        text = self.sentence
-        if self.log_lines:
-            text += "\nlast lines of its log:\n" + "\n".join(f"  {line}" for line in self.log_lines)
-        return text
+        return "\n".join((self.sentence, *self.lines))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.args[0], self.log_lines))

@@ -20,6 +20,7 @@ from dfqs.gguf.shard_names import parse_shard_name
 from dfqs.integrity import Severity, verify_structure
 from dfqs.model.files import ModelFiles, open_files
 from dfqs.progress import Progress, no_progress
+from dfqs.storage.cache import home_directory
 from dfqs.storage.documents import parse_json, read_bounded
 
 SAMPLE_BYTES = 256
@@ -127,7 +128,7 @@ class FindResult:
 
 def usual_directories() -> tuple[Path, ...]:
     """Where the systems that people use keep models, those that exist."""
-    home = Path.home()
+    home = home_directory("", "name a folder to look in")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     hub_home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
     candidates = [

@@ -9,7 +9,7 @@ import typer
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import DryRun, Json, Model, Overwrite
-from dfqs.cli.output import emit, note, print_plain, warn
+from dfqs.cli.output import emit, note, print_plain, print_text, warn
 from dfqs.report.card import CARD_MARK
 from dfqs.report.card_files import CardFiles, CardOptions, card_document, make_card
 from dfqs.report.conform_facts import gather_facts
@@ -98,7 +98,7 @@ def command(
             note(f"wrote {path}")
     written = () if dry_run else tuple(map(str, targets))
     found = card_document(facts, files, repo=options.repo, bom=str(bom) if bom else None, written=written)
-    emit(found, json_, lambda: print_plain(files.readme) if out is None else _summary(found.not_measured))
+    emit(found, json_, lambda: print_text(files.readme) if out is None else _summary(found.not_measured))
 
 
 def card_options(repo: str | None, author: str | None, base_model: str | None, model_index: bool) -> CardOptions:

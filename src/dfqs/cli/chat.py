@@ -119,7 +119,8 @@ def talk(conversation: Conversation) -> None:
         except Ended:
             raise
         except KeyboardInterrupt:
-            note(f"\n{HELP}")
+            note("")
+            note(HELP)
 
 
 def read_message() -> str:

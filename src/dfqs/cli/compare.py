@@ -77,7 +77,8 @@ def command(
 def _show(document: ComparisonDocument) -> None:
     print_plain(f"reference: {describe_side(document.reference)}")
     for against in document.others:
-        print_plain(f"\n{describe_side(against.other)}: {against.outcome.value}")
+        print_plain("")
+        print_plain(f"{describe_side(against.other)}: {against.outcome.value}")
         for line in difference_lines(against):
             warn(f"conditions differ, {line}")
         table = column_table(*HEADER, words=HEADER)
@@ -86,7 +87,8 @@ def _show(document: ComparisonDocument) -> None:
         print_parts(table)
         for line in reason_lines(against):
             print_plain(f"  {line}")
-    print_plain(f"\n{noise_words(document)}")
+    print_plain("")
+    print_plain(noise_words(document))
     for notice in document.notices:
         warn(notice)
     print_plain(describe_outcome(document))

@@ -67,14 +67,16 @@ def _show(document: ConformanceDocument) -> None:
     missing = {clause.command for clause in document.clauses if clause.id in document.untested}
     for command_ in sorted(missing):
         print_plain(f"not tested; tells more: {command_}")
-    print_plain("\nClaims of the specification's card:")
+    print_plain("")
+    print_plain("Claims of the specification's card:")
     titles = ("section", "claim", "standing", "figure")
     table = column_table(*titles, words=titles)
     for claim in document.claims:
         table.add_row(*map(escape_controls, (claim.section, claim.claim, claim.standing.value, claim.figure)))
     print_parts(table)
     passed = len(document.clauses) - len(document.failed) - len(document.untested)
+    print_plain("")
     print_plain(
-        f"\n{passed} of {len(document.clauses)} clauses pass, {len(document.failed)} fail, "
+        f"{passed} of {len(document.clauses)} clauses pass, {len(document.failed)} fail, "
         f"{len(document.untested)} not tested; every SHALL passes: {'yes' if document.conforms else 'no'}"
     )

@@ -9,7 +9,7 @@ import typer
 
 from dfqs.cli.drawing import SHARE, progress_bar
 from dfqs.cli.options import Json
-from dfqs.cli.output import emit, err, note, print_plain
+from dfqs.cli.output import emit, err, note, print_plain, print_text
 from dfqs.cli.tables import Styled
 from dfqs.demo import run_demo
 from dfqs.progress import Progress
@@ -31,10 +31,11 @@ def command(
     result = run_demo(directory, _Terminal())
 
     def show() -> None:
-        print_plain(render_summary(result.report))
-        print_plain(
-            f"\nmodel:  {result.model}\nstory:  {result.story}\nreport: {result.report_path.resolve().as_uri()}"
-        )
+        print_text(render_summary(result.report))
+        print_plain("")
+        print_plain(f"model:  {result.model}")
+        print_plain(f"story:  {result.story}")
+        print_plain(f"report: {result.report_path.resolve().as_uri()}")
         note(f"next:   cd {result.model.parent} && dfqs chat {result.model.name}")
 
     emit(result.record, json_, show)

@@ -25,7 +25,7 @@ from dfqs.cli.options import (
     Threads,
     Yes,
 )
-from dfqs.cli.output import emit, note, print_plain, warn
+from dfqs.cli.output import emit, note, print_plain, print_text, warn
 from dfqs.cli.source import obtain_model
 from dfqs.errors import UsageError
 from dfqs.evaluate.answerer import Answerer
@@ -162,7 +162,7 @@ def _publish(directory: Path, output: Path, figures: StreamFigures | None, json_
     paths = publish_report(report := build_report(directory), directory, output)
 
     def show() -> None:
-        print_plain(render_summary(report))
+        print_text(render_summary(report))
         note_streaming(figures)
         note(f"report: {', '.join(str(path) for path in paths)}")
 

@@ -25,7 +25,7 @@ from dfqs.cli.options import (
     Restart,
     Threads,
 )
-from dfqs.cli.output import column_table, emit, note, out, print_plain
+from dfqs.cli.output import column_table, emit, note, out, print_text
 from dfqs.cli.perplexity import text_of
 from dfqs.cli.quantize import warn_of_idle_exceptions
 from dfqs.cli.tables import Table
@@ -72,7 +72,7 @@ def command(
     plans = [plan_source(read, entry) for entry in chosen]
     if dry_run:
         planned = LadderPlan(rungs=tuple(QuantizeDocument.of(plan, None, None) for plan in plans))
-        emit(planned, json_, lambda: print_plain("\n".join(f"{p.class_.name}: {format_bytes(p.bytes)}" for p in plans)))
+        emit(planned, json_, lambda: print_text("\n".join(f"{p.class_.name}: {format_bytes(p.bytes)}" for p in plans)))
         return
     _check(read, plans, imatrix, allow_requantize)
     try:

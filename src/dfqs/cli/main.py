@@ -3,7 +3,6 @@
 A verb's module is imported only when that verb is asked for, so that `dfqs --help` costs no more than Python and typer.
 """
 
-import contextlib
 import importlib
 import inspect
 import itertools
@@ -13,13 +12,13 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
 from dfqs import __version__
 from dfqs.cli.completing import completed_words, mend_zsh
-from dfqs.cli.output import complain, complain_json, note, print_plain
+from dfqs.cli.output import STANDARD_OUTPUT, complain, complain_json, drop, err, print_plain
 from dfqs.cli.signals import WORDS, exit_code, let_signals_go, received, take_signals
 from dfqs.errors import DfqsError, UsageError, printable
 
@@ -75,6 +74,11 @@ PANELS = {
 ALSO = {"help": "Show the help of a verb: dfqs help run.", "version": "Print the version."}
 """Words that other programs have for --help and --version."""
 
+MODEL_FIRST = (
+    *("run", "chat", "serve", "eval", "tune", "plan", "forecast"),
+    *("quantize", "ladder", "imatrix", "perplexity", "audit"),
+)
+"""Verbs whose first word is a model and that take long to load: nobody waits for that where there is no such file."""
 TAKE_DEFAULTS = ("run", "chat", "serve")
 """Verbs whose options the user may keep. What is measured (eval, forecast, tune) is not changed by a file that nobody
 thinks of."""
@@ -135,7 +139,7 @@ def build_app(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 usage, 3 operational failure, 4 not measured."""
-    _open_missing_streams()
+    _ready_streams()
     try:
         code = run(sys.argv[1:], take_signals)
     except KeyboardInterrupt:
@@ -166,6 +170,8 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
             raise UsageError(f'a model stands behind its verb: dfqs run {printable(requested, 200)} "Hello"')
         alone = words is None and requested in VERBS and arguments[0] == requested
         defaults = {verb: _kept_defaults() for verb in TAKE_DEFAULTS if verb == requested}
+        if words is None:
+            _look_at_model(arguments)
         app = build_app(requested, alone=alone, defaults=defaults)
         before_the_verb()
         # Not standalone: what is wrong with the words of a command is reported by the same mouth as every other error.
@@ -173,6 +179,15 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
 
     # Also where the words themselves are wrong, and no option of them was taken.
     return _guarded(call, as_json="--json" in itertools.takewhile(lambda word: word != "--", arguments))
+
+
+def _look_at_model(arguments: list[str]) -> None:
+    """Raises UsageError where a verb is given a model that is not there, as the verb itself would."""
+    match arguments:
+        case [verb, model, *rest] if (
+            verb in MODEL_FIRST and not model.startswith("-") and not {"-h", "--help"} & {*rest}
+        ):
+            importlib.import_module("dfqs.cli.source").require_there(model)
 
 
 def _is_model_name(word: str) -> bool:
@@ -197,15 +212,16 @@ def _without_other_words(arguments: list[str]) -> list[str]:
 
 
 def _guarded(call: Callable[[], Any], *, as_json: bool = False) -> int:
+    stdout = _identity(sys.stdout)
     try:
         code = call()
     except SystemExit as end:
         # typer has its own answer to a broken pipe (exit 1, "a check failed").
         if isinstance(end.__context__, BrokenPipeError):
-            return _leave_quietly()
+            return _end_of_pipe(end.__context__, stdout, as_json=as_json)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BrokenPipeError:
-        return _leave_quietly()
+    except BrokenPipeError as error:
+        return _end_of_pipe(error, stdout, as_json=as_json)
     except (Exception, KeyboardInterrupt) as error:
         message, code = _words_of(error)
         # Without words at all the help was shown in place of a message.
@@ -219,29 +235,38 @@ def _guarded(call: Callable[[], Any], *, as_json: bool = False) -> int:
 def _words_of(error: BaseException) -> tuple[str, int]:
     """What is said about an error, and the exit code."""
     if isinstance(error, DfqsError):
-        return str(error), error.exit_code
+        return error.sentence, error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED_MESSAGE, INTERRUPTED
     if isinstance(error, MemoryError):
         return "out of memory", 3
     if isinstance(error, OSError):
-        return _os_words(error), 3
+        words: str = importlib.import_module("dfqs.cli.refusals").describe_refusal(error)
+        return words, 3
     if hasattr(error, "format_message"):
         return _usage_words(error)
     return f"internal error: {type(error).__name__}: {error}. Set DFQS_DEBUG=1 to see where; please report it.", 3
 
 
-def _os_words(error: OSError) -> str:
-    """The system's sentence with the file before it, as every other error has it."""
-    if error.strerror is None or error.filename is None:
-        return error.strerror or str(error)
-    return f"{error.filename}: {error.strerror}"
+def _end_of_pipe(error: BrokenPipeError, stdout: tuple[int, int] | None, *, as_json: bool) -> int:
+    """Where it was the reader of stdout that went away (`dfqs ... | head`) there is nothing to say, and nobody to say
+    it to; any other pipe that broke is an error like others.
 
-
-def _leave_quietly() -> int:
-    """The reader of stdout went away (`dfqs ... | head`): nothing to say, and nobody to say it to."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    Args:
+        stdout: what it was at the beginning; what prints help puts another in its place when its reader has gone.
+    """
+    if error.filename != STANDARD_OUTPUT and _identity(sys.stdout) == stdout:
+        return _report(error, *_words_of(error), as_json=as_json)
+    drop(sys.stdout)
     return 0
+
+
+def _identity(stream: IO[str]) -> tuple[int, int] | None:
+    try:
+        state = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return None
+    return state.st_dev, state.st_ino
 
 
 def _report(error: BaseException, message: str, code: int, *, as_json: bool) -> int:
@@ -249,15 +274,15 @@ def _report(error: BaseException, message: str, code: int, *, as_json: bool) -> 
         # An error after it (of a terminal that is gone, say) came of it.
         message, code = f"{WORDS[number]}; {getattr(error, 'kept', _KEPT)}", exit_code(number)
     if os.environ.get("DFQS_DEBUG") == "1":
-        note("".join(traceback.format_exception(error)).rstrip("\n"))
-    # Its terminal may be gone.
-    with contextlib.suppress(OSError):
-        if as_json:
-            # pydantic is not on the way of a command that goes well, nor of help.
-            failure = importlib.import_module("dfqs.cli.failure")
-            complain_json(failure.describe_failure(error, message, code, interrupted=number is not None))
-        else:
-            complain(message)
+        err.print_text("".join(traceback.format_exception(error)).rstrip("\n"))
+    lines = error.lines if isinstance(error, DfqsError) and number is None else ()
+    if as_json:
+        # pydantic is not on the way of a command that goes well, nor of help.
+        failure = importlib.import_module("dfqs.cli.failure")
+        told = "\n".join((message, *lines))
+        complain_json(failure.describe_failure(error, told, code, interrupted=number is not None))
+    else:
+        complain(message, *lines)
     return code
 
 
@@ -294,13 +319,16 @@ def _options(
     """Options that stand before a verb."""
 
 
-def _open_missing_streams() -> None:
+def _ready_streams() -> None:
     """Where the caller closed a standard stream (`dfqs ... <&-`) the next file or pipe would get its number, and the
-    worker would then read and write the wrong thing."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    worker would then read and write the wrong thing. One that another program left non-blocking would refuse what is
+    written faster than it is read."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             # The lowest free number is taken: the missing stream's own.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif os.name == "posix" and not os.get_blocking(number):
+            os.set_blocking(number, True)
 
 
 def _drop_what_nobody_reads() -> None:
@@ -309,8 +337,7 @@ def _drop_what_nobody_reads() -> None:
         try:
             stream.flush()
         except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            drop(stream)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import typer
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.options import Json, Overwrite
+from dfqs.cli.options import Json, Overwrite, model_file
 from dfqs.cli.output import emit, note, print_plain
 from dfqs.gguf.shard import read_shards
 from dfqs.integrity.manifest import Provenance, SourceFile, make_manifest, manifest_path
@@ -17,7 +17,7 @@ from dfqs.storage.hashing import hash_file
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The .gguf file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The .gguf file.", show_default=False, parser=model_file)],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The manifest to write; MODEL.manifest.json by default.")
     ] = None,

@@ -9,7 +9,7 @@ import typer
 
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.merging import MergeFacts, describe_aborted, describe_merge, describe_resumed
-from dfqs.cli.options import Align, DryRun, Json, Restart
+from dfqs.cli.options import Align, DryRun, Json, Restart, model_file
 from dfqs.cli.output import emit, key_value_table, note, out, print_plain, warn
 from dfqs.errors import DfqsError, UsageError
 from dfqs.gguf import read_header
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    first_shard: Annotated[Path, typer.Argument(help="The first shard of the set.", show_default=False)],
+    first_shard: Annotated[
+        Path, typer.Argument(help="The first shard of the set.", show_default=False, parser=model_file)
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; PREFIX.gguf beside the shards by default.")
     ] = None,

@@ -16,7 +16,7 @@ def model_file(text: str) -> Path:
     Raises:
         UsageError: no such model is kept.
     """
-    if ":" not in text or Path(text).exists():
+    if not (":" in text or "/" in text) or Path(text).exists():
         return Path(text)
     kept: Path = importlib.import_module("dfqs.cli.source").kept_path(text)
     return kept

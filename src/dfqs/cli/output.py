@@ -4,6 +4,7 @@ The one door for words from outside (a model's keys, file names, a server's answ
 control characters that a terminal would obey come out as `\\x1b`, and no word is read as markup.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -25,6 +26,8 @@ _CODES = {"bold": 1, "dim": 2, "italic": 3, "red": 31, "yellow": 33, "cyan": 36}
 """Of styles, as terminals have them (ECMA-48, SGR)."""
 _USUAL_COLUMNS = 80
 _ERASE_LINE = "\r\x1b[2K"
+STANDARD_OUTPUT = "standard output"
+"""Its name in errors."""
 
 
 def escape_controls(text: str) -> str:
@@ -68,7 +71,8 @@ class SafeConsole:
     def width(self) -> int:
         """Columns of the terminal."""
         given = os.environ.get("COLUMNS", "")
-        if given.isdecimal() and int(given) > 0:
+        # More digits are no terminal's.
+        if given.isdecimal() and len(given) <= len("99999") and int(given) > 0:
             return int(given)
         for stream in (self.file, sys.__stderr__, sys.__stdin__):
             try:
@@ -78,23 +82,45 @@ class SafeConsole:
         return _USUAL_COLUMNS
 
     def print(self, *parts: str | Styled, end: str = "\n") -> None:
-        """A line of words side by side, never folded."""
-        self._write(self._line(parts) + end)
+        """A line of words side by side, never folded; a line break in a name does not begin another."""
+        self._print(self._line(parts) + end)
+
+    def print_text(self, text: str) -> None:
+        """Text of several lines."""
+        self._print("".join(f"{self._line([line])}\n" for line in text.split("\n")))
 
     def print_table(self, table: Table) -> None:
         """A table with no column cut: as wide as the terminal, or as it has to be; in a pipe or a file, as it is."""
         width = self.width if self.is_terminal else None
-        self._write("".join(f"{self._line(line).rstrip()}\n" for line in table.lines(width, self._words)))
+        self._print("".join(f"{self._line(line).rstrip()}\n" for line in table.lines(width, self._words)))
 
     def draw(self, *parts: str | Styled) -> None:
         """A line that the next one is drawn over, and that stays below whatever is printed; nothing takes it away."""
         self._drawn = self._line(parts)
-        self.file.write(_ERASE_LINE + self._drawn)
-        self.file.flush()
+        self.write(_ERASE_LINE + self._drawn)
 
-    def _write(self, text: str) -> None:
-        self.file.write(f"{_ERASE_LINE}{text}{self._drawn}" if self._drawn else text)
-        self.file.flush()
+    def write(self, text: str) -> None:
+        """Text as it is: the one place where anything leaves for a standard stream.
+
+        What cannot be said on stderr (a log on a full disk, a terminal or reader that is gone) is left unsaid from then
+        on: the work is worth more than the words about it.
+
+        Raises:
+            BrokenPipeError: whoever read stdout has gone. What is written later goes nowhere.
+            OSError: stdout cannot be written.
+        """
+        stream = self.file
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError as error:
+            drop(stream)
+            if self._name == "stdout":
+                error.filename = STANDARD_OUTPUT
+                raise
+
+    def _print(self, text: str) -> None:
+        self.write(f"{_ERASE_LINE}{text}{self._drawn}" if self._drawn else text)
 
     def _line(self, parts: Sequence[str | Styled]) -> str:
         styled = (part if isinstance(part, Styled) else Styled(part) for part in parts)
@@ -102,7 +128,12 @@ class SafeConsole:
 
     def _words(self, text: str) -> str:
         # What the locale cannot write is shown as its number too, and does not end the program.
-        return escape_controls(text).encode(self._encoding, "backslashreplace").decode(self._encoding)
+        return (
+            escape_controls(text)
+            .replace("\n", _shown(10))
+            .encode(self._encoding, "backslashreplace")
+            .decode(self._encoding)
+        )
 
     def _coloured(self, text: str, style: str) -> str:
         if not style or not text or not self.can_redraw or os.environ.get("NO_COLOR"):
@@ -132,10 +163,15 @@ def emit(
     Args:
         document: or what makes it, where people should not wait for what checks documents to load.
     """
-    if as_json:
-        print_json(document() if callable(document) else document, indent=indent)
-    else:
-        text()
+    try:
+        if as_json:
+            print_json(document() if callable(document) else document, indent=indent)
+        else:
+            text()
+    except BrokenPipeError as error:
+        # `dfqs verify MODEL | head -1`: the reader has what it wanted, and the exit code still says what was found.
+        if error.filename != STANDARD_OUTPUT:
+            raise
 
 
 def print_parts(*parts: str | Table) -> None:
@@ -146,24 +182,27 @@ def print_parts(*parts: str | Table) -> None:
         if isinstance(part, Table):
             out.print_table(part)
         else:
-            out.print(part)
+            out.print_text(part)
 
 
 def print_json(value: "BaseModel | dict[str, Any] | list[Any]", *, indent: int | None = 2) -> None:
     """Data for programs: one JSON document on stdout. Without `indent`, on one line."""
-    sys.stdout.write(_json_text(value, indent))
-    sys.stdout.flush()
+    out.write(_json_text(value, indent))
 
 
 def complain_json(document: "BaseModel") -> None:
     """Why the program ends, for programs: one JSON document, a line of stderr."""
-    sys.stderr.write(_json_text(document, None))
-    sys.stderr.flush()
+    err.write(_json_text(document, None))
 
 
-def print_plain(text: str) -> None:
-    """Text for people on stdout."""
-    out.print(text)
+def print_plain(line: str) -> None:
+    """One line for people on stdout."""
+    out.print(line)
+
+
+def print_text(text: str) -> None:
+    """Text of several lines for people on stdout."""
+    out.print_text(text)
 
 
 def write_text(text: str) -> None:
@@ -171,8 +210,7 @@ def write_text(text: str) -> None:
     if sys.stdout.isatty():
         text = escape_controls(text)
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
+    out.write(text.encode(encoding, "replace").decode(encoding))
 
 
 def warn(message: str) -> None:
@@ -185,9 +223,10 @@ def note(message: str) -> None:
     err.print(Styled(message, "dim"))
 
 
-def complain(message: str) -> None:
-    """Why the program ends, on stderr."""
-    err.print(f"dfqs: {message}")
+def complain(sentence: str, *lines: str) -> None:
+    """Why the program ends, on stderr, and lines below that sentence."""
+    for line in (f"dfqs: {sentence}", *lines):
+        err.print(line)
 
 
 def key_value_table(rows: list[tuple[str, str]], title: str | None = None) -> Table:
@@ -201,6 +240,14 @@ def column_table(*columns: str, words: Collection[str], title: str | None = None
     """Columns of numbers, to the right and never broken, and of `words`, to the left and folded where too wide."""
     are_words = [column in words for column in columns]
     return Table(columns, are_words, are_words, title)
+
+
+def drop(stream: IO[str]) -> None:
+    """What is still to be written to a stream that cannot be written goes nowhere, also at the interpreter's end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _json_text(value: "BaseModel | dict[str, Any] | list[Any]", indent: int | None) -> str:

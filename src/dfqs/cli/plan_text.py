@@ -36,17 +36,21 @@ def show_plan(plan: PlanDocument) -> None:
     out.print_table(key_value_table(overview_rows(plan)))
     if plan.unknown is None:
         what = "free on this machine now, with room for others" if plan.memory_of == "this machine" else "as given"
-        print_plain(f"\nMemory by {plan.runtime}, against {format_bytes(plan.memory_bytes)} ({what}):")
+        print_plain("")
+        print_plain(f"Memory by {plan.runtime}, against {format_bytes(plan.memory_bytes)} ({what}):")
         out.print_table(parts_table(plan))
     else:
-        print_plain(f"\nThe runtime does not load it, so what a context takes is not known: {plan.unknown}")
+        print_plain("")
+        print_plain(f"The runtime does not load it, so what a context takes is not known: {plan.unknown}")
         print_plain(f"Its weights are {format_bytes(plan.tensor_bytes)}.")
     print_plain("")
     for line in context_lines(plan):
         print_plain(line)
     if plan.split is not None:
-        print_plain(f"\n{split_line(plan.split)}")
-    print_plain("\nWhich runtime loads this file?")
+        print_plain("")
+        print_plain(split_line(plan.split))
+    print_plain("")
+    print_plain("Which runtime loads this file?")
     out.print_table(loader_table(plan.loaders))
 
 

@@ -9,7 +9,7 @@ import typer
 from dfqs.cli.documents.shards import RepairDocument
 from dfqs.cli.drawing import progress_bar
 from dfqs.cli.guard import check_output
-from dfqs.cli.options import DryRun, Json
+from dfqs.cli.options import DryRun, Json, model_file
 from dfqs.cli.output import emit, print_plain
 from dfqs.errors import AlreadyDone
 from dfqs.gguf import BytesSource, parse_header
@@ -22,7 +22,10 @@ from dfqs.units import format_bytes
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The damaged file, or one of its raw pieces.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(help="The damaged file, or one of its raw pieces.", show_default=False, parser=model_file),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.", show_default=False)],
     dialect: Annotated[
         Literal["upstream"] | None,

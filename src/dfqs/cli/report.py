@@ -7,7 +7,7 @@ import typer
 
 from dfqs.cli.guard import check_output
 from dfqs.cli.options import Json
-from dfqs.cli.output import emit, note, print_plain
+from dfqs.cli.output import emit, note, print_text
 from dfqs.errors import UsageError, printable
 from dfqs.evaluate.store import runs_of
 from dfqs.report.evidence import gather_evidence
@@ -68,7 +68,7 @@ def command(
         page = render_page(report, gather_evidence(reported, (beside,), with_ or ()))
         if not dry_run:
             _write(report, page, output, html)
-    emit(report, json_, lambda: print_plain(render_markdown(report)))
+    emit(report, json_, lambda: print_text(render_markdown(report)))
 
 
 def _read_files(directory: Path) -> list[Path]:

@@ -166,4 +166,6 @@ def read_prompt(text: str | None, option: str | None, file: Path | None) -> str:
     if not given and sys.stdin.isatty():
         raise UsageError("there is no prompt; give one behind the model, with --file, or through a pipe")
     accept_any_bytes_on_stdin()
-    return sys.stdin.read()
+    if asked := sys.stdin.read():
+        return asked
+    raise UsageError("there is no prompt: stdin is empty; give one behind the model, with --prompt or with --file")

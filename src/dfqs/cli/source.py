@@ -15,6 +15,16 @@ from dfqs.runtime.checks import check_model
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
+def require_there(source: str) -> None:
+    """Refuse a local model that is not there, before what would load it is itself loaded.
+
+    Raises:
+        UsageError: as `is_local`, and where it is no file that can be read.
+    """
+    if is_local(source):
+        FileSource(Path(source)).close()
+
+
 def open_source(source: str) -> ModelFiles:
     """The model to look at: in a file, or in the shards that it is the first of; local, or on the Hub, of which only
     headers are read."""
@@ -62,7 +72,10 @@ def kept_path(source: str) -> Path:
     path = find_kept_path(source)
     if path is None:
         shown = printable(source, 200)
-        raise UsageError(f"'{shown}' is a model of the Hub that is not kept here; 'dfqs cache add {shown}' fetches it")
+        raise UsageError(
+            f"'{shown}' is a model of the Hub that is not kept here; fetch it first: 'dfqs pull {shown} -o FILE' to "
+            f"where you want it, 'dfqs cache add {shown}' to be kept under this name"
+        )
     return path
 
 

@@ -7,7 +7,7 @@ import typer
 
 from dfqs.cli.documents.shards import SplitDocument
 from dfqs.cli.drawing import progress_bar
-from dfqs.cli.options import DryRun, Json
+from dfqs.cli.options import DryRun, Json, model_file
 from dfqs.cli.output import emit, note, print_plain
 from dfqs.errors import AlreadyDone
 from dfqs.shards.split import plan_split, split
@@ -15,7 +15,7 @@ from dfqs.units import format_bytes, format_number_of, parse_size
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The file to split.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The file to split.", show_default=False, parser=model_file)],
     prefix: Annotated[
         Path,
         typer.Option("-o", "--output", help="Shards are named PREFIX-00001-of-0000N.gguf.", show_default=False),

@@ -10,6 +10,7 @@ from dfqs.errors import DfqsError, FormatError, TruncatedGGUF, UnsupportedGGUF
 from dfqs.gguf import FileSource, Header, align_up, layout_problems
 from dfqs.gguf.kinds import MODEL, file_kind
 from dfqs.gguf.shard import SPLIT_COUNT, SPLIT_NO, STALE_COUNT_FIX, is_whole_model, read_shards
+from dfqs.gguf.shard_names import ShardName, parse_shard_name
 from dfqs.integrity.findings import Finding, Severity
 from dfqs.integrity.keys import key_findings, size_findings, tensor_findings
 from dfqs.shards.concatenated import EmbeddedFile, read_embedded
@@ -216,13 +217,16 @@ def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...])
             repairable=True,
         )
         return
-    if number != 0:
-        message = f"it is shard {number + 1} of {count}; only its own form was looked at"
-        fix = "Give the first shard to look at the whole set."
-        yield Finding("shard", message, fix, severity=Severity.WARNING)
+    name = parse_shard_name(path.name)
+    if number != 0 and name is None:
+        message = (
+            f"it is shard {number + 1} of {count} and not named so; the others are not found, so nothing is proven"
+        )
+        yield Finding("shard", message, f"Name it {ShardName('PREFIX', number + 1, count)}, beside the others.")
         return
     try:
-        shards = read_shards(path)
+        # A set is in order or not, whichever of its shards is given.
+        shards = read_shards(path.with_name(str(name.sibling(1))) if number != 0 and name is not None else path)
         consistency = importlib.import_module("dfqs.shards.consistency")
         problems = [str(problem) for problem in consistency.consistency_problems(shards)]
     except DfqsError as error:
@@ -230,7 +234,8 @@ def _shard_findings(path: Path, header: Header, files: tuple[EmbeddedFile, ...])
     for problem in problems[:_LISTED]:
         yield Finding("shard", problem, "Fetch the shard that is named (`dfqs pull` fetches whole sets).")
     if not problems:
-        message = f"it is the first of {count} shards, all of them there"
+        which = f"the first of {count} shards" if number == 0 else f"shard {number + 1} of {count}"
+        message = f"it is {which}, all of them there"
         yield Finding("shard", message, "`dfqs merge` makes one file of them.", severity=Severity.WARNING)
 
 

@@ -119,8 +119,7 @@ def calibrate(
     """
     count, progress = threads or default_threads(), in_stages(progress)
     machine, runtime = read_machine().speed_conditions(), runtime_name()
-    path = calibration_path(machine, runtime, count)
-    found, change = None if again else _read_record(path), 1.0
+    found, change = None if again else _read_record(machine, runtime, count), 1.0
     with tempfile.TemporaryDirectory(prefix="dfqs-probe-") as directory, Worker(count, WAIT_POLICY) as worker:
         place = Path(directory)
         if found is not None:
@@ -149,13 +148,14 @@ def calibrate(
         spread=median(one.spread for one in observations),
     )
     if calibration.other_cpus < BUSY_CPUS and calibration.change < OTHER_MACHINE:
-        _keep(path, calibration)
+        _keep(calibration)
     return calibration
 
 
-def _read_record(path: Path) -> Calibration | None:
+def _read_record(machine: dict[str, Any], runtime: str, threads: int) -> Calibration | None:
     """What is known of this machine; None where that is nothing, or cannot have been measured here."""
     with contextlib.suppress(DfqsError, OSError):
+        path = calibration_path(machine, runtime, threads)
         record = read_json(path, Calibration)
         if calibration_path(record.machine, record.runtime, record.threads) == path and _is_whole(record):
             return record
@@ -208,9 +208,10 @@ def _is_pulse(one: Timed | Observation) -> bool:
     return one.probe == _PULSE and one.what == "decode"
 
 
-def _keep(path: Path, calibration: Calibration) -> None:
+def _keep(calibration: Calibration) -> None:
     """For the next time; a machine that keeps nothing is measured again."""
     with contextlib.suppress(DfqsError, OSError):
+        path = calibration_path(calibration.machine, calibration.runtime, calibration.threads)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(path, calibration, overwrite=True)
 

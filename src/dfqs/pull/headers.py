@@ -106,7 +106,7 @@ def settle(choice: Choice, first: Header) -> Choice:
             name=SPLIT_COUNT,
         )
     listed = describe_choices([Choice(file.name, (file,), 1) for file in choice.files])
-    raise UsageError(f"these are models of their own; add the name of one:\n{listed}")
+    raise UsageError("these are models of their own; add the name of one:", *listed)
 
 
 def _read_header(source: RemoteSource, budget: _Budget) -> Header:

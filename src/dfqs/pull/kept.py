@@ -24,7 +24,7 @@ from dfqs.pull.output import part_path
 from dfqs.pull.plan import PullPlan, output_path
 from dfqs.records import Document, Record, Text, Whole, read_json, write_json
 from dfqs.shards.hub_address import HubAddress
-from dfqs.storage.cache import cache_directory
+from dfqs.storage.cache import NoHome, cache_directory
 from dfqs.storage.locks import is_locked, open_locked
 from dfqs.storage.space import allocated_bytes
 
@@ -110,7 +110,11 @@ def models_directory() -> Path:
 
 def list_kept() -> tuple[KeptModel, ...]:
     """Every model that is kept or was begun, by name. What is not of dfqs in the directory is left out."""
-    found = [_read(path) for path in _directories(models_directory(), 3)]
+    try:
+        directory = models_directory()
+    except NoHome:
+        return ()
+    found = [_read(path) for path in _directories(directory, 3)]
     return tuple(sorted((kept for kept in found if kept is not None), key=lambda kept: (kept.name, kept.directory)))
 
 
@@ -121,9 +125,13 @@ def find_kept(address: HubAddress, endpoint: str) -> KeptModel | None:
         UsageError: it is no repository's name.
     """
     wanted = Asked(revision=address.revision, pattern=address.pattern)
+    try:
+        directory = _repository_directory(address.repo)
+    except NoHome:
+        return None
     found = [
         kept
-        for path in _directories(_repository_directory(address.repo), 1)
+        for path in _directories(directory, 1)
         if (kept := _read(path)) is not None
         and kept.record.endpoint == endpoint
         and kept.is_whole

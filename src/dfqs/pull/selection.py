@@ -114,10 +114,10 @@ def choose(listing: Listing, pattern: str | None) -> Choice:
         raise UsageError(f"{where} has no GGUF files{odd}")
     if not found:
         raise UsageError(
-            f"nothing in {where} matches '{printable(pattern or '')}'; it has:\n{describe_choices(choices)}"
+            f"nothing in {where} matches '{printable(pattern or '')}'; it has:", *describe_choices(choices)
         )
     if len(found) > 1:
-        raise UsageError(f"{where} has several models; add a pattern that leaves one:\n{describe_choices(found)}")
+        raise UsageError(f"{where} has several models; add a pattern that leaves one:", *describe_choices(found))
     chosen = found[0]
     if not chosen.complete:
         what = "pieces" if chosen.joined else "shards"
@@ -128,7 +128,7 @@ def choose(listing: Listing, pattern: str | None) -> Choice:
     return chosen
 
 
-def describe_choices(choices: Sequence[Choice]) -> str:
+def describe_choices(choices: Sequence[Choice]) -> list[str]:
     """One line each, with size and number of files."""
     lines = []
     for choice in choices[:_LISTED]:
@@ -137,7 +137,7 @@ def describe_choices(choices: Sequence[Choice]) -> str:
         lines.append(f"  {printable(choice.name, 120)}  {format_bytes(choice.file_bytes)}{files}")
     if len(choices) > _LISTED:
         lines.append(f"  and {len(choices) - _LISTED:,} more")
-    return "\n".join(lines)
+    return lines
 
 
 def _matches(choice: Choice, pattern: str) -> bool:

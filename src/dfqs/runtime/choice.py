@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from dfqs.errors import IntegrityError, RuntimeFailure, UsageError
 from dfqs.runtime.builds import PACKAGES, WHEEL, Package
-from dfqs.storage.cache import cache_directory
+from dfqs.storage.cache import NoHome, cache_directory
 from dfqs.storage.hashing import hash_file
 
 if TYPE_CHECKING:
@@ -160,7 +160,10 @@ def read_choice() -> "RuntimeChoice | None":
     Raises:
         FormatError: the file is damaged.
     """
-    path = choice_path()
+    try:
+        path = choice_path()
+    except NoHome:
+        return None
     if not path.is_file():
         return None
     # Records are checked by a library that a worker without a choice need not load.

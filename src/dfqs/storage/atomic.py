@@ -201,6 +201,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     Raises:
         SpaceError: no space or quota left.
         UsageError: no permission, or a read-only file system.
+        OSError: others, with the path of what was written.
     """
     try:
         yield
@@ -209,6 +210,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise SpaceError(f"the disk is full: {path} could not be written; free some space and try again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UsageError(f"no permission to write {path} ({error.strerror})") from error
+        error.filename = error.filename or str(path)
         raise
 
 

@@ -8,12 +8,35 @@ from pathlib import Path
 from dfqs.errors import UsageError
 from dfqs.storage.locks import open_locked
 
+_MOVES = "set DFQS_CACHE to a directory"
+
+
+class NoHome(UsageError):
+    """This user has no home directory (a container's user that is a number, a service). Nothing can be kept in one;
+    who only looks whether something was kept takes it as nothing."""
+
+
+def home_directory(purpose: str, advice: str) -> Path:
+    """This user's home directory.
+
+    Args:
+        purpose: what it is asked for, after "no home directory".
+        advice: what to do where there is none.
+
+    Raises:
+        NoHome: there is none.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise NoHome(f"this user has no home directory{purpose}; {advice}") from None
+
 
 def cache_directory() -> Path:
     """`DFQS_CACHE`, else `$XDG_CACHE_HOME/dfqs`, else `~/.cache/dfqs`. It need not exist.
 
     Raises:
-        UsageError: this user has no home directory, and neither variable is set.
+        NoHome: this user has no home directory, and neither variable is set.
     """
     if own := os.environ.get("DFQS_CACHE"):
         return Path(own)
@@ -21,10 +44,7 @@ def cache_directory() -> Path:
     if Path(base).is_absolute():
         # The specification of these variables has relative ones ignored.
         return Path(base) / "dfqs"
-    try:
-        return Path.home() / ".cache/dfqs"
-    except RuntimeError:
-        raise UsageError("this user has no home directory to keep a cache in; set DFQS_CACHE to a directory") from None
+    return home_directory(" to keep a cache in", _MOVES) / ".cache/dfqs"
 
 
 @contextlib.contextmanager
@@ -53,14 +73,11 @@ def state_directory() -> Path:
     `~/.local/state/dfqs`. It need not exist.
 
     Raises:
-        UsageError: this user has no home directory, and no variable names one.
+        NoHome: this user has no home directory, and no variable names one.
     """
     if own := os.environ.get("DFQS_CACHE"):
         return Path(own) / "state"
     base = os.environ.get("XDG_STATE_HOME", "")
     if Path(base).is_absolute():
         return Path(base) / "dfqs"
-    try:
-        return Path.home() / ".local" / "state" / "dfqs"
-    except RuntimeError:
-        raise UsageError("this user has no home directory to keep back-ups in; set DFQS_CACHE to a directory") from None
+    return home_directory(" to keep back-ups in", _MOVES) / ".local" / "state" / "dfqs"

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfqs.errors import UsageError
+from dfqs.errors import UsageError, printable
 from dfqs.storage.linux import BINARY, CLOEXEC, NOFOLLOW, NONBLOCK
 
 _FOREIGN = (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EISDIR)
@@ -71,8 +71,9 @@ def open_to_read(path: Path, wanted: str = "a file") -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) or not is_foreign(error):
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UsageError(f"cannot open {str(path)!r}: {reason}") from None
-        kind = "a directory" if path.is_dir() else "not a regular file"
+            raise UsageError(f"cannot open {printable(repr(str(path)), 300)}: {reason}") from None
+        circle = "a link that leads in a circle" if error.errno == errno.ELOOP else "not a regular file"
+        kind = "a directory" if path.is_dir() else circle
         raise UsageError(f"{path} is {kind}; name {wanted}") from None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dfqs.errors import UsageError
 from dfqs.storage.atomic import fsync_directory, partial_path, publish_file
-from dfqs.storage.cache import cache_directory
+from dfqs.storage.cache import NoHome, cache_directory
 
 KEY_BYTES = 32
 SEAL_DIGITS = 32
@@ -67,7 +67,10 @@ def _seal(key: bytes, purpose: str, data: bytes) -> str:
 
 
 def _read_key() -> bytes | None:
-    path = key_path()
+    try:
+        path = key_path()
+    except NoHome:
+        return None
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

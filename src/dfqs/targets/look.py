@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from dfqs.errors import DfqsError, UsageError, printable
+from dfqs.errors import DfqsError, printable
+from dfqs.storage.cache import home_directory
 from dfqs.storage.documents import read_bounded
 from dfqs.targets.contract import NOTHING, Seen, Site, System, Target
 
@@ -39,10 +40,7 @@ def read_site(targets: Iterable[Target], *, probe: bool = False) -> Site:
         UsageError: this user has no home directory.
     """
     targets = tuple(targets)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        raise UsageError("this user has no home directory; set HOME") from None
+    home = home_directory("", "set HOME")
     programs = {name: found for target in targets for name in target.programs if (found := shutil.which(name))}
     site = Site(
         system=this_system(),
