@@ -21,11 +21,12 @@ _SHOWN = 300
 
 def describe_refusal(error: OSError) -> str:
     """The system's sentence with the file before it, as every other error has it, and what to do if that is known."""
-    if error.filename is None and error.errno == errno.ENOENT and not _has_directory():
+    given = error.filename
+    name = "" if given is None else os.fsdecode(given) if isinstance(given, bytes) else str(given)
+    if error.errno == errno.ENOENT and not Path(name).is_absolute() and not _has_directory():
         return "the directory that this runs in was removed; change to one that is there"
     words = error.strerror or str(error)
-    if error.filename is not None:
-        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    if name:
         words = f"{name if len(name) <= _SHOWN else f'{name[:_SHOWN]}...'}: {words}"
     advice = _ADVICE.get(error.errno or 0)
     return f"{words}; {advice}" if advice else words
