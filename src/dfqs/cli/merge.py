@@ -27,11 +27,11 @@ from dfqs.units import format_bytes, format_duration, format_number_of, parse_si
 if TYPE_CHECKING:
     from dfqs.cli.documents.shards import MergeDocument
 
+FirstShard = Annotated[Path, typer.Argument(help="The first shard of the set.", show_default=False, parser=model_file)]
+
 
 def command(
-    first_shard: Annotated[
-        Path, typer.Argument(help="The first shard of the set.", show_default=False, parser=model_file)
-    ],
+    first_shard: FirstShard,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; PREFIX.gguf beside the shards by default.")
     ] = None,
