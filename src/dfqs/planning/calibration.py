@@ -28,7 +28,7 @@ from dfqs.records import Amount, AtLeastOne, Document, Record, Text, read_json, 
 from dfqs.runtime.choice import runtime_name
 from dfqs.runtime.omp_policy import BUSY_CPUS
 from dfqs.runtime.worker import Worker
-from dfqs.storage.cache import cache_directory
+from dfqs.storage.cache import NoHome, cache_directory
 from dfqs.storage.space import require_space
 from dfqs.units import format_bytes
 
@@ -119,7 +119,9 @@ def calibrate(
     """
     count, progress = threads or default_threads(), in_stages(progress)
     machine, runtime = read_machine().speed_conditions(), runtime_name()
-    found, change = None if again else _read_record(machine, runtime, count), 1.0
+    found, change = None, 1.0
+    with contextlib.suppress(NoHome):
+        found = None if again else _read_record(calibration_path(machine, runtime, count))
     with tempfile.TemporaryDirectory(prefix="dfqs-probe-") as directory, Worker(count, WAIT_POLICY) as worker:
         place = Path(directory)
         if found is not None:
@@ -152,10 +154,9 @@ def calibrate(
     return calibration
 
 
-def _read_record(machine: dict[str, Any], runtime: str, threads: int) -> Calibration | None:
+def _read_record(path: Path) -> Calibration | None:
     """What is known of this machine; None where that is nothing, or cannot have been measured here."""
     with contextlib.suppress(DfqsError, OSError):
-        path = calibration_path(machine, runtime, threads)
         record = read_json(path, Calibration)
         if calibration_path(record.machine, record.runtime, record.threads) == path and _is_whole(record):
             return record
