@@ -148,7 +148,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Calibra
         update={"observations": (pulse,), "decode_ns": rates, "prompt_ns": rates, "change": 1.0, "machine": {"a": 1}}
     )
     path = calibrating.calibration_path(record.machine, record.runtime, record.threads)
-    calibrating._keep(path, record)
+    calibrating._keep(record)
     return path, record
 
 
