@@ -27,6 +27,14 @@ from dfqs.targets.quoting import identifier_of, json_text
 DEFAULT_ENDPOINT = "http://127.0.0.1:8080/v1"
 NO_KEY = "none"
 _LONGEST_ANSWER = 8192
+_NOTES = (
+    "Pi sends 600 tokens of its own with the first question, 1,400 where the chat template writes its tools; they are "
+    "read once",
+    'an answer may have half of the context (8,192 tokens at most), and "pi -p" shows nothing before its end: minutes, '
+    "where a small model does not stop by itself",
+    "an unknown model only makes it warn",
+)
+"""Tokens as the demonstration model's tokenizer counts those of Pi 0.73.1 (5.6 KB)."""
 
 
 class Pi(Target):
@@ -67,7 +75,7 @@ class Pi(Target):
             ),
             listing=Command("what it has", ("pi", "--list-models", endpoint.model), effect="list"),
             listed_as=endpoint.model,
-            notes=("Pi sends some thousands of tokens with the first question; an unknown model only makes it warn",),
+            notes=_NOTES,
         )
 
     def ask(self, endpoint: Endpoint, question: str, folder: PurePath) -> Command | None:
