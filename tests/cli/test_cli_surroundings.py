@@ -19,6 +19,7 @@ from dfqs.config import option_defaults
 from dfqs.errors import UsageError, WorkerCrash
 from dfqs.pull import list_kept
 from dfqs.runtime.choice import read_choice
+from dfqs.storage.cache import NoHome, cache_directory
 from gguf_builder import write_small
 from shard_inputs import tiny_entries, tiny_tensors, u32_entry, write_shards
 
@@ -184,10 +185,12 @@ def test_a_width_that_no_terminal_has_ends_nothing(
     columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERMINAL_WIDTH", columns)
     monkeypatch.setattr(output.SafeConsole, "is_terminal", True)
 
     assert run(["inspect", str(write_small(tmp_path / "m.gguf"))]) == 0
     assert "llama" in capsys.readouterr().out
+    assert run(["split", "--help"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -261,3 +264,15 @@ def test_a_user_without_a_home_has_kept_nothing_and_is_told_so_only_where_someth
     assert [run(words) for words in (["find"], ["merge", str(shards[0]), "-o", f"{out}2", "--consume"])] == [2, 2]
     told = capsys.readouterr().err.splitlines()
     assert all("this user has no home directory" in line for line in told) and len(told) == 2
+
+
+@pytest.mark.parametrize("home", ["", "here"])
+def test_a_home_that_is_no_place_puts_nothing_into_the_root_or_the_directory_of_the_moment(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DFQS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", home)
+
+    with pytest.raises(NoHome, match="set DFQS_CACHE"):
+        cache_directory()

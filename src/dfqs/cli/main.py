@@ -83,6 +83,8 @@ TAKE_DEFAULTS = ("run", "chat", "serve")
 """Verbs whose options the user may keep. What is measured (eval, forecast, tune) is not changed by a file that nobody
 thinks of."""
 
+_WIDTH_DIGITS = 5
+"""More are no terminal's."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 _KEPT = "nothing half-written stands under its final name"
@@ -159,6 +161,7 @@ def run(arguments: list[str], before_the_verb: Callable[[], None] = lambda: None
     Returns:
         The exit code.
     """
+    _drop_odd_widths()
     arguments = _without_other_words(arguments)
     words = completed_words() if not arguments else None
     if words is not None or any(word.endswith("-completion") for word in arguments[:1]):
@@ -188,6 +191,14 @@ def _look_at_model(arguments: list[str]) -> None:
             verb in MODEL_FIRST and not model.startswith("-") and not {"-h", "--help"} & {*rest}
         ):
             importlib.import_module("dfqs.cli.source").require_there(model)
+
+
+def _drop_odd_widths() -> None:
+    """What prints help makes numbers of these variables without a look at them."""
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        given = os.environ.get(name, "1")
+        if not (given.isdecimal() and len(given) <= _WIDTH_DIGITS):
+            del os.environ[name]
 
 
 def _is_model_name(word: str) -> bool:

@@ -71,8 +71,7 @@ class SafeConsole:
     def width(self) -> int:
         """Columns of the terminal."""
         given = os.environ.get("COLUMNS", "")
-        # More digits are no terminal's.
-        if given.isdecimal() and len(given) <= len("99999") and int(given) > 0:
+        if given.isdecimal() and int(given) > 0:
             return int(given)
         for stream in (self.file, sys.__stderr__, sys.__stdin__):
             try:

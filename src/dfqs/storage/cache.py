@@ -26,10 +26,11 @@ def home_directory(purpose: str, advice: str) -> Path:
     Raises:
         NoHome: there is none.
     """
-    try:
-        return Path.home()
-    except RuntimeError:
-        raise NoHome(f"this user has no home directory{purpose}; {advice}") from None
+    # An empty or relative HOME would put things into the root directory, or wherever the user is at the moment.
+    with contextlib.suppress(RuntimeError):
+        if os.environ.get("HOME") != "" and (home := Path.home()).is_absolute():
+            return home
+    raise NoHome(f"this user has no home directory{purpose}; {advice}")
 
 
 def cache_directory() -> Path:
