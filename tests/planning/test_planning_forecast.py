@@ -182,6 +182,19 @@ def test_the_document_has_contexts_and_a_curve_and_a_picture_can_be_had(
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_a_machine_that_others_keep_busy_now_is_told_of(
+    known: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_probe(tmp_path / "model.gguf", TINY, GGMLType.Q8_0)
+    busy = known.model_copy(update={"other_cpus_now": 1.24})
+    monkeypatch.setattr(forecasting, "calibrate", lambda *_, **__: busy)
+
+    assert run(["forecast", str(path), "--ctx", "256", "--ram", "1MB"]) == 0
+
+    said = " ".join(capsys.readouterr().err.split())
+    assert "others keep 1.2 CPUs busy now: rates are of this machine without them" in said
+
+
 @pytest.mark.usefixtures("probed")
 def test_a_trace_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dfqs.routing.tracefile import write_trace

@@ -80,6 +80,8 @@ class Calibration(Document):
     omp_wait_policy: str
     other_cpus: Amount
     """CPUs that others kept busy meanwhile: near 0, or the rest is what a busy machine does, and is not kept."""
+    other_cpus_now: Amount | None = None
+    """The same when a record was used again: rates are of a machine without them. Null: it was made just now."""
     read_bytes_per_s: Amount
     """Memory read by as many threads from arrays far larger than caches."""
     observations: tuple[Observation, ...]
@@ -125,9 +127,13 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="dfqs-probe-") as directory, Worker(count, WAIT_POLICY) as worker:
         place = Path(directory)
         if found is not None:
-            change = _change_since(found, _measure(worker, place, [_pulse()], (PULSE_S, PULSE_S), progress))
+            pulse = _measure(worker, place, [_pulse()], (PULSE_S, PULSE_S), progress)
+            # What it does beside others says nothing of the machine itself.
+            change = 1.0 if pulse.other_cpus >= BUSY_CPUS else _change_since(found, pulse)
             if all(found.has(key) for key in wanted):
-                return found.model_copy(update={"change": max(change, found.change)})
+                return found.model_copy(
+                    update={"change": max(change, found.change), "other_cpus_now": pulse.other_cpus}
+                )
             if change >= OTHER_MACHINE:
                 # What was measured on another machine does not go together with what is measured now.
                 found, change = None, 1.0

@@ -181,6 +181,11 @@ def _document(
 def _notes(calibration: Calibration, curve: Curve | None, *, has_small_experts: bool) -> Iterator[str]:
     if calibration.other_cpus >= BUSY_CPUS:
         yield "the machine was busy while it was calibrated; run it again when it is quiet"
+    if (calibration.other_cpus_now or 0.0) >= BUSY_CPUS:
+        yield (
+            f"others keep {calibration.other_cpus_now:.1f} CPUs busy now: rates are of this machine without them, "
+            "as it was when it was calibrated"
+        )
     if calibration.change >= OTHER_MACHINE:
         yield (
             f"this machine's speed changed by a factor of {calibration.change:.2f} while it was calibrated or since: "
