@@ -225,6 +225,17 @@ def test_a_set_of_shards_that_is_not_whole_fails_whichever_shard_is_given(
     assert f"no such file: {shards[0]}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", [".", "/", ""])
+def test_a_place_that_has_no_name_is_no_output(
+    place: str, shards: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = [["merge"], ["merge", "--consume"], ["merge", "--in-place"], ["repair"], ["split"], ["manifest"]]
+
+    assert [run([*words, str(shards[0]), "-o", place]) for words in calls] == [2] * len(calls)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == len(calls) and "internal error" not in "".join(told)
+
+
 @pytest.mark.parametrize("verb", MODEL_FIRST)
 def test_nobody_waits_for_a_verb_to_load_that_has_no_model(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -107,6 +107,9 @@ class _Request:
 
 
 def _carry_out(request: _Request, *, restart: bool) -> MergeFacts:
+    if request.output.is_dir():
+        # `.` has no name that a journal's could be made of.
+        check_output_path(request.output)
     if restart and not request.dry_run and is_unfinished(request.output):
         abort_merge(request.first_shard, request.output, trust_journal=request.trust_journal)
     found = (_resume(request) if is_unfinished(request.output) else None) or _begin(request)
