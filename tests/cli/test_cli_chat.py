@@ -159,7 +159,7 @@ def test_while_a_long_message_is_read_a_person_sees_how_far_and_the_answer_takes
     """Seconds are what it is about; its parts are tested without them (test_cli_drawing, test_runtime_generation)."""
     with chat_in_terminal(smollm2_gguf, "-n", "2") as running:
         running.read_until("> ")
-        running.write("\x1b[200~" + "".join(f"line {n} of a paste\n" for n in range(250)) + "\x1b[201~\r")
+        running.write("\x1b[200~" + "".join(f"line {n} of a paste\n" for n in range(100)) + "\x1b[201~\r")
         running.read_until("reading the prompt")
         drawn = running.read_until("cut at --max-tokens")
 
