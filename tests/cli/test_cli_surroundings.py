@@ -207,7 +207,7 @@ def test_a_verb_for_files_that_are_here_says_how_a_model_of_the_hub_gets_here(
     assert run([verb, "hf:owner/name", *options]) == run([verb, "owner/name", *options]) == 2
 
     told = capsys.readouterr().err.splitlines()
-    assert "fetch it first: 'dfqs pull hf:owner/name -o FILE'" in told[0]
+    assert "'dfqs pull hf:owner/name -o FILE' to where you want it" in told[0]
     assert "a model of the Hub is written hf:owner/name" in told[1]
 
 

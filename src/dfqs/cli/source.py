@@ -73,8 +73,8 @@ def kept_path(source: str) -> Path:
     if path is None:
         shown = printable(source, 200)
         raise UsageError(
-            f"'{shown}' is a model of the Hub that is not kept here; fetch it first: 'dfqs pull {shown} -o FILE' to "
-            f"where you want it, 'dfqs cache add {shown}' to be kept under this name"
+            f"'{shown}' is a model of the Hub that is not kept here; 'dfqs cache add {shown}' fetches it, or "
+            f"'dfqs pull {shown} -o FILE' to where you want it"
         )
     return path
 
