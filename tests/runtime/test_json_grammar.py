@@ -236,6 +236,7 @@ def test_a_file_that_is_no_schema_is_told_before_a_model_is_loaded(
 ) -> None:
     (tmp_path / "s.json").write_text("{nonsense")
     (tmp_path / "g.gbnf").write_text('root ::= "x"')
+    (tmp_path / "none.gguf").write_text("no model")
     for words in (["--json-schema", "s.json"], ["--json-schema", "none.json"],
                   ["--json-schema", "s.json", "--grammar", "g.gbnf"]):  # fmt: skip
         paths = [str(tmp_path / word) if "." in word else word for word in words]

@@ -92,15 +92,18 @@ class _Pace:
         seconds, new = self._latest[0] - self._first[0], self._latest[1] - self._first[1]
         return new / seconds if new > 0 and seconds > 0 else None
 
-    def words(self, unit: str, *, with_rate: bool = True) -> list[str]:
-        """Rate and time left, as far as they are known."""
+    def words(self, unit: str, *, with_rate: bool = True, at: float | None = None) -> list[str]:
+        """Rate and time left, as far as they are known.
+
+        Args:
+            at: the time now, where some may have gone by since the work last told where it is.
+        """
         rate, done = self.rate(), self._latest[1]
         if rate is None:
             return []
         parts = [_rate(rate, unit)] if with_rate and unit != SHARE else []
         if self._total is not None and done < self._total:
-            # Some time may have gone by since: a line is drawn again while a batch is computed.
-            left_s = (self._total - done) / rate - (self._now() - self._latest[0])
+            left_s = (self._total - done) / rate - (0.0 if at is None else at - self._latest[0])
             parts += [f"{format_duration(left_s)} left"] if left_s > 0 else []
         return parts
 
@@ -162,8 +165,9 @@ class _Bar:
         """Label, bar, amount, rate, time left, note: what has no room is left out, the last of it first."""
         room = min(LINE_COLUMNS, err.width - 1)
         amount = _amount(done, total, self._unit)
-        parts = [amount, *self._pace.words(self._unit)]
-        shorter = [amount, *self._pace.words(self._unit, with_rate=False)]
+        # It is drawn again while a batch is computed.
+        parts = [amount, *self._pace.words(self._unit, at=self._drawn_at)]
+        shorter = [amount, *self._pace.words(self._unit, with_rate=False, at=self._drawn_at)]
         if cell_width(f"{self._label} {', '.join(parts)}") > room:
             parts = shorter
         words = ", ".join(parts)

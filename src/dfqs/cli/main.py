@@ -75,10 +75,11 @@ ALSO = {"help": "Show the help of a verb: dfqs help run.", "version": "Print the
 """Words that other programs have for --help and --version."""
 
 MODEL_FIRST = (
-    *("run", "chat", "serve", "eval", "tune", "plan", "forecast"),
+    *("run", "chat", "serve", "tune", "plan", "forecast"),
     *("quantize", "ladder", "imatrix", "perplexity", "audit"),
 )
-"""Verbs whose first word is a model and that take long to load: nobody waits for that where there is no such file."""
+"""Verbs whose first word is a model and that take long to load: nobody waits for that where there is no such file. Not
+`eval`, which says what it would measure of a model that is yet to come (--dry-run)."""
 TAKE_DEFAULTS = ("run", "chat", "serve")
 """Verbs whose options the user may keep. What is measured (eval, forecast, tune) is not changed by a file that nobody
 thinks of."""
