@@ -1,13 +1,16 @@
 """A control group of its own for a process under test, where this machine lets us make one (version 1 or 2)."""
 
 import contextlib
+import errno
 import os
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
+_LEAVING_S = 10.0
 
 
 @contextlib.contextmanager
@@ -29,7 +32,21 @@ def memory_group(limit_bytes: int) -> Iterator[Path | None]:
             return
         yield path
     finally:
-        path.rmdir()
+        _remove(path)
+
+
+def _remove(group: Path) -> None:
+    """A process that has ended is in its group until the kernel is done with it."""
+    ends = time.monotonic() + _LEAVING_S
+    while True:
+        try:
+            group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > ends:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def run_in_group(group: Path, command: Sequence[str], seconds: float = 300) -> subprocess.CompletedProcess[str]:
