@@ -202,12 +202,18 @@ def test_a_type_that_is_added_on_a_machine_that_changed_a_little_says_so(
     assert [one.probe for one in found.observations] == ["pulse", "Q4_0 dense", "Q4_0 dense"]
 
 
-def test_no_room_for_the_random_models_is_told_with_what_to_do_and_leaves_nothing(
-    small_probes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For temporary files."""
     place = tmp_path / "tmp"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+def test_no_room_for_the_random_models_is_told_with_what_to_do_and_leaves_nothing(
+    small_probes: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def refuse(*_: object, **__: object) -> None:
         raise SpaceError("a quota")
@@ -224,12 +230,7 @@ def test_no_room_for_the_random_models_is_told_with_what_to_do_and_leaves_nothin
     assert not small_probes.exists()
 
 
-def test_ctrl_c_while_the_machine_is_measured_leaves_nothing(
-    small_probes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "tmp"
-    place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
+def test_ctrl_c_while_the_machine_is_measured_leaves_nothing(small_probes: Path, place: Path) -> None:
     told: list[str] = []
 
     def interrupt(done: int, total: int | None = None, note: str = "") -> None:

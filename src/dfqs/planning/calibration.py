@@ -7,6 +7,7 @@ for.
 
 import contextlib
 import tempfile
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from math import exp, hypot, isfinite
 from pathlib import Path
@@ -20,7 +21,7 @@ from dfqs.gguf import GGMLType
 from dfqs.hardware import measure_read_bandwidth, read_machine
 from dfqs.planning.probe_models import ATTENTION, DENSE, EXPERTS, NODES, PULSE, ProbeShape, probe_bytes
 from dfqs.planning.probing import Measured, Probe, Timed, measure_probes
-from dfqs.planning.rates import solve_rates
+from dfqs.planning.rates import seconds_of, solve_rates
 from dfqs.planning.work import Kind, WorkKey, weights_term
 from dfqs.processors import default_threads
 from dfqs.progress import Progress, in_stages, no_progress
@@ -174,7 +175,7 @@ def _is_whole(record: Calibration) -> bool:
 
     def is_near(one: Observation) -> bool:
         rates = record.decode_ns if one.what == "decode" else record.prompt_ns
-        told = sum(amount * rates.get(name, 0.0) for name, amount in one.terms.items()) / 1e9
+        told = seconds_of(one.terms, defaultdict(float, rates))
         return one.seconds / _FAR_OFF < told < one.seconds * _FAR_OFF
 
     return any(map(_is_pulse, record.observations)) and all(map(is_near, record.observations))

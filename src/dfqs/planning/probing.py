@@ -46,8 +46,6 @@ _MIDDLE_ERROR = 1.25
 _WARM_UP_TOKENS = 32
 
 What = Literal["decode", "prompt"]
-Tell = Callable[[float, str], None]
-"""Told of the seconds that it has measured, and of what is measured."""
 
 
 @dataclass(frozen=True, slots=True)
